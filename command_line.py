@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config classes as command-line flags, and flags as config objects.
+
+A field of a frozen dataclass is one flag, one default and one help text:
+
+    @dataclasses.dataclass(frozen=True)
+    class RunConfig:
+        train_batch_size: int = command_line.flag(32, "Sequences a device.")
+
+    command_line.define(RunConfig, train_batch_size=48)   # before app.run
+    run = command_line.build(RunConfig, flags.FLAGS)      # in main
+    command_line.run(main)                                # instead of app.run
+
+A user's mistake, be it in a flag or raised as `errors.UserError` or `OSError`,
+ends the process with one line on standard error and exit code 1.
+"""
+import dataclasses
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+import errors
+
+_TRUE = ("true", "t", "1", "yes", "y")
+_FALSE = ("false", "f", "0", "no", "n")
+
+
+def flag(default, help_text, *, choices=None, lower=None, upper=None):
+    """A dataclass field that is also a flag.
+
+    Args:
+      default: bool, int, float, str or None; its type is the flag's type, and
+        None takes the type of the annotation in `typing.Optional`.
+      help_text: one or two sentences.
+      choices: allowed strings, or None.
+      lower: smallest allowed number, or None.
+      upper: largest allowed number, or None.
+    """
+    return dataclasses.field(default=default, metadata={
+        "help": help_text, "choices": choices, "lower": lower, "upper": upper})
+
+
+class _Parser(flags.ArgumentParser):
+    """Parses one value; an empty one means the default, whatever the type."""
+
+    def __init__(self, kind, default, metadata):
+        self._kind = kind
+        self._default = default
+        self._metadata = metadata
+        self.syntactic_help = _expected(kind, metadata)
+
+    def parse(self, argument):
+        if argument is None:
+            return None
+        if argument == "":
+            return self._default
+        value = self._convert(argument)
+        self._check(value)
+        return value
+
+    def _convert(self, argument):
+        if self._kind is bool:
+            if str(argument).lower() in _TRUE + _FALSE:
+                return str(argument).lower() in _TRUE
+            raise ValueError("expected " + self.syntactic_help)
+        try:
+            return self._kind(argument)
+        except ValueError:
+            raise ValueError("expected " + self.syntactic_help)
+
+    def _check(self, value):
+        choices = self._metadata["choices"]
+        lower, upper = self._metadata["lower"], self._metadata["upper"]
+        if choices is not None and value not in choices:
+            raise ValueError("expected " + self.syntactic_help)
+        # `not >=` instead of `<`, so that nan is refused too.
+        if ((lower is not None and not value >= lower)
+                or (upper is not None and not value <= upper)):
+            raise ValueError("expected " + self.syntactic_help)
+
+    def flag_type(self):
+        return self._kind.__name__
+
+
+def _expected(kind, metadata):
+    """The words after "expected" in a message: "a whole number >= 1"."""
+    if metadata["choices"] is not None:
+        return "one of " + ", ".join(repr(c) for c in metadata["choices"])
+    words = {bool: "true or false", int: "a whole number", float: "a number",
+             str: "a text"}[kind]
+    lower, upper = metadata["lower"], metadata["upper"]
+    if lower is not None and upper is not None:
+        return "%s from %s to %s" % (words, lower, upper)
+    if lower is not None:
+        return "%s >= %s" % (words, lower)
+    if upper is not None:
+        return "%s <= %s" % (words, upper)
+    return words
+
+
+def _kind(field):
+    """bool, int, float or str of a dataclass field."""
+    if field.default is not None:
+        return type(field.default)
+    # typing.Optional[int] is Union[int, None].
+    return next(t for t in field.type.__args__ if t is not type(None))
+
+
+def define(config_class, **defaults):
+    """Declares a flag for every field of a config class.
+
+    Args:
+      config_class: a dataclass whose fields come from `flag`.
+      **defaults: fields that have another default in this script.
+
+    Raises:
+      TypeError: a name in `defaults` is not a field.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    for name in defaults:
+        if name not in fields:
+            raise TypeError("%s has no field %r" % (config_class.__name__, name))
+    for name, field in fields.items():
+        default = defaults.get(name, field.default)
+        kind = _kind(field)
+        parser = _Parser(kind, default, field.metadata)
+        if kind is bool:
+            flags.DEFINE_flag(_BooleanFlag(parser, name, default,
+                                           field.metadata["help"]))
+        else:
+            flags.DEFINE(parser, name, default, field.metadata["help"],
+                         serializer=flags.ArgumentSerializer())
+
+
+class _BooleanFlag(flags.Flag):
+    """`--name`, `--noname`, `--name=value` and an empty `--name=`."""
+
+    def __init__(self, parser, name, default, help_text):
+        super().__init__(parser, flags.ArgumentSerializer(), name, default,
+                         help_text, boolean=True)
+
+
+def build(config_class, flag_values):
+    """A config object from parsed flags.
+
+    Raises:
+      errors.UserError: the values do not go together (`__post_init__`).
+    """
+    return config_class(**{f.name: getattr(flag_values, f.name)
+                           for f in dataclasses.fields(config_class)})
+
+
+def fail(message):
+    """Ends the process: one line on standard error, exit code 1."""
+    sys.stdout.flush()
+    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]),
+                                          " ".join(str(message).split())))
+    sys.stderr.flush()
+    sys.exit(1)
+
+
+def describe_os_error(error):
+    """`cannot use 'corpus.txt': No such file or directory`."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    return "cannot use %r: %s" % (error.filename, error.strerror)
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        return fail("%s; --help lists the flags" % error)
+
+
+def run(main):
+    """Parses the flags and calls `main(arguments)`, as absl's `app.run`.
+
+    `errors.UserError` and `OSError` become one line and exit code 1.
+    """
+    def guarded(argv):
+        try:
+            return main(argv)
+        except errors.UserError as error:
+            return fail(error)
+        except OSError as error:
+            logging.debug("traceback", exc_info=True)
+            return fail(describe_os_error(error))
+
+    logging.use_absl_handler()
+    app.run(guarded, flags_parser=_parse)
