@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA GPUs, and Horovod, which trains CPUs and GPUs alike."""
+import tensorflow.compat.v1 as tf
+
+import environment
+import errors
+
+
+class Gpu(environment.Device):
+    """One GPU a process: fp16 as the graph says, memory as it is needed."""
+    name = "gpu"
+
+    @staticmethod
+    def _matmul(a, b, transpose_b=False):
+        return tf.matmul(a, b, transpose_b=transpose_b)
+
+    def session_config(self):
+        config = super().session_config()
+        config.gpu_options.allow_growth = True
+        config.gpu_options.visible_device_list = str(
+            self._processes.local_rank)
+        return config
+
+
+class HorovodProcesses(environment.Processes):
+    """Processes started by horovodrun, one a device."""
+
+    def __init__(self):
+        """
+        Raises:
+          errors.UserError: Horovod is not installed.
+        """
+        try:
+            import horovod.tensorflow as hvd
+        except ImportError as error:
+            raise errors.UserError(
+                "--horovod, but Horovod does not import (%s); build it with "
+                "scripts/setup.sh --horovod, or leave the flag out" % error)
+        hvd.init()
+        self._hvd = hvd
+        self.rank = hvd.rank()
+        self.local_rank = hvd.local_rank()
+        self.world_size = hvd.size()
+
+    def average(self, tensors):
+        """Means over the processes; Horovod fuses what is ready together."""
+        return [self._hvd.allreduce(tensor, op=self._hvd.Average)
+                for tensor in tensors]
+
+    def agree(self, number):
+        with tf.Graph().as_default(), tf.Session() as session:
+            return int(session.run(self._hvd.broadcast(
+                tf.constant(number, tf.int64), root_rank=0,
+                name="agree")))
+
+    def hooks(self):
+        return [self._hvd.BroadcastGlobalVariablesHook(0)]

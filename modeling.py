@@ -1,0 +1,609 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RoBERTa's encoder and heads as a TensorFlow graph.
+
+Axes, the same letters everywhere: B batch, S tokens of a sequence, H hidden
+size, A heads, D head size (H = A * D), F feed-forward size, V vocabulary,
+N rows of a flattened tensor (B * S, or masked positions of a batch).
+
+The module knows no flag, no device and no precision by name: what a device
+does its own way comes in as `Kernels`. Variable names are BERT's, so that
+checkpoints of that family load.
+
+Source: Liu et al. 2019 (arXiv:1907.11692); Devlin et al. 2018; positions and
+numerics as fairseq's and Hugging Face's RoBERTa.
+"""
+import dataclasses
+import json
+import math
+import typing
+
+import tensorflow.compat.v1 as tf
+
+import errors
+
+
+def gelu(x):
+    """Exact Gaussian error linear unit, computed in float32.
+
+    Source: Hendrycks & Gimpel 2016; RoBERTa uses the erf form.
+    """
+    wide = tf.cast(x, tf.float32)
+    half = 0.5 * wide
+    return tf.cast(half + half * tf.erf(wide * (1.0 / math.sqrt(2.0))), x.dtype)
+
+
+def dropout(x, rate, seed):
+    """Inverted dropout that is a function of its seed alone.
+
+    Args:
+      x: float tensor.
+      rate: probability of a zero, in [0, 1).
+      seed: int32 [2].
+    """
+    shape = tf.shape(x) if None in x.shape.as_list() else x.shape
+    uniform = tf.random.stateless_uniform(shape, seed)
+    kept = tf.cast(tf.greater_equal(uniform, rate), x.dtype)
+    return x * (kept * tf.cast(1.0 / (1.0 - rate), x.dtype))
+
+
+def gather(table, ids):
+    """Rows of a table, with a dense gradient.
+
+    A sparse gradient would be turned dense anyway, by way of a copy of the
+    table: the LM head gives the same table a dense one.
+
+    Args:
+      table: float [V, H].
+      ids: int32 or int64 of any shape.
+
+    Returns:
+      float, the shape of ids + [H].
+    """
+    rows = table.shape[0]
+
+    @tf.custom_gradient
+    def lookup(table, ids):
+        def gradient(upstream):
+            width = upstream.shape[-1]
+            return tf.unsorted_segment_sum(
+                tf.reshape(upstream, [-1, width]), tf.reshape(ids, [-1]),
+                rows), None
+        return tf.gather(table, ids), gradient
+
+    return lookup(table, ids)
+
+
+class Kernels(typing.NamedTuple):
+    """What a device does its own way, with plain TensorFlow as default."""
+    gelu: typing.Callable = gelu
+    dropout: typing.Callable = dropout
+    gather: typing.Callable = gather
+    matmul: typing.Callable = tf.matmul
+    compute_dtype: tf.DType = tf.float32  # of the encoder
+    head_dtype: tf.DType = tf.float32  # of LM head and pooler
+    variable_getter: typing.Optional[typing.Callable] = None
+
+
+_REQUIRED_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "max_position_embeddings")
+# Keys of config.json that may have one value only: another one would be a
+# model this file does not implement.
+_FIXED_KEYS = {
+    "model_type": "roberta",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "chunk_size_feed_forward": 0,
+}
+# Keys that change nothing here.
+_PASSED_OVER_KEYS = frozenset((
+    "architectures", "bos_token_id", "eos_token_id", "dtype", "torch_dtype",
+    "transformers_version", "use_cache", "id2label", "label2id",
+    "problem_type", "finetuning_task", "gradient_checkpointing",
+    "_name_or_path", "output_past", "num_labels", "directionality",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+    "pooler_size_per_head", "pooler_type", "language", "name"))
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig:
+    """Sizes and rates of a model; the fields are config.json's keys."""
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: typing.Optional[float] = None
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+    # Keys of the file that were neither read nor known to change nothing.
+    unknown_keys: typing.Tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            self._check_number(field, getattr(self, field.name))
+        if self.hidden_size % self.num_attention_heads:
+            raise errors.UserError(
+                "hidden_size is %d, which is no multiple of "
+                "num_attention_heads %d; change one of them" %
+                (self.hidden_size, self.num_attention_heads))
+        if self.pad_token_id >= self.vocab_size:
+            raise errors.UserError(
+                "pad_token_id is %d, but vocab_size is %d; the id must lie "
+                "below it" % (self.pad_token_id, self.vocab_size))
+        if self.max_sequence_length < 3:
+            raise errors.UserError(
+                "max_position_embeddings is %d: it must be at least "
+                "pad_token_id + 4 = %d (512 tokens need 514)" %
+                (self.max_position_embeddings, self.pad_token_id + 4))
+
+    @staticmethod
+    def _check_number(field, value):
+        if field.name == "unknown_keys" or (
+                value is None and field.name == "classifier_dropout"):
+            return
+        whole = field.type is int
+        if isinstance(value, bool) or not isinstance(
+                value, int if whole else (int, float)):
+            raise errors.UserError("%s is %r; expected a %snumber" % (
+                field.name, value, "whole " if whole else ""))
+        if "dropout" in field.name:
+            valid, wanted = 0 <= value < 1, "at least 0 and below 1"
+        elif field.name == "pad_token_id":
+            valid, wanted = value >= 0, "at least 0"
+        else:
+            valid, wanted = 0 < value < 2 ** 31, "above 0"
+        if not valid:
+            raise errors.UserError("%s is %r; it must be %s" % (
+                field.name, value, wanted))
+
+    @property
+    def max_sequence_length(self):
+        """Tokens a sequence may have: positions start at pad_token_id + 1."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @classmethod
+    def from_dict(cls, values):
+        """Reads the keys of a config.json.
+
+        Raises:
+          errors.UserError: a key is missing, has a wrong type, or asks for a
+            model that is not implemented.
+        """
+        if not isinstance(values, dict):
+            raise errors.UserError("the model config is a %s; expected a JSON "
+                                   "object" % type(values).__name__)
+        missing = [key for key in _REQUIRED_KEYS if key not in values]
+        if missing:
+            raise errors.UserError("the model config lacks %s; expected a "
+                                   "RoBERTa config.json as Hugging Face "
+                                   "writes it" % ", ".join(missing))
+        for key, wanted in _FIXED_KEYS.items():
+            if key in values and values[key] != wanted:
+                raise errors.UserError(
+                    "the model config has %s %r; only %r is implemented" %
+                    (key, values[key], wanted))
+        names = {field.name for field in dataclasses.fields(cls)}
+        names.discard("unknown_keys")
+        known = names | set(_FIXED_KEYS) | _PASSED_OVER_KEYS
+        return cls(unknown_keys=tuple(sorted(set(values) - known)),
+                   **{key: values[key] for key in names if key in values})
+
+    @classmethod
+    def from_json_file(cls, path):
+        """Reads Hugging Face's config.json.
+
+        Raises:
+          errors.UserError: names the file and what is wrong in it.
+        """
+        if not path:
+            raise errors.UserError("no model config is given; name a RoBERTa "
+                                   "config.json with --bert_config_file")
+        try:
+            with open(path, encoding="utf-8") as lines:
+                return cls.from_dict(json.load(lines))
+        except errors.UserError as error:
+            raise errors.UserError("%s: %s" % (path, error))
+        except (ValueError, RecursionError) as error:
+            raise errors.UserError("%s is not JSON: %s" % (path, error))
+
+    def to_dict(self):
+        """The config as Hugging Face's transformers reads it."""
+        values = {"model_type": "roberta", "hidden_act": "gelu",
+                  "position_embedding_type": "absolute"}
+        values.update(dataclasses.asdict(self))
+        del values["unknown_keys"]
+        if values["classifier_dropout"] is None:
+            del values["classifier_dropout"]
+        return values
+
+
+class RobertaModel:
+    """The encoder: token ids in, hidden states out.
+
+        model = RobertaModel(config, is_training=False, input_ids=input_ids)
+        logits = masked_lm_logits(config, rows, model.get_embedding_table())
+
+    A padded batch gives the same hidden states as the unpadded one; values at
+    padded positions mean nothing.
+    """
+
+    def __init__(self, config, is_training, input_ids, input_mask=None, *,
+                 kernels=Kernels(), dropout_seed=None, recompute_layers=False,
+                 scope="bert"):
+        """Builds the graph of the encoder.
+
+        Args:
+          config: RobertaConfig.
+          is_training: whether dropout is applied.
+          input_ids: int [B, S].
+          input_mask: int [B, S], 1 for a token, 0 for padding; None means
+            input_ids != pad_token_id. Positions follow input_ids alone.
+          kernels: Kernels.
+          dropout_seed: int32 [2]; needed where is_training and a rate > 0.
+          recompute_layers: whether a layer's activations are computed again
+            in the backward pass instead of being kept: less memory, about a
+            third more time.
+          scope: the outermost variable scope.
+
+        Raises:
+          errors.UserError: S is beyond the config's positions.
+        """
+        length = input_ids.shape.as_list()[1]
+        if length is not None and length > config.max_sequence_length:
+            raise errors.UserError(
+                "a sequence of %d tokens was given, but "
+                "max_position_embeddings %d has positions for %d; use %d or "
+                "less" % (length, config.max_position_embeddings,
+                          config.max_sequence_length,
+                          config.max_sequence_length))
+        self._config = config
+        self._kernels = kernels
+        self._scope = scope
+        seeds = _Seeds(dropout_seed) if is_training else None
+        layers = _Layers(config, kernels, seeds)
+        with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
+            with tf.variable_scope("embeddings"):
+                hidden, self._embedding_table = layers.embed(input_ids)
+            self._shape = tf.shape(input_ids)
+            self._static_shape = input_ids.shape.as_list()
+            self._hidden = [hidden]  # each [N, H]
+            if input_mask is None:
+                input_mask = tf.not_equal(input_ids, config.pad_token_id)
+            mask = _attention_mask(input_mask)
+            with tf.variable_scope("encoder"):
+                for index in range(config.num_hidden_layers):
+                    with tf.variable_scope("layer_%d" % index):
+                        hidden = layers.transform(hidden, mask, self._shape,
+                                                  recompute=recompute_layers)
+                    self._hidden.append(hidden)
+
+    def _batched(self, rows):
+        """[N, H] -> [B, S, H], with the static shape that is known."""
+        batched = tf.reshape(rows, [self._shape[0], self._shape[1],
+                                    self._config.hidden_size])
+        batched.set_shape(self._static_shape + [self._config.hidden_size])
+        return batched
+
+    def get_sequence_output(self):
+        """The last layer's hidden states, [B, S, H], compute dtype."""
+        return self._batched(self._hidden[-1])
+
+    def get_rows(self):
+        """The last layer's hidden states, flattened: [N, H]."""
+        return self._hidden[-1]
+
+    def get_all_encoder_layers(self):
+        """Each layer's hidden states, a list of [B, S, H]."""
+        return [self._batched(rows) for rows in self._hidden[1:]]
+
+    def get_embedding_output(self):
+        """The embeddings after LayerNorm and dropout, [B, S, H]."""
+        return self._batched(self._hidden[0])
+
+    def get_embedding_table(self):
+        """The word embeddings, [V, H] float32."""
+        return self._embedding_table
+
+    def get_pooled_output(self):
+        """tanh of a dense layer over `<s>`, [B, H] of kernels.head_dtype.
+
+        Its variables exist only where this is called.
+        """
+        first = self.get_sequence_output()[:, 0]
+        with tf.variable_scope(self._scope, reuse=tf.AUTO_REUSE,
+                               custom_getter=self._kernels.variable_getter):
+            with tf.variable_scope("pooler"):
+                return tf.tanh(dense(
+                    first, self._config.hidden_size, "dense",
+                    initializer_range=self._config.initializer_range,
+                    dtype=self._kernels.head_dtype, kernels=self._kernels))
+
+
+class _Seeds:
+    """One seed for every place that drops, all from one int32 [2]."""
+
+    def __init__(self, seed):
+        self._seed = seed
+        self._places = 0
+
+    def next(self):
+        if self._seed is None:
+            raise ValueError("dropout in training needs dropout_seed")
+        self._places += 1
+        # An odd multiplier spreads the places over the 32 bits.
+        place = (self._places * 0x9E3779B1) & 0x7FFFFFFF
+        return tf.stack([tf.bitwise.bitwise_xor(self._seed[0], place),
+                         self._seed[1]])
+
+
+class _Layers:
+    """Builds embeddings and transformer layers from one set of settings."""
+
+    def __init__(self, config, kernels, seeds):
+        self._config = config
+        self._kernels = kernels
+        self._seeds = seeds
+
+    def _drop(self, x, rate, seed):
+        return self._kernels.dropout(x, rate, seed) if seed is not None else x
+
+    def _seed(self, rate):
+        return self._seeds.next() if self._seeds and rate > 0 else None
+
+    def embed(self, input_ids):
+        """int [B, S] -> ([N, H] of the compute dtype, table [V, H])."""
+        config, gather_rows = self._config, self._kernels.gather
+
+        def table(name, rows):
+            return variable(name, [rows, config.hidden_size],
+                            normal_initializer(config))
+
+        words = table("word_embeddings", config.vocab_size)
+        positions = table("position_embeddings", config.max_position_embeddings)
+        types = table("token_type_embeddings", config.type_vocab_size)
+        token = tf.cast(tf.not_equal(input_ids, config.pad_token_id), tf.int32)
+        position_ids = tf.cumsum(token, axis=1) * token + config.pad_token_id
+        # RoBERTa has one segment: its embedding is the same row everywhere.
+        hidden = (gather_rows(words, tf.reshape(input_ids, [-1]))
+                  + gather_rows(positions, tf.reshape(position_ids, [-1]))
+                  + types[0])  # [N, H]
+        hidden = layer_norm(hidden, config.layer_norm_eps)
+        rate = config.hidden_dropout_prob
+        hidden = self._drop(hidden, rate, self._seed(rate))
+        return tf.cast(hidden, self._kernels.compute_dtype), words
+
+    def transform(self, hidden, mask, shape, *, recompute):
+        """One transformer layer.
+
+        Args:
+          hidden: [N, H].
+          mask: float32 [B, 1, 1, S], 0 or a large negative number.
+          shape: int32 [2], B and S.
+          recompute: see RobertaModel.
+
+        Returns:
+          [N, H].
+        """
+        config = self._config
+        rates = (config.attention_probs_dropout_prob,
+                 config.hidden_dropout_prob, config.hidden_dropout_prob)
+        seeds = [self._seed(rate) for rate in rates]
+
+        def layer(hidden):
+            with tf.variable_scope("attention"):
+                with tf.variable_scope("self"):
+                    context = self._attend(hidden, mask, shape, seeds[0])
+                with tf.variable_scope("output"):
+                    hidden = self._add_and_norm(context, hidden, seeds[1])
+            with tf.variable_scope("intermediate"):
+                wide = self._kernels.gelu(
+                    self._dense(hidden, config.intermediate_size))  # [N, F]
+            with tf.variable_scope("output"):
+                return self._add_and_norm(wide, hidden, seeds[2])
+
+        return recomputed(layer, hidden) if recompute else layer(hidden)
+
+    def _dense(self, rows, width):
+        return dense(rows, width, "dense", kernels=self._kernels,
+                     dtype=self._kernels.compute_dtype,
+                     initializer_range=self._config.initializer_range)
+
+    def _add_and_norm(self, rows, residual, seed):
+        """LayerNorm(residual + dropout(dense(rows))), [N, H]."""
+        hidden = self._dense(rows, self._config.hidden_size)
+        hidden = self._drop(hidden, self._config.hidden_dropout_prob, seed)
+        return layer_norm(hidden + residual, self._config.layer_norm_eps)
+
+    def _attend(self, hidden, mask, shape, seed):
+        """Multi-head self-attention without its output projection, [N, H]."""
+        config, matmul = self._config, self._kernels.matmul
+        heads = config.num_attention_heads
+        size = config.hidden_size // heads
+
+        def by_head(rows):
+            split = tf.reshape(rows, [shape[0], shape[1], heads, size])
+            return tf.transpose(split, [0, 2, 1, 3])  # [B, A, S, D]
+
+        query, key, value = (by_head(rows) for rows in self._project(hidden))
+        scores = matmul(query * (1.0 / math.sqrt(size)), key,
+                        transpose_b=True)  # [B, A, S, S]
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + mask)
+        weights = tf.cast(weights, hidden.dtype)
+        weights = self._drop(weights, config.attention_probs_dropout_prob, seed)
+        context = matmul(weights, value)  # [B, A, S, D]
+        return tf.reshape(tf.transpose(context, [0, 2, 1, 3]),
+                          [-1, config.hidden_size])  # [N, H]
+
+    def _project(self, hidden):
+        """Query, key and value, each [N, H], by one matrix product."""
+        width = self._config.hidden_size
+        kernels, biases = [], []
+        for name in ("query", "key", "value"):
+            with tf.variable_scope(name):
+                kernel, bias = dense_variables(
+                    width, width, self._config.initializer_range,
+                    hidden.dtype)
+            kernels.append(kernel)
+            biases.append(bias)
+        product = self._kernels.matmul(hidden, tf.concat(kernels, axis=1))
+        product = tf.nn.bias_add(product, tf.concat(biases, axis=0))
+        return tf.split(product, 3, axis=1)
+
+
+def recomputed(function, rows):
+    """function(rows), whose inner activations the backward pass recomputes.
+
+    Args:
+      function: builds a graph from one tensor; its variables are those of the
+        open scope.
+      rows: float tensor.
+
+    Source: Chen et al. 2016 (arXiv:1604.06174).
+    """
+    scope = tf.get_variable_scope()
+    first = function(rows)
+    variables = scope.trainable_variables()
+
+    @tf.custom_gradient
+    def call(first, rows, *_):
+        def gradient(upstream):
+            # The dependency keeps the second pass from being merged with the
+            # first one or run along with it.
+            with tf.control_dependencies([upstream]):
+                again = tf.identity(rows)
+            with tf.variable_scope(scope, reuse=True,
+                                   auxiliary_name_scope=False):
+                second = function(again)
+            return [None] + tf.gradients(second, [again] + variables,
+                                         grad_ys=upstream)
+        return tf.identity(first), gradient
+
+    # Past stop_gradient nothing holds on to the first pass's activations.
+    return call(tf.stop_gradient(first), rows, *variables)
+
+
+def _attention_mask(input_mask):
+    """0 where a position may be seen, else -1e9: float32 [B, 1, 1, S]."""
+    visible = tf.cast(input_mask, tf.float32)
+    return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e9
+
+
+def normal_initializer(config):
+    """Truncated normal of the config's initializer_range."""
+    return tf.truncated_normal_initializer(stddev=config.initializer_range)
+
+
+def variable(name, shape, initializer, dtype=tf.float32):
+    """A variable of the open scope, seen as dtype."""
+    return tf.get_variable(name, shape, dtype, initializer)
+
+
+def dense_variables(rows, columns, initializer_range, dtype):
+    """kernel [rows, columns] and bias [columns] of the open scope."""
+    kernel = variable(
+        "kernel", [rows, columns],
+        tf.truncated_normal_initializer(stddev=initializer_range), dtype)
+    return kernel, variable("bias", [columns], tf.zeros_initializer(), dtype)
+
+
+def dense(rows, width, name, *, initializer_range, kernels=Kernels(),
+          dtype=tf.float32):
+    """rows [..., I] times a kernel [I, width] plus a bias, in dtype."""
+    with tf.variable_scope(name):
+        kernel, bias = dense_variables(rows.shape.as_list()[-1], width,
+                                       initializer_range, dtype)
+    product = kernels.matmul(tf.cast(rows, dtype), kernel)
+    return tf.nn.bias_add(product, bias)
+
+
+def layer_norm(rows, epsilon):
+    """LayerNorm over the last axis, computed in float32, dtype kept.
+
+    Source: Ba et al. 2016; the epsilon is config.json's in every precision.
+    """
+    width = rows.shape.as_list()[-1]
+    with tf.variable_scope("LayerNorm"):
+        beta = variable("beta", [width], tf.zeros_initializer())
+        gamma = variable("gamma", [width], tf.ones_initializer())
+    wide = tf.cast(rows, tf.float32)
+    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+    normed = tf.nn.batch_normalization(wide, mean, variance, beta, gamma,
+                                       epsilon)
+    return tf.cast(normed, rows.dtype)
+
+
+def masked_lm_logits(config, hidden, embedding_table, kernels=Kernels()):
+    """Scores of every vocabulary entry at masked positions.
+
+    Args:
+      config: RobertaConfig.
+      hidden: [N, H], the encoder's rows at those positions.
+      embedding_table: [V, H], the model's word embeddings (tied weights).
+      kernels: Kernels.
+
+    Returns:
+      float32 [N, V].
+    """
+    dtype = kernels.head_dtype
+    with tf.variable_scope("cls/predictions",
+                           custom_getter=kernels.variable_getter):
+        with tf.variable_scope("transform"):
+            hidden = kernels.gelu(dense(
+                hidden, config.hidden_size, "dense", dtype=dtype,
+                initializer_range=config.initializer_range, kernels=kernels))
+            hidden = layer_norm(hidden, config.layer_norm_eps)
+        bias = variable("output_bias", [config.vocab_size],
+                        tf.zeros_initializer())
+    logits = kernels.matmul(hidden, tf.cast(embedding_table, dtype),
+                            transpose_b=True)
+    return tf.nn.bias_add(tf.cast(logits, tf.float32), bias)
+
+
+def squad_logits(config, sequence_output, kernels=Kernels()):
+    """Scores of each token as first and as last token of the answer.
+
+    Args:
+      config: RobertaConfig.
+      sequence_output: [B, S, H].
+      kernels: Kernels.
+
+    Returns:
+      (start, end), each float32 [B, S].
+    """
+    with tf.variable_scope("cls/squad", custom_getter=kernels.variable_getter):
+        weights = variable("output_weights", [2, config.hidden_size],
+                           normal_initializer(config))
+        bias = variable("output_bias", [2], tf.zeros_initializer())
+    shape = tf.shape(sequence_output)
+    rows = tf.reshape(tf.cast(sequence_output, tf.float32),
+                      [-1, config.hidden_size])
+    logits = tf.nn.bias_add(tf.matmul(rows, weights, transpose_b=True), bias)
+    logits = tf.reshape(logits, [shape[0], shape[1], 2])
+    logits.set_shape(sequence_output.shape.as_list()[:2] + [2])
+    start, end = tf.unstack(logits, axis=2)
+    return start, end
+
+
+def answerable_logits(config, sequence_output, kernels=Kernels()):
+    """Score of "this question has an answer here", from `<s>`.
+
+    Source: Liu et al. 2019, section 5.2: a binary classifier whose loss is
+    added to the span loss.
+
+    Returns:
+      float32 [B].
+    """
+    first = tf.cast(sequence_output[:, 0], tf.float32)
+    with tf.variable_scope("cls/squad", custom_getter=kernels.variable_getter):
+        logits = dense(first, 1, "answerable",
+                       initializer_range=config.initializer_range)
+    return tf.squeeze(logits, axis=1)

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates, optimizers, clipping, micro-batches and loss scaling.
+
+One call chain serves every device:
+
+    optimizer = MicroBatches(AdamW(rate), losses, count)   # here
+    optimizer = device.wrap_optimizer(optimizer)   # averages, scales the loss
+    gradients = optimizer.compute_gradients(tf.constant(1.0))
+    update = optimizer.apply_gradients(gradients, global_step)
+
+The number that goes into `compute_gradients` is the factor on every
+micro-batch's loss: whoever scales the loss multiplies that factor.
+"""
+import re
+
+import tensorflow.compat.v1 as tf
+
+# Neither decayed (Devlin et al. 2018, appendix A.2; fairseq and Hugging Face
+# leave the same ones out).
+_NOT_DECAYED = re.compile(r"(LayerNorm/(gamma|beta)|bias)$")
+
+
+def linear_schedule(step, peak, num_train_steps, num_warmup_steps):
+    """Linear warm-up from 0, then linear to 0 at the last step.
+
+    The first update runs at rate 0 when there is a warm-up.
+
+    Args:
+      step: int tensor, updates made so far.
+      peak: the highest rate.
+      num_train_steps, num_warmup_steps: whole numbers.
+
+    Returns:
+      float32 scalar.
+
+    Source: Hugging Face's get_linear_schedule_with_warmup.
+    """
+    step = tf.cast(step, tf.float32)
+    left = num_train_steps - step
+    falling = peak * left / max(1, num_train_steps - num_warmup_steps)
+    rising = peak * step / max(1, num_warmup_steps)
+    rate = tf.where(step < num_warmup_steps, rising, falling)
+    return tf.maximum(rate, 0.0)
+
+
+def variable_name(variable):
+    """The variable's name without the output number."""
+    return re.sub(r":\d+$", "", variable.name)
+
+
+def is_decayed(name):
+    """Whether weight decay applies: not to biases and LayerNorm."""
+    return _NOT_DECAYED.search(name) is None
+
+
+def layer_wise_rates(variables, decay, num_layers):
+    """Factors on the learning rate, smaller the further from the output.
+
+    Heads have 1, the last layer `decay`, the embeddings
+    decay ** (num_layers + 1).
+
+    Args:
+      variables: the trainable variables.
+      decay: in (0, 1]; 1 gives every variable the same rate.
+      num_layers: layers of the encoder.
+
+    Returns:
+      {variable name: factor}.
+
+    Source: Howard & Ruder 2018, section 3.2; Clark et al. 2020, appendix A.
+    """
+    def depth(name):
+        layer = re.search(r"encoder/layer_(\d+)/", name)
+        if layer:
+            return num_layers - int(layer.group(1))
+        return num_layers + 1 if "/embeddings/" in name else 0
+
+    names = [variable_name(v) for v in variables]
+    return {name: decay ** depth(name) for name in names}
+
+
+class _Optimizer(tf.train.Optimizer):
+    """What AdamW and LAMB share: slots, decay and the step they count.
+
+    Updates are counted by global_step alone, so that a skipped step leaves no
+    trace. Slots are variables NAME/adam_m and NAME/adam_v.
+    """
+
+    def __init__(self, learning_rate, *, beta1, beta2, epsilon,
+                 weight_decay_rate, rate_factors=None, name):
+        """
+        Args:
+          learning_rate: float or scalar tensor.
+          beta1, beta2: decay rates of the moments.
+          epsilon: added to the square root of the second moment.
+          weight_decay_rate: of variables that `is_decayed`.
+          rate_factors: {variable name: factor on the rate}, or None.
+          name: name of the operations.
+        """
+        super().__init__(False, name)
+        self._learning_rate = tf.convert_to_tensor(learning_rate, tf.float32)
+        self._beta1 = beta1
+        self._beta2 = beta2
+        self._epsilon = epsilon
+        self._weight_decay_rate = weight_decay_rate
+        self._rate_factors = rate_factors or {}
+
+    def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+        """One update; global_step goes up with it.
+
+        Args:
+          grads_and_vars: pairs; a gradient of None leaves its variable alone.
+          global_step: the int64 variable that counts updates.
+          name: name of the returned operation.
+        """
+        pairs = [(g, v) for g, v in grads_and_vars if g is not None]
+        if not pairs:
+            raise ValueError("no variable has a gradient")
+        step = tf.cast(global_step, tf.float32) + 1.0
+        corrections = (1.0 - tf.pow(self._beta1, step),
+                       1.0 - tf.pow(self._beta2, step))
+        updates = [self._update(g, v, corrections) for g, v in pairs]
+        with tf.control_dependencies(updates):
+            return tf.assign_add(global_step, 1, name=name)
+
+    def _update(self, gradient, variable, corrections):
+        name = variable_name(variable)
+        rate = self._learning_rate * self._rate_factors.get(name, 1.0)
+        decay = self._weight_decay_rate if is_decayed(name) else 0.0
+        slots = [tf.get_variable(
+            name + suffix, shape=variable.shape, dtype=tf.float32,
+            trainable=False, initializer=tf.zeros_initializer())
+                 for suffix in ("/adam_m", "/adam_v")]
+        return self._apply(tf.cast(gradient, tf.float32), variable, slots,
+                           rate, decay, corrections)
+
+
+class AdamW(_Optimizer):
+    """Adam with bias correction and decoupled weight decay.
+
+    Source: Kingma & Ba 2014; Loshchilov & Hutter 2017; the same numbers as
+    torch.optim.AdamW.
+    """
+
+    def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
+                 weight_decay_rate=0.01, rate_factors=None):
+        super().__init__(
+            learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
+            weight_decay_rate=weight_decay_rate, rate_factors=rate_factors,
+            name="AdamW")
+
+    def _apply(self, gradient, variable, slots, rate, decay, corrections):
+        first, second = corrections
+        if decay:
+            variable_now = tf.assign(variable,
+                                     variable * (1.0 - rate * decay))
+        else:
+            variable_now = variable
+        with tf.control_dependencies([variable_now.op]):
+            # TF's kernel takes beta powers and an epsilon outside of the
+            # correction: m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) +
+            # sqrt(c2) e).
+            return tf.raw_ops.ApplyAdam(
+                var=_ref(variable), m=_ref(slots[0]), v=_ref(slots[1]),
+                beta1_power=1.0 - first, beta2_power=1.0 - second, lr=rate,
+                beta1=self._beta1, beta2=self._beta2,
+                epsilon=self._epsilon * tf.sqrt(second), grad=gradient).op
+
+
+class Lamb(_Optimizer):
+    """LAMB: AdamW's direction, its length scaled by the layer's weights.
+
+    Source: You et al. 2019 (arXiv:1904.00962), algorithm 2, with phi the
+    identity.
+    """
+
+    def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
+                 weight_decay_rate=0.01, rate_factors=None):
+        super().__init__(
+            learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
+            weight_decay_rate=weight_decay_rate, rate_factors=rate_factors,
+            name="Lamb")
+
+    def _apply(self, gradient, variable, slots, rate, decay, corrections):
+        first, second = corrections
+        m = self._beta1 * slots[0] + (1.0 - self._beta1) * gradient
+        v = (self._beta2 * slots[1]
+             + (1.0 - self._beta2) * tf.square(gradient))
+        direction = (m / first) / (tf.sqrt(v / second) + self._epsilon)
+        if decay:
+            direction += decay * variable
+        weights, length = tf.norm(variable), tf.norm(direction)
+        trust = tf.where(tf.logical_and(weights > 0.0, length > 0.0),
+                         tf.div_no_nan(weights, length), 1.0)
+        return tf.group(
+            tf.assign(slots[0], m), tf.assign(slots[1], v),
+            tf.assign_sub(variable, rate * trust * direction))
+
+
+def _ref(variable):
+    """The reference that TF 1's kernels update in place."""
+    return variable._ref()  # pylint: disable=protected-access
+
+
+OPTIMIZERS = {"adam": AdamW, "lamb": Lamb}
+
+
+class Wrapper(tf.train.Optimizer):
+    """An optimizer that passes everything on to another one."""
+
+    def __init__(self, optimizer):
+        super().__init__(False, type(self).__name__)
+        self._optimizer = optimizer
+
+    def compute_gradients(self, loss, var_list=None, **_):
+        return self._optimizer.compute_gradients(loss, var_list)
+
+    def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+        return self._optimizer.apply_gradients(grads_and_vars, global_step,
+                                               name)
+
+
+class MicroBatches(Wrapper):
+    """Sums gradients and values over the micro-batches of one update.
+
+    A while loop runs them one after the other: memory is that of one
+    micro-batch plus the sums, and nothing is pending between two updates.
+    """
+
+    def __init__(self, optimizer, losses, count, reduce_each=None):
+        """
+        Args:
+          optimizer: applies the gradients.
+          losses: function of the micro-batch's number (int32 scalar) giving
+            (loss to differentiate, {name: float32 scalar to be summed}).
+          count: micro-batches of one update.
+          reduce_each: function on the list of one micro-batch's gradients, to
+            average them over devices before they are summed, or None.
+        """
+        super().__init__(optimizer)
+        self._losses = losses
+        self._count = count
+        self._reduce_each = reduce_each or (lambda gradients: gradients)
+        self.sums = None  # {name: scalar}, after compute_gradients
+
+    def compute_gradients(self, loss, var_list=None, **_):
+        """Gradients of the factor `loss` times the sum of all losses.
+
+        Returns:
+          [(gradient or None, variable)] as tf.train.Optimizer does.
+        """
+        if self._count == 1:
+            value, self.sums = self._losses(tf.constant(0))
+            variables = var_list or tf.trainable_variables()
+            gradients = tf.gradients(value * loss, variables)
+        else:
+            gradients, variables = self._loop(loss, var_list)
+        gradients = [g if g is None else tf.convert_to_tensor(g)
+                     for g in gradients]
+        if self._count == 1:
+            gradients = _map_present(self._reduce_each, gradients)
+        return list(zip(gradients, variables))
+
+    def _loop(self, loss, var_list):
+        found = {}
+
+        def body(index, total, sums):
+            value, more = self._losses(index)
+            found["names"] = sorted(more)
+            if "variables" not in found:
+                found["variables"] = var_list or tf.trainable_variables()
+            gradients = tf.gradients(value * loss, found["variables"])
+            found["missing"] = [g is None for g in gradients]
+            gradients = [tf.convert_to_tensor(g) for g in gradients
+                         if g is not None]
+            gradients = self._reduce_each(gradients)
+            return (index + 1, [t + g for t, g in zip(total, gradients)],
+                    [s + more[n] for s, n in zip(sums, found["names"])])
+
+        # The first build tells which variables and values there are; its
+        # operations are never run.
+        with tf.name_scope("shapes"):
+            _, gradients, sums = body(
+                tf.constant(0), _Endless(), _Endless())
+        start = [tf.constant(0), [tf.zeros(g.shape, g.dtype)
+                                  for g in gradients],
+                 [tf.zeros([], s.dtype) for s in sums]]
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            _, gradients, sums = tf.while_loop(
+                lambda index, *_: index < self._count, body, start,
+                parallel_iterations=1, back_prop=False)
+        self.sums = dict(zip(found["names"], sums))
+        present = iter(gradients)
+        return ([None if missing else next(present)
+                 for missing in found["missing"]], found["variables"])
+
+
+class _Endless:
+    """As many zeros as are asked for."""
+
+    def __iter__(self):
+        while True:
+            yield 0.0
+
+
+def _map_present(function, gradients):
+    """function over the gradients that are not None, their places kept."""
+    mapped = iter(function([g for g in gradients if g is not None]))
+    return [None if g is None else next(mapped) for g in gradients]
+
+
+class Averaged(Wrapper):
+    """Averages the gradients over devices once they are summed up."""
+
+    def __init__(self, optimizer, average):
+        """
+        Args:
+          optimizer: the optimizer to wrap.
+          average: function on a list of tensors.
+        """
+        super().__init__(optimizer)
+        self._average = average
+
+    def compute_gradients(self, loss, var_list=None, **_):
+        pairs = self._optimizer.compute_gradients(loss, var_list)
+        gradients = _map_present(self._average, [g for g, _ in pairs])
+        return list(zip(gradients, [v for _, v in pairs]))
+
+
+def global_norm(gradients):
+    """Square root of the sum of all squares, float32; None is passed over."""
+    squares = [2.0 * tf.nn.l2_loss(tf.cast(g, tf.float32))
+               for g in gradients if g is not None]
+    return tf.sqrt(tf.add_n(squares))
+
+
+def clip(grads_and_vars, clip_norm, by_global_norm, norm):
+    """Gradients made no longer than clip_norm.
+
+    Args:
+      grads_and_vars: pairs.
+      clip_norm: the largest norm; 0 leaves the gradients alone.
+      by_global_norm: one factor for all gradients, or one for each.
+      norm: their global norm, a float32 scalar.
+
+    Returns:
+      pairs.
+    """
+    if not clip_norm:
+        return list(grads_and_vars)
+
+    def shortened(gradient):
+        if gradient is None:
+            return None
+        length = norm if by_global_norm else tf.norm(gradient)
+        return gradient * (clip_norm / tf.maximum(length, clip_norm))
+
+    return [(shortened(g), v) for g, v in grads_and_vars]
+
+
+class LossScale:
+    """The factor on the loss that keeps fp16 gradients from vanishing.
+
+    Variables loss_scale, good_steps and bad_steps are in the checkpoint.
+    """
+
+    def __init__(self, initial, dynamic, *, incr_every_n_steps=1000,
+                 decr_every_n_nan_or_inf=1, incr_ratio=2.0, decr_ratio=0.5):
+        """
+        Args:
+          initial: the first scale, at least 1.
+          dynamic: whether it changes.
+          incr_every_n_steps: good steps in a row before it grows.
+          decr_every_n_nan_or_inf: overflows, in a row or not, before it
+            shrinks.
+          incr_ratio, decr_ratio: factors on the scale.
+        """
+        self._dynamic = dynamic
+        self._incr_every_n_steps = incr_every_n_steps
+        self._decr_every_n = decr_every_n_nan_or_inf
+        self._incr_ratio = incr_ratio
+        self._decr_ratio = decr_ratio
+
+        def counter(name, dtype, value):
+            return tf.get_variable(
+                name, [], dtype, trainable=False,
+                initializer=tf.constant_initializer(value, dtype))
+
+        self.scale = counter("loss_scale", tf.float32, initial)
+        self._good = counter("good_steps", tf.int32, 0)
+        self._bad = counter("bad_steps", tf.int32, 0)
+
+    def update(self, finite):
+        """Counts a step and changes the scale.
+
+        Source: the rules of tf.contrib.mixed_precision's
+        ExponentialUpdateLossScaleManager, with the scale never below 1.
+
+        Args:
+          finite: bool scalar, whether the step had finite gradients.
+        """
+        if not self._dynamic:
+            return tf.no_op()
+        zero = tf.constant(0)
+        good = tf.where(finite, self._good + 1, zero)
+        bad = tf.where(finite, self._bad + 0, self._bad + 1)
+        grow = good >= self._incr_every_n_steps
+        shrink = tf.logical_and(tf.logical_not(finite),
+                                bad >= self._decr_every_n)
+        larger = self.scale * self._incr_ratio
+        larger = tf.where(tf.is_finite(larger), larger, self.scale + 0.0)
+        smaller = tf.maximum(1.0, self.scale * self._decr_ratio)
+        scale = tf.where(grow, larger,
+                         tf.where(shrink, smaller, self.scale + 0.0))
+        restart = tf.logical_or(grow, shrink)
+        values = (scale, tf.where(restart, zero, good),
+                  tf.where(restart, zero, bad))
+        with tf.control_dependencies(values):
+            return tf.group(*(tf.assign(variable, value) for variable, value
+                              in zip((self.scale, self._good, self._bad),
+                                     values)))
+
+
+class LossScaled(Wrapper):
+    """Scales the loss, unscales the gradients, skips a step that overflows.
+
+    A skipped step changes no weight, no moment and not global_step.
+
+    Source: Micikevicius et al. 2017 (arXiv:1710.03740), section 3.2.
+    """
+
+    def __init__(self, optimizer, loss_scale):
+        """
+        Args:
+          optimizer: the optimizer to wrap.
+          loss_scale: LossScale.
+        """
+        super().__init__(optimizer)
+        self._loss_scale = loss_scale
+
+    def compute_gradients(self, loss, var_list=None, **_):
+        pairs = self._optimizer.compute_gradients(
+            loss * self._loss_scale.scale, var_list)
+        back = 1.0 / self._loss_scale.scale
+        return [(g if g is None else tf.cast(g, tf.float32) * back, v)
+                for g, v in pairs]
+
+    def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+        finite = tf.reduce_all([
+            tf.reduce_all(tf.is_finite(g))
+            for g, _ in grads_and_vars if g is not None])
+
+        def update():
+            with tf.control_dependencies([self._optimizer.apply_gradients(
+                    grads_and_vars, global_step)]):
+                return tf.constant(True)
+
+        applied = tf.cond(finite, update, lambda: tf.constant(False))
+        with tf.control_dependencies([applied]):
+            return tf.group(self._loss_scale.update(finite), name=name)
