@@ -53,7 +53,7 @@ def splitmix64(values):
 
 def _row_keys(seed, epochs, records):
     """[B] uint64 from the numbers that a row's masks depend on."""
-    keys = splitmix64(np.full(len(records), seed & _ALL_BITS, np.uint64))
+    keys = splitmix64(np.full(len(records), int(seed) & _ALL_BITS, np.uint64))
     keys = splitmix64(keys ^ np.asarray(epochs).astype(np.uint64))
     return splitmix64(keys ^ np.asarray(records).astype(np.uint64))
 
