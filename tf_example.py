@@ -31,25 +31,28 @@ def _varint(value):
     return bytes(result)
 
 
-def _encode_varints(values):
-    """The bytes of [N] int64 numbers in base 128; negative ones take ten."""
+def _varint_digits(values):
+    """[N] int64 numbers in base 128, the lowest digit first.
+
+    Returns:
+      (digits [N, width] uint8, used [N, width] bool): the bytes of a number are
+      its used digits; negative numbers have ten.
+    """
     rest = values.astype(np.int64).view(np.uint64)
-    if not rest.size:
-        return b""
-    columns = []
+    columns, used = [], [np.ones(rest.shape, bool)]
     while True:
         low = (rest & np.uint64(0x7F)).astype(np.uint8)
         rest = rest >> np.uint64(7)
         more = rest != 0
-        columns.append((low | more.astype(np.uint8) << np.uint8(7), more))
+        columns.append(low | more.astype(np.uint8) << np.uint8(7))
         if not more.any():
-            break
-    if len(columns) == 1:
-        return columns[0][0].tobytes()
-    digits = np.stack([digit for digit, _ in columns], 1)  # [N, width]
-    used = np.ones(digits.shape, bool)
-    for column, (_, more) in enumerate(columns[:-1]):
-        used[:, column + 1] = more
+            return np.stack(columns, 1), np.stack(used, 1)
+        used.append(more)
+
+
+def _encode_varints(values):
+    """The bytes of [N] int64 numbers in base 128."""
+    digits, used = _varint_digits(values)
     return digits[used].tobytes()
 
 
@@ -90,6 +93,54 @@ def encode_example(features):
                  + _delimited(b"\x12", feature))
         entries.append(_delimited(b"\n", entry))
     return _delimited(b"\n", b"".join(entries))
+
+
+def encode_examples(features):
+    """Many examples at once: what `encode_example` gives for each row.
+
+    Args:
+      features: {name: (values, bounds)}: row i of B has the values
+        values[bounds[i]:bounds[i + 1]]; values are 1-D integers or float32,
+        bounds [B + 1] integers.
+
+    Returns:
+      A list of B bytes.
+
+    Example: {"a": (np.array([300, 7]), [0, 1, 2])} -> the examples of
+      {"a": [300]} and {"a": [7]}.
+    """
+    columns = [_encode_column(name, *features[name])
+               for name in sorted(features)]
+    return [_delimited(b"\n", b"".join(row)) for row in zip(*columns)]
+
+
+def _encode_column(name, values, bounds):
+    """The entry of one feature in each of B rows, a list of bytes."""
+    if values.dtype == np.float32:
+        tag, data = b"\x12", values.astype("<f4").tobytes()
+        bounds = np.asarray(bounds) * 4
+    else:
+        digits, used = _varint_digits(values)
+        tag, data = b"\x1a", digits[used].tobytes()
+        ends = np.append(0, np.cumsum(used.sum(axis=1)))
+        bounds = ends[bounds]
+    key = _delimited(b"\n", name.encode("utf-8"))
+    heads, entries = {}, []
+    bounds = bounds.tolist()
+    for start, end in zip(bounds, bounds[1:]):
+        size = end - start
+        if size not in heads:
+            heads[size] = _entry_head(key, tag, size)
+        entries.append(heads[size] + data[start:end])
+    return entries
+
+
+def _entry_head(key, tag, size):
+    """What stands before the `size` bytes of numbers in an entry."""
+    head = b"\n" + _varint(size) if size else b""
+    for before in tag, key + b"\x12", b"\n":
+        head = before + _varint(len(head) + size) + head
+    return head
 
 
 def _read_varint(data, position, end):
