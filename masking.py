@@ -113,10 +113,11 @@ def mask_batch(input_ids, lengths, *, seed, epochs, records, masked_lm_prob,
     lengths = np.asarray(lengths, np.int64)
     columns = np.arange(original.shape[1])
     inside = columns < lengths[:, None]  # [B, S]
-    _check(original, inside, masked_lm_prob, max_predictions_per_seq, mask_id,
-           vocab_size)
-    is_special, others = _vocabulary_tables(
-        vocab_size, tuple(sorted({int(i) for i in special_ids} | {mask_id})))
+    special_ids = tuple(sorted({int(i) for i in special_ids} | {mask_id}))
+    _check_settings(masked_lm_prob, max_predictions_per_seq, special_ids,
+                    vocab_size, word_starts)
+    _check_ids(original, inside, vocab_size)
+    is_special, others = _vocabulary_tables(vocab_size, special_ids)
     tokens = np.where(inside, original, mask_id)
     maskable = ~is_special[tokens]  # [B, S]
     budgets = _budgets(maskable, masked_lm_prob, max_predictions_per_seq)
@@ -134,19 +135,29 @@ def mask_batch(input_ids, lengths, *, seed, epochs, records, masked_lm_prob,
                      max_predictions_per_seq)
 
 
-def _check(original, inside, masked_lm_prob, max_predictions, mask_id,
-           vocab_size):
+def _check_settings(masked_lm_prob, max_predictions, special_ids, vocab_size,
+                    word_starts):
     if max_predictions < 1:
         raise errors.UserError("max_predictions_per_seq is %d; use 1 or more"
                                % max_predictions)
     if not 0 < masked_lm_prob < 1:
         raise errors.UserError("masked_lm_prob is %s; use a number above 0 and "
                                "below 1" % masked_lm_prob)
-    if not 0 <= mask_id < vocab_size:
-        raise errors.UserError("the id of <mask> is %d, but the vocabulary has "
-                               "%d tokens" % (mask_id, vocab_size))
+    if special_ids[0] < 0 or special_ids[-1] >= vocab_size:
+        raise errors.UserError(
+            "the special tokens have the ids %s, but the vocabulary has %d "
+            "tokens; use the vocabulary that the records were built with"
+            % (list(special_ids), vocab_size))
+    if word_starts is not None and len(word_starts) != vocab_size:
+        raise errors.UserError(
+            "%d tokens are known to begin a word or not, but the vocabulary "
+            "has %d; use the vocabulary that the records were built with"
+            % (len(word_starts), vocab_size))
+
+
+def _check_ids(original, inside, vocab_size):
     if original.shape[1] >= 1 << _POSITION_BITS:
-        raise errors.UserError("sequences of %d tokens were given; use less "
+        raise errors.UserError("sequences of %d tokens were given; use fewer "
                                "than %d" % (original.shape[1],
                                             1 << _POSITION_BITS))
     wrong = inside & ((original < 0) | (original >= vocab_size))
