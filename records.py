@@ -221,8 +221,9 @@ class ShardedRecords:
         if number >= len(offsets) - 1:
             raise error
         offset = int(offsets[number])
-        framed = os.pread(self._open(shard).number,
-                          int(offsets[number + 1]) - offset, offset)
+        opened = self._open(shard)  # held, or it could be closed meanwhile
+        framed = os.pread(opened.number, int(offsets[number + 1]) - offset,
+                          offset)
         fault = tfrecord.data_fault(framed)
         if fault is not None:
             raise tfrecord.damage(self.paths[shard], number, offset, fault)
@@ -237,7 +238,8 @@ class ShardedRecords:
 
     def _build_index(self, shard):
         path, expected = self.paths[shard], self.counts[shard]
-        offsets, error = tfrecord.index_frames(self._open(shard).number, path)
+        opened = self._open(shard)
+        offsets, error = tfrecord.index_frames(opened.number, path)
         found = len(offsets) - 1
         if error is None and expected is not None and found != expected:
             error = tfrecord.damage(
@@ -344,14 +346,14 @@ def check_example(features, lengths, vocab_size=None):
     if is_static(features) and "masked_lm_positions" not in lengths:
         raise errors.UserError("found a static record, expected a dynamic one; "
                                "build the records with --masking=dynamic")
+    if not set(lengths) <= set(features):
+        raise errors.UserError(
+            "found the features %s, expected %s; build the records with "
+            "create_pretraining_data.py --masking=%s" % (
+                ", ".join(sorted(features)) or "(none)",
+                ", ".join(sorted(lengths)),
+                "static" if "masked_lm_positions" in lengths else "dynamic"))
     for name, (least, most) in lengths.items():
-        if name not in features:
-            raise errors.UserError(
-                "found the features %s, expected %s; build the records with "
-                "create_pretraining_data.py --masking=%s"
-                % (", ".join(sorted(features)) or "(none)",
-                   ", ".join(sorted(lengths)),
-                   "static" if "masked_lm_positions" in lengths else "dynamic"))
         _check_feature(name, features[name], least, most)
     if vocab_size is not None:
         _check_range("input_ids", features, vocab_size)
