@@ -77,7 +77,9 @@ class RecordConfig:
 @dataclasses.dataclass(frozen=True)
 class ChunkRecords:
     """The serialized records of a chunk, in order, and what went into them."""
+    position: int  # of the chunk
     records: typing.List[bytes]
+    text_bytes: int
     documents: int
     tokens: int  # of the text
     packed_tokens: int  # those of them that are in the sequences
@@ -122,7 +124,9 @@ class RecordBuilder:
             records = self._static_records(chunk, stream, starts, ends)
         is_text = np.append(0, np.cumsum(stream.ids != self._ids["eos_id"]))
         return ChunkRecords(
-            records=records, documents=stream.documents, tokens=stream.tokens,
+            position=chunk.position, records=records,
+            text_bytes=sum(len(s.data) for s in chunk.segments), documents=stream.documents,
+            tokens=stream.tokens,
             packed_tokens=int((is_text[ends] - is_text[starts]).sum()),
             sequences=len(starts))
 
