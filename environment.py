@@ -10,8 +10,9 @@
     average(tensors)  their means over all processes
     agree(number)     rank 0's number, in every process
     micro_batches(optimizer, losses, run)   the innermost optimizer
-    wrap_optimizer(optimizer)   averages gradients, scales the loss
+    wrap_optimizer(optimizer, run)   averages, scales the loss
     overflow(optimizer)         what the hook reports of the loss scale
+    without_nan(loss)           the loss as TensorFlow may see it
     estimator(model_fn, run)    something with train, evaluate and predict
     hooks()           session hooks it needs in training
     steps_per_call(run)   training steps in one Session.run
@@ -207,6 +208,13 @@ class Device:
             return {}
         return {"loss_scale": optimizer.loss_scale,
                 "finite": optimizer.finite}
+
+    def without_nan(self, loss):
+        """The loss that TensorFlow watches: a step that overflows is no end.
+
+        The progress hook stops a run whose loss is lost for good.
+        """
+        return tf.where(tf.is_finite(loss), loss, tf.zeros_like(loss))
 
     def session_config(self):
         """tf.ConfigProto of every session."""

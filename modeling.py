@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import typing
+import zlib
 
 import tensorflow.compat.v1 as tf
 
@@ -364,8 +365,8 @@ class _Layers:
         config, gather_rows = self._config, self._kernels.gather
 
         def table(name, rows):
-            return variable(name, [rows, config.hidden_size],
-                            normal_initializer(config))
+            return normal_variable(name, [rows, config.hidden_size],
+                                   config.initializer_range)
 
         words = table("word_embeddings", config.vocab_size)
         positions = table("position_embeddings", config.max_position_embeddings)
@@ -497,9 +498,28 @@ def _attention_mask(input_mask):
     return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e9
 
 
-def normal_initializer(config):
-    """Truncated normal of the config's initializer_range."""
-    return tf.truncated_normal_initializer(stddev=config.initializer_range)
+class _TruncatedNormal:
+    """Initial values that follow from the graph's seed and a name alone.
+
+    Every device, precision and TensorFlow then starts from the same weights.
+    """
+
+    def __init__(self, stddev, name):
+        self._stddev = stddev
+        self._name = name
+
+    def __call__(self, shape, dtype=tf.float32, partition_info=None):
+        del partition_info
+        seed = [(tf.get_default_graph().seed or 0) & 0x7FFFFFFF,
+                zlib.crc32(self._name.encode()) & 0x7FFFFFFF]
+        return tf.random.stateless_truncated_normal(
+            shape, seed, stddev=self._stddev, dtype=dtype)
+
+
+def normal_variable(name, shape, stddev, dtype=tf.float32):
+    """A variable of the open scope, at first normal within 2 stddev."""
+    full_name = "%s/%s" % (tf.get_variable_scope().name, name)
+    return variable(name, shape, _TruncatedNormal(stddev, full_name), dtype)
 
 
 def variable(name, shape, initializer, dtype=tf.float32):
@@ -507,12 +527,10 @@ def variable(name, shape, initializer, dtype=tf.float32):
     return tf.get_variable(name, shape, dtype, initializer)
 
 
-def dense_variables(rows, columns, initializer_range, dtype):
+def dense_variables(rows, columns, stddev, dtype):
     """kernel [rows, columns] and bias [columns] of the open scope."""
-    kernel = variable(
-        "kernel", [rows, columns],
-        tf.truncated_normal_initializer(stddev=initializer_range), dtype)
-    return kernel, variable("bias", [columns], tf.zeros_initializer(), dtype)
+    return (normal_variable("kernel", [rows, columns], stddev, dtype),
+            variable("bias", [columns], tf.zeros_initializer(), dtype))
 
 
 def dense(rows, width, name, *, initializer_range, kernels=Kernels(),
@@ -580,8 +598,8 @@ def squad_logits(config, sequence_output, kernels=Kernels()):
       (start, end), each float32 [B, S].
     """
     with tf.variable_scope("cls/squad", custom_getter=kernels.variable_getter):
-        weights = variable("output_weights", [2, config.hidden_size],
-                           normal_initializer(config))
+        weights = normal_variable("output_weights", [2, config.hidden_size],
+                                  config.initializer_range)
         bias = variable("output_bias", [2], tf.zeros_initializer())
     shape = tf.shape(sequence_output)
     rows = tf.reshape(tf.cast(sequence_output, tf.float32),

@@ -53,30 +53,23 @@ def is_decayed(name):
     return _NOT_DECAYED.search(name) is None
 
 
-def layer_wise_rates(variables, decay, num_layers):
-    """Factors on the learning rate, smaller the further from the output.
+def layer_wise_factor(name, decay, num_layers):
+    """Factor on a variable's learning rate, smaller far from the output.
 
     Heads have 1, the last layer `decay`, the embeddings
     decay ** (num_layers + 1).
 
     Args:
-      variables: the trainable variables.
+      name: of the variable.
       decay: in (0, 1]; 1 gives every variable the same rate.
       num_layers: layers of the encoder.
 
-    Returns:
-      {variable name: factor}.
-
     Source: Howard & Ruder 2018, section 3.2; Clark et al. 2020, appendix A.
     """
-    def depth(name):
-        layer = re.search(r"encoder/layer_(\d+)/", name)
-        if layer:
-            return num_layers - int(layer.group(1))
-        return num_layers + 1 if "/embeddings/" in name else 0
-
-    names = [variable_name(v) for v in variables]
-    return {name: decay ** depth(name) for name in names}
+    layer = re.search(r"encoder/layer_(\d+)/", name)
+    if layer:
+        return decay ** (num_layers - int(layer.group(1)))
+    return decay ** (num_layers + 1) if "/embeddings/" in name else 1.0
 
 
 class _Optimizer(tf.train.Optimizer):
@@ -87,14 +80,15 @@ class _Optimizer(tf.train.Optimizer):
     """
 
     def __init__(self, learning_rate, *, beta1, beta2, epsilon,
-                 weight_decay_rate, rate_factors=None, name):
+                 weight_decay_rate, rate_factor=None, name):
         """
         Args:
           learning_rate: float or scalar tensor.
           beta1, beta2: decay rates of the moments.
           epsilon: added to the square root of the second moment.
           weight_decay_rate: of variables that `is_decayed`.
-          rate_factors: {variable name: factor on the rate}, or None.
+          rate_factor: function of a variable's name giving the factor on its
+            rate, or None.
           name: name of the operations.
         """
         super().__init__(False, name)
@@ -103,7 +97,7 @@ class _Optimizer(tf.train.Optimizer):
         self._beta2 = beta2
         self._epsilon = epsilon
         self._weight_decay_rate = weight_decay_rate
-        self._rate_factors = rate_factors or {}
+        self._rate_factor = rate_factor or (lambda name: 1.0)
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
         """One update; global_step goes up with it.
@@ -125,7 +119,7 @@ class _Optimizer(tf.train.Optimizer):
 
     def _update(self, gradient, variable, corrections):
         name = variable_name(variable)
-        rate = self._learning_rate * self._rate_factors.get(name, 1.0)
+        rate = self._learning_rate * self._rate_factor(name)
         decay = self._weight_decay_rate if is_decayed(name) else 0.0
         slots = [tf.get_variable(
             name + suffix, shape=variable.shape, dtype=tf.float32,
@@ -143,10 +137,10 @@ class AdamW(_Optimizer):
     """
 
     def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
-                 weight_decay_rate=0.01, rate_factors=None):
+                 weight_decay_rate=0.01, rate_factor=None):
         super().__init__(
             learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate, rate_factors=rate_factors,
+            weight_decay_rate=weight_decay_rate, rate_factor=rate_factor,
             name="AdamW")
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
@@ -175,10 +169,10 @@ class Lamb(_Optimizer):
     """
 
     def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
-                 weight_decay_rate=0.01, rate_factors=None):
+                 weight_decay_rate=0.01, rate_factor=None):
         super().__init__(
             learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate, rate_factors=rate_factors,
+            weight_decay_rate=weight_decay_rate, rate_factor=rate_factor,
             name="Lamb")
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
@@ -327,11 +321,15 @@ class Averaged(Wrapper):
         return list(zip(gradients, [v for _, v in pairs]))
 
 
+def squares(gradients):
+    """Half of each gradient's sum of squares, float32; None is left out."""
+    return [tf.nn.l2_loss(tf.cast(g, tf.float32))
+            for g in gradients if g is not None]
+
+
 def global_norm(gradients):
-    """Square root of the sum of all squares, float32; None is passed over."""
-    squares = [2.0 * tf.nn.l2_loss(tf.cast(g, tf.float32))
-               for g in gradients if g is not None]
-    return tf.sqrt(tf.add_n(squares))
+    """Square root of the sum of all squares, float32; None is left out."""
+    return tf.sqrt(2.0 * tf.add_n(squares(gradients)))
 
 
 def clip(grads_and_vars, clip_norm, by_global_norm, norm):
@@ -436,19 +434,21 @@ class LossScaled(Wrapper):
           loss_scale: LossScale.
         """
         super().__init__(optimizer)
-        self._loss_scale = loss_scale
+        self._scale = loss_scale
+        self.loss_scale = loss_scale.scale
+        self.finite = None  # bool [G], after compute_gradients
 
     def compute_gradients(self, loss, var_list=None, **_):
-        pairs = self._optimizer.compute_gradients(
-            loss * self._loss_scale.scale, var_list)
-        back = 1.0 / self._loss_scale.scale
-        return [(g if g is None else tf.cast(g, tf.float32) * back, v)
-                for g, v in pairs]
+        pairs = self._optimizer.compute_gradients(loss * self.loss_scale,
+                                                  var_list)
+        back = 1.0 / self.loss_scale
+        pairs = [(g if g is None else tf.cast(g, tf.float32) * back, v)
+                 for g, v in pairs]
+        self.finite = tf.is_finite(tf.stack(squares(g for g, _ in pairs)))
+        return pairs
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
-        finite = tf.reduce_all([
-            tf.reduce_all(tf.is_finite(g))
-            for g, _ in grads_and_vars if g is not None])
+        finite = tf.reduce_all(self.finite)
 
         def update():
             with tf.control_dependencies([self._optimizer.apply_gradients(
@@ -457,4 +457,4 @@ class LossScaled(Wrapper):
 
         applied = tf.cond(finite, update, lambda: tf.constant(False))
         with tf.control_dependencies([applied]):
-            return tf.group(self._loss_scale.update(finite), name=name)
+            return tf.group(self._scale.update(finite), name=name)

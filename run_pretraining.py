@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-trains RoBERTa as a masked language model, and evaluates it.
+
+    python run_pretraining.py --bert_config_file=config.json \
+      --input_files_dir=records --output_dir=output --do_train=True
+"""
+import dataclasses
+import math
+import os
+import typing
+
+from absl import flags
+import tensorflow.compat.v1 as tf
+
+import command_line
+import environment
+import errors
+import input_pipeline
+import modeling
+import progress
+import records
+import training
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig:
+    """Flags of this script alone."""
+    input_files_dir: str = command_line.flag(
+        "", "Records to train on: directories, files and globs, comma "
+        "separated.")
+    eval_files_dir: str = command_line.flag(
+        "", "Records to evaluate on, given likewise.")
+    do_eval: bool = command_line.flag(False, "Whether to evaluate.")
+    eval_batch_size: int = command_line.flag(
+        8, "Sequences of a batch in evaluation.", lower=1)
+    max_eval_steps: int = command_line.flag(
+        0, "Batches of an evaluation; 0 evaluates all records.", lower=0)
+    max_predictions_per_seq: int = command_line.flag(
+        80, "Masked positions a sequence has room for.", lower=1)
+    masked_lm_prob: typing.Optional[float] = command_line.flag(
+        None, "Share of tokens that dynamic masking draws. Default: "
+        "manifest.json's, else 0.15.")
+    do_whole_word_mask: typing.Optional[bool] = command_line.flag(
+        None, "Whether dynamic masking draws whole words. Default: "
+        "manifest.json's, else False.")
+    num_train_steps: int = command_line.flag(
+        100000, "Updates of the whole run.", lower=1)
+    num_warmup_steps: int = command_line.flag(
+        10000, "Updates over which the learning rate rises from 0.", lower=0)
+    shuffle_window: int = command_line.flag(
+        100000, "Records that are shuffled together.", lower=1)
+    skip_corrupt_records: bool = command_line.flag(
+        False, "Pass over corrupted records and count them.")
+
+    def __post_init__(self):
+        if self.masked_lm_prob is not None and not (
+                0 < self.masked_lm_prob < 1):
+            raise errors.UserError(
+                "--masked_lm_prob is %s; expected a number between 0 and 1, "
+                "0.15 in the paper" % self.masked_lm_prob)
+
+
+def masked_lm_sums(config, features, kernels, *, is_training,
+                   dropout_seed=None, recompute_layers=False):
+    """Loss and accuracy, summed over the masked positions of a batch.
+
+    Args:
+      config: modeling.RobertaConfig.
+      features: {name: tensor} of input_pipeline.MaskedLmBatches.
+      kernels: modeling.Kernels.
+      is_training: whether dropout is applied.
+      dropout_seed: see modeling.RobertaModel.
+      recompute_layers: see modeling.RobertaModel.
+
+    Returns:
+      ({"loss", "masked_lm_accuracy": float32 scalar},
+       {"loss", "masked_lm_accuracy": float32 [B * P]}, weights [B * P]).
+    """
+    model = modeling.RobertaModel(
+        config, is_training, features["input_ids"], features["input_mask"],
+        kernels=kernels, dropout_seed=dropout_seed,
+        recompute_layers=recompute_layers)
+    rows = kernels.gather(model.get_rows(), flat_positions(
+        features["masked_lm_positions"], features["input_ids"]))  # [B * P, H]
+    logits = modeling.masked_lm_logits(
+        config, rows, model.get_embedding_table(), kernels)
+    labels = tf.reshape(features["masked_lm_ids"], [-1])
+    weights = tf.reshape(features["masked_lm_weights"], [-1])
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=labels, logits=logits)
+    guess = tf.argmax(logits, 1, output_type=tf.int32)
+    right = tf.cast(tf.equal(guess, labels), tf.float32)
+    each = {"loss": loss, "masked_lm_accuracy": right}
+    return ({name: tf.reduce_sum(value * weights)
+             for name, value in each.items()}, each, weights)
+
+
+def flat_positions(positions, input_ids):
+    """Positions [B, P] as rows of the flattened [B * S, H]: [B * P]."""
+    shape = tf.shape(input_ids)
+    starts = tf.range(shape[0])[:, tf.newaxis] * shape[1]
+    return tf.reshape(positions + starts, [-1])
+
+
+def build_model_fn(config, run, task, device, save_timer):
+    """The estimator's model function."""
+    kernels = device.kernels
+    init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
+                       else run.init_checkpoint)
+
+    def compute(features, is_training, dropout_seed):
+        sums, _, _ = masked_lm_sums(
+            config, features, kernels,
+            is_training=is_training and not run.npu_bert_debug,
+            dropout_seed=dropout_seed, recompute_layers=run.recompute_layers)
+        return sums
+
+    losses = training.Losses(
+        compute, lambda features: tf.reduce_sum(features["masked_lm_weights"]))
+
+    def model_fn(features, labels, mode):
+        del labels
+        if mode == tf.estimator.ModeKeys.TRAIN:
+            return training.train_spec(
+                losses, features, config=config, run=run, device=device,
+                num_train_steps=task.num_train_steps,
+                num_warmup_steps=task.num_warmup_steps,
+                init_checkpoint=init_checkpoint, save_timer=save_timer)
+        _, each, weights = masked_lm_sums(config, features, kernels,
+                                          is_training=False)
+        if init_checkpoint:
+            training.warm_start(init_checkpoint)
+        means = {name: tf.metrics.mean(values, weights)
+                 for name, values in each.items()}
+        return tf.estimator.EstimatorSpec(
+            mode, loss=tf.div_no_nan(tf.reduce_sum(each["loss"] * weights),
+                                     tf.reduce_sum(weights)),
+            eval_metric_ops={
+                "masked_lm_loss": means["loss"],
+                "masked_lm_accuracy": means["masked_lm_accuracy"]})
+
+    return model_fn
+
+
+def _source(inputs, config, run, task):
+    return input_pipeline.MaskedLmSource(
+        inputs, max_seq_length=run.max_seq_length,
+        max_predictions=task.max_predictions_per_seq,
+        masked_lm_prob=task.masked_lm_prob,
+        whole_words=task.do_whole_word_mask, vocab_size=config.vocab_size,
+        pad_token_id=config.pad_token_id,
+        skip_corrupt=task.skip_corrupt_records)
+
+
+def _training_batches(source, run, task, device):
+    order = records.RecordOrder(source.shard_counts, run.random_seed,
+                                task.shuffle_window)
+    return input_pipeline.MaskedLmBatches(
+        source, batch_size=run.batch_size, rank=device.rank,
+        world_size=device.world_size, seed=run.random_seed, order=order)
+
+
+def evaluate(estimator, source, run, task):
+    """Evaluates, logs and writes eval_results.txt."""
+    batches = input_pipeline.MaskedLmBatches(
+        source, batch_size=task.eval_batch_size, seed=run.random_seed)
+    steps = batches.steps
+    if task.max_eval_steps:
+        steps = min(steps, task.max_eval_steps)
+    tf.logging.info("evaluating %d of %d sequences",
+                    min(steps * task.eval_batch_size, len(source)),
+                    len(source))
+    with training.reported(batches):
+        measured = estimator.evaluate(
+            lambda params: input_pipeline.dataset(batches, 0, steps),
+            steps=steps)
+    results = {name: float(measured[name])
+               for name in ("masked_lm_loss", "masked_lm_accuracy")}
+    results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
+    results["global_step"] = int(measured["global_step"])
+    tf.logging.info("%s", " ".join("%s=%.6g" % item
+                                   for item in sorted(results.items())))
+    training.write_results(os.path.join(run.output_dir, "eval_results.txt"),
+                           results)
+
+
+def _check(run, task, config):
+    if not (run.do_train or task.do_eval):
+        raise errors.UserError("nothing to do: give --do_train=True or "
+                               "--do_eval=True")
+    if run.max_seq_length > config.max_sequence_length:
+        raise errors.UserError(
+            "--max_seq_length is %d, but %s has positions for %d; use %d or "
+            "less" % (run.max_seq_length, run.bert_config_file,
+                      config.max_sequence_length, config.max_sequence_length))
+    if task.num_warmup_steps >= task.num_train_steps and run.do_train:
+        raise errors.UserError(
+            "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
+            "must be shorter" % (task.num_warmup_steps, task.num_train_steps))
+
+
+def main(_):
+    run = command_line.build(training.RunConfig, FLAGS)
+    task = command_line.build(PretrainingConfig, FLAGS)
+    options = command_line.build(environment.DeviceConfig, FLAGS)
+    training.set_up_logging(run)
+    config = training.model_config(run)
+    _check(run, task, config)
+    device = environment.create(options)
+    sources = {}
+    if run.do_train:
+        sources["train"] = _source(task.input_files_dir, config, run, task)
+    if task.do_eval:
+        sources["eval"] = _source(task.eval_files_dir, config, run, task)
+    if run.init_checkpoint:
+        training.check_init_checkpoint(run.init_checkpoint)
+    training.prepare_output(run, config)
+    save_timer = progress.SaveTimer()
+    estimator = device.estimator(
+        build_model_fn(config, run, task, device, save_timer), run)
+    if run.do_train:
+        batches = _training_batches(sources["train"], run, task, device)
+        training.train(
+            estimator, batches,
+            lambda first: input_pipeline.dataset(batches, first), run=run,
+            device=device, num_train_steps=task.num_train_steps,
+            save_timer=save_timer)
+    if task.do_eval and device.rank == 0:
+        evaluate(estimator, sources["eval"], run, task)
+    device.close()
+
+
+if __name__ == "__main__":
+    command_line.define(training.RunConfig)
+    command_line.define(PretrainingConfig)
+    command_line.define(environment.DeviceConfig)
+    command_line.run(main)

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the run scripts share: run settings, warm start, the training step,
+the log line, result files.
+"""
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import time
+import typing
+
+import tensorflow.compat.v1 as tf
+
+import command_line
+import errors
+import modeling
+import optimization
+import progress
+
+# Checkpoint variables that are no part of the model.
+_TRAINING_STATE = re.compile(
+    r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
+    r"^batches_seen)$")
+_ENCODER = re.compile(r"bert/(embeddings|encoder)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Flags that the run scripts share."""
+    bert_config_file: str = command_line.flag(
+        "", "The model's config.json, as Hugging Face writes it.")
+    output_dir: str = command_line.flag(
+        "", "Directory of checkpoints and results; a run found there goes on.")
+    out_log_dir: str = command_line.flag(
+        "", "Directory of TensorBoard scalars. Default: output_dir.")
+    init_checkpoint: str = command_line.flag(
+        "", "Checkpoint prefix whose weights a new run starts from.")
+    do_train: bool = command_line.flag(False, "Whether to train.")
+    max_seq_length: int = command_line.flag(
+        512, "Tokens of a sequence.", lower=4)
+    train_batch_size: int = command_line.flag(
+        32, "Sequences a device and micro-batch; the global batch is "
+        "train_batch_size x num_accumulation_steps x devices.", lower=1)
+    num_accumulation_steps: int = command_line.flag(
+        1, "Micro-batches of one update.", lower=1)
+    allreduce_post_accumulation: bool = command_line.flag(
+        True, "Average gradients over devices once an update, not once a "
+        "micro-batch.")
+    optimizer_type: str = command_line.flag(
+        "adam", "The optimizer.", choices=("adam", "lamb"))
+    learning_rate: float = command_line.flag(
+        1e-4, "Highest learning rate.", lower=0)
+    adam_beta1: float = command_line.flag(
+        0.9, "Decay of the first moment.", lower=0, upper=1)
+    adam_beta2: float = command_line.flag(
+        0.98, "Decay of the second moment.", lower=0, upper=1)
+    adam_epsilon: float = command_line.flag(
+        1e-6, "Added to the root of the second moment.", lower=0)
+    weight_decay_rate: float = command_line.flag(
+        0.01, "Decoupled weight decay; not of biases and LayerNorm.", lower=0)
+    clip_norm: float = command_line.flag(
+        1.0, "Largest norm of the gradients; 0 clips nothing.", lower=0)
+    npu_bert_clip_by_global_norm: bool = command_line.flag(
+        True, "Clip by the norm of all gradients; False clips each by its "
+        "own.")
+    layerwise_lr_decay: float = command_line.flag(
+        1.0, "Factor on the learning rate from one layer to the one below.",
+        lower=0.01, upper=1)
+    recompute_layers: bool = command_line.flag(
+        False, "Compute activations again in the backward pass: less memory, "
+        "about a third more time.")
+    save_checkpoints_steps: int = command_line.flag(
+        1000, "Steps between checkpoints.", lower=1)
+    keep_checkpoint_max: int = command_line.flag(
+        5, "Checkpoints to keep.", lower=2)
+    iterations_per_loop: int = command_line.flag(
+        1000, "NPU: steps on the device between two looks of the host.",
+        lower=1)
+    display_loss_steps: int = command_line.flag(
+        100, "Steps between log lines.", lower=1)
+    report_loss: bool = command_line.flag(
+        True, "Average the logged loss over all devices; False logs rank 0's "
+        "own.")
+    verbose_logging: bool = command_line.flag(
+        False, "Log every variable and every setting.")
+    npu_bert_debug: bool = command_line.flag(
+        False, "Train without dropout and in the order of the records.")
+    random_seed: int = command_line.flag(
+        12345, "Order of records, masks, dropout and new weights follow from "
+        "it.", lower=0, upper=2 ** 31 - 1)
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise errors.UserError("no output directory is given; name one "
+                                   "with --output_dir")
+
+    @property
+    def batch_size(self):
+        """Sequences of one update on one device."""
+        return self.train_batch_size * self.num_accumulation_steps
+
+    @property
+    def log_dir(self):
+        return self.out_log_dir or self.output_dir
+
+
+def set_up_logging(run):
+    """Our lines and TensorFlow's warnings, each once, with a time."""
+    logger = tf.get_logger()
+    logger.setLevel(logging.DEBUG if run.verbose_logging else logging.INFO)
+    logger.propagate = False  # absl's handler would say it again
+    for handler in logger.handlers:
+        handler.setFormatter(_Formatter())
+        if not run.verbose_logging:
+            handler.addFilter(_is_of_use)
+
+
+# What TensorFlow says of itself at every start.
+_CHATTER = re.compile(
+    r".*eprecat|Using config|_TPUContext|eval_on_tpu ignored|Done calling|"
+    r"Running local_init_op|Done running|Graph was finalized|Create Check|"
+    r"Skipping training since|.*_loop marked as finished|Inference Time|"
+    r"Loss for final step|Saving 'checkpoint_path'|Saving dict|"
+    r"Calling checkpoint listeners|Calling model_fn|Running (train|eval|"
+    r"infer) on CPU|Error recorded from|Reraising captured error")
+
+
+def _is_of_use(record):
+    return not _CHATTER.match(record.getMessage())
+
+
+class _Formatter(logging.Formatter):
+    """`2026-01-31 12:00:00 I message`."""
+
+    def format(self, record):
+        return "%s %s %s" % (time.strftime("%Y-%m-%d %H:%M:%S"),
+                             record.levelname[0], record.getMessage())
+
+
+def model_config(run):
+    """The config that --bert_config_file names."""
+    config = modeling.RobertaConfig.from_json_file(run.bert_config_file)
+    if config.unknown_keys:
+        tf.logging.warning("%s: %s are not known here and change nothing",
+                           run.bert_config_file,
+                           ", ".join(config.unknown_keys))
+    return config
+
+
+def latest_checkpoint(output_dir):
+    """Prefix of the newest checkpoint, or None."""
+    return tf.train.latest_checkpoint(output_dir)
+
+
+def batches_seen(checkpoint):
+    """Batches consumed when a checkpoint was written; 0 without one."""
+    if not checkpoint:
+        return 0
+    reader = tf.train.load_checkpoint(checkpoint)
+    if not reader.has_tensor("batches_seen"):
+        return int(reader.get_tensor("global_step"))
+    return int(reader.get_tensor("batches_seen"))
+
+
+def check_init_checkpoint(path):
+    """Raises errors.UserError unless path is a readable checkpoint."""
+    try:
+        return tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, ValueError) as error:
+        raise errors.UserError(
+            "--init_checkpoint=%s is no TensorFlow checkpoint (%s); expected "
+            "a prefix such as DIR/model.ckpt-1000, whose .index file stands "
+            "beside it" % (path, str(error).splitlines()[0]))
+
+
+def warm_start(path, required=_ENCODER):
+    """Makes variables start from a checkpoint, and reports which.
+
+    Args:
+      path: checkpoint prefix.
+      required: pattern of the variables that must be there.
+
+    Raises:
+      errors.UserError: a required variable is missing, or one has another
+        shape than the model's.
+    """
+    reader = check_init_checkpoint(path)
+    shapes = reader.get_variable_to_shape_map()
+    loaded, fresh = {}, []
+    for variable in tf.trainable_variables():
+        name = optimization.variable_name(variable)
+        if name not in shapes:
+            fresh.append(name)
+            continue
+        if list(shapes[name]) != variable.shape.as_list():
+            raise errors.UserError(
+                "%s has %s with shape %s, but the model config asks for %s; "
+                "use the config.json of that checkpoint" %
+                (path, name, list(shapes[name]), variable.shape.as_list()))
+        loaded[name] = variable
+    missing = [name for name in fresh if required.match(name)]
+    if missing:
+        raise errors.UserError(
+            "%s lacks %d variables of the encoder, %s first; expected a "
+            "RoBERTa checkpoint with this project's names "
+            "(convert_checkpoint.py makes one)" %
+            (path, len(missing), missing[0]))
+    unused = [name for name in shapes if name not in loaded
+              and not _TRAINING_STATE.search(name)]
+    tf.logging.info(
+        "%s: %d variables loaded, %d begin anew (%s), %d left unused (%s)",
+        path, len(loaded), len(fresh), _some(fresh), len(unused),
+        _some(sorted(unused)))
+    for name in sorted(loaded):
+        tf.logging.debug("loaded %s %s", name, shapes[name])
+    if loaded:
+        tf.train.init_from_checkpoint(path, loaded)
+
+
+def _some(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
+
+
+class Losses(typing.NamedTuple):
+    """A task's loss, as `train_spec` wants it.
+
+    Attributes:
+      compute: function (features of one micro-batch, is_training,
+        dropout_seed) -> {name: float32 scalar}; sums over the micro-batch,
+        "loss" among them.
+      weight: function (features of any number of sequences) -> float32
+        scalar, what the sum of losses is divided by.
+    """
+    compute: typing.Callable
+    weight: typing.Callable
+
+
+def train_spec(losses, features, *, config, run, device, num_train_steps,
+               num_warmup_steps, init_checkpoint, save_timer):
+    """The EstimatorSpec of training.
+
+    Loss and gradients are divided by the weight of the whole global batch,
+    over micro-batches and devices alike, as fairseq does.
+
+    Args:
+      losses: Losses.
+      features: {name: [K * B, ...]}, the sequences of one update.
+      config: modeling.RobertaConfig.
+      run: RunConfig.
+      device: an environment's device.
+      num_train_steps, num_warmup_steps: updates.
+      init_checkpoint: checkpoint prefix of a new run, or "".
+      save_timer: progress.SaveTimer that listens to the estimator's saves.
+    """
+    global_step = tf.train.get_or_create_global_step()
+    seen = tf.get_variable("batches_seen", [], tf.int64, trainable=False,
+                           initializer=tf.zeros_initializer())
+    weight, = device.average([losses.weight(features)])
+    weight = tf.maximum(weight, 1.0)
+    rate = optimization.linear_schedule(
+        global_step, run.learning_rate, num_train_steps, num_warmup_steps)
+
+    def micro_batch(index):
+        rows = {name: _micro_batch(tensor, index, run.num_accumulation_steps)
+                for name, tensor in features.items()}
+        seed = _dropout_seed(run, device.rank, seen, index)
+        sums = losses.compute(rows, True, seed)
+        return sums["loss"] / weight, {name: value / weight
+                                       for name, value in sums.items()}
+
+    optimizer = _optimizer(config, run, rate)
+    micro = device.micro_batches(optimizer, micro_batch, run)
+    chain = device.wrap_optimizer(micro, run)
+    pairs = chain.compute_gradients(tf.constant(1.0))
+    if init_checkpoint:
+        warm_start(init_checkpoint)
+    sums = micro.sums
+    if run.report_loss:
+        names = sorted(sums)
+        sums = dict(zip(names, device.average([sums[n] for n in names])))
+    norm = optimization.global_norm([g for g, _ in pairs])
+    clipped = optimization.clip(pairs, run.clip_norm,
+                                run.npu_bert_clip_by_global_norm, norm)
+    update = chain.apply_gradients(clipped, global_step)
+    with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
+        train_op = tf.assign_add(seen, 1).op
+    report = dict(sums, learning_rate=rate, gradient_norm=norm)
+    with tf.control_dependencies([train_op]):
+        report.update({name: tf.identity(value) for name, value in dict(
+            device.overflow(chain), global_step=global_step,
+            batches_seen=seen).items()})
+    hook = progress.ProgressHook(
+        report, every=run.display_loss_steps, is_logging=device.rank == 0,
+        log_dir=run.log_dir, num_train_steps=num_train_steps,
+        examples_per_step=run.batch_size * device.world_size,
+        gradient_names=[optimization.variable_name(v) for g, v in pairs
+                        if g is not None], save_timer=save_timer)
+    return tf.estimator.EstimatorSpec(
+        tf.estimator.ModeKeys.TRAIN, loss=device.without_nan(sums["loss"]),
+        train_op=train_op, training_hooks=device.hooks() + [hook])
+
+
+def _micro_batch(tensor, index, count):
+    """Part `index` of `count` equal ones along the first axis."""
+    if count == 1:
+        return tensor
+    shape = tf.concat([[count, -1], tf.shape(tensor)[1:]], axis=0)
+    part = tf.reshape(tensor, shape)[index]
+    static = tensor.shape.as_list()
+    part.set_shape([static[0] and static[0] // count] + static[1:])
+    return part
+
+
+def _dropout_seed(run, rank, seen, index):
+    """int32 [2]: differs by seed, rank, batch and micro-batch."""
+    key = (run.random_seed * 0x9E3779B1 + rank * 0x85EBCA6B) & 0x7FFFFFFF
+    counter = (tf.cast(seen, tf.int64) * run.num_accumulation_steps
+               + tf.cast(index, tf.int64))
+    return tf.stack([tf.constant(key, tf.int32),
+                     tf.cast(tf.floormod(counter, 2 ** 31 - 1), tf.int32)])
+
+
+def _optimizer(config, run, rate):
+    return optimization.OPTIMIZERS[run.optimizer_type](
+        rate, beta1=run.adam_beta1, beta2=run.adam_beta2,
+        epsilon=run.adam_epsilon, weight_decay_rate=run.weight_decay_rate,
+        rate_factor=functools.partial(
+            optimization.layer_wise_factor, decay=run.layerwise_lr_decay,
+            num_layers=config.num_hidden_layers))
+
+
+def train(estimator, batches, input_fn, *, run, device, num_train_steps,
+          save_timer):
+    """Trains up to num_train_steps, going on where output_dir left off.
+
+    Args:
+      estimator: from device.estimator.
+      batches: input_pipeline.Batches that input_fn reads.
+      input_fn: function of the first batch's number giving a dataset.
+      run: RunConfig.
+      device: the device.
+      num_train_steps: updates in all.
+      save_timer: the progress.SaveTimer given to `train_spec`.
+
+    Raises:
+      errors.UserError: a batch cannot be made, or training is stuck.
+    """
+    latest = latest_checkpoint(run.output_dir)
+    first = device.agree(batches_seen(latest))
+    if latest:
+        tf.logging.info("going on from %s, batch %d", latest, first)
+    with reported(batches):
+        estimator.train(lambda params: input_fn(first),
+                        max_steps=num_train_steps,
+                        saving_listeners=[save_timer])
+
+
+@contextlib.contextmanager
+def reported(batches):
+    """Turns TensorFlow's errors into those that a user can mend."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        batches.raise_error()
+        if isinstance(error, (tf.errors.ResourceExhaustedError,
+                              tf.errors.PermissionDeniedError)):
+            raise errors.UserError(
+                "TensorFlow stopped: %s; free disk or memory, or use a "
+                "smaller --train_batch_size" % str(error).splitlines()[0])
+        raise
+
+
+def write_results(path, results):
+    """Writes `key = value` lines; the file appears when it is complete."""
+    write_text(path, "".join("%s = %s\n" % (key, results[key])
+                             for key in sorted(results)))
+
+
+def write_json(path, value):
+    """Writes indented JSON; the file appears when it is complete."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path, text):
+    """Writes UTF-8 text under a temporary name and renames it."""
+    temporary = path + ".incomplete"
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def prepare_output(run, config):
+    """Makes the output directories and writes config.json there."""
+    os.makedirs(run.output_dir, exist_ok=True)
+    os.makedirs(run.log_dir, exist_ok=True)
+    path = os.path.join(run.output_dir, "config.json")
+    if not (os.path.exists(path)
+            and os.path.samefile(path, run.bert_config_file)):
+        write_json(path, config.to_dict())
