@@ -120,8 +120,8 @@ def build_model_fn(config, run, task, device, save_timer):
     losses = training.Losses(
         compute, lambda features: tf.reduce_sum(features["masked_lm_weights"]))
 
-    def model_fn(features, labels, mode):
-        del labels
+    def model_fn(features, labels, mode, params):
+        del labels, params
         if mode == tf.estimator.ModeKeys.TRAIN:
             return training.train_spec(
                 losses, features, config=config, run=run, device=device,

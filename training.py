@@ -120,7 +120,7 @@ def set_up_logging(run):
 
 # What TensorFlow says of itself at every start.
 _CHATTER = re.compile(
-    r".*eprecat|Using config|_TPUContext|eval_on_tpu ignored|Done calling|"
+    r".*eprecat|Estimator's model_fn|Using config|_TPUContext|eval_on_tpu ignored|Done calling|"
     r"Running local_init_op|Done running|Graph was finalized|Create Check|"
     r"Skipping training since|.*_loop marked as finished|Inference Time|"
     r"Loss for final step|Saving 'checkpoint_path'|Saving dict|"
