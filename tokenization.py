@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RoBERTa's byte-level byte-pair encoding: text to ids and back, exactly.
+
+A text is cut into pieces (words with their leading space, numbers, runs of
+punctuation or white space); a piece becomes its UTF-8 bytes, each written as
+one printable character; the pair with the lowest rank is merged until no pair
+is left that has one:
+
+    " low" -> "Ġ l o w" -> "Ġ lo w" -> "Ġ low" -> "Ġlow" -> [614]
+
+Source: Radford et al. 2019, section 2.2; the file format is that of GPT-2 and
+of Hugging Face: vocab.json (token to id) and merges.txt (a pair a line, in the
+order of their ranks).
+"""
+import heapq
+import itertools
+import json
+import re
+
+import numpy as np
+import regex
+
+import errors
+
+BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
+
+# Unicode's White_Space, which is `\s` in `regex` and in Rust; Python's own
+# `\s` and `isspace` also take U+001C to U+001F.
+_WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005"
+                "\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000")
+
+# GPT-2's pattern.
+_PIECE = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+"
+                       r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+# Chunks are whole pieces, several where punctuation touches a word: the same
+# boundaries at white space as _PIECE has, found three times as fast.
+_CHUNK = re.compile(" ?[^{0}]+|[{0}]+(?![^{0}])|[{0}]+".format(_WHITE_SPACE))
+
+# The heap costs more than it saves on words shorter than this many bytes.
+_LONG_WORD = 32
+# Nothing longer is remembered, so that the cache is bounded in bytes as well.
+_MAX_CACHED_CHARACTERS = 64
+_CACHE_CAPACITY = 1 << 17
+_MAX_FILE_BYTES = 64 << 20
+# The share of a vocabulary that merges may leave out: RoBERTa's has four such
+# entries besides the special tokens.
+_MAX_UNMERGED = 0.1
+
+_NEVER = float("inf")
+
+
+def _byte_symbols():
+    """The printable character that stands for each byte: 256 strings.
+
+    Bytes that print as themselves keep their character; the others take
+    U+0100, U+0101, ... in turn. Source: GPT-2, encoder.py, bytes_to_unicode.
+    """
+    printable = set(itertools.chain(range(0x21, 0x7f), range(0xa1, 0xad),
+                                    range(0xae, 0x100)))
+    others = itertools.count(0x100)
+    return [chr(byte if byte in printable else next(others))
+            for byte in range(256)]
+
+
+_SYMBOL_OF_BYTE = _byte_symbols()
+_BYTE_OF_SYMBOL = {symbol: byte for byte, symbol in enumerate(_SYMBOL_OF_BYTE)}
+
+
+class RobertaTokenizer:
+    """Byte-level BPE; special tokens written in a text are ordinary text.
+
+    Any string survives: `decode(encode(text)) == text` (lower-cased first
+    where `do_lower_case`). A lone surrogate counts as the three bytes that
+    UTF-8 would give it.
+    """
+
+    def __init__(self, vocab_file, merges_file, do_lower_case=False):
+        """Reads and checks the two files.
+
+        Args:
+          vocab_file: path of a JSON object, token -> id, ids 0 to V - 1.
+          merges_file: path of a text with a pair of tokens a line, best first;
+            a first line that begins with "#version" is passed over.
+          do_lower_case: whether texts are lower-cased before they are encoded
+            (`str.lower`, so with the Unicode version of the Python in use).
+
+        Raises:
+          errors.UserError: a file is missing or malformed, or the two do not
+            belong together.
+        """
+        self._do_lower_case = do_lower_case
+        self._ids = _read_vocabulary(vocab_file)
+        self._ranks = _read_merges(merges_file, self._ids, vocab_file)
+        self._tokens = {i: token for token, i in self._ids.items()}
+        self._bytes = {i: _token_bytes(token)
+                       for token, i in self._ids.items()}
+        self._token_lengths = np.array(
+            [len(self._bytes[i]) for i in range(self.vocab_size)])  # [V]
+        # 1 where an offset leaves out the token's leading space.
+        self._leading_spaces = np.array(
+            [text[:1] == " " and not _is_white_space(text)
+             for text in self._texts()], np.int64)  # [V]
+        self._cache = _Cache(self._encode_chunk, _CACHE_CAPACITY)
+
+    @property
+    def vocab_size(self):
+        return len(self._ids)
+
+    @property
+    def bos_id(self):
+        return self._ids[BOS]
+
+    @property
+    def pad_id(self):
+        return self._ids[PAD]
+
+    @property
+    def eos_id(self):
+        return self._ids[EOS]
+
+    @property
+    def unk_id(self):
+        return self._ids[UNK]
+
+    @property
+    def mask_id(self):
+        return self._ids[MASK]
+
+    def encode(self, text):
+        """The ids of a text, a list of int; no special tokens are added."""
+        if self._do_lower_case:
+            text = text.lower()
+        return list(itertools.chain.from_iterable(
+            map(self._cache.__getitem__, _CHUNK.findall(text))))
+
+    def encode_with_offsets(self, text):
+        """The ids of a text and where each stands in it.
+
+        " a cafe" -> ([10, 16381], [(1, 2), (3, 7)])
+
+        Returns:
+          (ids, offsets): offsets are (start, end) in characters of `text`, end
+          exclusive. A token's leading space is left out unless the token is
+          nothing but white space. A character that is spread over several
+          tokens has its whole span in each.
+        """
+        ids = self.encode(text)
+        index = np.array(ids, np.int64)  # [number of tokens]
+        lengths = self._token_lengths[index]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths + self._leading_spaces[index]
+        if not text.isascii():
+            character = self._character_of_byte(text)
+            starts, ends = character[starts], character[ends - 1] + 1
+        return ids, list(zip(starts.tolist(), ends.tolist()))
+
+    def _character_of_byte(self, text):
+        """For each byte that is encoded, the index of its character in text."""
+        encoded = text.lower() if self._do_lower_case else text
+        data = np.frombuffer(encoded.encode("utf-8", "surrogatepass"), np.uint8)
+        character = np.cumsum(data & 0xc0 != 0x80) - 1
+        if len(encoded) == len(text):
+            return character
+        # Lower-casing makes two characters of some, such as U+0130.
+        lengths = [len(letter.lower()) for letter in text]
+        return np.repeat(np.arange(len(text)), lengths)[character]
+
+    def tokenize(self, text):
+        """The tokens of a text as vocab.json writes them, a list of str."""
+        return self.convert_ids_to_tokens(self.encode(text))
+
+    def decode(self, ids):
+        """The text of ids; a special token is written as its name.
+
+        Bytes that form no whole character become U+FFFD.
+
+        Raises:
+          errors.UserError: an id is not in the vocabulary.
+        """
+        data = b"".join(self._look_up(self._bytes, ids, "id"))
+        try:
+            return data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return data.decode("utf-8", "replace")
+
+    def convert_tokens_to_ids(self, tokens):
+        """The ids of tokens, a list of int; of one token (a str) its id.
+
+        Raises:
+          errors.UserError: a token is not in the vocabulary.
+        """
+        if isinstance(tokens, str):
+            return self._look_up(self._ids, [tokens], "token")[0]
+        return self._look_up(self._ids, tokens, "token")
+
+    def convert_ids_to_tokens(self, ids):
+        """The tokens of ids, a list of str; of one id its token.
+
+        Raises:
+          errors.UserError: an id is not in the vocabulary.
+        """
+        if isinstance(ids, (int, np.integer)):
+            return self._look_up(self._tokens, [ids], "id")[0]
+        return self._look_up(self._tokens, ids, "id")
+
+    def _look_up(self, table, keys, kind):
+        try:
+            return list(map(table.__getitem__, keys))
+        except KeyError as error:
+            raise errors.UserError(
+                "%s %r is not in the vocabulary of %d tokens (ids 0 to %d)" % (
+                    kind, error.args[0], self.vocab_size, self.vocab_size - 1))
+
+    def word_start_table(self):
+        """Which tokens begin a word: bool [V].
+
+        They begin with a space or other white space; special tokens do not.
+        The first token of a sequence begins a word whatever it is.
+        """
+        return np.array([text != "" and _is_white_space(text[:1])
+                         for text in self._texts()])
+
+    def _texts(self):
+        """The text of each token, where it can be read alone, by id."""
+        return [self._bytes[i].decode("utf-8", "replace")
+                for i in range(self.vocab_size)]
+
+    def _encode_chunk(self, chunk):
+        """The ids of what _CHUNK matches, a tuple of int."""
+        pieces = _PIECE.findall(chunk)
+        if len(pieces) > 1:
+            return tuple(itertools.chain.from_iterable(
+                map(self._cache.__getitem__, pieces)))
+        symbols = [_SYMBOL_OF_BYTE[byte]
+                   for byte in chunk.encode("utf-8", "surrogatepass")]
+        if len(symbols) < _LONG_WORD:
+            merged = _merge(symbols, self._ranks)
+        else:
+            merged = _merge_long(symbols, self._ranks)
+        return tuple(map(self._ids.__getitem__, merged))
+
+
+class _Cache(dict):
+    """Remembers `compute(text)` for the texts met last.
+
+    Two generations: when one is full it replaces the older one, and what is
+    asked for again moves over. At most 2 x capacity values are held, and
+    frequent words stay, whatever stands between their occurrences.
+    """
+
+    def __init__(self, compute, capacity):
+        super().__init__()
+        self._compute = compute
+        self._capacity = capacity
+        self._previous = {}
+
+    def __missing__(self, text):
+        value = self._previous.get(text)
+        if value is None:
+            value = self._compute(text)
+        if len(text) <= _MAX_CACHED_CHARACTERS:
+            if len(self) >= self._capacity:
+                self._previous = dict(self)
+                self.clear()
+            self[text] = value
+        return value
+
+    def __reduce__(self):
+        # What is remembered does not travel to another process.
+        return _Cache, (self._compute, self._capacity)
+
+
+def _merge(symbols, ranks):
+    """Merges the pair of lowest rank, the leftmost first, until none is left.
+
+    Args:
+      symbols: list of str, which is changed.
+      ranks: dict, (left, right) -> rank.
+
+    Returns:
+      The merged symbols. Time grows with the square of their number.
+    """
+    found = [ranks.get(pair, _NEVER) for pair in zip(symbols, symbols[1:])]
+    while found:
+        rank = min(found)
+        if rank == _NEVER:
+            break
+        i = found.index(rank)
+        symbols[i] += symbols.pop(i + 1)
+        del found[i]
+        if i > 0:
+            found[i - 1] = ranks.get((symbols[i - 1], symbols[i]), _NEVER)
+        if i < len(found):
+            found[i] = ranks.get((symbols[i], symbols[i + 1]), _NEVER)
+    return symbols
+
+
+def _merge_long(symbols, ranks):
+    """The same as `_merge`, in n log n steps.
+
+    A heap holds the pairs by rank and position, a linked list the neighbours.
+    A merged symbol is "", and "" ends the list on both sides (index n and -1),
+    because no pair with it has a rank.
+    """
+    count = len(symbols)
+    symbols = symbols + [""]
+    following = list(range(1, count + 1)) + [count]
+    preceding = list(range(-1, count))
+    heap = [(ranks[pair], i)
+            for i, pair in enumerate(zip(symbols, symbols[1:]))
+            if pair in ranks]
+    heapq.heapify(heap)
+    while heap:
+        rank, left = heapq.heappop(heap)
+        right = following[left]
+        if ranks.get((symbols[left], symbols[right])) != rank:
+            continue  # One of the two has been merged meanwhile.
+        symbols[left] += symbols[right]
+        symbols[right] = ""
+        following[left] = following[right]
+        preceding[following[right]] = left
+        for start in (preceding[left], left):
+            pair = symbols[start], symbols[following[start]]
+            if pair in ranks:
+                heapq.heappush(heap, (ranks[pair], start))
+    return [symbol for symbol in symbols if symbol]
+
+
+def _token_bytes(token):
+    """The bytes of a token: "Ġlow" -> b" low"."""
+    try:
+        return bytes(map(_BYTE_OF_SYMBOL.__getitem__, token))
+    except KeyError:  # Not made of byte symbols: an entry that stands alone.
+        return token.encode("utf-8", "surrogatepass")
+
+
+def _is_white_space(text):
+    return not text.strip(_WHITE_SPACE)
+
+
+def _read_text(path, what):
+    """The text of a UTF-8 file that is not larger than any real one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise errors.UserError("cannot read the %s %r: %s; expected the path of"
+                               " RoBERTa's vocab.json and merges.txt" % (
+                                   what, str(path), error.strerror or error))
+    if len(data) > _MAX_FILE_BYTES:
+        raise errors.UserError(
+            "the %s %r has more than %d MB; RoBERTa's has less than one" % (
+                what, str(path), _MAX_FILE_BYTES >> 20))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise errors.UserError("the %s %r is not UTF-8: %s at byte %d" % (
+            what, str(path), error.reason, error.start))
+
+
+def _read_vocabulary(path):
+    """dict, token -> id, from vocab.json; ids 0 to V - 1, each once."""
+    text = _read_text(path, "vocabulary")
+    try:
+        # No id has 20 digits; a number of a million takes minutes to read.
+        ids = json.loads(text, parse_int=lambda digits: int(digits[:20]))
+    except RecursionError:
+        raise errors.UserError(
+            "the vocabulary %r is nested too deeply; expected one JSON object,"
+            " token to id" % str(path))
+    except ValueError as error:
+        raise errors.UserError("the vocabulary %r is not JSON: %s" % (
+            str(path), error))
+    if not isinstance(ids, dict):
+        raise errors.UserError(
+            "the vocabulary %r holds a JSON %s; expected an object, token to"
+            " id, such as RoBERTa's vocab.json" % (
+                str(path), type(ids).__name__))
+    _check_ids(ids, path)
+    _check_tokens(ids, path)
+    return ids
+
+
+def _check_ids(ids, path):
+    taken = {}
+    for token, i in ids.items():
+        if type(i) is not int:  # isinstance would take True for 1.
+            problem = "is no whole number"
+        elif not 0 <= i < len(ids):
+            problem = "is outside of 0 to %d" % (len(ids) - 1)
+        elif i in taken:
+            problem = "is also that of %r" % taken[i]
+        else:
+            taken[i] = token
+            continue
+        raise errors.UserError(
+            "the vocabulary %r has %d tokens and so needs the ids 0 to %d, each"
+            " once, but the id of %.40r, %.40r, %s" % (
+                str(path), len(ids), len(ids) - 1, token, i, problem))
+
+
+def _check_tokens(ids, path):
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
+    if missing:
+        raise errors.UserError(
+            "the vocabulary %r lacks %s; expected RoBERTa's, which has %s"
+            " (GPT-2's has not)" % (str(path), ", ".join(missing),
+                                    ", ".join(SPECIAL_TOKENS)))
+    missing = [symbol for symbol in _SYMBOL_OF_BYTE if symbol not in ids]
+    if missing:
+        raise errors.UserError(
+            "the vocabulary %r lacks %d of the 256 byte symbols, such as %r;"
+            " a byte-level vocabulary has them all" % (
+                str(path), len(missing), missing[0]))
+
+
+def _read_merges(path, ids, vocab_file):
+    """dict, (left, right) -> rank, from merges.txt."""
+    lines = _read_text(path, "merges file").replace("\r\n", "\n").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    first = 1 if lines and lines[0].startswith("#version") else 0
+    ranks = {}
+    for number, line in enumerate(lines[first:], first + 1):
+        pair = tuple(line.split(" "))
+        if len(pair) != 2 or "" in pair:
+            raise errors.UserError(
+                "line %d of the merges file %r is %.40r; expected two tokens"
+                " parted by one space" % (number, str(path), line))
+        if pair in ranks:
+            raise errors.UserError(
+                "line %d of the merges file %r repeats the pair %.40r; each"
+                " pair has one rank" % (number, str(path), line))
+        for token in pair + ("".join(pair),):
+            if token not in ids:
+                raise errors.UserError(
+                    "line %d of the merges file %r needs the token %.40r, which"
+                    " the vocabulary %r lacks; the two do not belong together:"
+                    " take both from one model" % (
+                        number, str(path), token, str(vocab_file)))
+        ranks[pair] = len(ranks)
+    _check_all_are_made(ranks, ids, path, vocab_file)
+    return ranks
+
+
+def _check_all_are_made(ranks, ids, path, vocab_file):
+    """Refuses merges that are only a part of those of the vocabulary."""
+    made = {left + right for left, right in ranks}
+    made.update(_SYMBOL_OF_BYTE, SPECIAL_TOKENS)
+    unmade = len(ids) - len(made)
+    if unmade > _MAX_UNMERGED * len(ids):
+        raise errors.UserError(
+            "the %d merges of %r make all but %d of the %d tokens of %r; the"
+            " merges file is cut short, or the two do not belong together: take"
+            " both from one model" % (
+                len(ranks), str(path), unmade, len(ids), str(vocab_file)))
