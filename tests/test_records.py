@@ -433,6 +433,15 @@ def test_gzip_file_says_so(tmp_path):
         records.ShardedRecords([str(tmp_path / "a")])
 
 
+def test_sound_frame_above_the_limit_is_refused(tmp_path):
+    size = tf_example.MAX_RECORD_BYTES + 1
+    with open(str(tmp_path / "a"), "wb") as stream:
+        stream.write(struct.pack("<QI", size, tfrecord.length_crc(size)))
+        stream.truncate(size + FRAME)
+    with pytest.raises(records.RecordError, match="above the limit"):
+        records.ShardedRecords([str(tmp_path / "a")])
+
+
 def test_random_bytes_are_refused(tmp_path):
     random = np.random.RandomState(0)
     for size in (1, 11, 12, 13, 5000):
@@ -702,6 +711,12 @@ def test_hostile_manifest_is_refused_quickly(tmp_path, data):
         records.read_manifest(str(tmp_path))
     assert time.time() - start < 2
     assert len(str(caught.value)) < 1000
+
+
+def test_long_number_in_a_manifest_is_not_converted(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"random_seed": %s}' % ("7" * 30))
+    with pytest.raises(errors.UserError, match="a number of 30 digits"):
+        records.read_manifest(str(tmp_path))
 
 
 def test_malformed_manifest_is_not_written(tmp_path):
