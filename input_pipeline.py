@@ -294,4 +294,110 @@ def _word_starts(manifest, inputs):
             "whole-word masking needs the manifest.json of "
             "create_pretraining_data.py beside the records in %s; it says "
             "which entries begin a word" % inputs)
-    return manifests.word_starts(manifest)
+    return manifests.decode_word_starts(manifest["word_starts"],
+                                        manifest["vocab_size"])
+
+
+class LengthPools:
+    """Training order in which the sequences of a batch are of like length.
+
+    Pools of some batches are drawn at random, sorted by length, cut into
+    batches, and those are shuffled: less padding, every sequence once an
+    epoch, a pure function of the step.
+    """
+
+    def __init__(self, lengths, *, batch_size, seed, pool=50):
+        """
+        Args:
+          lengths: int [n], tokens of each sequence.
+          batch_size: sequences of a step on all devices.
+          seed: of the order.
+          pool: batches that are sorted together.
+        """
+        self._lengths = np.asarray(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._pool = pool
+        self._order = records.RecordOrder([len(self._lengths)], seed,
+                                          len(self._lengths))
+        self._cached = (None, None)
+
+    def indices(self, step):
+        """The sequences of a step: int64 [batch_size]."""
+        pool, place = divmod(step, self._pool)
+        cached, batches = self._cached
+        if cached != pool:
+            batches = self._sorted_pool(pool)
+            self._cached = (pool, batches)
+        return batches[place]
+
+    def _sorted_pool(self, pool):
+        size = self._pool * self._batch_size
+        _, drawn = self._order.indices(pool * size, size)
+        drawn = drawn[np.argsort(self._lengths[drawn], kind="stable")]
+        shuffled = np.random.RandomState(
+            [self._seed, pool]).permutation(self._pool)
+        return drawn.reshape(self._pool, self._batch_size)[shuffled]
+
+
+class FeatureBatches(Batches):
+    """Batches of a task's sequences, padded no further than needed."""
+
+    def __init__(self, sequences, values, *, pad_token_id, batch_size,
+                 max_length=None, order=None, rank=0):
+        """
+        Args:
+          sequences: function of an index giving its token ids.
+          values: {name: int or float array [n, ...]}, the other features.
+          pad_token_id: fills up input_ids.
+          batch_size: sequences of a batch on this device.
+          max_length: every batch's length; None pads to the next multiple of
+            32 of the longest sequence in the batch.
+          order: LengthPools, for training; None goes through `predicted`.
+          rank: this process's part of a step's sequences.
+        """
+        super().__init__()
+        self._sequences = sequences
+        self._values = values
+        self._pad_token_id = pad_token_id
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._order = order
+        self._rank = rank
+        self._predicted = None
+        self.names = ("input_ids", "index") + tuple(sorted(values))
+        self.dtypes = (tf.int32, tf.int32) + tuple(
+            tf.as_dtype(values[name].dtype) for name in sorted(values))
+        rows = batch_size if order or max_length else None
+        self.shapes = ([rows, max_length], [rows]) + tuple(
+            [rows] + list(values[name].shape[1:]) for name in sorted(values))
+
+    def predict_all(self, lengths):
+        """Goes once through all sequences, the longest ones first.
+
+        Args:
+          lengths: int [n], tokens of each sequence.
+
+        Returns:
+          The number of batches.
+        """
+        self._predicted = np.argsort(-np.asarray(lengths), kind="stable")
+        return -(-len(self._predicted) // self._batch_size)
+
+    def make(self, step):
+        """input_ids, index (-1 in a row that is padding), the other values."""
+        size = self._batch_size
+        if self._order is not None:
+            indices = self._order.indices(step)
+            indices = indices[self._rank * size:(self._rank + 1) * size]
+        else:
+            indices = self._predicted[step * size:(step + 1) * size]
+        sequences = [self._sequences(int(index)) for index in indices]
+        longest = self._max_length or -(-max(map(len, sequences)) // 32) * 32
+        rows = size if self.shapes[0][0] else len(indices)
+        ids = np.full((rows, longest), self._pad_token_id, np.int32)
+        for row, sequence in zip(ids, sequences):
+            row[:len(sequence)] = sequence
+        return [ids, _filled(indices, rows, -1)] + [
+            _filled(self._values[name][indices], rows, 0)
+            for name in self.names[2:]]

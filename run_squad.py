@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tunes RoBERTa on SQuAD v1.1 or v2.0, and answers questions.
+
+    python run_squad.py --bert_config_file=config.json --vocab_file=vocab.json \
+      --merges_file=merges.txt --init_checkpoint=roberta.ckpt \
+      --do_train=True --train_file=train-v1.1.json \
+      --do_predict=True --predict_file=dev-v1.1.json --output_dir=output
+"""
+import collections
+import dataclasses
+import os
+import re
+import typing
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+import tqdm
+
+import command_line
+import environment
+import errors
+import input_pipeline
+import modeling
+import progress
+import squad
+import tokenization
+import training
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class SquadConfig:
+    """Flags of this script alone."""
+    vocab_file: str = command_line.flag("", "The tokenizer's vocab.json.")
+    merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
+    do_lower_case: bool = command_line.flag(
+        False, "Lower-case all text; RoBERTa's vocabulary is cased.")
+    train_file: str = command_line.flag("", "SQuAD JSON to train on.")
+    do_predict: bool = command_line.flag(False, "Whether to predict.")
+    predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
+    predict_batch_size: int = command_line.flag(
+        8, "Sequences of a batch in prediction.", lower=1)
+    num_train_epochs: float = command_line.flag(
+        2.0, "Passes over the training features.", lower=0)
+    warmup_proportion: float = command_line.flag(
+        0.06, "Share of the steps over which the learning rate rises.",
+        lower=0, upper=1)
+    doc_stride: int = command_line.flag(
+        128, "Tokens from one window of a long context to the next.", lower=1)
+    max_query_length: int = command_line.flag(
+        64, "Tokens of a question; more are cut off.", lower=1)
+    n_best_size: int = command_line.flag(
+        20, "Answers listed for each question.", lower=1)
+    max_answer_length: int = command_line.flag(
+        30, "Tokens of an answer.", lower=1)
+    version_2_with_negative: bool = command_line.flag(
+        False, "Whether questions may have no answer (SQuAD v2.0).")
+    null_score_diff_threshold: float = command_line.flag(
+        0.0, "No answer is given where its score exceeds the best answer's "
+        "by more than this.")
+    answerability_head: bool = command_line.flag(
+        False, "v2.0: a classifier on <s> whose loss is added to the span "
+        "loss (RoBERTa paper, section 5.2).")
+    skip_invalid_answers: bool = command_line.flag(
+        False, "Leave out questions whose answer_start does not hold the "
+        "answer, and count them.")
+    feature_cache_dir: str = command_line.flag(
+        "", "Directory in which features are kept for the next run.")
+    num_workers: int = command_line.flag(
+        0, "Processes that tokenize; 0 takes all cores.", lower=0)
+    use_tpu: bool = command_line.flag(False, "Accepted while False.")
+    tpu_name: str = command_line.flag("", "Accepted while empty.")
+    tpu_zone: str = command_line.flag("", "Accepted while empty.")
+    gcp_project: str = command_line.flag("", "Accepted while empty.")
+    master: str = command_line.flag("", "Accepted while empty.")
+    num_tpu_cores: int = command_line.flag(8, "Accepted, without effect.")
+
+    def __post_init__(self):
+        asked = [name for name in ("use_tpu", "tpu_name", "tpu_zone",
+                                   "gcp_project", "master")
+                 if getattr(self, name)]
+        if asked:
+            raise errors.UserError(
+                "--%s is given, but there is no TPU here to train on; leave "
+                "the flag out and choose with --accelerator" % asked[0])
+        if self.answerability_head and not self.version_2_with_negative:
+            raise errors.UserError(
+                "--answerability_head is given without "
+                "--version_2_with_negative=True; v1.1 has no unanswerable "
+                "question")
+
+
+def _span_logits(config, task, features, kernels, **options):
+    """(start [B, S], end [B, S], answerable [B] or None), float32."""
+    model = modeling.RobertaModel(
+        config, input_ids=features["input_ids"], kernels=kernels, **options)
+    hidden = model.get_sequence_output()
+    start, end = modeling.squad_logits(config, hidden, kernels)
+    padding = tf.equal(features["input_ids"], config.pad_token_id)
+    # Padding is no answer, so the loss is the same however far a batch is
+    # padded.
+    lowest = tf.cast(padding, tf.float32) * -1e9
+    answerable = (modeling.answerable_logits(config, hidden, kernels)
+                  if task.answerability_head else None)
+    return start + lowest, end + lowest, answerable
+
+
+def span_sums(config, task, features, kernels, dropout_seed, run):
+    """The loss summed over a batch, and the share of exact spans.
+
+    Source: Devlin et al. 2018, section 4.2 (mean of start's and end's cross
+    entropy); Liu et al. 2019, section 5.2 (answerability loss added).
+
+    Returns:
+      {"loss", "span_accuracy": float32 scalar}.
+    """
+    start, end, answerable = _span_logits(
+        config, task, features, kernels, is_training=not run.npu_bert_debug,
+        dropout_seed=dropout_seed, recompute_layers=run.recompute_layers)
+    positions = features["start_position"], features["end_position"]
+    entropies = [tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=labels, logits=logits)
+                 for labels, logits in zip(positions, (start, end))]
+    loss = 0.5 * tf.reduce_sum(entropies[0] + entropies[1])
+    if answerable is not None:
+        has_answer = tf.cast(positions[0] > 0, tf.float32)
+        loss += tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(
+            labels=has_answer, logits=answerable))
+    right = [tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+             for labels, logits in zip(positions, (start, end))]
+    exact = tf.cast(tf.logical_and(*right), tf.float32)
+    return {"loss": loss, "span_accuracy": tf.reduce_sum(exact)}
+
+
+def build_model_fn(config, run, task, device, schedule, save_timer):
+    """The estimator's model function.
+
+    Args:
+      schedule: (num_train_steps, num_warmup_steps).
+    """
+    kernels = device.kernels
+    init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
+                       else run.init_checkpoint)
+    losses = training.Losses(
+        lambda features, is_training, seed: span_sums(
+            config, task, features, kernels, seed, run),
+        lambda features: tf.cast(tf.shape(features["input_ids"])[0],
+                                 tf.float32))
+
+    def model_fn(features, labels, mode, params):
+        del labels, params
+        if mode == tf.estimator.ModeKeys.TRAIN:
+            return training.train_spec(
+                losses, features, config=config, run=run, device=device,
+                num_train_steps=schedule[0], num_warmup_steps=schedule[1],
+                init_checkpoint=init_checkpoint, save_timer=save_timer)
+        start, end, answerable = _span_logits(config, task, features, kernels,
+                                              is_training=False)
+        if init_checkpoint:
+            training.warm_start(init_checkpoint, _TRAINED_FOR_SQUAD)
+        outputs = {"index": features["index"], "start": start, "end": end}
+        if answerable is not None:
+            outputs["answerable"] = answerable
+        return tf.estimator.EstimatorSpec(mode, predictions=outputs)
+
+    return model_fn
+
+
+# Without training, an untrained head would answer at random.
+_TRAINED_FOR_SQUAD = re.compile(r"bert/(embeddings|encoder)/|cls/squad/")
+
+
+class Data(typing.NamedTuple):
+    """Questions of a file and their windows."""
+    examples: list
+    features: list
+    lengths: np.ndarray  # int [n], tokens of each window
+
+
+def read_data(path, tokenizer, run, task, is_training):
+    """The windows of a SQuAD file, from the cache where they are there."""
+    flag = "train_file" if is_training else "predict_file"
+    if not path:
+        raise errors.UserError("--%s is not given; name a SQuAD JSON file" %
+                               flag)
+    counts = collections.Counter()
+    examples = squad.read_examples(
+        path, is_training, task.version_2_with_negative,
+        skip_invalid_answers=task.skip_invalid_answers, counts=counts)
+    features = list(squad.convert_examples_to_features(
+        examples, tokenizer, run.max_seq_length, task.doc_stride,
+        task.max_query_length, is_training,
+        num_workers=task.num_workers or os.cpu_count() or 1, counts=counts))
+    tf.logging.info(
+        "%s: questions=%d features=%d truncated_questions=%d", path,
+        len(examples), len(features), counts["truncated_questions"])
+    return Data(examples, features,
+                np.array([feature.length for feature in features]))
+
+
+def _batches(data, config, run, task, device, is_training):
+    """Batches for training, or for prediction of all windows."""
+    def ids(index):
+        return data.features[index].input_ids
+
+    max_length = run.max_seq_length if device.static_shapes else None
+    if not is_training:
+        return input_pipeline.FeatureBatches(
+            ids, {}, pad_token_id=config.pad_token_id,
+            batch_size=task.predict_batch_size, max_length=max_length)
+    values = {name: np.array([getattr(feature, name)
+                              for feature in data.features], np.int32)
+              for name in ("start_position", "end_position")}
+    order = input_pipeline.LengthPools(
+        data.lengths, batch_size=run.batch_size * device.world_size,
+        seed=run.random_seed)
+    return input_pipeline.FeatureBatches(
+        ids, values, pad_token_id=config.pad_token_id,
+        batch_size=run.batch_size, max_length=max_length, order=order,
+        rank=device.rank)
+
+
+def _schedule(data, run, task, device):
+    """(num_train_steps, num_warmup_steps), counted in features."""
+    global_batch = run.batch_size * device.world_size
+    steps = int(len(data.features) * task.num_train_epochs / global_batch)
+    steps = max(1, steps)
+    warmup = min(int(steps * task.warmup_proportion), steps - 1)
+    tf.logging.info(
+        "features=%d epochs=%g global_batch=%d num_train_steps=%d "
+        "num_warmup_steps=%d", len(data.features), task.num_train_epochs,
+        global_batch, steps, warmup)
+    return steps, warmup
+
+
+def predict(estimator, data, batches):
+    """Logits of all windows.
+
+    Returns:
+      ({unique_id: (start, end)}, {unique_id: answerable logit} or None).
+    """
+    steps = batches.predict_all(data.lengths)
+    spans, answerable = {}, {}
+    with training.reported(batches):
+        outputs = estimator.predict(
+            lambda params: input_pipeline.dataset(batches, 0, steps),
+            yield_single_examples=False)
+        for batch in tqdm.tqdm(outputs, total=steps, desc="predict",
+                               unit="batch", mininterval=2.0):
+            for row, index in enumerate(batch["index"]):
+                if index < 0:
+                    continue
+                unique_id = data.features[index].unique_id
+                spans[unique_id] = batch["start"][row], batch["end"][row]
+                if "answerable" in batch:
+                    answerable[unique_id] = float(batch["answerable"][row])
+    return spans, answerable or None
+
+
+def write_predictions(data, results, answerable, run, task):
+    """predictions.json, nbest_predictions.json and null_odds.json."""
+    predictions, nbest, null_odds = squad.decode(
+        data.examples, data.features, results, task.n_best_size,
+        task.max_answer_length, task.version_2_with_negative,
+        task.null_score_diff_threshold, answerable_logits=answerable)
+    files = {"predictions.json": predictions, "nbest_predictions.json": nbest}
+    if task.version_2_with_negative:
+        files["null_odds.json"] = null_odds
+    for name, value in files.items():
+        training.write_json(os.path.join(run.output_dir, name), value)
+    tf.logging.info("%d answers in %s", len(predictions), os.path.join(
+        run.output_dir, "predictions.json"))
+
+
+def _check(run, task, config, tokenizer):
+    if not (run.do_train or task.do_predict):
+        raise errors.UserError("nothing to do: give --do_train=True or "
+                               "--do_predict=True")
+    if run.max_seq_length > config.max_sequence_length:
+        raise errors.UserError(
+            "--max_seq_length is %d, but %s has positions for %d; use %d or "
+            "less" % (run.max_seq_length, run.bert_config_file,
+                      config.max_sequence_length, config.max_sequence_length))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise errors.UserError(
+            "%s has %d entries, but %s has vocab_size %d; use the vocabulary "
+            "of that model" % (task.vocab_file, tokenizer.vocab_size,
+                               run.bert_config_file, config.vocab_size))
+    if tokenizer.pad_id != config.pad_token_id:
+        raise errors.UserError(
+            "%s has <pad> at %d, but %s has pad_token_id %d; use the "
+            "vocabulary of that model" %
+            (task.vocab_file, tokenizer.pad_id, run.bert_config_file,
+             config.pad_token_id))
+    if not (run.do_train or run.init_checkpoint
+            or training.latest_checkpoint(run.output_dir)):
+        raise errors.UserError(
+            "%s holds no checkpoint to predict with; name one with "
+            "--init_checkpoint, or train with --do_train=True" %
+            run.output_dir)
+
+
+def main(_):
+    run = command_line.build(training.RunConfig, FLAGS)
+    task = command_line.build(SquadConfig, FLAGS)
+    options = command_line.build(environment.DeviceConfig, FLAGS)
+    training.set_up_logging(run)
+    config = training.model_config(run)
+    tokenizer = tokenization.RobertaTokenizer(
+        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
+    _check(run, task, config, tokenizer)
+    if run.init_checkpoint:
+        training.check_init_checkpoint(run.init_checkpoint)
+    # All input is read, and refused, before a device is touched.
+    train_data = predict_data = None
+    if run.do_train:
+        train_data = read_data(task.train_file, tokenizer, run, task, True)
+    if task.do_predict:
+        predict_data = read_data(task.predict_file, tokenizer, run, task,
+                                 False)
+    device = environment.create(options)
+    training.prepare_output(run, config)
+    save_timer = progress.SaveTimer()
+    schedule = _schedule(train_data, run, task, device) if train_data else (
+        1, 0)
+    estimator = device.estimator(build_model_fn(
+        config, run, task, device, schedule, save_timer), run)
+    if train_data:
+        batches = _batches(train_data, config, run, task, device, True)
+        training.train(
+            estimator, batches,
+            lambda first: input_pipeline.dataset(batches, first), run=run,
+            device=device, num_train_steps=schedule[0], save_timer=save_timer)
+    if predict_data and device.rank == 0:
+        batches = _batches(predict_data, config, run, task, device, False)
+        write_predictions(predict_data, *predict(
+            estimator, predict_data, batches), run, task)
+    device.close()
+
+
+if __name__ == "__main__":
+    command_line.define(training.RunConfig, learning_rate=1.5e-5,
+                        max_seq_length=384, train_batch_size=48)
+    command_line.define(SquadConfig)
+    command_line.define(environment.DeviceConfig)
+    command_line.run(main)
