@@ -13,9 +13,8 @@
     wrap_optimizer(optimizer, run)   averages, scales the loss
     overflow(optimizer)         what the hook reports of the loss scale
     without_nan(loss)           the loss as TensorFlow may see it
-    estimator(model_fn, run)    something with train, evaluate and predict
+    estimator(model_fn, run, num_train_steps)   trains, evaluates, predicts
     hooks()           session hooks it needs in training
-    steps_per_call(run)   training steps in one Session.run
 """
 import dataclasses
 import os
@@ -67,10 +66,14 @@ class DeviceConfig:
         "", "NPU: job file of an older launcher; empty reads the environment.")
     hcom_parallel: bool = command_line.flag(
         True, "NPU: average gradients while the backward pass goes on.")
+    npu_gradient_split: str = command_line.flag(
+        "", "NPU: shares of the gradients that are averaged together, in per "
+        "cent, comma separated, summing to 100. Default: the adapter's.")
     precision_mode: str = command_line.flag(
         "", "NPU: precision mode of the graph compiler. Default: "
         "must_keep_origin_dtype with manual_fp16, allow_mix_precision with "
-        "use_fp16, else the dtypes of the graph.")
+        "use_fp16, else the adapter's own (products in fp16 on an Ascend "
+        "910).")
     profiling: bool = command_line.flag(
         False, "NPU: write a profile into output_dir/profiling.")
     data_dump: bool = command_line.flag(
@@ -88,6 +91,8 @@ class DeviceConfig:
             raise errors.UserError(
                 "--npu_bert_loss_scale is %s; expected -1 (off), 0 (dynamic) "
                 "or a number >= 1" % scale)
+        if self.npu_gradient_split:
+            _check_split(self.npu_gradient_split)
 
     @property
     def half_precision(self):
@@ -100,6 +105,17 @@ class DeviceConfig:
         if self.npu_bert_loss_scale is None:
             return 0 if self.half_precision else -1
         return self.npu_bert_loss_scale
+
+
+def _check_split(text):
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or min(shares) <= 0 or abs(sum(shares) - 100) > 1e-6:
+        raise errors.UserError(
+            "--npu_gradient_split is %r; expected positive numbers, comma "
+            "separated, that sum to 100" % text)
 
 
 class Processes:
@@ -152,10 +168,6 @@ class Device:
 
     def hooks(self):
         return self._processes.hooks()
-
-    def steps_per_call(self, run):
-        del run
-        return 1
 
     @property
     def kernels(self):
@@ -228,12 +240,13 @@ class Device:
             rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
         return config
 
-    def estimator(self, model_fn, run):
+    def estimator(self, model_fn, run, num_train_steps):
         """A TPUEstimator that computes on this device.
 
         Ranks other than 0 save nothing and work in a directory that goes with
         the process.
         """
+        del num_train_steps
         saves = self.rank == 0
         config = tf.estimator.tpu.RunConfig(
             model_dir=run.output_dir if saves else self._scratch_dir(),

@@ -1,8 +1,284 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ascend NPUs through npu_bridge."""
+"""Ascend NPUs, through Huawei's TensorFlow adapter.
+
+The only file that names npu_bridge, and it imports it only when an NPU is
+asked for. It keeps to the names and arguments that the adapter has in all of
+its releases from 2021 on.
+
+Source: Ascend/tensorflow (Apache 2.0), tf_adapter/python/npu_bridge; the
+vendor's TensorFlow 1.15 porting guide.
+"""
+import dataclasses
 import importlib.util
+import json
+import os
+
+import tensorflow.compat.v1 as tf
+
+import environment
+import errors
+
+_DEVICES_PER_SERVER = 8
+
 
 def missing():
-    if importlib.util.find_spec("npu_bridge") is None:
-        return "--accelerator=npu, but npu_bridge does not import; install Ascend's TF adapter (docs/ascend.md)"
-    return ""
+    """What an NPU lacks here, as a message for the user; "" if nothing."""
+    if importlib.util.find_spec("npu_bridge") is not None:
+        return ""
+    return ("--accelerator=npu, but the Python package npu_bridge does not "
+            "import; install CANN and its TensorFlow adapter, and source its "
+            "set_env.sh (docs/ascend.md)")
+
+
+def create(options, environ):
+    """The NPU that the process's variables name.
+
+    Args:
+      options: environment.DeviceConfig.
+      environ: the process's variables; what the adapter insists on and is
+        not set is added to them.
+
+    Raises:
+      errors.UserError: flags and variables do not go together.
+    """
+    if options.horovod:
+        raise errors.UserError(
+            "--horovod is for CPUs and GPUs; on NPUs give --distributed=True "
+            "and start one process a device with scripts/run_8p.sh")
+    if options.use_xla:
+        raise errors.UserError("--use_xla is for GPUs and CPUs; an NPU has "
+                               "its own compiler, leave the flag out")
+    rank, world_size = _ranks(options, environ)
+    # The adapter fails without a job's name, and releases of 2021 without a
+    # number of ranks.
+    environ.setdefault("JOB_ID", "10086")
+    environ.setdefault("RANK_SIZE", "1")
+    environ.setdefault("ASCEND_DEVICE_ID", environ.get(
+        "DEVICE_ID", str(rank % _DEVICES_PER_SERVER)))
+    return Npu(options, _NpuProcesses(rank, world_size))
+
+
+def _ranks(options, environ):
+    """(rank, world size) of RANK_ID and RANK_SIZE; unset means one device."""
+    size = _number(environ, "RANK_SIZE", 1, 1)
+    if size == 1:
+        return 0, 1
+    if not environ.get("RANK_TABLE_FILE"):
+        raise errors.UserError(
+            "RANK_SIZE is %d, but RANK_TABLE_FILE is not set; write one with "
+            "scripts/make_rank_table.py and export its path, or unset "
+            "RANK_SIZE for one device" % size)
+    if not os.path.exists(environ["RANK_TABLE_FILE"]):
+        raise errors.UserError(
+            "RANK_TABLE_FILE is %r, which is not there; write it with "
+            "scripts/make_rank_table.py" % environ["RANK_TABLE_FILE"])
+    if not options.distributed:
+        raise errors.UserError(
+            "RANK_SIZE is %d, but --distributed is False; give "
+            "--distributed=True, or unset RANK_SIZE for one device" % size)
+    rank = _number(environ, "RANK_ID", None, 0)
+    if rank >= size:
+        raise errors.UserError("RANK_ID is %d, but RANK_SIZE is %d; ranks "
+                               "count from 0" % (rank, size))
+    return rank, size
+
+
+def _number(environ, name, default, least):
+    text = environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if not text.isdigit() or int(text) < least:
+        raise errors.UserError("%s is %r; expected a whole number >= %d" %
+                               (name, text, least))
+    return int(text)
+
+
+class _NpuProcesses(environment.Processes):
+    """Ranks that average through HCCL."""
+
+    def __init__(self, rank, world_size):
+        self.rank = rank
+        self.world_size = world_size
+
+    def average(self, tensors):
+        if self.world_size == 1:
+            return list(tensors)
+        from npu_bridge.hccl import hccl_ops
+        return [hccl_ops.allreduce(tensor, "sum") / self.world_size
+                for tensor in tensors]
+
+
+class Npu(environment.Device):
+    """One NPU a process; ranks share the output directory."""
+    name = "npu"
+    static_shapes = True
+
+    def __init__(self, options, processes):
+        super().__init__(options, processes)
+        self._manager = None
+
+    @property
+    def kernels(self):
+        options = self._options
+        kernels = super().kernels
+        if options.npu_bert_fused_gelu:
+            from npu_bridge.estimator.npu_unary_ops import npu_unary_ops
+            kernels = kernels._replace(gelu=npu_unary_ops.gelu)
+        if options.npu_bert_npu_dropout:
+            kernels = kernels._replace(dropout=_dropout)
+        if not options.npu_gather:
+            kernels = kernels._replace(gather=tf.gather)
+        return kernels
+
+    @staticmethod
+    def _matmul(a, b, transpose_b=False):
+        return tf.matmul(a, b, transpose_b=transpose_b)
+
+    def without_nan(self, loss):
+        # The NPU saturates instead of giving inf or nan, and has no operator
+        # that looks for them.
+        return loss
+
+    def micro_batches(self, optimizer, losses, run):
+        if not run.allreduce_post_accumulation:
+            tf.logging.info("NPUs average gradients once an update, after "
+                            "accumulation")
+        return super().micro_batches(
+            optimizer, losses, dataclasses.replace(
+                run, allreduce_post_accumulation=True))
+
+    def wrap_optimizer(self, optimizer, run):
+        """Averaging while the loss is scaled, then the loss scale."""
+        del run
+        distributed = self.world_size > 1
+        if distributed:
+            from npu_bridge.estimator.npu.npu_optimizer import (
+                NPUDistributedOptimizer)
+            self._split_gradients()
+            optimizer = NPUDistributedOptimizer(optimizer)
+        if self._options.loss_scale < 0:
+            return optimizer
+        from npu_bridge.estimator.npu.npu_loss_scale_optimizer import (
+            NPULossScaleOptimizer)
+        self._manager = self._loss_scale_manager()
+        return NPULossScaleOptimizer(optimizer, self._manager,
+                                     is_distributed=distributed)
+
+    def _loss_scale_manager(self):
+        from npu_bridge.estimator.npu.npu_loss_scale_manager import (
+            ExponentialUpdateLossScaleManager, FixedLossScaleManager)
+        fixed = self._options.loss_scale
+        if fixed:
+            return FixedLossScaleManager(loss_scale=fixed)
+        return ExponentialUpdateLossScaleManager(
+            init_loss_scale=self._options.init_loss_scale_value,
+            incr_every_n_steps=1000, decr_every_n_nan_or_inf=1,
+            incr_ratio=2, decr_ratio=0.5)
+
+    def _split_gradients(self):
+        """Tells HCCL into which parts to cut the gradients it averages."""
+        text = self._options.npu_gradient_split
+        if not text:
+            return
+        from hccl.split.api import set_split_strategy_by_size
+        set_split_strategy_by_size(
+            [float(part) for part in text.split(",")])
+
+    def overflow(self, optimizer):
+        del optimizer
+        if self._manager is None:
+            return {}
+        return {"loss_scale": self._manager.get_loss_scale()}
+
+    def estimator(self, model_fn, run, num_train_steps):
+        """An NPUEstimator; every rank restores from the same directory.
+
+        The adapter sends the trainable variables alone from rank 0, so a
+        resumed run needs one directory that all ranks read.
+        """
+        from npu_bridge.estimator.npu.npu_config import NPURunConfig
+        from npu_bridge.estimator.npu.npu_estimator import NPUEstimator
+        loop = loop_length(run.iterations_per_loop, num_train_steps,
+                           run.save_checkpoints_steps)
+        if loop != run.iterations_per_loop:
+            tf.logging.info(
+                "iterations_per_loop=%d, the largest number up to %d that "
+                "divides %d steps and fits into %d between checkpoints", loop,
+                run.iterations_per_loop, num_train_steps,
+                run.save_checkpoints_steps)
+        save_steps = run.save_checkpoints_steps // loop * loop
+        config = NPURunConfig(
+            model_dir=run.output_dir, tf_random_seed=run.random_seed,
+            session_config=tf.ConfigProto(allow_soft_placement=True),
+            # 0 and not None, which would save every 100 steps.
+            save_checkpoints_steps=save_steps if self.rank == 0 else 0,
+            save_summary_steps=0, log_step_count_steps=None,
+            keep_checkpoint_max=run.keep_checkpoint_max,
+            iterations_per_loop=loop,
+            enable_data_pre_proc=self._options.npu_bert_use_tdt,
+            hcom_parallel=self._options.hcom_parallel,
+            **self._optional_arguments(run))
+        return NPUEstimator(
+            model_fn=model_fn, config=config, params={},
+            job_start_file=self._options.npu_bert_job_start_file)
+
+    def _optional_arguments(self, run):
+        """Arguments that a plain run leaves to the adapter."""
+        options, arguments = self._options, {}
+        precision = options.precision_mode
+        if not precision and options.manual_fp16:
+            precision = "must_keep_origin_dtype"
+        elif not precision and options.use_fp16:
+            precision = "allow_mix_precision"
+        if precision:
+            arguments["precision_mode"] = precision
+        if options.profiling:
+            arguments["profiling_config"] = _profiling(
+                os.path.join(run.output_dir, "profiling"))
+        if options.data_dump or options.over_dump:
+            arguments["dump_config"] = _dump(
+                os.path.join(run.output_dir, "dump"), options)
+        return arguments
+
+
+def _dropout(x, rate, seed):
+    """The NPU's dropout; its seed is the graph's."""
+    del seed
+    from npu_bridge.estimator import npu_ops
+    return npu_ops.dropout(x, keep_prob=1.0 - rate)
+
+
+def loop_length(wanted, num_train_steps, save_checkpoints_steps):
+    """Steps of one call of the device.
+
+    The device stops only between two calls, so their length divides the steps
+    of the run; checkpoints are written between two calls too.
+
+    Args:
+      wanted: --iterations_per_loop.
+      num_train_steps: steps of the run.
+      save_checkpoints_steps: steps between two checkpoints.
+
+    Returns:
+      The largest divisor of num_train_steps that is at most the other two.
+    """
+    most = min(wanted, save_checkpoints_steps, num_train_steps)
+    return next(length for length in range(most, 0, -1)
+                if num_train_steps % length == 0)
+
+
+def _profiling(directory):
+    from npu_bridge.estimator.npu.npu_config import ProfilingConfig
+    os.makedirs(directory, exist_ok=True)
+    return ProfilingConfig(
+        enable_profiling=True, profiling_options=json.dumps({
+            "output": directory, "training_trace": "on", "task_trace": "on",
+            "fp_point": "", "bp_point": ""}))
+
+
+def _dump(directory, options):
+    from npu_bridge.estimator.npu.npu_config import DumpConfig
+    os.makedirs(directory, exist_ok=True)
+    return DumpConfig(
+        enable_dump=options.data_dump, dump_path=directory, dump_mode="all",
+        enable_dump_debug=options.over_dump, dump_debug_mode="all")

@@ -37,13 +37,14 @@ class SaveTimer(tf.train.CheckpointSaverListener):
 class ProgressHook(tf.train.SessionRunHook):
     """Logs, writes scalars, and stops a run that cannot go on."""
 
-    def __init__(self, report, *, every, is_logging, log_dir, num_train_steps,
+    def __init__(self, report, counters, *, every, is_logging, log_dir, num_train_steps,
                  examples_per_step, gradient_names, save_timer):
         """
         Args:
           report: {name: scalar tensor}; loss, learning_rate, global_step,
             batches_seen, and loss_scale where there is one. `finite`, a bool
             vector, tells which gradients are finite.
+          counters: the variables batches_seen and global_step.
           every: steps between two lines.
           is_logging: whether this process writes.
           log_dir: directory of the scalars.
@@ -53,6 +54,7 @@ class ProgressHook(tf.train.SessionRunHook):
           save_timer: SaveTimer.
         """
         self._report = report
+        self._counters = counters
         self._every = every
         self._is_logging = is_logging
         self._log_dir = log_dir
@@ -68,9 +70,8 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def after_create_session(self, session, coord):
         del coord
-        self._previous = tuple(int(v) for v in session.run(
-            [self._report["batches_seen"].op.inputs[0],
-             self._report["global_step"].op.inputs[0]]))
+        self._previous = tuple(int(value)
+                               for value in session.run(self._counters))
         self._last = None
         if self._is_logging and self._writer is None:
             self._writer = tf.summary.FileWriter(self._log_dir)

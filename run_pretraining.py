@@ -219,7 +219,8 @@ def main(_):
     training.prepare_output(run, config)
     save_timer = progress.SaveTimer()
     estimator = device.estimator(
-        build_model_fn(config, run, task, device, save_timer), run)
+        build_model_fn(config, run, task, device, save_timer), run,
+        task.num_train_steps)
     if run.do_train:
         batches = _training_batches(sources["train"], run, task, device)
         training.train(

@@ -326,7 +326,7 @@ def main(_):
     schedule = _schedule(train_data, run, task, device) if train_data else (
         1, 0)
     estimator = device.estimator(build_model_fn(
-        config, run, task, device, schedule, save_timer), run)
+        config, run, task, device, schedule, save_timer), run, schedule[0])
     if train_data:
         batches = _batches(train_data, config, run, task, device, True)
         training.train(

@@ -293,7 +293,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
             device.overflow(chain), global_step=global_step,
             batches_seen=seen).items()})
     hook = progress.ProgressHook(
-        report, every=run.display_loss_steps, is_logging=device.rank == 0,
+        report, (seen, global_step), every=run.display_loss_steps, is_logging=device.rank == 0,
         log_dir=run.log_dir, num_train_steps=num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
         gradient_names=[optimization.variable_name(v) for g, v in pairs
