@@ -34,8 +34,8 @@ import errors
 
 CHUNK_BYTES = 1 << 20  # of text, not of the compressed file
 MIN_CHUNK_BYTES = 1 << 14
-# A chunk of very short lines is cut earlier: with one document a line, each may
-# become a padded sequence of its own.
+# A shorter line counts as so many: with one document a line, each may become a
+# padded sequence of its own.
 BYTES_A_LINE = 32
 # A JSON line must be read whole, so its size bounds a worker's memory.
 MAX_JSON_LINE_BYTES = 1 << 24
@@ -96,6 +96,11 @@ class Segment:
     continues_document: bool
     continues_line: bool
     ends_in_line: bool
+
+    @property
+    def lines(self):
+        """How many lines end here."""
+        return self.data.count(b"\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +233,7 @@ def read_chunks(group, size):
             if not waiting:
                 start = before + min(position, max(file.size - 1, 0))
             waiting.append(segment)
-            held += len(segment.data)
+            held += max(len(segment.data), segment.lines * BYTES_A_LINE)
             if held >= size // 2:  # another segment could make it too large
                 yield Chunk(group.number, index, start, tuple(waiting))
                 index, held, waiting = index + 1, 0, []
@@ -279,33 +284,34 @@ def _decompress(stream, path):
 
 def _segments(file, size):
     """Yields (bytes of the stored file before, Segment) of about `size`."""
-    buffer, offset, line, stored = bytearray(), 0, 1, 0
+    buffer, lines = bytearray(), 0
+    offset, line, stored = 0, 1, 0
     in_document = in_line = False
-
-    def take(length, ends_in_line=False):
-        return stored if file.is_gzip else offset, Segment(
-            file.path, offset, line, bytes(buffer[:length]), file.is_json,
-            in_document, in_line, ends_in_line)
-
     cut = _cut_json if file.is_json else _cut_text
     for position, block in _blocks(file):
         buffer += block
-        while len(buffer) >= size:
-            length, next_in_document, next_in_line = cut(buffer, size)
+        lines += block.count(b"\n")
+        while max(len(buffer), lines * BYTES_A_LINE) >= size:
+            length, document_goes_on, line_goes_on = cut(buffer, size, in_line)
+            if file.is_json:
+                _check_json_line(file.path, line, length or len(buffer))
             if not length:
-                _check_json_line(file.path, line, len(buffer))
                 break
-            result = take(length, next_in_line)
-            yield result
-            line += result[1].data.count(b"\n")
+            segment = Segment(file.path, offset, line, bytes(buffer[:length]),
+                              file.is_json, in_document, in_line, line_goes_on)
+            yield stored if file.is_gzip else offset, segment
+            in_document, in_line = document_goes_on, line_goes_on
             offset, stored = offset + length, position
-            in_document, in_line = next_in_document, next_in_line
+            line += segment.lines
+            lines -= segment.lines
             del buffer[:length]
     if file.is_json:
-        longest = len(buffer) - 1 - buffer.rfind(b"\n")
-        _check_json_line(file.path, line + buffer.count(b"\n"), longest)
+        _check_json_line(file.path, line + lines,
+                         len(buffer) - 1 - buffer.rfind(b"\n"))
     if buffer:
-        yield take(len(buffer))
+        yield stored if file.is_gzip else offset, Segment(
+            file.path, offset, line, bytes(buffer), file.is_json, in_document,
+            in_line, False)
 
 
 def _check_json_line(path, line, length):
@@ -317,23 +323,26 @@ def _check_json_line(path, line, length):
 
 
 def _window(buffer, size):
-    """`size`, or less where that would be too many lines."""
+    """`size`, or the end of the line that is one too many."""
     most = max(1, size // BYTES_A_LINE)
-    if buffer.count(b"\n", 0, size) <= most:
-        return size
+    if buffer.count(b"\n", 0, size) < most:
+        return min(size, len(buffer))
     newlines = np.flatnonzero(np.frombuffer(bytes(buffer[:size]), np.uint8)
                               == ord("\n"))
     return int(newlines[most - 1]) + 1
 
 
-def _cut_json(buffer, size):
+def _cut_json(buffer, size, in_line):
     """As _cut_text, but only between lines; 0 where no line ends yet."""
+    del in_line  # never
     length = buffer.rfind(b"\n", 0, _window(buffer, size)) + 1
     return length or buffer.find(b"\n") + 1, False, False
 
 
-def _cut_text(buffer, size):
+def _cut_text(buffer, size, in_line):
     """Where to cut the first `size` bytes of a buffer.
+
+    `in_line`: the buffer begins in the middle of a line.
 
     Returns:
       (length, in the middle of a document, in the middle of a line): after the
@@ -344,7 +353,8 @@ def _cut_text(buffer, size):
     newline = last = buffer.rfind(b"\n", 0, window)
     while newline >= 0:
         before = buffer.rfind(b"\n", 0, newline)
-        if not buffer[before + 1:newline].strip():
+        is_rest = in_line and before < 0
+        if not (is_rest or buffer[before + 1:newline].strip()):
             return newline + 1, False, False
         newline = before
     if last >= 0:

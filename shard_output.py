@@ -106,7 +106,7 @@ class _Output:
         self._directory = directory
         self._progress_path = progress_path
         self._settings = settings
-        self._build = dict(settings, num_shards=num_shards, source=source,
+        self._build = dict(settings, num_shards=num_shards, input=source,
                            format_version=manifest.FORMAT_VERSION)
         self._made = _make_directory(directory)
         self._other_entries()
@@ -138,7 +138,7 @@ class _Output:
                 self._settings, self._other_entries() + self.finished))
         finally:
             os.close(descriptor)
-        os.remove(self._progress_path)
+        self._remove_progress()
         return _with_totals(self._settings, self.finished)
 
     def abandon(self, remove_finished):
@@ -220,9 +220,12 @@ class _Output:
         """Removes the records, then what describes them."""
         for path in self._records():
             os.remove(path)
-        for ending in (_UNFINISHED, ""):
-            if os.path.exists(self._progress_path + ending):
-                os.remove(self._progress_path + ending)
+        self._remove_progress()
+
+    def _remove_progress(self):
+        for path in (self._progress_path + _UNFINISHED, self._progress_path):
+            if os.path.exists(path):
+                os.remove(path)
 
 
 class ShardedOutput(_Output):
@@ -303,9 +306,11 @@ def _with_totals(settings, shards):
 
 def _difference(found, given):
     """What differs first: "max_seq_length 128, not 512"."""
-    for key in sorted(given):
+    for key in given:
         if found.get(key) != given[key]:
-            if isinstance(given[key], dict) or len(repr(given[key])) > 80:
+            if key == "input":
+                return "other files, or files that have changed"
+            if len(repr(given[key])) > 80:
                 return "another %s" % key
             return "%s %r, not %r" % (key, found.get(key), given[key])
     return "made by another version"
