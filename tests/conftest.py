@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: the import path and the folder of reference data."""
+"""What all tests share: import path, reference data, TensorFlow 1's behaviour.
+"""
 
+import functools
 import pathlib
+import subprocess
 import sys
 
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
@@ -19,3 +23,42 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("no reference data in {}".format(SHARED))
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tensorflow_1_behaviour():
+    """Graphs and reference variables on TensorFlow 2 too, as scripts do."""
+    if "tensorflow" in sys.modules:  # a test module imported it
+        sys.modules["tensorflow"].compat.v1.disable_v2_behavior()
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph(tensorflow_1_behaviour):
+    """A default graph for each test."""
+    if "tensorflow" not in sys.modules:
+        yield
+        return
+    with sys.modules["tensorflow"].Graph().as_default():
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory):
+    """Function of a reference model's name giving its TensorFlow checkpoint.
+
+    The command line converts it, once.
+    """
+    directory = tmp_path_factory.mktemp("golden")
+
+    @functools.lru_cache(maxsize=None)
+    def convert(name):
+        prefix = directory / name / "model.ckpt"
+        done = subprocess.run(
+            [sys.executable, str(REPOSITORY / "convert_checkpoint.py"),
+             "--from=hf", "--to=tf", "--input=%s" % (GOLDEN / name),
+             "--output=%s" % prefix],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+        assert done.returncode == 0, done.stdout.decode()
+        return str(prefix)
+
+    return convert

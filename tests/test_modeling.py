@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model: reference numbers, padding, positions, precision, names."""
+import json
+import math
+import typing
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from conftest import GOLDEN
+import environment
+import errors
+import modeling
+
+SMALL = dict(vocab_size=40, hidden_size=8, num_hidden_layers=2,
+             num_attention_heads=2, intermediate_size=12,
+             max_position_embeddings=20)
+
+
+def config_of(**changes):
+    return modeling.RobertaConfig(**dict(SMALL, **changes))
+
+
+def golden_config(name):
+    return modeling.RobertaConfig.from_json_file(
+        str(GOLDEN / name / "config.json"))
+
+
+def expected(name):
+    return np.load(str(GOLDEN / name / "expected.npz"))
+
+
+class Golden(typing.NamedTuple):
+    """A reference model in a session of its own."""
+    session: tf.Session
+    feeds: tuple
+    outputs: dict
+
+    def run(self, names, ids, mask=None):
+        ids = np.asarray(ids)
+        mask = np.asarray(ids != 1 if mask is None else mask)
+        return self.session.run(
+            [self.outputs[name] for name in names],
+            dict(zip(self.feeds, (ids, mask.astype(np.int32)))))
+
+
+def load_masked_lm(checkpoint, options=environment.DeviceConfig()):
+    """The masked LM with the kernels of the CPU."""
+    config = golden_config("masked_lm")
+    kernels = environment.Device(options, environment.Processes()).kernels
+    with tf.Graph().as_default():
+        feeds = tuple(tf.placeholder(tf.int32, [None, None]) for _ in "im")
+        model = modeling.RobertaModel(config, False, *feeds, kernels=kernels)
+        layers = [model.get_embedding_output()]
+        layers += model.get_all_encoder_layers()
+        outputs = {"hidden_%d" % i: h for i, h in enumerate(layers)}
+        outputs["last"] = model.get_sequence_output()
+        logits = modeling.masked_lm_logits(
+            config, model.get_rows(), model.get_embedding_table(), kernels)
+        outputs["mlm_logits"] = tf.reshape(
+            logits, tf.concat([tf.shape(feeds[0]), [-1]], axis=0))
+        session = tf.Session()
+        tf.train.Saver().restore(session, checkpoint)
+    return Golden(session, feeds, outputs)
+
+
+@pytest.fixture(scope="module")
+def masked_lm(golden_checkpoint):
+    golden = load_masked_lm(golden_checkpoint("masked_lm"))
+    yield golden
+    golden.session.close()
+
+
+# Reference numbers.
+
+@pytest.mark.parametrize("name, tolerance", [
+    ("hidden_0", 1e-5), ("hidden_1", 1e-5), ("hidden_2", 1e-5),
+    ("mlm_logits", 3e-5)])  # logits reach 14
+def test_masked_lm_equals_the_reference(masked_lm, name, tolerance):
+    reference = expected("masked_lm")
+    found, = masked_lm.run([name], reference["input_ids"],
+                           reference["input_mask"])
+    visible = reference["input_mask"] > 0
+    assert visible.sum() < visible.size  # the batch has padding
+    np.testing.assert_allclose(found[visible], reference[name][visible],
+                               rtol=0, atol=tolerance)
+
+
+def test_squad_logits_equal_the_reference(golden_checkpoint):
+    reference = expected("question_answering")
+    config = golden_config("question_answering")
+    ids = tf.constant(reference["input_ids"], tf.int32)
+    model = modeling.RobertaModel(config, False, ids)
+    logits = modeling.squad_logits(config, model.get_sequence_output())
+    with tf.Session() as session:
+        tf.train.Saver().restore(session,
+                                 golden_checkpoint("question_answering"))
+        found = session.run(logits)
+    visible = reference["input_mask"] > 0
+    for name, values in zip(("start_logits", "end_logits"), found):
+        np.testing.assert_allclose(values[visible], reference[name][visible],
+                                   rtol=0, atol=1e-5)
+
+
+def test_fp16_logits_are_within_2_percent(golden_checkpoint):
+    reference = expected("masked_lm")
+    golden = load_masked_lm(
+        golden_checkpoint("masked_lm"),
+        environment.DeviceConfig(manual_fp16=True, use_fp16_cls=True))
+    with golden.session:
+        found, last = golden.run(["mlm_logits", "last"],
+                                 reference["input_ids"])
+    visible = reference["input_mask"] > 0
+    wanted = reference["mlm_logits"][visible]
+    error = np.abs(found[visible] - wanted).max()
+    assert last.dtype == np.float16 and found.dtype == np.float32
+    assert 1e-5 < error < 0.02 * np.abs(wanted).max()
+
+
+# Padding and positions.
+
+def test_last_layer_is_the_sequence_output(masked_lm):
+    last, layer = masked_lm.run(["last", "hidden_2"], [[0, 5, 2]])
+    np.testing.assert_array_equal(last, layer)
+
+
+def test_padded_batch_equals_the_unpadded_one(masked_lm):
+    reference = expected("masked_lm")
+    names = ["hidden_2", "mlm_logits"]
+    batch = masked_lm.run(names, reference["input_ids"])
+    for row, ids in enumerate(reference["input_ids"]):
+        length = int((ids != 1).sum())
+        alone = masked_lm.run(names, ids[np.newaxis, :length])
+        for whole, single in zip(batch, alone):
+            np.testing.assert_allclose(whole[row, :length], single[0],
+                                       rtol=0, atol=1e-5)
+
+
+def layer_norm(rows, gamma, beta, epsilon):
+    centred = rows - rows.mean(-1, keepdims=True)
+    variance = (centred ** 2).mean(-1, keepdims=True)
+    return centred / np.sqrt(variance + epsilon) * gamma + beta
+
+
+def test_positions_start_after_pad_and_skip_padding(masked_lm, golden_checkpoint):
+    ids = np.array([[0, 7, 1, 9, 2, 1, 1]])
+    positions = np.array([[2, 3, 1, 4, 5, 1, 1]])
+    reader = tf.train.load_checkpoint(golden_checkpoint("masked_lm"))
+    words, places, types, gamma, beta = (
+        reader.get_tensor("bert/embeddings/" + name) for name in (
+            "word_embeddings", "position_embeddings", "token_type_embeddings",
+            "LayerNorm/gamma", "LayerNorm/beta"))
+    wanted = layer_norm(words[ids] + places[positions] + types[0], gamma, beta,
+                        1e-5)
+    # Positions follow the ids whatever the mask says.
+    for mask in (None, [[1, 1, 0, 0, 0, 1, 1]]):
+        found, = masked_lm.run(["hidden_0"], ids, mask)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_masked_token_is_invisible_to_the_others(masked_lm):
+    mask = [[1, 1, 0, 1, 1]]
+    one, = masked_lm.run(["last"], [[0, 7, 8, 9, 2]], mask)
+    other, = masked_lm.run(["last"], [[0, 7, 200, 9, 2]], mask)
+    seen = np.array(mask[0]) > 0
+    np.testing.assert_array_equal(one[0, seen], other[0, seen])
+    assert np.abs(one[0, 2] - other[0, 2]).max() > 0.1
+
+
+def run_model(config, ids, fetch=None, seed=7, **options):
+    """What `fetch` gives of a new model; its last hidden states by default."""
+    options = dict({"is_training": False}, **options)
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(seed)
+        model = modeling.RobertaModel(
+            config, input_ids=tf.constant(ids, tf.int32), **options)
+        fetches = (fetch or modeling.RobertaModel.get_sequence_output)(model)
+        session.run(tf.global_variables_initializer())
+        return session.run(fetches)
+
+
+IDS = [[0, 5, 9, 33, 2, 3, 1, 1], [0, 6, 7, 8, 9, 10, 11, 2]]
+
+
+def test_no_mask_means_everything_but_padding():
+    bare = run_model(config_of(), IDS)
+    given = run_model(config_of(), IDS,
+                      input_mask=np.not_equal(IDS, 1).astype(np.int32))
+    all_seen = run_model(config_of(), IDS,
+                         input_mask=np.ones_like(IDS, np.int32))
+    np.testing.assert_array_equal(bare, given)
+    assert np.abs(bare[0] - all_seen[0]).max() > 1e-6
+    np.testing.assert_array_equal(bare[1], all_seen[1])
+
+
+def test_pad_token_id_moves_positions_and_mask():
+    config = config_of(pad_token_id=3)
+    padded = run_model(config, [[0, 3, 5, 2]])
+    default = run_model(config_of(), [[0, 3, 5, 2]])
+    assert np.abs(padded - default).max() > 1e-3
+    alone = run_model(config, [[0, 5, 2]])  # 3 is as good as absent
+    np.testing.assert_allclose(padded[0, [0, 2, 3]], alone[0], atol=1e-5)
+    # Positions 4, 5, 6, where the usual pad_token_id gives 2, 3, 4.
+    assert np.abs(alone - run_model(config_of(), [[0, 5, 2]])).max() > 1e-3
+
+
+def test_layer_norm_eps_has_an_effect_in_every_precision():
+    half = environment.Device(environment.DeviceConfig(manual_fp16=True),
+                              environment.Processes()).kernels
+    for kernels in (modeling.Kernels(), half):
+        norms = [np.linalg.norm(run_model(config_of(layer_norm_eps=epsilon),
+                                          IDS, kernels=kernels))
+                 for epsilon in (1e-5, 1.0)]
+        assert norms[1] < 0.9 * norms[0]
+
+
+# Dropout.
+
+DROPPING = dict(is_training=True, dropout_seed=np.array([3, 4], np.int32))
+
+
+def test_dropout_is_a_function_of_the_seed():
+    config = config_of()
+    first = run_model(config, IDS, **DROPPING)
+    again = run_model(config, IDS, **DROPPING)
+    other = run_model(config, IDS, is_training=True,
+                      dropout_seed=np.array([3, 5], np.int32))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    assert np.abs(first - run_model(config, IDS)).max() > 0.1
+
+
+def test_no_dropout_where_rates_are_0():
+    config = config_of(hidden_dropout_prob=0.0,
+                       attention_probs_dropout_prob=0.0)
+    np.testing.assert_array_equal(run_model(config, IDS, is_training=True),
+                                  run_model(config, IDS))
+
+
+def test_every_place_drops_by_a_seed_of_its_own():
+    seeds = []
+
+    def dropout(x, rate, seed):
+        seeds.append((rate, seed))
+        return x
+
+    config = config_of(attention_probs_dropout_prob=0.2)
+    values = run_model(config, IDS, lambda model: [s for _, s in seeds],
+                       kernels=modeling.Kernels(dropout=dropout), **DROPPING)
+    # The embeddings, then weights, attention output and layer output.
+    assert [rate for rate, _ in seeds] == [0.1] + [0.2, 0.1, 0.1] * 2
+    assert len({tuple(value) for value in values}) == len(values)
+
+
+def test_dropout_keeps_the_mean():
+    rows = tf.ones([400, 50])
+    with tf.Session() as session:
+        found = session.run(modeling.dropout(rows, 0.25, [1, 2]))
+    assert set(np.unique(found)) == {0.0, np.float32(1 / 0.75)}
+    assert abs(found.mean() - 1.0) < 0.02
+
+
+def test_recomputed_layers_give_the_same_loss_and_gradients():
+    def loss_and_gradients(model):
+        loss = tf.reduce_sum(tf.square(model.get_sequence_output()[:, :, :3]))
+        variables = tf.trainable_variables()
+        gradients = tf.gradients(loss, variables)
+        assert None not in gradients
+        return [loss] + gradients
+
+    kept, again = (run_model(config_of(), IDS, loss_and_gradients,
+                             recompute_layers=recompute, **DROPPING)
+                   for recompute in (False, True))
+    for one, other in zip(kept, again):
+        one, other = (value.values if hasattr(value, "values") else value
+                      for value in (one, other))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Variables.
+
+def variables_of(build):
+    """{name: shape} that a function of (config, model) leaves behind."""
+    with tf.Graph().as_default():
+        config = config_of()
+        model = modeling.RobertaModel(config, False, tf.constant(IDS))
+        build(config, model)
+        return {v.op.name: tuple(v.shape.as_list())
+                for v in tf.global_variables()}
+
+
+def dense_of(name, rows, columns):
+    return {name + "/kernel": (rows, columns), name + "/bias": (columns,)}
+
+
+def norm_of(name, size):
+    return {name + "/LayerNorm/gamma": (size,),
+            name + "/LayerNorm/beta": (size,)}
+
+
+def encoder_variables():
+    """A checkpoint's names are a public format; kernels are [in, out]."""
+    names = {"bert/embeddings/word_embeddings": (40, 8),
+             "bert/embeddings/position_embeddings": (20, 8),
+             "bert/embeddings/token_type_embeddings": (1, 8)}
+    names.update(norm_of("bert/embeddings", 8))
+    for layer in ("bert/encoder/layer_0", "bert/encoder/layer_1"):
+        for part in ("query", "key", "value"):
+            names.update(dense_of(layer + "/attention/self/" + part, 8, 8))
+        names.update(dense_of(layer + "/attention/output/dense", 8, 8))
+        names.update(norm_of(layer + "/attention/output", 8))
+        names.update(dense_of(layer + "/intermediate/dense", 8, 12))
+        names.update(dense_of(layer + "/output/dense", 12, 8))
+        names.update(norm_of(layer + "/output", 8))
+    return names
+
+
+def test_names_and_shapes_of_a_two_layer_masked_lm():
+    wanted = encoder_variables()
+    wanted.update(dense_of("cls/predictions/transform/dense", 8, 8))
+    wanted.update(norm_of("cls/predictions/transform", 8))
+    wanted["cls/predictions/output_bias"] = (40,)
+    assert variables_of(lambda config, model: modeling.masked_lm_logits(
+        config, model.get_rows(), model.get_embedding_table())) == wanted
+
+
+def test_names_and_shapes_of_squad_and_its_answerability_head():
+    def heads(config, model):
+        modeling.squad_logits(config, model.get_sequence_output())
+        modeling.answerable_logits(config, model.get_sequence_output())
+
+    wanted = encoder_variables()
+    wanted.update({"cls/squad/output_weights": (2, 8),
+                   "cls/squad/output_bias": (2,)})
+    wanted.update(dense_of("cls/squad/answerable", 8, 1))
+    assert variables_of(heads) == wanted
+
+
+def test_pooler_exists_only_where_it_is_asked_for():
+    def pooled_twice(config, model):
+        assert model.get_pooled_output().shape.as_list() == [2, 8]
+        model.get_pooled_output()
+
+    assert variables_of(lambda config, model: None) == encoder_variables()
+    assert variables_of(pooled_twice) == dict(
+        encoder_variables(), **dense_of("bert/pooler/dense", 8, 8))
+
+
+def new_weights(seed, build, kernels=modeling.Kernels()):
+    def fetch(model):
+        build(model)
+        return {v.op.name: v for v in tf.global_variables()}
+    return run_model(config_of(hidden_size=16), IDS, fetch, seed=seed,
+                     kernels=kernels)
+
+
+def test_new_weights_follow_from_seed_and_name():
+    half = environment.Device(
+        environment.DeviceConfig(manual_fp16=True, use_fp16_cls=True),
+        environment.Processes()).kernels
+    first = new_weights(1, lambda model: None)
+    # Another precision and more variables change nothing.
+    again = new_weights(1, lambda model: model.get_pooled_output(), half)
+    other = new_weights(2, lambda model: None)
+    for name, value in first.items():
+        assert value.dtype == again[name].dtype == np.float32
+        np.testing.assert_array_equal(value, again[name])
+        if name.endswith(("kernel", "embeddings")):
+            assert (value != other[name]).all()
+    query, key = (first["bert/encoder/layer_0/attention/self/%s/kernel" % name]
+                  for name in ("query", "key"))
+    assert (query != key).all()
+    assert np.abs(query).max() <= 0.04 and 0.014 < query.std() < 0.021
+
+
+# Kernels.
+
+def test_gelu_is_the_exact_one():
+    values = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0]
+    wanted = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in values]
+    with tf.Session() as session:
+        found = session.run(modeling.gelu(tf.constant(values)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_gather_has_a_dense_gradient():
+    table = tf.constant(np.arange(12.0).reshape(4, 3), tf.float32)
+    ids = tf.constant([[1, 3], [1, 0]])
+    rows = modeling.gather(table, ids)
+    weights = tf.constant([[[1.0], [2.0]], [[10.0], [5.0]]])
+    gradient, = tf.gradients(rows * weights, table)
+    assert isinstance(gradient, tf.Tensor)
+    with tf.Session() as session:
+        found, gradient = session.run([rows, gradient])
+    np.testing.assert_array_equal(found[0, 1], [9, 10, 11])
+    np.testing.assert_array_equal(gradient[:, 0], [5, 11, 0, 2])
+
+
+def test_cpu_sums_fp16_products_in_float32():
+    rows = np.full([1, 4096], 1.0, np.float16)
+    device = environment.Device(environment.DeviceConfig(),
+                                environment.Processes())
+    with tf.Session() as session:
+        product = device.kernels.matmul(tf.constant(rows), tf.constant(rows),
+                                        transpose_b=True)
+        assert product.dtype == tf.float16
+        assert session.run(product)[0, 0] == 4096  # fp16 sums stop at 2048
+
+
+# Configs.
+
+@pytest.mark.parametrize("change, message", [
+    ({"vocab_size": None}, "vocab_size is None"),
+    ({"vocab_size": True}, "whole number"),
+    ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
+    ({"intermediate_size": "12"}, "intermediate_size is '12'"),
+    ({"hidden_dropout_prob": 1.0}, "below 1"),
+    ({"attention_probs_dropout_prob": -0.1}, "at least 0"),
+    ({"classifier_dropout": 2}, "classifier_dropout is 2"),
+    ({"layer_norm_eps": 0}, "above 0"),
+    ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+    ({"pad_token_id": -1}, "at least 0"),
+    ({"pad_token_id": 40}, "vocab_size is 40"),
+    ({"max_position_embeddings": 3}, "at least pad_token_id + 4"),
+    ({"hidden_act": "relu"}, "only 'gelu' is implemented"),
+    ({"model_type": "bert"}, "only 'roberta' is implemented"),
+    ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
+    ({"is_decoder": True}, "only False"),
+    ({"tie_word_embeddings": False}, "only True"),
+])
+def test_unsupported_config_value_is_an_error(change, message):
+    with pytest.raises(errors.UserError) as caught:
+        modeling.RobertaConfig.from_dict(dict(SMALL, **change))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "is not JSON"), ("[1]", "expected a JSON object"),
+    ("{", "is not JSON"), ("[" * 100000, "is not JSON"),
+    (json.dumps(dict(SMALL, hidden_act="relu")), "only 'gelu'"),
+    ('{"vocab_size": 5}', "lacks hidden_size, num_hidden_layers")])
+def test_config_error_names_the_file(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(errors.UserError) as caught:
+        modeling.RobertaConfig.from_json_file(str(path))
+    assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_config_that_is_not_utf8_is_an_error(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(errors.UserError, match="config.json"):
+        modeling.RobertaConfig.from_json_file(str(path))
+
+
+def test_no_config_is_an_error():
+    with pytest.raises(errors.UserError, match="--bert_config_file"):
+        modeling.RobertaConfig.from_json_file("")
+
+
+def test_config_reports_keys_it_does_not_know():
+    config = modeling.RobertaConfig.from_dict(
+        dict(SMALL, use_cache=True, zeta=1, attn_scale=2))
+    assert config.unknown_keys == ("attn_scale", "zeta")
+
+
+def test_config_comes_back_from_its_dictionary():
+    config = config_of(layer_norm_eps=1e-6, classifier_dropout=0.2)
+    assert modeling.RobertaConfig.from_dict(config.to_dict()) == config
+    assert "classifier_dropout" not in config_of().to_dict()
+
+
+def test_large_config_of_the_real_model(shared):
+    config = modeling.RobertaConfig.from_json_file(
+        str(shared / "data" / "roberta" / "roberta_large_config.json"))
+    assert config.unknown_keys == () and config.max_sequence_length == 512
+    assert (config.num_hidden_layers, config.hidden_size) == (24, 1024)
+
+
+def test_sequence_beyond_the_positions_is_an_error():
+    with pytest.raises(errors.UserError, match="19 tokens.*positions for 18"):
+        modeling.RobertaModel(config_of(), False, tf.zeros([1, 19], tf.int32))
+    modeling.RobertaModel(config_of(), False, tf.zeros([1, 18], tf.int32))
