@@ -12,6 +12,7 @@ shards when the same command is given again.
 """
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import signal
@@ -77,6 +78,10 @@ class BuildConfig:
     def is_single(self):
         """Whether the output is one file."""
         return self.output_file.endswith(".tfrecord")
+
+    @property
+    def tokenizer_arguments(self):
+        return self.vocab_file, self.merges_file, self.do_lower_case
 
     def shards(self, total_bytes):
         """How many files to write."""
@@ -150,17 +155,22 @@ def _terminal_bar(total, start):
     return tqdm.tqdm(total=total, initial=start, unit="B", unit_scale=True)
 
 
-def create_builder(vocab_file, merges_file, do_lower_case, config):
+@functools.lru_cache(maxsize=1)
+def load_tokenizer(vocab_file, merges_file, do_lower_case):
+    """Kept, so that workers that are forked have it already."""
+    return tokenization.RobertaTokenizer(vocab_file, merges_file,
+                                         do_lower_case)
+
+
+def create_builder(tokenizer_arguments, config):
     """The function of a worker: a corpus.Chunk → its ChunkRecords."""
-    tokenizer = tokenization.RobertaTokenizer(vocab_file, merges_file,
-                                              do_lower_case)
-    return record_builder.RecordBuilder(tokenizer, config).build
+    return record_builder.RecordBuilder(load_tokenizer(*tokenizer_arguments),
+                                        config).build
 
 
 def manifest_settings(build, config):
     """What manifest.json says about how the records were made."""
-    tokenizer = tokenization.RobertaTokenizer(
-        build.vocab_file, build.merges_file, build.do_lower_case)
+    tokenizer = load_tokenizer(*build.tokenizer_arguments)
     settings = {name: getattr(config, name) for name in _RECORD_SETTINGS}
     settings.update({name: getattr(tokenizer, name) for name in _IDS})
     settings.update(
@@ -246,8 +256,7 @@ def _write_shards(build, config, files, output):
     workers = min(build.num_workers or worker_pool.available_cores(),
                   -(-total // size))
     results = worker_pool.map_ordered(
-        chunks, create_builder, (build.vocab_file, build.merges_file,
-                                 build.do_lower_case, config), workers)
+        chunks, create_builder, (build.tokenizer_arguments, config), workers)
     progress = Progress(total, total * first // output.num_shards)
     with contextlib.closing(results), contextlib.closing(progress):
         built = next(results, None)

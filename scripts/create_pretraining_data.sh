@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Turns text into pre-training records. Edit the paths, or set the same names
+# in the environment; more flags may be given on the command line:
+#
+#   bash scripts/create_pretraining_data.sh --masking=dynamic
+#
+# The flags are those of the predecessor: static masks, lower-cased text. For
+# RoBERTa's recipe give --masking=dynamic --do_lower_case=False
+# --max_seq_length=512 --max_predictions_per_seq=80.
+set -euo pipefail
+
+BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_large}      # vocab.json, merges.txt
+BookCorpus_DIR=${BookCorpus_DIR:-./bookcorpus}       # the text, the records
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
+PYTHON=$VENV_DIR/bin/python
+[[ -x $PYTHON ]] || PYTHON=python3
+
+"$PYTHON" "$REPOSITORY/create_pretraining_data.py" \
+  --input_file="$BookCorpus_DIR/test_bookscorpus.txt" \
+  --output_file="$BookCorpus_DIR/pretrain_data" \
+  --vocab_file="$BERT_BASE_DIR/vocab.json" \
+  --merges_file="$BERT_BASE_DIR/merges.txt" \
+  --do_lower_case=True \
+  --max_seq_length=128 \
+  --max_predictions_per_seq=20 \
+  --masked_lm_prob=0.15 \
+  --random_seed=12345 \
+  --dupe_factor=5 \
+  "$@"

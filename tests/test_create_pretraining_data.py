@@ -1,0 +1,717 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From text to records: every token, the same bytes, and nothing half-written."""
+import collections
+import concurrent.futures
+import dataclasses
+import errno
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import conftest
+import corpus
+import create_pretraining_data as script
+import errors
+import manifest
+import record_builder
+import records
+import shard_output
+import tf_example
+import tfrecord
+import tokenization
+import worker_pool
+
+WORDS = "the river runs past seven towns and Ölsk is older than all".split()
+DOCUMENTS = 200
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A folder with a vocab.json and a merges.txt that make WORDS tokens."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    symbols = tokenization._byte_symbols()
+    pairs = collections.OrderedDict()
+    for word in WORDS:
+        parts = [symbols[byte] for byte in (" " + word).encode("utf-8")]
+        for end in range(1, len(parts)):
+            pairs["".join(parts[:end]), parts[end]] = None
+    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + symbols
+    tokens += [left + right for left, right in pairs] + ["<mask>"]
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join("%s %s\n" % p for p in pairs), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary):
+    return tokenization.RobertaTokenizer(str(vocabulary / "vocab.json"),
+                                         str(vocabulary / "merges.txt"))
+
+
+def make_text(documents, seed=0):
+    state = np.random.RandomState(seed)
+    return "\n\n".join(
+        "\n".join(" ".join(state.choice(WORDS, state.randint(1, 90)))
+                  for _ in range(state.randint(1, 6)))
+        for _ in range(documents)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(make_text(DOCUMENTS), "utf-8")
+    return path
+
+
+@pytest.fixture
+def build(vocabulary, text_file, tmp_path):
+    """Builds records in this process; returns the manifest."""
+    def run(output="records", input_file=text_file, num_workers=1,
+            num_shards=None, overwrite=False, do_lower_case=False, **config):
+        return script.run(
+            script.BuildConfig(
+                input_file=str(input_file), output_file=str(tmp_path / output),
+                vocab_file=str(vocabulary / "vocab.json"),
+                merges_file=str(vocabulary / "merges.txt"),
+                num_workers=num_workers, num_shards=num_shards,
+                overwrite=overwrite, do_lower_case=do_lower_case),
+            record_builder.RecordConfig(**config))[0]
+    return run
+
+
+def command(vocabulary, *arguments):
+    return [sys.executable, str(conftest.REPOSITORY
+                                / "create_pretraining_data.py"),
+            "--vocab_file=%s" % (vocabulary / "vocab.json"),
+            "--merges_file=%s" % (vocabulary / "merges.txt")] + list(arguments)
+
+
+def read(path):
+    """The records of a file or directory: a list of {name: array}."""
+    files = records.expand_inputs(str(path))
+    shards = records.ShardedRecords(files)
+    return [records.decode_example(data)
+            for data in shards.read(np.arange(len(shards)))]
+
+
+def unmasked(record):
+    """The ids of a record without padding, as they were before masking."""
+    ids = record["input_ids"].copy()
+    if "masked_lm_ids" in record:
+        used = record["masked_lm_weights"] == 1
+        ids[record["masked_lm_positions"][used]] = record["masked_lm_ids"][used]
+        ids = ids[:record["input_mask"].sum()]
+    return ids.tolist()
+
+
+def expected_tokens(tokenizer, text):
+    return [tokenizer.encode(line.strip()) for line in text.splitlines()
+            if line.strip()]
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())}
+
+
+# --- What is in the records ---------------------------------------------------
+
+def test_many_examples_at_once_equal_one_by_one():
+    state = np.random.RandomState(0)
+    for _ in range(50):
+        rows = state.randint(0, 5)
+        features = {}
+        for name in ("b", "aa", "c" * 200):
+            lengths = state.randint(0, state.choice([2, 40, 300]), rows)
+            bounds = np.append(0, np.cumsum(lengths))
+            values = state.randint(-5, 10 ** state.randint(1, 10), bounds[-1])
+            if state.rand() < 0.3:
+                values = values.astype(np.float32)
+            features[name] = values, bounds
+        assert tf_example.encode_examples(features) == [
+            tf_example.encode_example({
+                name: values[bounds[row]:bounds[row + 1]]
+                for name, (values, bounds) in features.items()})
+            for row in range(rows)]
+
+
+@pytest.mark.parametrize("config", [
+    {"masking": "dynamic"},
+    {"masking": "dynamic", "packing": "doc_sentences", "short_seq_prob": 0.3},
+    {"dupe_factor": 1},
+    {"dupe_factor": 1, "packing": "doc_sentences"},
+    {"dupe_factor": 1, "do_whole_word_mask": True, "short_seq_prob": 0.3}])
+def test_every_token_of_the_text_is_in_the_records(build, tokenizer, tmp_path,
+                                                   text_file, config):
+    content = build(max_seq_length=40, num_shards=3, **config)
+    sequences = [unmasked(r) for r in read(tmp_path / "records")]
+    assert all(s[0] == 0 and s[-1] == 2 and 3 <= len(s) <= 40
+               for s in sequences)
+    found = collections.Counter(i for s in sequences for i in s[1:-1] if i != 2)
+    lines = expected_tokens(tokenizer, text_file.read_text("utf-8"))
+    assert found == collections.Counter(i for line in lines for i in line)
+    assert content["tokens"] == sum(map(len, lines))
+    assert content["documents"] == DOCUMENTS
+    assert content["sequences"] == len(sequences)
+
+    # In their order within the text they are the text.
+    size = corpus.chunk_bytes(text_file.stat().st_size, 3)
+    in_order = []
+    builder = record_builder.RecordBuilder(
+        tokenizer, record_builder.RecordConfig(max_seq_length=40, **config))
+    for group in corpus.group_files(corpus.expand_inputs(str(text_file)), size):
+        for chunk in corpus.read_chunks(group, size):
+            in_order += [unmasked(tf_example.decode_example(r))
+                         for r in builder.build(chunk).records]
+    assert sorted(in_order) == sorted(sequences)
+    assert ([i for s in in_order for i in s[1:-1] if i != 2]
+            == [i for line in lines for i in line])
+
+
+def test_static_records_have_the_schema(build, tmp_path, tokenizer):
+    content = build(max_seq_length=40, max_predictions_per_seq=7,
+                    dupe_factor=2)
+    for record in read(tmp_path / "records"):
+        assert {name: (v.dtype, len(v)) for name, v in record.items()} == {
+            name: (np.dtype(dtype), 7 if "masked" in name else 40)
+            for name, dtype in records.STATIC_FEATURES.items()}
+        length = record["input_mask"].sum()
+        assert (record["input_mask"][:length] == 1).all()
+        assert (record["input_ids"][length:] == tokenizer.pad_id).all()
+        assert not record["segment_ids"].any()
+        assert 1 <= record["masked_lm_weights"].sum() <= 7
+        positions = record["masked_lm_positions"][
+            record["masked_lm_weights"] == 1]
+        assert not set(record["masked_lm_ids"][:len(positions)]) & {0, 1, 2, 3}
+        assert (positions > 0).all() and (positions < length - 1).all()
+    assert content["dupe_factor"] == 2
+    assert sum(s["records"] for s in content["shards"]) \
+        == 2 * content["sequences"]
+
+
+def test_each_duplicate_has_other_masks(build, tmp_path):
+    build(max_seq_length=64, dupe_factor=4)
+    masks = collections.defaultdict(list)
+    for record in read(tmp_path / "records"):
+        key = tuple(unmasked(record))
+        masks[key].append(tuple(record["masked_lm_positions"]))
+    long = {key: m for key, m in masks.items() if len(key) > 40}
+    assert len(long) > 20
+    assert all(len(m) == len(set(m)) == 4 for m in long.values())
+
+
+def test_whole_words_are_masked_whole(build, tmp_path, tokenizer):
+    starts = tokenizer.word_start_table()
+    # Lower-cased, "ölsk" is no word of the vocabulary and has several pieces.
+    build(max_seq_length=64, dupe_factor=1, do_whole_word_mask=True,
+          do_lower_case=True)
+    for record in read(tmp_path / "records"):
+        ids = unmasked(record)
+        chosen = set(record["masked_lm_positions"][
+            record["masked_lm_weights"] == 1])
+        for position, (left, right) in enumerate(zip(ids[1:], ids[2:-1]), 1):
+            if 2 not in (left, right) and not starts[right]:
+                assert (position in chosen) == (position + 1 in chosen)
+
+
+def test_manifest_says_what_was_built(build, tmp_path, tokenizer, vocabulary):
+    content = build(masking="dynamic", num_shards=2, max_seq_length=50,
+                    random_seed=-7)
+    path = tmp_path / "records"
+    loaded = manifest.load_manifest(str(path))
+    assert loaded == dict(content, format_version=manifest.FORMAT_VERSION)
+    assert sorted(digests(path)) == ["manifest.json",
+                                     "pretrain-00000-of-00002.tfrecord",
+                                     "pretrain-00001-of-00002.tfrecord"]
+    for shard in loaded["shards"]:
+        summary = manifest.summarize_file(str(path / shard["name"]))
+        assert {k: shard[k] for k in summary} == summary
+        assert shard["records"] > 30
+    assert loaded["vocab_sha256"] == hashlib.sha256(
+        (vocabulary / "vocab.json").read_bytes()).hexdigest()
+    assert manifest.decode_word_starts(
+        loaded["word_starts"], loaded["vocab_size"]).tolist() \
+        == tokenizer.word_start_table().tolist()
+    assert {k: loaded[k] for k in (
+        "masking", "max_seq_length", "random_seed", "dupe_factor", "mask_id",
+        "do_lower_case")} == {
+            "masking": "dynamic", "max_seq_length": 50, "random_seed": -7,
+            "dupe_factor": 1, "mask_id": tokenizer.mask_id,
+            "do_lower_case": False}
+
+
+def test_gzip_and_json_lines_give_the_same_sequences(build, tmp_path,
+                                                     text_file):
+    text = text_file.read_text("utf-8")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode("utf-8")))
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"body": d}) + "\n" for d in text.split("\n\n")))
+    found = []
+    for name, source in (("1", text_file), ("2", tmp_path / "a.gz"),
+                         ("3", tmp_path / "b.jsonl")):
+        build(name, source, masking="dynamic", packing="doc_sentences",
+              text_field="body")
+        found.append(collections.Counter(
+            tuple(unmasked(r)) for r in read(tmp_path / name)))
+    # Chunks end elsewhere, which may divide a document in another place.
+    for other in found[1:]:
+        assert sum((found[0] & other).values()) \
+            >= 0.98 * sum(found[0].values())
+
+
+def test_wikitext_has_251354_tokens(shared, tmp_path):
+    text = shared / "data" / "text" / "wikitext2_valid.txt"
+    files = [str(shared / "data" / "roberta" / n)
+             for n in ("vocab.json", "merges.txt")]
+    tokenizer = tokenization.RobertaTokenizer(*files)
+    lines = expected_tokens(tokenizer, text.read_text("utf-8"))
+    expected = collections.Counter(i for line in lines for i in line)
+    for masking in ("static", "dynamic"):
+        content, _ = script.run(
+            script.BuildConfig(str(text), str(tmp_path / masking), *files,
+                               num_workers=1),
+            record_builder.RecordConfig(masking=masking, dupe_factor=1,
+                                        max_seq_length=512))
+        found = collections.Counter(
+            i for r in read(tmp_path / masking) for i in unmasked(r)[1:-1]
+            if i != 2)
+        assert found == expected
+        assert content["tokens"] == sum(expected.values()) == 251354
+
+
+# --- The same bytes -----------------------------------------------------------
+
+def test_bytes_do_not_depend_on_workers_or_place(build, tmp_path):
+    for name, workers in (("1", 1), ("2", 2), ("3", 3)):
+        build(name, num_workers=workers, num_shards=3, dupe_factor=2)
+    build("4", num_shards=3, dupe_factor=2, random_seed=5)
+    first = digests(tmp_path / "1")
+    assert first == digests(tmp_path / "2") == digests(tmp_path / "3")
+    assert not set(first.values()) & set(digests(tmp_path / "4").values())
+
+
+def test_bytes_are_the_same_on_every_platform(build, tmp_path):
+    build("static", dupe_factor=2, do_whole_word_mask=True, short_seq_prob=0.2)
+    build("dynamic", masking="dynamic")
+    found = [digests(tmp_path / name)["pretrain-00000-of-00001.tfrecord"][:16]
+             for name in ("static", "dynamic")]
+    assert found == ["a266692f9b5ba1b9", "6798025ee5f569ce"]
+
+
+def test_shuffled_records_are_all_there_and_few_wait(tmp_path):
+    data = [b"%05d" % i for i in range(3000)]
+    path = str(tmp_path / "a.tfrecord")
+    with shard_output.ShuffledWriter(path, 3, capacity=500) as writer:
+        for low in range(0, 3000, 100):
+            writer.add(record_builder.ChunkRecords(
+                0, data[low:low + 100], 0, 1, 2, 2, 100))
+            assert len(writer._waiting) <= 100
+    shards = records.ShardedRecords([path])
+    found = shards.read(np.arange(3000))
+    assert sorted(found) == data and found != data
+    assert writer.entry()["sequences"] == 3000
+    # A buffer of 100 moves most records by less than some hundred places.
+    moved = [abs(int(d) - i) for i, d in enumerate(found)]
+    assert 20 < np.mean(moved) < 200
+
+
+# --- Interrupted builds -------------------------------------------------------
+
+class Stop(Exception):
+    """Ends a build at a certain place."""
+
+
+def stop_after(monkeypatch, shards, error=Stop):
+    """Makes a build fail once that many shards are finished."""
+    finish = shard_output._Output.finish
+
+    def limited(self, entry):
+        if len(self.finished) == shards:
+            raise error("stopped")
+        finish(self, entry)
+    monkeypatch.setattr(shard_output._Output, "finish", limited)
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(
+        build, tmp_path, text_file, monkeypatch):
+    options = {"num_shards": 5, "dupe_factor": 1}
+    build("through", **options)
+    tokenized = []
+    work = record_builder.RecordBuilder.build
+
+    def counted(self, chunk):
+        tokenized.append(chunk.position)
+        return work(self, chunk)
+    monkeypatch.setattr(record_builder.RecordBuilder, "build", counted)
+    for shards in (1, 2, 4):
+        with monkeypatch.context() as patch:
+            stop_after(patch, shards)
+            with pytest.raises(Stop):
+                build("parts", **options)
+        # The shard that was renamed but not noted is written anew.
+        assert len(list((tmp_path / "parts").glob("*.tfrecord"))) == shards + 1
+    tokenized.clear()
+    build("parts", **options)
+    # The text of the shards that are finished is not tokenized again.
+    assert min(tokenized) >= 0.8 * text_file.stat().st_size
+    assert digests(tmp_path / "parts") == digests(tmp_path / "through")
+
+
+def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            build(num_shards=3, dupe_factor=1)
+    before = digests(tmp_path / "records")
+    with pytest.raises(errors.UserError, match="interrupted build with other "
+                       "settings .max_seq_length 128, not 64"):
+        build(num_shards=3, dupe_factor=1, max_seq_length=64)
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(text_file.read_bytes())
+    with pytest.raises(errors.UserError, match="other files, or files that"):
+        build(input_file=copy, num_shards=3, dupe_factor=1)
+    assert digests(tmp_path / "records") == before
+    build(num_shards=3, dupe_factor=1, max_seq_length=64, overwrite=True)
+    build("fresh", num_shards=3, dupe_factor=1, max_seq_length=64)
+    assert digests(tmp_path / "records") == digests(tmp_path / "fresh")
+
+
+def test_a_finished_shard_that_was_damaged_is_written_again(build, tmp_path,
+                                                            monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stop):
+            build(num_shards=3, masking="dynamic")
+    with open(str(tmp_path / "records" / "pretrain-00000-of-00003.tfrecord"),
+              "ab") as stream:
+        stream.write(b"x")
+    build(num_shards=3, masking="dynamic")
+    build("through", num_shards=3, masking="dynamic")
+    assert digests(tmp_path / "records") == digests(tmp_path / "through")
+
+
+def test_a_killed_build_goes_on_and_leaves_no_process(build, vocabulary,
+                                                      text_file, tmp_path):
+    big = tmp_path / "big.txt"
+    big.write_bytes(text_file.read_bytes() * 12)
+    arguments = command(
+        vocabulary, "--input_file=%s" % big, "--num_workers=2",
+        "--output_file=%s" % (tmp_path / "records"), "--num_shards=8",
+        "--dupe_factor=4")
+    for shards in (1, 4):
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+        wait_for(lambda: process.poll() is not None or len(list(
+            (tmp_path / "records").glob("*.tfrecord"))) >= shards)
+        workers = children(process.pid)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and len(workers) == 2
+        wait_for(lambda: not any(map(is_running, workers)))
+    result = subprocess.run(arguments, stderr=subprocess.PIPE, check=True)
+    assert b"going on with an interrupted build" in result.stderr
+    build("through", input_file=big, num_shards=8, dupe_factor=4)
+    assert digests(tmp_path / "records") == digests(tmp_path / "through")
+
+
+def wait_for(condition, seconds=30):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def children(process):
+    with open("/proc/%d/task/%d/children" % (process, process)) as stream:
+        return list(map(int, stream.read().split()))
+
+
+def is_running(process):
+    try:
+        with open("/proc/%d/stat" % process) as stream:
+            return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- Workers ------------------------------------------------------------------
+
+def _multiply(factor):
+    return lambda item: item * factor
+
+
+def _fail_at(number):
+    def work(item):
+        if item == number:
+            raise errors.UserError("no %d" % item)
+        return item
+    return work
+
+
+def _die_at(number):
+    def work(item):
+        if item == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+    return work
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_order_and_items_are_not_taken_early(workers):
+    taken = []
+    items = (taken.append(i) or i for i in range(100))
+    results = worker_pool.map_ordered(items, _multiply, (10,), workers)
+    for number in range(100):
+        assert next(results) == number * 10
+        assert len(taken) <= number + 2 * workers + 2
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_worker_arrives(workers):
+    results = worker_pool.map_ordered(iter(range(50)), _fail_at, (20,), workers)
+    with pytest.raises(errors.UserError, match="no 20"):
+        list(results)
+
+
+def test_a_killed_worker_ends_the_work_with_an_error():
+    results = worker_pool.map_ordered(iter(range(50)), _die_at, (20,), 2)
+    with pytest.raises(worker_pool.WorkerError, match="was killed"):
+        list(results)
+
+
+def test_a_killed_worker_keeps_the_finished_shards(build, tmp_path,
+                                                   monkeypatch):
+    options = {"num_shards": 3, "masking": "dynamic"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, worker_pool.WorkerError)
+        with pytest.raises(worker_pool.WorkerError):
+            build(**options)
+    assert (tmp_path / "records" / "progress.json").exists()
+    build(**options)
+
+
+# --- What is there already ----------------------------------------------------
+
+def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
+    build(masking="dynamic", num_shards=3)
+    before = digests(tmp_path / "records")
+    with pytest.raises(errors.UserError, match="holds .*00000-of-00003.*--over"):
+        build(masking="dynamic", num_shards=3)
+    assert digests(tmp_path / "records") == before
+    (tmp_path / "records" / "notes.txt").write_text("mine")
+    build(masking="dynamic", num_shards=2, overwrite=True)
+    assert sorted(digests(tmp_path / "records")) == [
+        "manifest.json", "notes.txt", "pretrain-00000-of-00002.tfrecord",
+        "pretrain-00001-of-00002.tfrecord"]
+
+
+def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "theirs.tfrecord").write_text("x")
+    with pytest.raises(errors.UserError, match="holds 'theirs.tfrecord'"):
+        build(masking="dynamic")
+    assert sorted(digests(tmp_path / "records")) == ["theirs.tfrecord"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            build("parts", masking="dynamic", num_shards=2)
+    (tmp_path / "parts" / "theirs.tfrecord").write_text("x")
+    with pytest.raises(errors.UserError, match="theirs.tfrecord' was not"):
+        build("parts", masking="dynamic", num_shards=2)
+
+
+def test_single_files_share_a_manifest(build, tmp_path, tokenizer):
+    other = tmp_path / "other.txt"
+    other.write_text("the river\n")
+    first = build("all/a.tfrecord", masking="dynamic")
+    build("all/b.tfrecord", other, masking="dynamic")
+    content = manifest.load_manifest(str(tmp_path / "all"))
+    assert [s["name"] for s in content["shards"]] == ["a.tfrecord",
+                                                      "b.tfrecord"]
+    assert content["tokens"] == first["tokens"] + len(
+        tokenizer.encode("the river"))
+    assert sorted(digests(tmp_path / "all")) == ["a.tfrecord", "b.tfrecord",
+                                                 "manifest.json"]
+    with pytest.raises(errors.UserError, match="other settings .max_seq"):
+        build("all/c.tfrecord", masking="dynamic", max_seq_length=64)
+    with pytest.raises(errors.UserError, match="a.tfrecord'; choose another"):
+        build("all/a.tfrecord", masking="dynamic")
+    build("all/b.tfrecord", masking="dynamic", overwrite=True)
+    content = manifest.load_manifest(str(tmp_path / "all"))
+    assert content["tokens"] == 2 * first["tokens"]
+
+
+def test_a_single_file_interrupted_before_its_manifest_goes_on(
+        build, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_manifest", _multiply)
+        patch.setattr(shard_output._Output, "_remove_progress", _multiply)
+        patch.setattr(shard_output, "_with_totals", _raise_stop)
+        with pytest.raises(Stop):
+            build("a.tfrecord", masking="dynamic")
+    assert (tmp_path / "a.tfrecord").exists()
+    build("a.tfrecord", masking="dynamic")
+    assert len(manifest.load_manifest(str(tmp_path))["shards"]) == 1
+
+
+def _raise_stop(*_):
+    raise Stop()
+
+
+# --- Mistakes -----------------------------------------------------------------
+
+def bad_inputs(tmp_path):
+    """(bytes, file name, message) of inputs that must be refused."""
+    line = b"the river runs\n"
+    return [
+        (b"", "a.txt", "holds no text"),
+        (b" \n\n\t\n", "a.txt", "only white space"),
+        (line * 50 + b"\xff\n", "a.txt", "is not UTF-8: byte 0xff at offset 750"),
+        (line[:5].decode().encode("utf-16"), "a.txt", "is not UTF-8"),
+        (gzip.compress(line * 500)[:-9], "a.txt.gz", "truncated gzip"),
+        (line, "a.gz", "no intact gzip"),
+        (b'{"text": "a"}\n{"text": }\n', "a.jsonl", "line 2 of .* is no JSON"),
+        (b'{"body": "a"}\n', "a.jsonl", "no field 'text'"),
+        (b'{"text": null}\n', "a.jsonl", "is a NoneType; expected a text"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("output", ["new/records", "one.tfrecord"])
+def test_bad_text_leaves_nothing_behind(build, tmp_path, number, output):
+    data, name, message = bad_inputs(tmp_path)[number]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(errors.UserError, match=message):
+        build(output, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_bad_text_late_in_the_input_leaves_nothing_behind(build, tmp_path,
+                                                          text_file):
+    (tmp_path / "a.txt").write_bytes(text_file.read_bytes() * 2 + b"\xff")
+    with pytest.raises(errors.UserError, match="is not UTF-8"):
+        build(input_file=tmp_path / "a.txt", num_shards=8, masking="dynamic",
+              num_workers=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
+    written = []
+    write = tfrecord.RecordWriter.write
+
+    def limited(self, data):
+        written.append(data)
+        if len(written) > 350:
+            raise OSError(errno.ENOSPC, "No space left on device", self.path)
+        write(self, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord.RecordWriter, "write", limited)
+        with pytest.raises(OSError, match="No space left"):
+            build(num_shards=4, masking="dynamic", max_seq_length=64)
+        assert sorted(digests(tmp_path / "records")) == [
+            "pretrain-00000-of-00004.tfrecord",
+            "pretrain-00001-of-00004.tfrecord", "progress.json"]
+        written[:] = range(350)
+        with pytest.raises(OSError, match="No space left"):
+            build("other", num_shards=4, masking="dynamic")
+        assert not (tmp_path / "other").exists()
+    build(num_shards=4, masking="dynamic", max_seq_length=64)
+    build("through", num_shards=4, masking="dynamic", max_seq_length=64)
+    assert digests(tmp_path / "records") == digests(tmp_path / "through")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"masked_lm_prob": 0.0}, "masked_lm_prob is 0.0; use a number above 0"),
+    ({"masked_lm_prob": 1.0}, "masked_lm_prob is 1.0"),
+    ({"masked_lm_prob": float("nan")}, "masked_lm_prob is nan"),
+    ({"output": "a.tfrecord", "num_shards": 2}, "num_shards is 2, but .*one"),
+    ({"input_file": "gone.txt"}, "there is no file 'gone.txt'"),
+    ({"output": "text.txt"}, "text.txt is a file that does not end in"),
+    ({"output": "folder.tfrecord"}, "folder.tfrecord is a directory"),
+])
+def test_mistakes_in_the_settings(build, tmp_path, options, message):
+    (tmp_path / "text.txt").write_text("the river\n")
+    (tmp_path / "folder.tfrecord").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(errors.UserError, match=message):
+        build(**dict({"input_file": tmp_path / "text.txt"}, **options))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def run_script(vocabulary, *arguments):
+    return subprocess.run(command(vocabulary, *arguments),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+
+
+def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file,
+                                               tmp_path):
+    good = {"input_file": text_file, "output_file": tmp_path / "records"}
+    (tmp_path / "file").write_text("")
+    cases = [
+        ({"input_file": tmp_path / "gone.txt"}, "there is no file"),
+        ({"max_predictions_per_seq": 0}, "max_predictions_per_seq=0: expected "
+         "a whole number from 1 to"),
+        ({"max_seq_length": 2}, "expected a whole number from 3 to"),
+        ({"num_shards": 0}, "expected a whole number from 1 to"),
+        ({"masking": "both"}, "expected one of 'static', 'dynamic'"),
+        ({"vocab_file": tmp_path / "gone.json"}, "gone.json"),
+        ({"output_file": ""}, "--output_file is missing"),
+        ({"output_file": tmp_path / "file" / "records"}, "Not a directory"),
+        ({"input_fil": "a"}, "input_file"),
+    ]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda changed: run_script(vocabulary, *[
+            "--%s=%s" % item for item in dict(good, **changed).items()]),
+                           [changed for changed, _ in cases])
+        for (_, message), result in zip(cases, results):
+            assert result.returncode == 1, result.stderr
+            lines = result.stderr.splitlines()
+            assert lines[-1].startswith("create_pretraining_data.py: error: ")
+            assert message in lines[-1] and "Traceback" not in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_script_reports_and_needs_no_tensorflow(vocabulary, text_file,
+                                                    tmp_path):
+    result = run_script(
+        vocabulary, "--input_file=%s" % text_file, "--masking=dynamic",
+        "--output_file=%s" % (tmp_path / "a.tfrecord"), "--dupe_factor=5",
+        "--num_workers=", "--do_lower_case=True")
+    assert result.returncode == 0, result.stderr
+    assert "--dupe_factor=5 is ignored" in result.stderr
+    assert "documents=%d tokens=" % DOCUMENTS in result.stderr
+    assert "dropped_tokens=0" in result.stderr
+    modules = subprocess.run(
+        [sys.executable, "-c", "import sys, create_pretraining_data\n"
+         "sys.exit('tensorflow' in sys.modules)"],
+        cwd=str(conftest.REPOSITORY))
+    assert modules.returncode == 0
+
+
+def test_the_launcher_passes_flags_on(vocabulary, text_file, tmp_path):
+    (tmp_path / "test_bookscorpus.txt").write_bytes(text_file.read_bytes())
+    subprocess.run(
+        ["bash", str(conftest.REPOSITORY / "scripts"
+                     / "create_pretraining_data.sh"), "--num_shards=2"],
+        env=dict(os.environ, BERT_BASE_DIR=str(vocabulary),
+                 BookCorpus_DIR=str(tmp_path), VENV_DIR=sys.prefix), check=True)
+    content = manifest.load_manifest(str(tmp_path / "pretrain_data"))
+    assert len(content["shards"]) == 2 and content["do_lower_case"]
+    assert (content["masking"], content["dupe_factor"]) == ("static", 5)
+
+
+def test_every_setting_reaches_the_manifest_or_the_build():
+    fields = {f.name for f in dataclasses.fields(record_builder.RecordConfig)}
+    assert fields == set(script._RECORD_SETTINGS) | {"dupe_factor",
+                                                     "text_field"}
