@@ -17,6 +17,7 @@
     hooks()           session hooks it needs in training
 """
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -186,11 +187,12 @@ class Device:
         The numerics of tensor cores; TF 1.15's own fp16 product on a CPU
         takes a hundred times as long.
         """
+        product = _tall_matmul if transpose_b and _is_tall(b) else (
+            functools.partial(tf.matmul, transpose_b=transpose_b))
         if a.dtype != tf.float16:
-            return tf.matmul(a, b, transpose_b=transpose_b)
-        product = tf.matmul(tf.cast(a, tf.float32), tf.cast(b, tf.float32),
-                            transpose_b=transpose_b)
-        return tf.cast(product, tf.float16)
+            return product(a, b)
+        return tf.cast(product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)),
+                       tf.float16)
 
     def micro_batches(self, optimizer, losses, run):
         """The innermost optimizer: gradients of one update's micro-batches."""
@@ -272,6 +274,27 @@ class Device:
         """Removes what the process left behind."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _is_tall(matrix):
+    shape = matrix.shape.as_list()
+    return len(shape) == 2 and shape[0] > 8 * shape[1]
+
+
+def _tall_matmul(a, b):
+    """a [N, H] times the transpose of a tall b [V, H], as the LM head does.
+
+    TensorFlow's CPU product takes 2.4 times as long to read a tall matrix
+    transposed on the right as untransposed on the left (160 x 512 x 50265).
+    """
+    @tf.custom_gradient
+    def product(a, b):
+        def gradient(upstream):
+            return (tf.matmul(upstream, b),
+                    tf.matmul(upstream, a, transpose_a=True))
+        return tf.transpose(tf.matmul(b, a, transpose_b=True)), gradient
+
+    return product(a, b)
 
 
 def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):

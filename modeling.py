@@ -28,9 +28,17 @@ def gelu(x):
 
     Source: Hendrycks & Gimpel 2016; RoBERTa uses the erf form.
     """
-    wide = tf.cast(x, tf.float32)
-    half = 0.5 * wide
-    return tf.cast(half + half * tf.erf(wide * (1.0 / math.sqrt(2.0))), x.dtype)
+    @tf.custom_gradient
+    def unit(wide):
+        area = 0.5 + 0.5 * tf.erf(wide * math.sqrt(0.5))
+
+        def gradient(upstream):
+            density = math.sqrt(0.5 / math.pi) * tf.exp(-0.5 * wide * wide)
+            return upstream * (area + wide * density)
+
+        return wide * area, gradient
+
+    return tf.cast(unit(tf.cast(x, tf.float32)), x.dtype)
 
 
 def dropout(x, rate, seed):
@@ -41,44 +49,96 @@ def dropout(x, rate, seed):
       rate: probability of a zero, in [0, 1).
       seed: int32 [2].
     """
-    shape = tf.shape(x) if None in x.shape.as_list() else x.shape
-    uniform = tf.random.stateless_uniform(shape, seed)
-    kept = tf.cast(tf.greater_equal(uniform, rate), x.dtype)
-    return x * (kept * tf.cast(1.0 / (1.0 - rate), x.dtype))
+    shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
+    # floor is vectorized on a CPU, a comparison is not.
+    kept = tf.floor(tf.random.stateless_uniform(shape, seed) + (1.0 - rate))
+    return x * tf.cast(kept * (1.0 / (1.0 - rate)), x.dtype)
+
+
+def normalize(x, gamma, beta, epsilon):
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis.
+
+    Args:
+      x: float32 [N, H].
+      gamma, beta: float32 [H].
+      epsilon: float.
+
+    Source: Ba et al. 2016 (arXiv:1607.06450); its gradient in closed form
+    saves half of the passes over memory.
+    """
+    @tf.custom_gradient
+    def function(x, gamma, beta):
+        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scale = tf.rsqrt(variance + epsilon)  # [N, 1]
+        normed = centred * scale
+
+        def gradient(upstream):
+            inner = upstream * gamma
+            slope = tf.reduce_mean(inner * normed, axis=-1, keepdims=True)
+            return (scale * (inner - tf.reduce_mean(
+                inner, axis=-1, keepdims=True) - normed * slope),
+                    tf.reduce_sum(upstream * normed, axis=0),
+                    tf.reduce_sum(upstream, axis=0))
+
+        return normed * gamma + beta, gradient
+
+    return function(x, gamma, beta)
 
 
 def gather(table, ids):
     """Rows of a table, with a dense gradient.
 
-    A sparse gradient would be turned dense anyway, by way of a copy of the
-    table: the LM head gives the same table a dense one.
-
     Args:
       table: float [V, H].
-      ids: int32 or int64 of any shape.
+      ids: int32 or int64 [N].
 
     Returns:
-      float, the shape of ids + [H].
+      float [N, H].
     """
-    rows = table.shape[0]
+    count = tf.shape(table)[0]
 
     @tf.custom_gradient
     def lookup(table, ids):
-        def gradient(upstream):
-            width = upstream.shape[-1]
-            return tf.unsorted_segment_sum(
-                tf.reshape(upstream, [-1, width]), tf.reshape(ids, [-1]),
-                rows), None
-        return tf.gather(table, ids), gradient
+        return tf.gather(table, ids), lambda upstream: (
+            tf.unsorted_segment_sum(upstream, ids, count), None)
 
     return lookup(table, ids)
+
+
+def embed(table, ids):
+    """Rows of the word embeddings, and the table for the tied LM head.
+
+    The gradient of the rows is added in place to the LM head's: the table is
+    large, and one pass over it less is seen in the step time.
+
+    Args:
+      table: float32 [V, H].
+      ids: int32 or int64 [N].
+
+    Returns:
+      (float32 [N, H], float32 [V, H]).
+    """
+    @tf.custom_gradient
+    def tied(table):
+        def gradient(rows, head):
+            if isinstance(rows, tf.IndexedSlices):
+                return tf.tensor_scatter_add(
+                    head, rows.indices[:, tf.newaxis], rows.values)
+            return rows + head
+        return (tf.identity(table), tf.identity(table)), gradient
+
+    for_rows, for_head = tied(table)
+    return tf.gather(for_rows, ids), for_head
 
 
 class Kernels(typing.NamedTuple):
     """What a device does its own way, with plain TensorFlow as default."""
     gelu: typing.Callable = gelu
     dropout: typing.Callable = dropout
+    normalize: typing.Callable = normalize
     gather: typing.Callable = gather
+    embed: typing.Callable = embed
     matmul: typing.Callable = tf.matmul
     compute_dtype: tf.DType = tf.float32  # of the encoder
     head_dtype: tf.DType = tf.float32  # of LM head and pooler
@@ -362,7 +422,7 @@ class _Layers:
 
     def embed(self, input_ids):
         """int [B, S] -> ([N, H] of the compute dtype, table [V, H])."""
-        config, gather_rows = self._config, self._kernels.gather
+        config, kernels = self._config, self._kernels
 
         def table(name, rows):
             return normal_variable(name, [rows, config.hidden_size],
@@ -374,13 +434,13 @@ class _Layers:
         token = tf.cast(tf.not_equal(input_ids, config.pad_token_id), tf.int32)
         position_ids = tf.cumsum(token, axis=1) * token + config.pad_token_id
         # RoBERTa has one segment: its embedding is the same row everywhere.
-        hidden = (gather_rows(words, tf.reshape(input_ids, [-1]))
-                  + gather_rows(positions, tf.reshape(position_ids, [-1]))
-                  + types[0])  # [N, H]
-        hidden = layer_norm(hidden, config.layer_norm_eps)
+        rows, words = kernels.embed(words, tf.reshape(input_ids, [-1]))
+        hidden = rows + kernels.gather(
+            positions, tf.reshape(position_ids, [-1])) + types[0]  # [N, H]
+        hidden = layer_norm(hidden, config.layer_norm_eps, kernels)
         rate = config.hidden_dropout_prob
         hidden = self._drop(hidden, rate, self._seed(rate))
-        return tf.cast(hidden, self._kernels.compute_dtype), words
+        return tf.cast(hidden, kernels.compute_dtype), words
 
     def transform(self, hidden, mask, shape, *, recompute):
         """One transformer layer.
@@ -422,7 +482,8 @@ class _Layers:
         """LayerNorm(residual + dropout(dense(rows))), [N, H]."""
         hidden = self._dense(rows, self._config.hidden_size)
         hidden = self._drop(hidden, self._config.hidden_dropout_prob, seed)
-        return layer_norm(hidden + residual, self._config.layer_norm_eps)
+        return layer_norm(hidden + residual, self._config.layer_norm_eps,
+                          self._kernels)
 
     def _attend(self, hidden, mask, shape, seed):
         """Multi-head self-attention without its output projection, [N, H]."""
@@ -543,19 +604,16 @@ def dense(rows, width, name, *, initializer_range, kernels=Kernels(),
     return tf.nn.bias_add(product, bias)
 
 
-def layer_norm(rows, epsilon):
+def layer_norm(rows, epsilon, kernels=Kernels()):
     """LayerNorm over the last axis, computed in float32, dtype kept.
 
-    Source: Ba et al. 2016; the epsilon is config.json's in every precision.
+    The epsilon is config.json's in every precision.
     """
     width = rows.shape.as_list()[-1]
     with tf.variable_scope("LayerNorm"):
         beta = variable("beta", [width], tf.zeros_initializer())
         gamma = variable("gamma", [width], tf.ones_initializer())
-    wide = tf.cast(rows, tf.float32)
-    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
-    normed = tf.nn.batch_normalization(wide, mean, variance, beta, gamma,
-                                       epsilon)
+    normed = kernels.normalize(tf.cast(rows, tf.float32), gamma, beta, epsilon)
     return tf.cast(normed, rows.dtype)
 
 
@@ -578,12 +636,12 @@ def masked_lm_logits(config, hidden, embedding_table, kernels=Kernels()):
             hidden = kernels.gelu(dense(
                 hidden, config.hidden_size, "dense", dtype=dtype,
                 initializer_range=config.initializer_range, kernels=kernels))
-            hidden = layer_norm(hidden, config.layer_norm_eps)
+            hidden = layer_norm(hidden, config.layer_norm_eps, kernels)
         bias = variable("output_bias", [config.vocab_size],
                         tf.zeros_initializer())
     logits = kernels.matmul(hidden, tf.cast(embedding_table, dtype),
                             transpose_b=True)
-    return tf.nn.bias_add(tf.cast(logits, tf.float32), bias)
+    return tf.cast(logits, tf.float32) + bias
 
 
 def squad_logits(config, sequence_output, kernels=Kernels()):

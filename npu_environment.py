@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 
 import environment
 import errors
+import modeling
 
 _DEVICES_PER_SERVER = 8
 
@@ -120,14 +121,17 @@ class Npu(environment.Device):
     @property
     def kernels(self):
         options = self._options
-        kernels = super().kernels
+        kernels = super().kernels._replace(normalize=_normalize,
+                                           embed=_embed)
         if options.npu_bert_fused_gelu:
             from npu_bridge.estimator.npu_unary_ops import npu_unary_ops
             kernels = kernels._replace(gelu=npu_unary_ops.gelu)
         if options.npu_bert_npu_dropout:
             kernels = kernels._replace(dropout=_dropout)
         if not options.npu_gather:
-            kernels = kernels._replace(gather=tf.gather)
+            kernels = kernels._replace(
+                gather=tf.gather,
+                embed=lambda table, ids: (tf.gather(table, ids), table))
         return kernels
 
     @staticmethod
@@ -246,6 +250,17 @@ def _dropout(x, rate, seed):
     del seed
     from npu_bridge.estimator import npu_ops
     return npu_ops.dropout(x, keep_prob=1.0 - rate)
+
+
+def _normalize(x, gamma, beta, epsilon):
+    """LayerNorm in the operations that the NPU's compiler fuses."""
+    mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
+    return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
+
+
+def _embed(table, ids):
+    """Rows and table with a dense gradient by a sum the NPU has."""
+    return modeling.gather(table, ids), table
 
 
 def loop_length(wanted, num_train_steps, save_checkpoints_steps):

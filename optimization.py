@@ -113,7 +113,10 @@ class _Optimizer(tf.train.Optimizer):
         step = tf.cast(global_step, tf.float32) + 1.0
         corrections = (1.0 - tf.pow(self._beta1, step),
                        1.0 - tf.pow(self._beta2, step))
-        updates = [self._update(g, v, corrections) for g, v in pairs]
+        # The backward pass of one layer reads the weights of another: nothing
+        # changes before the last gradient is known.
+        with tf.control_dependencies([g for g, _ in pairs]):
+            updates = [self._update(g, v, corrections) for g, v in pairs]
         with tf.control_dependencies(updates):
             return tf.assign_add(global_step, 1, name=name)
 
@@ -145,12 +148,11 @@ class AdamW(_Optimizer):
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
         first, second = corrections
-        if decay:
-            variable_now = tf.assign(variable,
-                                     variable * (1.0 - rate * decay))
-        else:
-            variable_now = variable
-        with tf.control_dependencies([variable_now.op]):
+        # w -= rate * decay * w, in one pass over the memory.
+        decayed = [tf.raw_ops.ApplyGradientDescent(
+            var=_ref(variable), alpha=rate * decay, delta=variable)
+                   ] if decay else []
+        with tf.control_dependencies(decayed):
             # TF's kernel takes beta powers and an epsilon outside of the
             # correction: m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) +
             # sqrt(c2) e).

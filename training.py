@@ -284,7 +284,10 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
     norm = optimization.global_norm([g for g, _ in pairs])
     clipped = optimization.clip(pairs, run.clip_norm,
                                 run.npu_bert_clip_by_global_norm, norm)
-    update = chain.apply_gradients(clipped, global_step)
+    # The norm is there once every gradient is: no weight changes under an
+    # operation that still reads it.
+    with tf.control_dependencies([norm]):
+        update = chain.apply_gradients(clipped, global_step)
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
         train_op = tf.assign_add(seen, 1).op
     report = dict(sums, learning_rate=rate, gradient_norm=norm)
