@@ -398,14 +398,17 @@ def test_gather_has_a_dense_gradient():
 
 
 def test_cpu_sums_fp16_products_in_float32():
-    rows = np.full([1, 4096], 1.0, np.float16)
-    device = environment.Device(environment.DeviceConfig(),
-                                environment.Processes())
-    with tf.Session() as session:
-        product = device.kernels.matmul(tf.constant(rows), tf.constant(rows),
-                                        transpose_b=True)
-        assert product.dtype == tf.float16
-        assert session.run(product)[0, 0] == 4096  # fp16 sums stop at 2048
+    kernels = environment.Device(environment.DeviceConfig(manual_fp16=True),
+                                 environment.Processes()).kernels
+    model = modeling.RobertaModel(config_of(), False, tf.constant(IDS),
+                                  kernels=kernels)
+    rows = model.get_rows()
+    assert rows.dtype == tf.float16
+    tf.gradients(rows, tf.trainable_variables())
+    products = [op for op in tf.get_default_graph().get_operations()
+                if "MatMul" in op.type]
+    assert len(products) >= 2 * 6 * 3  # 6 a layer, two more in the gradient
+    assert {op.get_attr("T") for op in products} == {tf.float32}
 
 
 # Configs.
