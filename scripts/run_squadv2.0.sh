@@ -24,8 +24,8 @@ VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
 # The paper's settings (EM / F1 86.5 / 89.4; their sources stand in
-# configs/squad_v2.0_large.flags): a batch of 48 = 12 x 4 on one device of 32 GB;
-# with 16 GB take 4 x 12. Without an accelerator add --manual_fp16=False.
+# configs/squad_v2.0_large.flags): a batch of 48 = 12 x 4 on one device of 32
+# GB; with 16 GB take 4 x 12. Without an accelerator add --manual_fp16=False.
 #
 # The predecessor's settings (EM / F1 79.3 / 82.8), to compare with; add
 # --flagfile=configs/predecessor_squad_v2.0.flags for all of them:

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of scripts/*.sh and configs/: launchers, recipes, set-up.
+
+Set-up runs with stand-ins for Python that note what they are asked to do, so
+that nothing is downloaded.
+"""
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+import modeling
+
+from conftest import REPOSITORY
+
+SHELL_FILES = sorted(REPOSITORY.glob("scripts/*.sh")) + [
+    REPOSITORY / ".ci" / "run"]
+FLAG_FILES = sorted(REPOSITORY.glob("configs/*.flags"))
+# launcher: (script, the predecessor's settings)
+LAUNCHERS = {
+    "run_pretraining.sh": ("run_pretraining.py", "predecessor_pretraining"),
+    "run_squadv1.1.sh": ("run_squad.py", "predecessor_squad_v1.1"),
+    "run_squadv2.0.sh": ("run_squad.py", "predecessor_squad_v2.0")}
+
+
+def write_program(path, text):
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def read_flags(path):
+    """The flags of a flag file, in their order."""
+    return [line for line in path.read_text().splitlines()
+            if line.startswith("--")]
+
+
+def as_dict(flags):
+    return dict(flag[2:].split("=", 1) for flag in flags)
+
+
+# --- All shell files --------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
+def test_shell_file_parses_and_stops_at_errors(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert re.search(r"^set -e?uo pipefail$", path.read_text(), re.MULTILINE)
+
+
+def test_shellcheck_finds_nothing():
+    program = shutil.which("shellcheck", path=os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ["PATH"]]))
+    if program is None:
+        pytest.skip("shellcheck is not installed")
+    # SC1091: a sourced file is checked on its own.
+    result = subprocess.run(
+        [program, "--exclude=SC1091"] + [str(path) for path in SHELL_FILES],
+        stdout=subprocess.PIPE, universal_newlines=True)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("path", SHELL_FILES + FLAG_FILES,
+                         ids=lambda path: path.name)
+def test_no_path_of_one_machine(path):
+    assert not re.search(r"(^|[\s=:\"'])/(home|root|Users|data)\b",
+                         path.read_text())
+
+
+# --- Launchers --------------------------------------------------------------
+
+
+def launch(name, tmp_path, *arguments):
+    """Runs a launcher with a stand-in for Python.
+
+    Returns:
+      (its calls, each a list of arguments; JOB_ID and ASCEND_DEVICE_ID as
+      they saw them).
+    """
+    log = tmp_path / "log"
+    write_program(tmp_path / "python", "#!/usr/bin/env bash\n"
+                  "printf '%s\\n' \"$JOB_ID $ASCEND_DEVICE_ID\" \"$@\" -- "
+                  ">> {}\n".format(log))
+    environment = dict(
+        os.environ, PYTHON=str(tmp_path / "python"), BERT_BASE_DIR="a model",
+        SQUAD_DIR="a squad", BookCorpus_DIR="a corpus", OUT_DIR="an output")
+    for variable in ("JOB_ID", "ASCEND_DEVICE_ID", "INIT_CHECKPOINT"):
+        environment.pop(variable, None)
+    subprocess.run(["bash", str(REPOSITORY / "scripts" / name)] +
+                   list(arguments), env=environment, check=True)
+    calls = [call.split("\n") for call in log.read_text().split("\n--\n")[:-1]]
+    return [call[1:] for call in calls], calls[0][0]
+
+
+@pytest.mark.parametrize("name", sorted(LAUNCHERS))
+def test_launcher_passes_paths_and_flags_on(name, tmp_path):
+    calls, exported = launch(name, tmp_path, "--num_train_epochs=1", "a b")
+    assert exported == "10086 0"
+    assert calls[0][0] == str(REPOSITORY / LAUNCHERS[name][0])
+    assert calls[0][-2:] == ["--num_train_epochs=1", "a b"]
+    assert "--bert_config_file=a model/config.json" in calls[0]
+    assert "--output_dir=an output" in calls[0]
+
+
+def test_squad_launchers_score_their_predictions(tmp_path):
+    calls, _ = launch("run_squadv1.1.sh", tmp_path)
+    assert calls[1] == [str(REPOSITORY / "scripts/evaluate-v1.1.py"),
+                        "a squad/dev-v1.1.json", "an output/predictions.json"]
+    (tmp_path / "log").unlink()
+    calls, _ = launch("run_squadv2.0.sh", tmp_path)
+    assert calls[1] == [str(REPOSITORY / "scripts/evaluate-v2.0.py"),
+                        "a squad/dev-v2.0.json", "an output/predictions.json",
+                        "--na-prob-file", "an output/null_odds.json"]
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_squad_launcher_has_the_recipe_of_the_flag_file(version, tmp_path):
+    calls, _ = launch("run_squadv{}.sh".format(version), tmp_path)
+    launched = as_dict(calls[0][1:])
+    recipe = as_dict(read_flags(
+        REPOSITORY / "configs" / "squad_v{}_large.flags".format(version)))
+    shared = set(launched) & set(recipe) - {"bert_config_file"}
+    assert len(shared) > 15
+    assert ({name: launched[name] for name in shared} ==
+            {name: recipe[name] for name in shared})
+
+
+# --- Flag files and model configs -------------------------------------------
+
+# Reads lists of flags from standard input, and parses and checks each as the
+# script would.
+_PARSE = """
+import json, runpy, sys
+from absl import flags
+from absl.testing import flagsaver
+import command_line
+command_line.run = lambda main: None
+script = runpy.run_path(sys.argv[1], run_name="__main__")
+configs = [script["training"].RunConfig, script["environment"].DeviceConfig,
+           script.get("PretrainingConfig") or script["SquadConfig"]]
+flags.FLAGS(["script"])
+for arguments in json.load(sys.stdin):
+    with flagsaver.flagsaver():
+        rest = flags.FLAGS(["script", "--output_dir=output"] + arguments)
+        assert len(rest) == 1, rest
+        for config in configs:
+            command_line.build(config, flags.FLAGS)
+"""
+
+
+@pytest.mark.parametrize("script", ["run_pretraining.py", "run_squad.py"])
+def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
+    lists = []
+    for name, (its_script, predecessor) in LAUNCHERS.items():
+        if its_script == script:
+            directory = tmp_path / name
+            directory.mkdir()
+            launched = launch(name, directory)[0][0][1:]
+            lists += [launched, launched + [
+                "--flagfile=configs/{}.flags".format(predecessor)]]
+    task = "squad" if script == "run_squad.py" else "pretrain"
+    lists += [["--flagfile={}".format(path)] for path in FLAG_FILES
+              if task in path.name]
+    assert len(lists) >= 5
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _PARSE, script],
+        cwd=str(REPOSITORY), input=json.dumps(lists), stderr=subprocess.PIPE,
+        universal_newlines=True, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3",
+                                          PYTHONPATH=str(REPOSITORY)))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
+def test_flag_file_states_its_batch(path):
+    text = path.read_text()
+    flags = as_dict(read_flags(path))
+    rows = re.findall(r"^#   (\d) devices?: +(\d+) x +(\d+) x (\d) = ([\d,]+)"
+                      r"( \(below\))?$", text, re.MULTILINE)
+    assert {row[0] for row in rows} == {"1", "8"}
+    for devices, batch, accumulation, again, total, below in rows:
+        assert devices == again
+        assert (int(batch) * int(accumulation) * int(devices) ==
+                int(total.replace(",", "")))
+        if below:
+            assert (batch, accumulation) == (
+                flags["train_batch_size"], flags["num_accumulation_steps"])
+    assert text.count("(below)") == 1
+
+
+@pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
+def test_flag_file_begins_with_launch_hardware_result_source(path):
+    head = path.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    places = [re.search(word, head).start() for word in (
+        r"\.(py|sh) ", "# Hardware", "# (Expected|Published)", "# Source")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("size, layers, hidden, heads, feed_forward", [
+    ("tiny", 2, 128, 2, 512), ("base", 12, 768, 12, 3072),
+    ("large", 24, 1024, 16, 4096)])
+def test_model_config_is_complete(size, layers, hidden, heads, feed_forward):
+    config = modeling.RobertaConfig.from_json_file(
+        str(REPOSITORY / "configs" / "roberta_{}.json".format(size)))
+    assert (config.num_hidden_layers, config.hidden_size,
+            config.num_attention_heads, config.intermediate_size) == (
+                layers, hidden, heads, feed_forward)
+    assert config.unknown_keys == ()
+    assert (config.vocab_size, config.max_position_embeddings) == (50265, 514)
+
+
+def test_large_config_is_the_published_one(shared):
+    published = json.loads(
+        (shared / "data/roberta/roberta_large_config.json").read_text())
+    ours = json.loads((REPOSITORY / "configs/roberta_large.json").read_text())
+    assert ours == published
+
+
+# --- Set-up -----------------------------------------------------------------
+
+TOOLS = ("bash", "cat", "cmp", "cp", "cut", "dirname", "env", "find", "flock",
+         "grep", "ls", "mkdir", "rm", "sed", "sort", "touch")
+
+# Answers setup.sh's question, makes an "environment" of itself, notes the rest.
+_FAKE_PYTHON = """#!/usr/bin/env bash
+echo "{version} $*" >> "{log}"
+case "$*" in
+  *find_spec*) echo "{minor} {version} is,{traits} $0" ;;
+  "-m venv "*) directory=${{@: -1}}; mkdir -p "$directory/bin"
+               cp "$0" "$directory/bin/python" ;;
+  *"import tensorflow"*) echo 1.15.5 ;;
+  *"pip"*) if [[ -e "{log}.fail" ]]; then exit 1; fi ;;
+esac
+"""
+
+
+class SetUp:
+    """A directory that is all of the PATH, an empty pyenv, a .venv to make."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.programs = directory / "bin"
+        self.venv = directory / "venv"
+        self.log = directory / "log"
+        self.programs.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            if found:
+                (self.programs / tool).symlink_to(found)
+        write_program(self.programs / "uname", "#!/bin/sh\necho x86_64\n")
+
+    def add_python(self, name, version, traits="ensurepip", under=None):
+        path = (under or self.programs) / name
+        write_program(path, _FAKE_PYTHON.format(
+            version=version, minor=version.rsplit(".", 1)[0], traits=traits,
+            log=self.log))
+        return path
+
+    def run(self, *arguments, **environment):
+        """(exit code, standard error)."""
+        result = subprocess.run(
+            [shutil.which("bash"), str(REPOSITORY / "scripts/setup.sh")] +
+            list(arguments), stderr=subprocess.PIPE, universal_newlines=True,
+            env=dict({"PATH": str(self.programs), "HOME": str(self.directory),
+                      "PYENV_ROOT": str(self.directory / "pyenv"),
+                      "VENV_DIR": str(self.venv)}, **environment))
+        return result.returncode, result.stderr
+
+    def state(self, name):
+        return (self.venv / ".setup" / name).read_text().strip()
+
+    def calls(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    return SetUp(tmp_path)
+
+
+def test_set_up_prefers_python_3_7(set_up):
+    set_up.add_python("python3.11", "3.11.7")
+    set_up.add_python("python3.7", "3.7.16")
+    assert set_up.run()[0] == 0
+    assert set_up.state("version") == "3.7.16"
+    assert "install --requirement requirements.txt" in set_up.calls()
+
+
+def test_set_up_finds_a_pyenv_python_behind_a_dead_shim(set_up):
+    write_program(set_up.programs / "python3.7", "#!/bin/sh\nexit 127\n")
+    folder = set_up.directory / "pyenv/versions/3.7.16/bin"
+    folder.mkdir(parents=True)
+    set_up.add_python("python3.7", "3.7.16", under=folder)
+    set_up.add_python("python3.11", "3.11.7")
+    assert set_up.run()[0] == 0
+    assert set_up.state("executable") == str(folder / "python3.7")
+
+
+def test_set_up_is_quick_when_nothing_is_to_do(set_up):
+    set_up.add_python("python3.11", "3.11.7")
+    set_up.run()
+    calls = set_up.calls()
+    started = time.time()
+    assert set_up.run() == (0, "")
+    assert time.time() - started < 1
+    assert set_up.calls() == calls
+
+
+def test_set_up_adds_test_requirements_to_what_is_there(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.run()
+    set_up.log.unlink()
+    assert set_up.run("--test")[0] == 0
+    assert "requirements-test.txt" in set_up.calls()
+    assert "venv" not in set_up.calls().replace(str(set_up.venv), "")
+    assert set_up.run("--test") == (0, "")
+
+
+def test_another_python_makes_the_environment_anew(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    other = set_up.add_python("python3.11", "3.11.7")
+    set_up.run()
+    code, words = set_up.run(PYTHON=str(other))
+    assert code == 0 and "asks for another" in words
+    assert set_up.state("version") == "3.11.7"
+    code, words = set_up.run(PYTHON="3.7")
+    assert code == 0 and "asks for another" in words
+    assert set_up.state("version") == "3.7.16"
+
+
+def test_changed_requirements_are_installed_again(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.run()
+    (set_up.venv / ".setup/requirements.txt").write_text("six==1.0\n")
+    set_up.log.unlink()
+    assert set_up.run()[0] == 0
+    assert "--requirement requirements.txt" in set_up.calls()
+
+
+def test_an_interrupted_set_up_starts_over(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    (set_up.directory / "log.fail").touch()
+    code, words = set_up.run()
+    assert code == 1
+    assert words.splitlines()[-1].startswith(
+        "setup.sh: error: pip could not install")
+    (set_up.venv / "half").touch()
+    (set_up.directory / "log.fail").unlink()
+    code, words = set_up.run()
+    assert code == 0 and "interrupted" in words
+    assert not (set_up.venv / "half").exists()
+
+
+def test_a_foreign_directory_is_left_alone(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.venv.mkdir()
+    (set_up.venv / "thesis.txt").write_text("years of work")
+    code, words = set_up.run()
+    assert code == 1 and "was not made by this script" in words
+    assert os.listdir(str(set_up.venv)) == ["thesis.txt"]
+
+
+def test_without_a_python_set_up_says_what_to_install(set_up):
+    code, words = set_up.run()
+    assert code == 1
+    assert len(words.splitlines()) == 1
+    assert "no usable Python" in words and "python3.11-venv" in words
+
+
+def test_a_python_without_venv_is_named(set_up):
+    set_up.add_python("python3.10", "3.10.13", traits="")
+    code, words = set_up.run()
+    assert code == 1 and "apt-get install python3.10-venv" in words
+
+
+@pytest.mark.parametrize("python", ["3.8", "no-such-python"])
+def test_an_unusable_python_is_refused_even_when_all_is_there(set_up, python):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.add_python("python3.8", "3.8.18")
+    set_up.run()
+    code, words = set_up.run(PYTHON=python)
+    assert code == 1
+    assert words.splitlines()[-1].startswith(
+        "setup.sh: error: PYTHON={}: ".format(python))
+
+
+def test_uv_brings_a_python(set_up):
+    folder = set_up.directory / "uv"
+    folder.mkdir()
+    brought = set_up.add_python("python3.11", "3.11.9", under=folder)
+    write_program(set_up.programs / "uv", "#!/usr/bin/env bash\n"
+                  'case "$2" in install) touch {0}/there ;;\n'
+                  "find) [[ -e {0}/there ]] && echo {1} ;; esac\n".format(
+                      folder, brought))
+    assert set_up.run()[0] == 0
+    assert set_up.state("executable") == str(brought)
+
+
+def test_on_aarch64_the_second_platform_is_taken(set_up):
+    write_program(set_up.programs / "uname", "#!/bin/sh\necho aarch64\n")
+    set_up.add_python("python3.7", "3.7.16")
+    code, words = set_up.run()
+    assert code == 1
+    assert "no aarch64 wheel" in words and "--system-site-packages" in words
+    set_up.add_python("python3.9", "3.9.18")
+    assert set_up.run()[0] == 0
+    assert set_up.state("version") == "3.9.18"
+
+
+@pytest.mark.parametrize("arguments, traits", [
+    (["--system-site-packages"], "ensurepip,tensorflow"),
+    ([], "ensurepip,tensorflow,npu_bridge")])
+def test_the_tensorflow_of_an_ascend_host_is_kept(set_up, arguments, traits):
+    write_program(set_up.programs / "uname", "#!/bin/sh\necho aarch64\n")
+    set_up.add_python("python3.7", "3.7.16", traits=traits)
+    assert set_up.run(*arguments)[0] == 0
+    assert "venv --system-site-packages" in set_up.calls()
+    others = (set_up.venv / ".setup/others.txt").read_text()
+    assert not re.search("^(tensorflow|numpy|protobuf)", others, re.MULTILINE)
+    assert "regex==" in others
+    assert set_up.run() == (0, "")
+
+
+def test_horovod_without_a_compiler_is_one_line(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.run()
+    code, words = set_up.run("--horovod")
+    assert code == 1
+    assert words.splitlines()[-1].startswith(
+        "setup.sh: error: --horovod needs g++")
+    # What is there stays usable.
+    assert set_up.run() == (0, "")
+
+
+def test_an_unknown_argument_is_refused(set_up):
+    code, words = set_up.run("--gpus")
+    assert code == 1 and "--gpus" in words
+
+
+# --- Requirements -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("requirements*.txt")),
+                         ids=lambda path: path.name)
+def test_every_pin_has_a_reason(path):
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if "==" in line:
+            assert lines[number - 1].startswith("#"), line
