@@ -161,12 +161,12 @@ def _check_depth(values):
 def read_small(path, limit=MAX_JSON_BYTES):
     """A whole file of at most `limit` bytes."""
     with open(path, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise errors.UserError("%s is larger than the limit of %d bytes for "
-                               "such a file; is it the right one?" %
-                               (path, limit))
-    return data
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise errors.UserError("%s has %d bytes, the limit for such a file "
+                                   "is %d; is it the right one?" %
+                                   (path, size, limit))
+        return stream.read(size)
 
 
 def read_json(path):
