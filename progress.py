@@ -16,6 +16,8 @@ import errors
 # Skipped steps in a row after which a run is stuck: a scale of 2**15 is at
 # its floor of 1 after 15.
 MAX_OVERFLOWS_IN_A_ROW = 40
+# Fine-tuning that still guesses after this many steps seldom recovers.
+STUCK_AFTER_STEPS = 300
 
 
 class SaveTimer(tf.train.CheckpointSaverListener):
@@ -38,7 +40,7 @@ class ProgressHook(tf.train.SessionRunHook):
     """Logs, writes scalars, and stops a run that cannot go on."""
 
     def __init__(self, report, counters, *, every, is_logging, log_dir, num_train_steps,
-                 examples_per_step, gradient_names, save_timer):
+                 examples_per_step, gradient_names, save_timer, chance=None):
         """
         Args:
           report: {name: scalar tensor}; loss, learning_rate, global_step,
@@ -52,6 +54,7 @@ class ProgressHook(tf.train.SessionRunHook):
           examples_per_step: sequences of all devices in one step.
           gradient_names: the variables behind `finite`.
           save_timer: SaveTimer.
+          chance: the loss of a model that learned nothing, or None.
         """
         self._report = report
         self._counters = counters
@@ -62,6 +65,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._examples_per_step = examples_per_step
         self._gradient_names = gradient_names
         self._save_timer = save_timer
+        self._chance = chance
         self._writer = None
         self._losses = []
         self._overflows_in_a_row = 0
@@ -131,6 +135,7 @@ class ProgressHook(tf.train.SessionRunHook):
         scalars["loss"] = (np.mean(self._losses) if self._losses
                            else float("nan"))
         self._losses = []
+        self._warn_if_stuck(step, scalars["loss"])
         text = ["step=%d" % step, "loss=%.6f" % scalars["loss"],
                 "learning_rate=%.6e" % scalars["learning_rate"]]
         if self._last is not None and batches > self._last[0]:
@@ -150,6 +155,21 @@ class ProgressHook(tf.train.SessionRunHook):
                         datetime.timedelta(seconds=round(left)))
         tf.logging.info("%s", " ".join(text))
         self._add_scalars(scalars, step)
+
+    def _warn_if_stuck(self, step, loss):
+        """Says once that the loss is still that of guessing.
+
+        Large models do that on some seeds (fairseq issue 1114).
+        """
+        if self._chance is None or step < STUCK_AFTER_STEPS:
+            return
+        if loss > 0.9 * self._chance:
+            tf.logging.warning(
+                "loss %.2f at step %d is that of guessing (%.2f): the model "
+                "seems stuck; large models get out with another "
+                "--random_seed, a lower --learning_rate or a longer warm-up",
+                loss, step, self._chance)
+        self._chance = None
 
     def _add_scalars(self, scalars, step):
         if "masked_lm_accuracy" in scalars:

@@ -8,6 +8,7 @@
 """
 import collections
 import dataclasses
+import math
 import os
 import re
 import typing
@@ -24,6 +25,8 @@ import input_pipeline
 import modeling
 import progress
 import squad
+import squad_cache
+import squad_scores
 import tokenization
 import training
 
@@ -67,7 +70,8 @@ class SquadConfig:
         False, "Leave out questions whose answer_start does not hold the "
         "answer, and count them.")
     feature_cache_dir: str = command_line.flag(
-        "", "Directory in which features are kept for the next run.")
+        "", "Directory in which features are kept for the next run. "
+        "Default: output_dir/features.")
     num_workers: int = command_line.flag(
         0, "Processes that tokenize; 0 takes all cores.", lower=0)
     use_tpu: bool = command_line.flag(False, "Accepted while False.")
@@ -134,11 +138,25 @@ def span_sums(config, task, features, kernels, dropout_seed, run):
     return {"loss": loss, "span_accuracy": tf.reduce_sum(exact)}
 
 
-def build_model_fn(config, run, task, device, schedule, save_timer):
+def chance_loss(data):
+    """The span loss of a model that looks at no text.
+
+    It knows the share of windows without an answer, and takes any token of
+    the others.
+    """
+    empty = np.mean([feature.start_position == 0 for feature in data.features])
+    context = np.mean([math.log(feature.doc_length)
+                       for feature in data.features])
+    shares = [share for share in (empty, 1 - empty) if share > 0]
+    return (1 - empty) * context - sum(p * math.log(p) for p in shares)
+
+
+def build_model_fn(config, run, task, device, schedule, save_timer, chance):
     """The estimator's model function.
 
     Args:
       schedule: (num_train_steps, num_warmup_steps).
+      chance: `chance_loss` of the training data, None without training.
     """
     kernels = device.kernels
     init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
@@ -147,7 +165,7 @@ def build_model_fn(config, run, task, device, schedule, save_timer):
         lambda features, is_training, seed: span_sums(
             config, task, features, kernels, seed, run),
         lambda features: tf.cast(tf.shape(features["input_ids"])[0],
-                                 tf.float32))
+                                 tf.float32), chance)
 
     def model_fn(features, labels, mode, params):
         del labels, params
@@ -179,23 +197,30 @@ class Data(typing.NamedTuple):
     lengths: np.ndarray  # int [n], tokens of each window
 
 
-def read_data(path, tokenizer, run, task, is_training):
-    """The windows of a SQuAD file, from the cache where they are there."""
-    flag = "train_file" if is_training else "predict_file"
+def read_examples(path, task, is_training):
+    """The questions of a SQuAD file."""
     if not path:
-        raise errors.UserError("--%s is not given; name a SQuAD JSON file" %
-                               flag)
-    counts = collections.Counter()
-    examples = squad.read_examples(
+        raise errors.UserError(
+            "--%s is not given; name a SQuAD JSON file" %
+            ("train_file" if is_training else "predict_file"))
+    return squad.read_examples(
         path, is_training, task.version_2_with_negative,
-        skip_invalid_answers=task.skip_invalid_answers, counts=counts)
-    features = list(squad.convert_examples_to_features(
+        skip_invalid_answers=task.skip_invalid_answers)
+
+
+def make_features(examples, tokenizer, run, task, is_training):
+    """The windows of questions, from the cache where they are there."""
+    counts = collections.Counter()
+    features = squad_cache.load_or_convert(
+        task.feature_cache_dir or os.path.join(run.output_dir, "features"),
         examples, tokenizer, run.max_seq_length, task.doc_stride,
         task.max_query_length, is_training,
-        num_workers=task.num_workers or os.cpu_count() or 1, counts=counts))
+        tokenizer_files=(task.vocab_file, task.merges_file),
+        num_workers=task.num_workers or os.cpu_count() or 1, counts=counts)
     tf.logging.info(
-        "%s: questions=%d features=%d truncated_questions=%d", path,
-        len(examples), len(features), counts["truncated_questions"])
+        "%s: questions=%d features=%d truncated_questions=%d",
+        task.train_file if is_training else task.predict_file, len(examples),
+        len(features), counts["truncated_questions"])
     return Data(examples, features,
                 np.array([feature.length for feature in features]))
 
@@ -260,11 +285,18 @@ def predict(estimator, data, batches):
 
 
 def write_predictions(data, results, answerable, run, task):
-    """predictions.json, nbest_predictions.json and null_odds.json."""
-    predictions, nbest, null_odds = squad.decode(
-        data.examples, data.features, results, task.n_best_size,
-        task.max_answer_length, task.version_2_with_negative,
-        task.null_score_diff_threshold, answerable_logits=answerable)
+    """predictions.json, nbest_predictions.json and null_odds.json.
+
+    Where the file has answers, also eval_results.txt: the official scores,
+    for v2.0 with the best null thresholds.
+    """
+    def decode(threshold):
+        return squad.decode(
+            data.examples, data.features, results, task.n_best_size,
+            task.max_answer_length, task.version_2_with_negative, threshold,
+            answerable_logits=answerable)
+
+    predictions, nbest, null_odds = decode(task.null_score_diff_threshold)
     files = {"predictions.json": predictions, "nbest_predictions.json": nbest}
     if task.version_2_with_negative:
         files["null_odds.json"] = null_odds
@@ -272,6 +304,38 @@ def write_predictions(data, results, answerable, run, task):
         training.write_json(os.path.join(run.output_dir, name), value)
     tf.logging.info("%d answers in %s", len(predictions), os.path.join(
         run.output_dir, "predictions.json"))
+    gold = _gold(task)
+    if gold is None:
+        return
+    if task.version_2_with_negative:
+        scores = _scores_v2(dict(gold), predictions, decode(math.inf)[0],
+                            null_odds)
+    else:
+        scores = squad_scores.mean_scores_v1(gold, predictions)
+    training.write_results(os.path.join(run.output_dir, "eval_results.txt"),
+                           scores)
+    tf.logging.info("%s", " ".join("%s=%.4f" % item
+                                   for item in scores.items()))
+
+
+def _gold(task):
+    """[(id, answers)] of the file to predict, None where it has none."""
+    document = squad_scores.read_json(task.predict_file, "a SQuAD file")
+    try:
+        gold = squad_scores.gold_answers(task.predict_file, document)
+    except errors.UserError:  # questions without answers, to be answered
+        return None
+    lacking = not all(answers for _, answers in gold)
+    return None if lacking and not task.version_2_with_negative else gold
+
+
+def _scores_v2(gold, predictions, answers, null_odds):
+    """exact, f1, and both with the thresholds that suit them best."""
+    scores = {name: 100.0 * sum(values.values()) / len(gold)
+              for name, values in zip(("exact", "f1"), squad_scores.scores(
+                  gold, predictions))}
+    scores.update(squad_scores.find_best_thresholds(gold, answers, null_odds))
+    return scores
 
 
 def _check(run, task, config, tokenizer):
@@ -313,30 +377,34 @@ def main(_):
     _check(run, task, config, tokenizer)
     if run.init_checkpoint:
         training.check_init_checkpoint(run.init_checkpoint)
-    # All input is read, and refused, before a device is touched.
-    train_data = predict_data = None
-    if run.do_train:
-        train_data = read_data(task.train_file, tokenizer, run, task, True)
-    if task.do_predict:
-        predict_data = read_data(task.predict_file, tokenizer, run, task,
-                                 False)
+    # All input is read, and refused, before anything is written.
+    wanted = [name for name, is_wanted in (("train", run.do_train),
+                                           ("predict", task.do_predict))
+              if is_wanted]
+    examples = {name: read_examples(getattr(task, name + "_file"), task,
+                                    name == "train") for name in wanted}
     device = environment.create(options)
+    data = {name: make_features(examples[name], tokenizer, run, task,
+                                name == "train") for name in wanted}
     training.prepare_output(run, config)
     save_timer = progress.SaveTimer()
-    schedule = _schedule(train_data, run, task, device) if train_data else (
-        1, 0)
+    schedule, chance = (1, 0), None
+    if run.do_train:
+        schedule = _schedule(data["train"], run, task, device)
+        chance = chance_loss(data["train"])
     estimator = device.estimator(build_model_fn(
-        config, run, task, device, schedule, save_timer), run, schedule[0])
-    if train_data:
-        batches = _batches(train_data, config, run, task, device, True)
+        config, run, task, device, schedule, save_timer, chance), run,
+                                 schedule[0])
+    if run.do_train:
+        batches = _batches(data["train"], config, run, task, device, True)
         training.train(
             estimator, batches,
             lambda first: input_pipeline.dataset(batches, first), run=run,
             device=device, num_train_steps=schedule[0], save_timer=save_timer)
-    if predict_data and device.rank == 0:
-        batches = _batches(predict_data, config, run, task, device, False)
-        write_predictions(predict_data, *predict(
-            estimator, predict_data, batches), run, task)
+    if task.do_predict and device.rank == 0:
+        batches = _batches(data["predict"], config, run, task, device, False)
+        write_predictions(data["predict"], *predict(
+            estimator, data["predict"], batches), run, task)
     device.close()
 
 

@@ -237,6 +237,34 @@ def f1(prediction, gold, *, empty_score=1):
     return (2 * precision * recall) / (precision + recall)
 
 
+def mean_scores_v1(gold, predictions):
+    """Mean exact match and F1 by v1.1's rules, in percent.
+
+    Args:
+      gold: list of (question id, list of accepted texts).
+      predictions: {question id: text}; a question without one scores 0.
+
+    Returns:
+      {"exact_match": number, "f1": number}.
+
+    Raises:
+      errors.UserError: a question has no accepted text.
+    """
+    exact = total_f1 = 0
+    for question_id, texts in gold:
+        if not texts:
+            raise errors.UserError(
+                "question %r has no answer, as in SQuAD v2.0; score such data "
+                "with evaluate-v2.0.py" % question_id)
+        if question_id in predictions:
+            prediction = predictions[question_id]
+            exact += max(exact_match(prediction, text) for text in texts)
+            total_f1 += max(f1(prediction, text, empty_score=0)
+                            for text in texts)
+    return {"exact_match": 100.0 * exact / len(gold),
+            "f1": 100.0 * total_f1 / len(gold)}
+
+
 def scores(gold, predictions):
     """Exact match and F1 of each predicted question by v2.0's rules.
 

@@ -233,9 +233,12 @@ class Losses(typing.NamedTuple):
         "loss" among them.
       weight: function (features of any number of sequences) -> float32
         scalar, what the sum of losses is divided by.
+      chance: the loss of a model that looks at no text, where a run that is
+        stuck there should be noticed.
     """
     compute: typing.Callable
     weight: typing.Callable
+    chance: typing.Optional[float] = None
 
 
 def train_spec(losses, features, *, config, run, device, num_train_steps,
@@ -300,7 +303,8 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         log_dir=run.log_dir, num_train_steps=num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
         gradient_names=[optimization.variable_name(v) for g, v in pairs
-                        if g is not None], save_timer=save_timer)
+                        if g is not None],
+        save_timer=save_timer, chance=losses.chance)
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=device.without_nan(sums["loss"]),
         train_op=train_op, training_hooks=device.hooks() + [hook])
