@@ -45,10 +45,16 @@ class Golden(typing.NamedTuple):
             dict(zip(self.feeds, (ids, mask.astype(np.int32)))))
 
 
-def load_masked_lm(checkpoint, options=environment.DeviceConfig()):
+def kernels_of(**options):
+    """What the CPU's device computes with."""
+    return environment.Device(environment.DeviceConfig(**options),
+                              environment.Processes()).kernels
+
+
+def load_masked_lm(checkpoint, **options):
     """The masked LM with the kernels of the CPU."""
     config = golden_config("masked_lm")
-    kernels = environment.Device(options, environment.Processes()).kernels
+    kernels = kernels_of(**options)
     with tf.Graph().as_default():
         feeds = tuple(tf.placeholder(tf.int32, [None, None]) for _ in "im")
         model = modeling.RobertaModel(config, False, *feeds, kernels=kernels)
@@ -105,9 +111,8 @@ def test_squad_logits_equal_the_reference(golden_checkpoint):
 
 def test_fp16_logits_are_within_2_percent(golden_checkpoint):
     reference = expected("masked_lm")
-    golden = load_masked_lm(
-        golden_checkpoint("masked_lm"),
-        environment.DeviceConfig(manual_fp16=True, use_fp16_cls=True))
+    golden = load_masked_lm(golden_checkpoint("masked_lm"),
+                            manual_fp16=True, use_fp16_cls=True)
     with golden.session:
         found, last = golden.run(["mlm_logits", "last"],
                                  reference["input_ids"])
@@ -206,9 +211,7 @@ def test_pad_token_id_moves_positions_and_mask():
 
 
 def test_layer_norm_eps_has_an_effect_in_every_precision():
-    half = environment.Device(environment.DeviceConfig(manual_fp16=True),
-                              environment.Processes()).kernels
-    for kernels in (modeling.Kernels(), half):
+    for kernels in (modeling.Kernels(), kernels_of(manual_fp16=True)):
         norms = [np.linalg.norm(run_model(config_of(layer_norm_eps=epsilon),
                                           IDS, kernels=kernels))
                  for epsilon in (1e-5, 1.0)]
@@ -356,9 +359,7 @@ def new_weights(seed, build, kernels=modeling.Kernels()):
 
 
 def test_new_weights_follow_from_seed_and_name():
-    half = environment.Device(
-        environment.DeviceConfig(manual_fp16=True, use_fp16_cls=True),
-        environment.Processes()).kernels
+    half = kernels_of(manual_fp16=True, use_fp16_cls=True)
     first = new_weights(1, lambda model: None)
     # Another precision and more variables change nothing.
     again = new_weights(1, lambda model: model.get_pooled_output(), half)
@@ -384,22 +385,56 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
-def test_gather_has_a_dense_gradient():
-    table = tf.constant(np.arange(12.0).reshape(4, 3), tf.float32)
-    ids = tf.constant([[1, 3], [1, 0]])
-    rows = modeling.gather(table, ids)
-    weights = tf.constant([[[1.0], [2.0]], [[10.0], [5.0]]])
-    gradient, = tf.gradients(rows * weights, table)
-    assert isinstance(gradient, tf.Tensor)
+def plain_gelu(x):
+    return 0.5 * x * (1.0 + tf.erf(x / math.sqrt(2.0)))
+
+
+def plain_normalize(x, gamma, beta):
+    mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+    return (x - mean) / tf.sqrt(variance + 0.1) * gamma + beta
+
+
+def plain_embed(table):
+    return tf.gather(table, [1, 3, 1]), table
+
+
+@pytest.mark.parametrize("shapes, kernel, plain", [
+    ([(5, 4)], modeling.gelu, plain_gelu),
+    ([(5, 4), (4,), (4,)],
+     lambda *inputs: modeling.normalize(*inputs, epsilon=0.1),
+     plain_normalize),
+    ([(6, 4)], lambda table: modeling.gather(table, tf.constant([1, 3, 1])),
+     lambda table: tf.gather(table, [1, 3, 1])),
+    ([(6, 4)], lambda table: modeling.embed(table, tf.constant([1, 3, 1])),
+     plain_embed),
+    ([(3, 4), (40, 4)],
+     lambda a, b: kernels_of().matmul(a, b, transpose_b=True),
+     lambda a, b: tf.matmul(a, b, transpose_b=True)),
+], ids=["gelu", "normalize", "gather", "embed", "tall_matmul"])
+def test_kernel_has_the_values_and_gradients_of_its_plain_form(shapes, kernel,
+                                                               plain):
+    random = np.random.RandomState(0)
+    inputs = [tf.constant(random.randn(*shape), tf.float32)
+              for shape in shapes]
+    results = []
+    for function in (kernel, plain):
+        outputs = function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        upstream = [tf.constant(np.random.RandomState(1).randn(
+            *output.shape.as_list()), tf.float32) for output in outputs]
+        gradients = tf.gradients(outputs, inputs, upstream)
+        if function is kernel:
+            assert not any(isinstance(gradient, tf.IndexedSlices)
+                           for gradient in gradients)
+        results.append(list(outputs) + [tf.convert_to_tensor(gradient)
+                                        for gradient in gradients])
     with tf.Session() as session:
-        found, gradient = session.run([rows, gradient])
-    np.testing.assert_array_equal(found[0, 1], [9, 10, 11])
-    np.testing.assert_array_equal(gradient[:, 0], [5, 11, 0, 2])
+        for one, other in zip(*session.run(results)):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_cpu_sums_fp16_products_in_float32():
-    kernels = environment.Device(environment.DeviceConfig(manual_fp16=True),
-                                 environment.Processes()).kernels
+    kernels = kernels_of(manual_fp16=True)
     model = modeling.RobertaModel(config_of(), False, tf.constant(IDS),
                                   kernels=kernels)
     rows = model.get_rows()
