@@ -609,6 +609,21 @@ def test_the_decisive_file_appears_last(tmp_path, monkeypatch, target, last):
     assert order[-1] == last and len(order) == (2 if target == "hf" else 3)
 
 
+def test_an_interrupted_overwrite_shows_no_mixture(tmp_path, monkeypatch):
+    convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "m")
+    replace = os.replace
+
+    def interrupted(source, name):
+        replace(source, name)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert("hf", "tf", GOLDEN / "question_answering", tmp_path / "m",
+                overwrite=True)
+    # The new data are there; the old index, which does not fit, is not.
+    assert not (tmp_path / "m.index").exists()
+
+
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     values = dict(golden("masked_lm")[0], vocab_size=500, hidden_size=128,
                   intermediate_size=512, num_hidden_layers=10)
