@@ -118,7 +118,7 @@ class _Optimizer(tf.train.Optimizer):
         with tf.control_dependencies([g for g, _ in pairs]):
             updates = [self._update(g, v, corrections) for g, v in pairs]
         with tf.control_dependencies(updates):
-            return tf.assign_add(global_step, 1, name=name)
+            return tf.assign_add(global_step, 1, name=name).op
 
     def _update(self, gradient, variable, corrections):
         name = variable_name(variable)
