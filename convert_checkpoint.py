@@ -358,8 +358,8 @@ def _check(model):
     labels = _labels_found(model)
     if model.kind == "hf" and labels not in (None, _labels_named(model.values)):
         raise errors.UserError(
-            "%s has %d labels, but its config.json names %.40r (id2label); take "
-            "the config.json that belongs to it" %
+            "%s has %d labels, but its config.json names %.40r (id2label); "
+            "take the config.json that belongs to it" %
             (model.path, labels, _labels_named(model.values)))
 
 

@@ -96,8 +96,8 @@ class _Stream:
     def _taken(self, data):
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError("a value ends behind the pickled part, or that has "
-                             "more than %d bytes" % _MAX_PICKLE_BYTES)
+            raise ValueError("a value ends behind the pickled part, or that "
+                             "has more than %d bytes" % _MAX_PICKLE_BYTES)
         return data
 
 

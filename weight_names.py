@@ -55,7 +55,8 @@ def _norm(hf, tf, size):
 
 
 def _embeddings(config):
-    hf, tf, width = "roberta.embeddings.", "bert/embeddings/", config.hidden_size
+    hf, tf = "roberta.embeddings.", "bert/embeddings/"
+    width = config.hidden_size
     return (
         _table(hf + "word_embeddings.weight", tf + "word_embeddings",
                config.vocab_size, width)

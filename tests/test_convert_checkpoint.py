@@ -533,7 +533,8 @@ def test_given_tokenizer_files_are_taken_instead(tmp_path):
     (tmp_path / "m").write_text("merges")
     convert("hf", "hf", given, tmp_path / "hf", vocab_file=str(tmp_path / "v"),
             merges_file=str(tmp_path / "m"))
-    assert json.loads((tmp_path / "hf" / "vocab.json").read_text()) == VOCABULARY
+    written = json.loads((tmp_path / "hf" / "vocab.json").read_text())
+    assert written == VOCABULARY
     assert (tmp_path / "hf" / "merges.txt").read_text() == "merges"
     assert not (tmp_path / "hf" / "tokenizer.json").exists()
 

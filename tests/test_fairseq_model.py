@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fairseq checkpoints, written here in fairseq's layout: names and row order."""
+"""fairseq checkpoints, written here in its layout: names and row order."""
 import argparse
 import json
 import pathlib
@@ -12,7 +12,6 @@ import torch_writer
 import convert_checkpoint
 import errors
 import fairseq_model
-import tf_checkpoint
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
 SIZES = dict(encoder_layers=2, encoder_embed_dim=32, encoder_ffn_embed_dim=64,
