@@ -109,8 +109,6 @@ def flat_positions(positions, input_ids):
 def build_model_fn(config, run, task, device, save_timer):
     """The estimator's model function."""
     kernels = device.kernels
-    init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
-                       else run.init_checkpoint)
 
     def compute(features, is_training, dropout_seed):
         sums, _, _ = masked_lm_sums(
@@ -124,6 +122,9 @@ def build_model_fn(config, run, task, device, save_timer):
 
     def model_fn(features, labels, mode, params):
         del labels, params
+        # Looked up here: after training, what was trained is what counts.
+        init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
+                           else run.init_checkpoint)
         if mode == tf.estimator.ModeKeys.TRAIN:
             return training.train_spec(
                 losses, features, config=config, run=run, device=device,

@@ -159,8 +159,6 @@ def build_model_fn(config, run, task, device, schedule, save_timer, chance):
       chance: `chance_loss` of the training data, None without training.
     """
     kernels = device.kernels
-    init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
-                       else run.init_checkpoint)
     losses = training.Losses(
         lambda features, is_training, seed: span_sums(
             config, task, features, kernels, seed, run),
@@ -169,6 +167,9 @@ def build_model_fn(config, run, task, device, schedule, save_timer, chance):
 
     def model_fn(features, labels, mode, params):
         del labels, params
+        # Looked up here: after training, what was trained is what counts.
+        init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
+                           else run.init_checkpoint)
         if mode == tf.estimator.ModeKeys.TRAIN:
             return training.train_spec(
                 losses, features, config=config, run=run, device=device,
