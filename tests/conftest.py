@@ -3,6 +3,7 @@
 """
 
 import functools
+import logging
 import pathlib
 import subprocess
 import sys
@@ -40,6 +41,24 @@ def fresh_graph(tensorflow_1_behaviour):
         return
     with sys.modules["tensorflow"].Graph().as_default():
         yield
+
+
+@pytest.fixture
+def log_lines():
+    """The messages that TensorFlow's logger gets during a test."""
+    lines = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("tensorflow"), Collect()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
