@@ -30,11 +30,13 @@ def gelu(x):
     """
     @tf.custom_gradient
     def unit(wide):
-        area = 0.5 + 0.5 * tf.erf(wide * math.sqrt(0.5))
+        scaled = wide * math.sqrt(0.5)
+        area = 0.5 + 0.5 * tf.erf(scaled)
 
         def gradient(upstream):
-            density = math.sqrt(0.5 / math.pi) * tf.exp(-0.5 * wide * wide)
-            return upstream * (area + wide * density)
+            # wide times the density exp(-wide^2 / 2) / sqrt(2 pi).
+            density = tf.exp(-0.5 * math.log(math.pi) - tf.square(scaled))
+            return upstream * (area + scaled * density)
 
         return wide * area, gradient
 
