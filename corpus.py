@@ -34,10 +34,8 @@ import errors
 
 CHUNK_BYTES = 1 << 20  # of text, not of the compressed file
 MIN_CHUNK_BYTES = 1 << 14
-# A shorter line counts as so many: with one document a line, each may become a
-# padded sequence of its own.
-BYTES_A_LINE = 32
-# A JSON line must be read whole, so its size bounds a worker's memory.
+BYTES_A_LINE = 32  # what a shorter line counts as
+# A JSON line must be read whole.
 MAX_JSON_LINE_BYTES = 1 << 24
 
 FULL_SENTENCES = "full_sentences"
@@ -48,9 +46,13 @@ _BOM = b"\xef\xbb\xbf"
 _JSON_ENDINGS = (".jsonl", ".json")
 # What a directory may hold beside text: this project's own outputs.
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
-# Left of a space between plain characters a cut changes no token.
-_PLAIN_SPACE = re.compile(rb"[!-~](?= [!-~])")
-_ANY_SPACE = re.compile(rb"[^ \t](?=[ \t])")
+# Left of a space a cut changes no token: white space always begins a new piece
+# of the byte-pair encoding.
+_BEFORE_SPACE = r"\S(?=[ \t])"
+_BEFORE_SPACE_IN_TEXT = re.compile(_BEFORE_SPACE)
+_BEFORE_SPACE_IN_BYTES = re.compile(_BEFORE_SPACE.encode("ascii"))
+# A longer line is encoded in parts, which bounds the memory that this takes.
+_PART_CHARACTERS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Segment:
     """Bytes of one file, cut after a whole character.
 
     `offset` (bytes) and `line` (from 1) say where in the uncompressed file it
-    begins. `ends_in_line`: the line goes on in the next segment.
+    begins. `ends_in_line`, `document_goes_on`: in the next segment.
     """
     path: str
     offset: int
@@ -96,6 +98,7 @@ class Segment:
     continues_document: bool
     continues_line: bool
     ends_in_line: bool
+    document_goes_on: bool = False
 
     @property
     def lines(self):
@@ -188,26 +191,41 @@ def _text_file(path):
     return TextFile(path, os.path.getsize(path))
 
 
-def chunk_bytes(total_bytes, num_shards=1, copies=1):
-    """How large chunks should be, in bytes of text.
+@dataclasses.dataclass(frozen=True)
+class ChunkLimits:
+    """How large chunks become: `size` bytes of text, at most about 1.5 times.
+
+    A line counts as at least `line_bytes`, since where no sequence crosses
+    documents each line may become a padded sequence of its own.
+    """
+    size: int
+    line_bytes: int = BYTES_A_LINE
+
+    def weight(self, length, lines):
+        """What so many bytes and lines count as."""
+        return max(length, lines * self.line_bytes)
+
+
+def chunk_limits(total_bytes, num_shards=1, copies=1, line_bytes=BYTES_A_LINE):
+    """The limits for an input of `total_bytes` as stored.
 
     Small inputs are cut finer, so that all workers and shards get some; many
     copies of each sequence (dupe_factor) mean smaller chunks, so that what a
     chunk becomes stays bounded.
     """
     size = min(CHUNK_BYTES * 4 // max(4, copies), total_bytes // (4 * num_shards))
-    return max(MIN_CHUNK_BYTES, size)
+    return ChunkLimits(max(MIN_CHUNK_BYTES, size), line_bytes)
 
 
-def group_files(files, size):
+def group_files(files, limits):
     """Divides files into groups whose chunks do not depend on each other.
 
-    A file of at least `size` bytes is a group of its own; smaller ones share a
-    group until it has that many.
+    A file of at least `limits.size` bytes is a group of its own; smaller ones
+    share a group until it has that many.
     """
-    lists, held = [], size  # `held`: bytes in the last list
+    lists, held = [], limits.size  # `held`: bytes in the last list
     for file in files:
-        if held >= size or file.size >= size:
+        if held >= limits.size or file.size >= limits.size:
             lists.append([])
             held = 0
         lists[-1].append(file)
@@ -219,8 +237,8 @@ def group_files(files, size):
     return groups
 
 
-def read_chunks(group, size):
-    """Cuts the files of a group into chunks of about `size` bytes of text.
+def read_chunks(group, limits, text_field="text"):
+    """Cuts the files of a group into chunks.
 
     Raises:
       errors.UserError: a damaged gzip file, or a JSON line beyond the limit.
@@ -229,12 +247,13 @@ def read_chunks(group, size):
     index, held, waiting, start = 0, 0, [], group.start
     before = group.start
     for file in group.files:
-        for position, segment in _segments(file, size):
+        for position, segment in _segments(file, limits, text_field):
             if not waiting:
                 start = before + min(position, max(file.size - 1, 0))
             waiting.append(segment)
-            held += max(len(segment.data), segment.lines * BYTES_A_LINE)
-            if held >= size // 2:  # another segment could make it too large
+            held += limits.weight(len(segment.data), segment.lines)
+            # At half the size another segment could make it too large.
+            if held >= limits.size // 2:
                 yield Chunk(group.number, index, start, tuple(waiting))
                 index, held, waiting = index + 1, 0, []
         before += file.size
@@ -282,36 +301,71 @@ def _decompress(stream, path):
             "copy or compress it again" % path)
 
 
-def _segments(file, size):
-    """Yields (bytes of the stored file before, Segment) of about `size`."""
-    buffer, lines = bytearray(), 0
-    offset, line, stored = 0, 1, 0
-    in_document = in_line = False
+def _segments(file, limits, text_field):
+    """Yields (bytes of the stored file before, Segment)."""
     cut = _cut_json if file.is_json else _cut_text
+    buffer, lines = bytearray(), 0
+    before = Segment(file.path, 0, 1, b"", file.is_json, False, False, False)
+    stored = 0
     for position, block in _blocks(file):
         buffer += block
         lines += block.count(b"\n")
-        while max(len(buffer), lines * BYTES_A_LINE) >= size:
-            length, document_goes_on, line_goes_on = cut(buffer, size, in_line)
+        while limits.weight(len(buffer), lines) >= limits.size:
+            length, goes_on, line_goes_on = cut(buffer, limits, before)
             if file.is_json:
-                _check_json_line(file.path, line, length or len(buffer))
+                _check_json_line(file.path, before.line + before.lines,
+                                 length or len(buffer))
             if not length:
                 break
-            segment = Segment(file.path, offset, line, bytes(buffer[:length]),
-                              file.is_json, in_document, in_line, line_goes_on)
-            yield stored if file.is_gzip else offset, segment
-            in_document, in_line = document_goes_on, line_goes_on
-            offset, stored = offset + length, position
-            line += segment.lines
+            segment = _following(before, buffer[:length], goes_on, line_goes_on)
+            for part in _without_giants(segment, limits, text_field):
+                yield stored if file.is_gzip else segment.offset, part
+            before, stored = segment, position
             lines -= segment.lines
             del buffer[:length]
     if file.is_json:
-        _check_json_line(file.path, line + lines,
+        _check_json_line(file.path, before.line + before.lines + lines,
                          len(buffer) - 1 - buffer.rfind(b"\n"))
     if buffer:
-        yield stored if file.is_gzip else offset, Segment(
-            file.path, offset, line, bytes(buffer), file.is_json, in_document,
-            in_line, False)
+        segment = _following(before, buffer, False, False)
+        for part in _without_giants(segment, limits, text_field):
+            yield stored if file.is_gzip else segment.offset, part
+
+
+def _following(before, data, document_goes_on, line_goes_on):
+    """The Segment after another one of the same file."""
+    return Segment(
+        before.path, before.offset + len(before.data),
+        before.line + before.lines, bytes(data), before.is_json,
+        before.document_goes_on, before.ends_in_line, line_goes_on,
+        document_goes_on)
+
+
+def _without_giants(segment, limits, text_field):
+    """The segment itself, or the parts of its text if it is a giant document.
+
+    A JSON line that is larger than a chunk is read here, so that its text can
+    be divided like that of a text file.
+    """
+    if not segment.is_json or len(segment.data) <= limits.size:
+        return [segment]
+    lines = (line.strip() for line in _json_text(
+        segment.path, segment.line, _decode(segment), text_field).split("\n"))
+    text = "\n".join(filter(None, lines)).encode("utf-8")
+    part = dataclasses.replace(segment, data=b"", is_json=False)
+    parts, start = [], 0
+    while start < len(text):
+        window = bytearray(text[start:start + limits.size])
+        length, line_goes_on = len(text) - start, False
+        if limits.weight(length, window.count(b"\n")) > limits.size:
+            length, _, line_goes_on = _cut_text(window, limits, part)
+        part = dataclasses.replace(
+            part, data=text[start:start + length],
+            continues_document=start > 0, continues_line=part.ends_in_line,
+            ends_in_line=line_goes_on)
+        parts.append(part)
+        start += length
+    return parts
 
 
 def _check_json_line(path, line, length):
@@ -322,48 +376,50 @@ def _check_json_line(path, line, length):
             % (line, path, MAX_JSON_LINE_BYTES))
 
 
-def _window(buffer, size):
-    """`size`, or the end of the line that is one too many."""
-    most = max(1, size // BYTES_A_LINE)
-    if buffer.count(b"\n", 0, size) < most:
-        return min(size, len(buffer))
-    newlines = np.flatnonzero(np.frombuffer(bytes(buffer[:size]), np.uint8)
-                              == ord("\n"))
+def _window(buffer, limits):
+    """`limits.size`, or the end of the line that is one too many."""
+    most = max(1, limits.size // limits.line_bytes)
+    if buffer.count(b"\n", 0, limits.size) < most:
+        return min(limits.size, len(buffer))
+    newlines = np.flatnonzero(
+        np.frombuffer(bytes(buffer[:limits.size]), np.uint8) == ord("\n"))
     return int(newlines[most - 1]) + 1
 
 
-def _cut_json(buffer, size, in_line):
+def _cut_json(buffer, limits, before):
     """As _cut_text, but only between lines; 0 where no line ends yet."""
-    del in_line  # never
-    length = buffer.rfind(b"\n", 0, _window(buffer, size)) + 1
+    del before  # it has ended
+    length = buffer.rfind(b"\n", 0, _window(buffer, limits)) + 1
     return length or buffer.find(b"\n") + 1, False, False
 
 
-def _cut_text(buffer, size, in_line):
-    """Where to cut the first `size` bytes of a buffer.
+def _cut_text(buffer, limits, before):
+    """Where to cut a buffer that holds enough for a chunk.
 
-    `in_line`: the buffer begins in the middle of a line.
+    Args:
+      buffer: a bytearray.
+      limits: ChunkLimits.
+      before: the Segment before; it tells whether its last line goes on.
 
     Returns:
       (length, in the middle of a document, in the middle of a line): after the
       last blank line, else after the last line, else before a space, else
       after a whole character.
     """
-    window = _window(buffer, size)
+    window = _window(buffer, limits)
     newline = last = buffer.rfind(b"\n", 0, window)
     while newline >= 0:
-        before = buffer.rfind(b"\n", 0, newline)
-        is_rest = in_line and before < 0
-        if not (is_rest or buffer[before + 1:newline].strip()):
+        previous = buffer.rfind(b"\n", 0, newline)
+        is_rest = before.ends_in_line and previous < 0
+        if not (is_rest or buffer[previous + 1:newline].strip()):
             return newline + 1, False, False
-        newline = before
+        newline = previous
     if last >= 0:
         return last + 1, True, False
-    for pattern in _PLAIN_SPACE, _ANY_SPACE:
-        tail = max(0, window - _BLOCK_BYTES)
-        ends = [m.end() for m in pattern.finditer(buffer, tail, window)]
-        if ends:
-            return ends[-1], True, True
+    ends = [match.end() for match in _BEFORE_SPACE_IN_BYTES.finditer(
+        buffer, max(0, window - _BLOCK_BYTES), window)]
+    if ends:
+        return ends[-1], True, True
     while window > 1 and buffer[window - 1] & 0xC0 == 0x80:
         window -= 1
     return max(1, window - 1), True, True
@@ -483,7 +539,8 @@ def tokenize(chunk, encode, eos_id, text_field="text"):
             if ids:
                 ids.append(eos_id)
         starts.append(len(ids))
-        ids += encode(text)
+        for part in _parts(text):
+            ids += encode(part)
         ends.append(len(ids))
         tokens += ends[-1] - starts[-1]
     bounds = sorted({0, len(starts)}.union(first_sentences))
@@ -492,6 +549,21 @@ def tokenize(chunk, encode, eos_id, text_field="text"):
         document_ends += [ends[after - 1]] * (after - first)
     return TokenStream(np.array(ids, np.int32), starts, ends, document_ends,
                        documents, tokens)
+
+
+def _parts(text):
+    """The text itself, or parts of a giant one with the same tokens.
+
+    Where it has no space for long, its tokens may differ.
+    """
+    start = 0
+    while len(text) - start > _PART_CHARACTERS:
+        match = _BEFORE_SPACE_IN_TEXT.search(
+            text, start + _PART_CHARACTERS // 2, start + _PART_CHARACTERS)
+        end = match.end() if match else start + _PART_CHARACTERS
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def rooms(max_seq_length, short_seq_prob=0.0, random_state=None):

@@ -109,18 +109,11 @@ class Progress:
         self._tokens += built.tokens
         self._dropped += built.tokens - built.packed_tokens
         self._text_bytes += built.text_bytes
-        advance = max(0, built.position - self._position)
-        self._position += advance
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                "%.2fM tokens/s" % (self._tokens_per_second() / 1e6), False)
-            self._bar.update(advance)
-        elif time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()
-            self._log()
+        self._move(built.position)
 
-    def summary(self):
-        """The counts of this run: "dropped_tokens=0 seconds=..."."""
+    def finish(self):
+        """Shows the end; returns the counts of this run as a text."""
+        self._move(self._total)
         seconds = time.monotonic() - self._begin
         return ("dropped_tokens=%d seconds=%.1f megabytes_per_second=%.2f "
                 "tokens_per_second=%.0f" % (
@@ -130,6 +123,17 @@ class Progress:
     def close(self):
         if self._bar is not None:
             self._bar.close()
+
+    def _move(self, position):
+        advance = max(0, position - self._position)
+        self._position += advance
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                "%.2fM tokens/s" % (self._tokens_per_second() / 1e6), False)
+            self._bar.update(advance)
+        elif time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            self._log()
 
     def _tokens_per_second(self):
         return self._tokens / max(time.monotonic() - self._begin, 1e-9)
@@ -245,16 +249,17 @@ def run(build, config):
 def _write_shards(build, config, files, output):
     """Writes the shards that are not finished yet; says what this run did."""
     total = sum(f.size for f in files)
-    size = corpus.chunk_bytes(total, output.num_shards, config.copies)
-    groups = corpus.group_files(files, size)
+    limits = config.chunk_limits(total, output.num_shards)
+    groups = corpus.group_files(files, limits)
     shard_of = lambda position: position * output.num_shards // total
     first = len(output.finished)
     chunks = (chunk for group in groups
               if shard_of(group.start + max(group.size - 1, 0)) >= first
-              for chunk in corpus.read_chunks(group, size)
+              for chunk in corpus.read_chunks(group, limits,
+                                              config.text_field)
               if shard_of(chunk.position) >= first)
     workers = min(build.num_workers or worker_pool.available_cores(),
-                  -(-total // size))
+                  -(-total // limits.size))
     results = worker_pool.map_ordered(
         chunks, create_builder, (build.tokenizer_arguments, config), workers)
     progress = Progress(total, total * first // output.num_shards)
@@ -270,7 +275,7 @@ def _write_shards(build, config, files, output):
                     progress.update(built)
                     built = next(results, None)
             output.finish(writer.entry())
-    return progress.summary()
+        return progress.finish()
 
 
 def _shuffle_seed(random_seed, number):

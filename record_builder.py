@@ -73,6 +73,16 @@ class RecordConfig:
             return 1
         return DUPE_FACTOR if self.dupe_factor is None else self.dupe_factor
 
+    def chunk_limits(self, total_bytes, num_shards):
+        """The corpus.ChunkLimits for an input of `total_bytes` as stored."""
+        line_bytes = corpus.BYTES_A_LINE
+        if self.masking == STATIC and self.packing == corpus.DOC_SENTENCES:
+            # Each document is padded to a whole record.
+            record = self.max_seq_length + 2 * self.max_predictions_per_seq
+            line_bytes = max(line_bytes, record // 4)
+        return corpus.chunk_limits(total_bytes, num_shards, self.copies,
+                                   line_bytes)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChunkRecords:

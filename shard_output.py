@@ -19,7 +19,7 @@ import tfrecord
 
 PROGRESS = "progress.json"
 # Shuffled records that wait in memory, in bytes.
-SHUFFLE_BYTES = 128 << 20
+SHUFFLE_BYTES = 32 << 20
 
 _ENDING = ".tfrecord"
 _SHARD = "pretrain-%05d-of-%05d" + _ENDING

@@ -23,10 +23,11 @@ class Words:
                 for word in text.split()]
 
 
-def chunks_of(path, size):
+def chunks_of(path, size, line_bytes=corpus.BYTES_A_LINE):
     files = corpus.expand_inputs(str(path))
-    return [chunk for group in corpus.group_files(files, size)
-            for chunk in corpus.read_chunks(group, size)]
+    limits = corpus.ChunkLimits(size, line_bytes)
+    return [chunk for group in corpus.group_files(files, limits)
+            for chunk in corpus.read_chunks(group, limits)]
 
 
 def chunk_of(tmp_path, text, name="a.txt"):
@@ -103,7 +104,7 @@ def test_empty_files_and_pipes_are_errors(tmp_path):
 def test_large_files_are_groups_of_their_own():
     files = [corpus.TextFile(str(i), size)
              for i, size in enumerate([3, 4, 5, 20, 2, 1])]
-    groups = corpus.group_files(files, 10)
+    groups = corpus.group_files(files, corpus.ChunkLimits(10))
     assert [[f.size for f in g.files] for g in groups] == [[3, 4, 5], [20],
                                                           [2, 1]]
     assert [g.start for g in groups] == [0, 12, 32]
@@ -143,15 +144,13 @@ def test_chunks_hold_every_byte_and_every_document(tmp_path, size, compress):
         assert sum(s.documents for s in streams) == whole.documents
 
 
-def test_a_chunk_ends_between_documents_then_lines_then_words(tmp_path,
-                                                              monkeypatch):
-    monkeypatch.setattr(corpus, "BYTES_A_LINE", 1)
+def test_a_chunk_ends_between_documents_then_lines_then_words(tmp_path):
     text = b"a b\n\nc d\n \ne f\ng h\ni j k l m n o p q r s t u v\n"
     (tmp_path / "a.txt").write_bytes(text)
-    segments = [s for c in chunks_of(tmp_path / "a.txt", 18)
+    segments = [s for c in chunks_of(tmp_path / "a.txt", 18, line_bytes=1)
                 for s in c.segments]
     assert [s.data for s in segments] == [
-        b"a b\n\nc d\n \n", b"e f\ng h\n", b"i j k l m n o p", b" q r s t u v\n"]
+        b"a b\n\nc d\n \n", b"e f\ng h\n", b"i j k l m n o p q", b" r s t u v\n"]
     assert [s.continues_document for s in segments] == [False, False, True,
                                                         True]
     assert [s.continues_line for s in segments] == [False] * 3 + [True]
@@ -218,13 +217,27 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
         list(corpus.sentences(chunk))
 
 
-def test_json_lines_are_never_cut_and_have_a_limit(tmp_path, monkeypatch):
+def test_giant_json_documents_are_divided_like_text(tmp_path):
+    texts = ["a b\n\nc", "\n\n".join(["word " * 9 + "é"] * 30), "漢" * 400,
+             "d", " \n", "x " * 300 + "\ny"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"body": t}) for t in texts))
+    whole, = chunks_of(path, 1 << 20)
+    expected = list(corpus.sentences(whole, "body"))
+    limits = corpus.ChunkLimits(200, line_bytes=1)
+    group, = corpus.group_files(corpus.expand_inputs(str(path)), limits)
+    chunks = list(corpus.read_chunks(group, limits, "body"))
+    assert max(len(s.data) for c in chunks for s in c.segments) <= 200
+    found = [s for c in chunks for s in corpus.sentences(c, "body")]
+    assert "".join(t for t, _ in found) == "".join(t for t, _ in expected)
+    begun = [t[:3] for t, begins in found if begins]
+    assert begun == ["a b", "wor", "漢漢漢", "d", "x x"]
+
+
+def test_json_lines_have_a_limit(tmp_path, monkeypatch):
     lines = [json.dumps({"text": "w " * n}) for n in (5, 100, 1, 1, 40)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
-    assert [part for c in chunks_of(path, 50)
-            for part, _ in corpus.sentences(c)] == [
-                ("w " * n).strip() for n in (5, 100, 1, 1, 40)]
     monkeypatch.setattr(corpus, "MAX_JSON_LINE_BYTES", 150)
     with pytest.raises(errors.UserError, match="line 2 of .* longer than"):
         chunks_of(path, 50)
@@ -264,6 +277,20 @@ def test_damaged_gzip_files_are_errors(tmp_path):
         (tmp_path / "a.gz").write_bytes(data)
         with pytest.raises(errors.UserError, match=r"a\.gz' is .*" + message):
             chunks_of(tmp_path / "a.gz", 1000)
+
+
+def test_giant_lines_are_encoded_in_parts_at_spaces(tmp_path):
+    encoded = []
+
+    def encode(text):
+        encoded.append(text)
+        return [1] * len(text)
+    line = "word, é " * 40000 + "x" * 200000
+    stream = corpus.tokenize(chunk_of(tmp_path, line), encode, EOS)
+    assert "".join(encoded) == line and len(encoded) > 5
+    assert max(map(len, encoded)) <= 1 << 16
+    assert all(text.startswith((" é", " word")) for text in encoded[1:4])
+    assert stream.ends == [len(line)]
 
 
 # --- Packing ------------------------------------------------------------------

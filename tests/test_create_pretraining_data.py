@@ -165,12 +165,13 @@ def test_every_token_of_the_text_is_in_the_records(build, tokenizer, tmp_path,
     assert content["sequences"] == len(sequences)
 
     # In their order within the text they are the text.
-    size = corpus.chunk_bytes(text_file.stat().st_size, 3)
+    config = record_builder.RecordConfig(max_seq_length=40, **config)
+    builder = record_builder.RecordBuilder(tokenizer, config)
+    files = corpus.expand_inputs(str(text_file))
+    limits = config.chunk_limits(files[0].size, 3)
     in_order = []
-    builder = record_builder.RecordBuilder(
-        tokenizer, record_builder.RecordConfig(max_seq_length=40, **config))
-    for group in corpus.group_files(corpus.expand_inputs(str(text_file)), size):
-        for chunk in corpus.read_chunks(group, size):
+    for group in corpus.group_files(files, limits):
+        for chunk in corpus.read_chunks(group, limits):
             in_order += [unmasked(tf_example.decode_example(r))
                          for r in builder.build(chunk).records]
     assert sorted(in_order) == sorted(sequences)
@@ -248,6 +249,34 @@ def test_manifest_says_what_was_built(build, tmp_path, tokenizer, vocabulary):
             "masking": "dynamic", "max_seq_length": 50, "random_seed": -7,
             "dupe_factor": 1, "mask_id": tokenizer.mask_id,
             "do_lower_case": False}
+
+
+def test_cuts_of_giant_lines_change_no_token(tokenizer, monkeypatch):
+    monkeypatch.setattr(corpus, "_PART_CHARACTERS", 8)
+    state = np.random.RandomState(0)
+    letters = list("the1 ' \t\t,.é漢Σ\u3000\xa0\x1c") + [" "] * 4
+    divided = 0
+    for _ in range(500):
+        text = " ".join("".join(state.choice(letters, 3)) for _ in range(12))
+        parts = list(corpus._parts(text))
+        if all(part[0] in " \t" for part in parts[1:]):  # not cut by force
+            divided += len(parts) > 1
+            assert sum(map(tokenizer.encode, parts), []) \
+                == tokenizer.encode(text)
+    assert divided > 100
+
+
+def test_chunks_are_small_where_they_become_large():
+    def limits(total=10 ** 9, **config):
+        return record_builder.RecordConfig(**config).chunk_limits(total, 1)
+
+    full = limits(masking="dynamic")
+    assert full == corpus.ChunkLimits(corpus.CHUNK_BYTES, 32)
+    assert limits(dupe_factor=40).size == corpus.CHUNK_BYTES // 10
+    assert limits(packing="doc_sentences", max_seq_length=512,
+                  max_predictions_per_seq=80).line_bytes == 168
+    assert limits(total=10 ** 6, masking="dynamic").size == 250000
+    assert limits(total=1).size == corpus.MIN_CHUNK_BYTES
 
 
 def test_gzip_and_json_lines_give_the_same_sequences(build, tmp_path,
