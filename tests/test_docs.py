@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of README.md, README.zh-CN.md and docs/: what they name is there.
+
+Commands stand in bash fences. Flags are parsed and checked by the scripts that
+they are given to. A command of a README is run here, or says what it needs: in
+its line, or in a comment line above it in the fence.
+"""
+import collections
+import glob
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPOSITORY
+
+READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
+PAIRS = (READMES, (REPOSITORY / "docs" / "ascend.md",
+                   REPOSITORY / "docs" / "ascend.zh-CN.md"))
+PAGES = READMES + (REPOSITORY / "CHANGELOG.md",) + tuple(
+    sorted(REPOSITORY.glob("docs/*.md")))
+NEEDS = re.compile(r"(needs .*(GPU|NPU|network|data|MPI)|"
+                   r"需要.*(GPU|NPU|联网|数据|MPI))")
+# Programs that are not the suite's, and what a shell does itself.
+FOREIGN = ("source", "export", "pip3", "python3.7")
+# launcher: the script that gets its flags
+LAUNCHED = {
+    "scripts/create_pretraining_data.sh": "create_pretraining_data.py",
+    "scripts/run_pretraining.sh": "run_pretraining.py",
+    "scripts/run_squadv1.1.sh": "run_squad.py",
+    "scripts/run_squadv2.0.sh": "run_squad.py"}
+TASKS = {"pretraining": "run_pretraining.py", "squad_v1.1": "run_squad.py",
+         "squad_v2.0": "run_squad.py"}
+SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
+           "convert_checkpoint.py", "scripts/benchmark.py")
+
+# text: without comments, on one line; needs: what its comments say.
+Command = collections.namedtuple("Command", "text needs")
+
+
+# --- Reading the pages ------------------------------------------------------
+
+
+def fences(path):
+    """(language, text) of each fence."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"),
+                      re.MULTILINE | re.DOTALL)
+
+
+def prose(path):
+    """The text without its fences."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"),
+                  flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(path):
+    """The commands in the bash fences of a page."""
+    found = []
+    for language, text in fences(path):
+        if language == "bash":
+            found += list(_commands_of_fence(text))
+    return found
+
+
+def _commands_of_fence(text):
+    above = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("#"):
+            above = line
+        elif line.strip():
+            command, _, comment = line.partition("  # ")
+            yield Command(" ".join(command.split()), above + comment)
+
+
+def call(command, variables):
+    """(script, arguments) of a command; (None, words) without a script.
+
+    Args:
+      command: text.
+      variables: {name: value}; an assignment alone is added to it.
+    """
+    text = re.sub(r"\$(\w+)", lambda match: variables.get(
+        match.group(1), match.group(0)), command)
+    words = shlex.split(text)
+    while words and re.match(r"\w+=", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        variables[name] = value
+    for place, word in enumerate(words):
+        if re.match(r"(scripts/)?[\w.-]+\.(py|sh)$", word):
+            return word, words[place + 1:]
+    return None, words
+
+
+def calls(path):
+    """(script, arguments) of all commands of a page."""
+    variables = {}
+    return [call(command.text, variables) for command in commands(path)]
+
+
+def ids(paths):
+    return [str(path.relative_to(REPOSITORY)) for path in paths]
+
+
+# --- Commands ---------------------------------------------------------------
+
+
+def test_a_fence_is_read_as_a_shell_reads_it():
+    text = ("# needs an NPU\nA=1 bash scripts/x.sh --b='c d' \\\n  --e  # f\n"
+            "T=\"y.py --g\"\nmpirun -x PATH python $T --h\n")
+    found = list(_commands_of_fence(text))
+    assert [command.needs for command in found] == [
+        "# needs an NPUf", "# needs an NPU", "# needs an NPU"]
+    variables = {}
+    assert [call(command.text, variables) for command in found] == [
+        ("scripts/x.sh", ["--b=c d", "--e"]), (None, []),
+        ("y.py", ["--g", "--h"])]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_every_command_names_a_script_that_is_there(path):
+    for script, words in calls(path):
+        if script is None:
+            assert not words or words[0] in FOREIGN, words
+        else:
+            assert (REPOSITORY / script).is_file(), script
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].name)
+def test_both_languages_have_the_same_commands(pair):
+    english, chinese = (commands(path) for path in pair)
+    assert len(english) > 5
+    assert [c.text for c in english] == [c.text for c in chinese]
+    assert ([bool(NEEDS.search(c.needs)) for c in english]
+            == [bool(NEEDS.search(c.needs)) for c in chinese])
+
+
+def run_here():
+    """The commands of the README that need nothing."""
+    return [command.text for command in commands(READMES[0])
+            if not NEEDS.search(command.needs)
+            and "=" not in command.text.split()[0]]
+
+
+def test_a_command_that_needs_nothing_runs(tmp_path):
+    (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
+    program = tmp_path / "bin" / "python3"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nexec "%s" -W ignore "$@"\n'
+                       % sys.executable)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    for command in run_here():
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=str(tmp_path), timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=dict(os.environ, PATH=path))
+        assert done.returncode == 0, done.stdout.decode()
+
+
+# --- Flags ------------------------------------------------------------------
+
+# Gets {script: [arguments, ...]} on standard input; parses and checks each as
+# the script would. Prints {"flags": names, "errors": messages}.
+_PARSE = """
+import json, runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/scripts"]
+from absl import flags
+from absl.testing import flagsaver
+import command_line, errors, training
+define, configs = command_line.define, []
+def record(config, **defaults):
+    define(config, **defaults)
+    configs.append(config)
+command_line.define, command_line.run = record, lambda main: None
+FLAGS = flags.FLAGS
+before, names, wrong = set(FLAGS), set(FLAGS), []
+for script, calls in sorted(json.load(sys.stdin).items()):
+    configs[:] = []
+    runpy.run_path(sys.argv[1] + "/" + script, run_name="__main__")
+    for arguments in calls:
+        with flagsaver.flagsaver():
+            try:
+                rest = FLAGS([script] + arguments)
+                for config in configs:
+                    command_line.build(config, FLAGS)
+                wrong += [[script, word] for word in rest[1:]]
+            except (flags.Error, errors.UserError) as error:
+                wrong.append([script, str(error)])
+    names |= set(FLAGS)
+    for name in set(FLAGS) - before:
+        delattr(FLAGS, name)
+print(json.dumps({"flags": sorted(names), "errors": wrong}))
+"""
+
+
+def parse(lists):
+    """What _PARSE says of {script: [arguments, ...]}."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _PARSE, str(REPOSITORY)],
+        cwd=str(REPOSITORY), input=json.dumps(lists),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def lists_of_flags():
+    """{script: [arguments, ...]} of all pages, launchers' flags included."""
+    lists = {script: [] for script in SCRIPTS}
+    for path in PAGES:
+        for script, arguments in calls(path):
+            if script == "scripts/run_8p.sh":
+                script, arguments = TASKS[arguments[0]], arguments[1:]
+                arguments = ["--output_dir=output"] + arguments
+            elif script in LAUNCHED:
+                script = LAUNCHED[script]
+                if script != "create_pretraining_data.py":
+                    arguments = ["--output_dir=output"] + arguments
+                else:
+                    arguments = ["--%s_file=file" % name for name in (
+                        "input", "output", "vocab", "merges")] + arguments
+            if script in lists:
+                lists[script].append(arguments)
+    return lists
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    return parse(lists_of_flags())
+
+
+def test_scripts_take_the_flags_they_are_given(parsed):
+    lists = lists_of_flags()
+    assert all(len(lists[script]) > 1 for script in SCRIPTS[:4])
+    assert parsed["errors"] == []
+
+
+def flags_in_source(path):
+    """Flags of a shell script, or of a script that uses argparse."""
+    lines = [line for line in path.read_text("utf-8").splitlines()
+             if not line.lstrip().startswith("#")]
+    return set(re.findall(r"--([a-z][\w-]*)", "\n".join(lines)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_other_scripts_take_the_flags_they_are_given(path):
+    for script, arguments in calls(path):
+        if script is None or script in SCRIPTS or script in LAUNCHED or (
+                script == "scripts/run_8p.sh"):
+            continue
+        known = flags_in_source(REPOSITORY / script)
+        given = {word[2:].split("=")[0] for word in arguments
+                 if word.startswith("--")}
+        assert given <= known, (script, given - known)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_every_flag_in_the_text_is_defined(path, parsed):
+    # `--flag=` stands for any; two are absl's own.
+    known = set(parsed["flags"]) | {"flag", "flagfile", "helpfull"}
+    for script in REPOSITORY.glob("scripts/*.*"):
+        known |= flags_in_source(script)
+    named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", prose(path)))
+    assert named <= known, named - known
+
+
+# --- Links, paths, messages, numbers ----------------------------------------
+
+
+def anchors(path):
+    """The names that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+            for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name) if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_files_named_in_the_text_are_there(path):
+    names = re.findall(r"`((?:scripts|configs|docs|tests|\.ci)/[\w./{},*-]*)`",
+                       prose(path))
+    if path in READMES:
+        names += re.findall(r"`(\w+\.py)`", prose(path))
+        assert len(names) > 20
+    for name in names:
+        group = re.search(r"\{(.*)\}", name)
+        parts = group.group(1).split(",") if group else [""]
+        for part in parts:
+            one = re.sub(r"\{.*\}", part, name)
+            assert glob.glob(str(REPOSITORY / one)), one
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
+def test_no_path_of_one_machine(path):
+    assert not re.search(r"(^|[\s=:\"'(`])/(home|root|Users|data|work)\b",
+                         path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", READMES, ids=ids(READMES))
+def test_messages_are_those_of_the_code(path):
+    code = "".join(file.read_text("utf-8") for pattern in (
+        "*.py", "scripts/*.sh") for file in REPOSITORY.glob(pattern))
+    code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
+    table = re.split(r"^## ", prose(path), flags=re.MULTILINE)[-2]
+    messages = re.findall(r"^\| `([^`]*)`", table, re.MULTILINE)
+    assert len(messages) > 3
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip() in code, message
+
+
+def test_both_languages_have_the_same_results():
+    results = []
+    for path, title in zip(READMES, ("Results", "结果")):
+        section = path.read_text("utf-8").split("\n## %s\n" % title)[1]
+        section = section.split("\n## ")[0]
+        results.append(sorted(re.findall(r"\d+(?:[.,]\d+)*", section)))
+    assert len(results[0]) > 20
+    assert results[0] == results[1]
+
+
+def test_both_languages_show_the_same_demo():
+    shown = [re.search(r"<!-- demo: begin -->\n(.*?)<!-- demo: end -->",
+                       path.read_text("utf-8"), re.DOTALL).group(1)
+             for path in READMES]
+    assert "squad_v1.1 exact_match=" in shown[0]
+    assert "squad_v2.0 exact=" in shown[0]
+    assert shown[0] == shown[1]
+
+
+def test_the_model_zoo_gets_its_three_lines():
+    lines = (REPOSITORY / "modelzoo_level.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "FuncStatus", "PerfStatus", "PrecisionStatus"]
+    assert {line.split(":")[1] for line in lines} <= {
+        "OK", "POK", "NOK", "PERFECT"}
