@@ -31,7 +31,7 @@ def environment(rank, ranks, table_file=None, **more):
         os.environ, JOB_ID="10086", RANK_SIZE=str(ranks), RANK_ID=str(rank),
         ASCEND_DEVICE_ID=str(rank), PYTHONPATH=str(STAND_IN),
         TF_CPP_MIN_LOG_LEVEL="3", PYTHONDONTWRITEBYTECODE="1",
-        HCCL_CONNECT_TIMEOUT="60", HCCL_EXEC_TIMEOUT="60")
+        HCCL_CONNECT_TIMEOUT="300", HCCL_EXEC_TIMEOUT="300")
     if table_file is not None:
         variables["RANK_TABLE_FILE"] = str(table_file)
     variables.update(more)

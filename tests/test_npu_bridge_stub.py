@@ -938,6 +938,18 @@ def test_exchange_names_the_rank_that_is_missing(stand_in, monkeypatch):
     assert "'step#1' waited for rank 1" in third
 
 
+def test_exchange_does_not_wait_for_a_process_that_has_ended(stand_in):
+    answers = []
+    meeting = stand_in("npu_bridge._standin.exchange").Meeting(
+        3, 1e9, lambda *answer: answers.append(answer))
+    meeting.arrive(0, "early", "allreduce", "sum", [])
+    meeting.leave(2)
+    meeting.arrive(1, "late", "allreduce", "sum", [])
+    assert [(rank, key) for rank, key, _ in answers] == [
+        (0, "early"), (1, "late")]
+    assert "rank 1, 2, whose process has ended" in answers[0][2][1]
+
+
 def test_exchange_refuses_what_does_not_fit(stand_in, monkeypatch):
     def call(end, rank):
         end.run("step", "allreduce", "sum", [np.zeros([1 + rank])])

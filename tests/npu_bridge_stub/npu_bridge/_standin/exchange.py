@@ -2,9 +2,9 @@
 """Collectives between processes of one machine, over loopback TCP.
 
 Rank 0 listens on a free port and leaves its number in a file of the temporary
-directory that is named after the job. Every rank sends its arrays there,
-under a key that is the same in all of them, and gets the result back; sums are
-made in the order of the ranks.
+directory that is named after the job. Every other rank has one connection to
+it, sends its arrays under a key that is the same in all ranks, and gets the
+result back; sums are made in the order of the ranks.
 """
 import atexit
 import multiprocessing.connection
@@ -17,6 +17,7 @@ import numpy as np
 
 _REDUCTIONS = {"sum": np.add, "prod": np.multiply, "max": np.maximum,
                "min": np.minimum}
+_ENDED = ("error", "rank 0's process has ended")
 
 
 def _seconds(name, default):
@@ -57,45 +58,68 @@ def combine(kind, option, arrays_by_rank):
 class Meeting:
     """Where the ranks' arrays come together; lives in rank 0."""
 
-    def __init__(self, size, timeout):
+    def __init__(self, size, timeout, deliver):
+        """
+        Args:
+          size: how many ranks there are.
+          timeout: seconds that the first rank waits for the last.
+          deliver: function of (rank, key, answer), where the answer is
+            ("ok", arrays) or ("error", text).
+        """
         self._size = size
         self._timeout = timeout
-        self._changed = threading.Condition()
-        self._arrived = {}  # key: {rank: (kind, option, arrays)}
-        self._results = {}  # key: [("ok", arrays) or ("error", text), unread]
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._arrived = {}  # key: (time, {rank: (kind, option, arrays)})
         self._gone = set()
 
-    def leave(self, rank):
-        """A rank's process has ended."""
-        with self._changed:
-            self._gone.add(rank)
-            self._changed.notify_all()
-
-    def meet(self, rank, key, kind, option, arrays):
-        """("ok", arrays) once all ranks are here, or ("error", text)."""
-        with self._changed:
-            arrived = self._arrived.setdefault(key, {})
-            arrived[rank] = (kind, option, arrays)
-            if len(arrived) == self._size:
-                self._results[key] = [self._combined(arrived), self._size]
+    def arrive(self, rank, key, kind, option, arrays):
+        """A rank's part; the last one brings everybody the answer."""
+        with self._lock:
+            _, parts = self._arrived.setdefault(key, (time.time(), {}))
+            parts[rank] = (kind, option, arrays)
+            complete = len(parts) == self._size
+            if complete:
                 del self._arrived[key]
-                self._changed.notify_all()
+        if complete:
+            self._answer(key, parts, self._combined(parts))
+        else:
+            self._fail(lambda since, missing: missing & self._gone,
+                       "whose process has ended")
 
-            def missing():
-                return sorted(set(range(self._size)) - set(arrived))
+    def leave(self, rank):
+        """A rank's process has ended: nobody need wait for it."""
+        with self._lock:
+            self._gone.add(rank)
+        self._fail(lambda since, missing: missing & self._gone,
+                   "whose process has ended")
 
-            over = self._changed.wait_for(
-                lambda: key in self._results or set(missing()) & self._gone,
-                self._timeout)
-            if key in self._results:
-                return self._read(key)
-            why = "whose process has ended" if over else (
-                "which did not come within %g s" % self._timeout)
-            return "error", "%s %r waited for rank %s, %s" % (
-                kind, key, ", ".join(map(str, missing())), why)
+    def expire(self):
+        """Ends what has waited for too long."""
+        self._fail(lambda since, missing: time.time() > since + self._timeout,
+                   "which did not come within %g s" % self._timeout)
 
-    def _combined(self, arrived):
-        by_rank = [arrived[rank] for rank in range(self._size)]
+    def _fail(self, hopeless, why):
+        failed = []
+        with self._lock:
+            for key, (since, parts) in list(self._arrived.items()):
+                missing = set(range(self._size)) - set(parts)
+                if hopeless(since, missing):
+                    failed.append((key, parts, missing))
+                    del self._arrived[key]
+        for key, parts, missing in failed:
+            kind = next(iter(parts.values()))[0]
+            names = ", ".join(map(str, sorted(missing)))
+            self._answer(key, parts, ("error", "%s %r waited for rank %s, %s" %
+                                      (kind, key, names, why)))
+
+    def _answer(self, key, parts, answer):
+        # Rank 0 goes on last: its process may end then.
+        for rank in sorted(parts, reverse=True):
+            self._deliver(rank, key, answer)
+
+    def _combined(self, parts):
+        by_rank = [parts[rank] for rank in range(self._size)]
         if len({(kind, option) for kind, option, _ in by_rank}) > 1:
             return "error", "ranks disagree: %s" % [b[:2] for b in by_rank]
         kind, option, _ = by_rank[0]
@@ -104,41 +128,45 @@ class Meeting:
         except ValueError as error:
             return "error", "%s: %s" % (kind, error)
 
-    def _read(self, key):
-        entry = self._results[key]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._results[key]
-        return entry[0]
+
+class Line:
+    """A connection that several threads may send on."""
+
+    def __init__(self, connection):
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message):
+        with self._lock:
+            self._connection.send(message)
+
+    def receive(self):
+        return self._connection.recv()
 
 
 class Server:
     """Rank 0's listening end."""
 
-    def __init__(self, rank):
+    def __init__(self, rank, deliver):
         """
         Args:
           rank: ranks.Rank.
+          deliver: function of (key, answer) for rank 0 itself.
         """
-        self.meeting = Meeting(rank.size, _seconds("HCCL_EXEC_TIMEOUT", 120))
-        self._rank = rank
-        self._greeted = set()
-        self._unsent = 0
-        self._changed = threading.Condition()
+        self.meeting = Meeting(
+            rank.size, _seconds("HCCL_EXEC_TIMEOUT", 120), self._deliver)
+        self._size = rank.size
+        self._own = deliver
+        self._lines = {}  # rank: Line, also of those that are gone
         self._listener = multiprocessing.connection.Listener(
             ("127.0.0.1", 0), backlog=128, authkey=rank.job.encode())
         path = port_file(rank.job)
         with open(path + ".new", "w") as file:
             file.write("%d" % self._listener.address[1])
         os.replace(path + ".new", path)
-        atexit.register(self._close, path)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _close(self, path):
-        """Waits until the other ranks have their last results."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._unsent, 10)
-        os.remove(path)
+        atexit.register(os.remove, path)
+        for loop in (self._accept, self._watch):
+            threading.Thread(target=loop, daemon=True).start()
 
     def _accept(self):
         while True:
@@ -146,41 +174,39 @@ class Server:
                 connection = self._listener.accept()
             except (multiprocessing.AuthenticationError, EOFError, OSError):
                 continue
-            threading.Thread(target=self._serve, args=(connection,),
+            threading.Thread(target=self._serve, args=(Line(connection),),
                              daemon=True).start()
 
-    def _serve(self, connection):
-        greeted = None
+    def _watch(self):
+        while True:
+            time.sleep(0.1)
+            self.meeting.expire()
+
+    def _serve(self, line):
+        """Takes what one rank sends until its process ends."""
+        rank = None
         try:
+            greeted, size = line.receive()
+            if greeted in self._lines or size != self._size:
+                line.send("busy")  # with an earlier run of the job, perhaps
+                return
+            rank = greeted
+            self._lines[rank] = line
+            line.send("welcome")
             while True:
-                message = connection.recv()
-                if message[0] == "hello":
-                    greeted = self._greet(message)
-                    connection.send("welcome" if greeted else "busy")
-                else:
-                    self._answer(connection, message)
+                self.meeting.arrive(rank, *line.receive())
         except (EOFError, OSError):
-            if greeted:
-                self.meeting.leave(greeted)
+            if rank is not None:
+                self.meeting.leave(rank)
 
-    def _greet(self, message):
-        """The rank, if it is one of this job that was not here before."""
-        _, rank, size = message
-        with self._changed:
-            if rank in self._greeted or size != self._rank.size:
-                return None
-            self._greeted.add(rank)
-            return rank
-
-    def _answer(self, connection, message):
-        with self._changed:
-            self._unsent += 1
+    def _deliver(self, rank, key, answer):
+        if rank == 0:
+            self._own(key, answer)
+            return
         try:
-            connection.send(self.meeting.meet(*message))
-        finally:
-            with self._changed:
-                self._unsent -= 1
-                self._changed.notify_all()
+            self._lines[rank].send((key, answer))
+        except OSError:
+            pass  # its own thread notices that it has gone
 
 
 def port_file(job):
@@ -199,20 +225,26 @@ class Exchange:
         """
         self._rank = rank
         self._lock = threading.Lock()
-        self._calls = {}
-        self._local = threading.local()
-        self._server = Server(rank) if rank.rank == 0 else None
-        # It stays open for as long as the process lives.
-        self._alive = None if self._server else self._enter()
+        self._calls = {}  # name: how many so far
+        self._waiting = {}  # key: (event, answers)
+        self._closed = False
+        if rank.rank == 0:
+            meeting = Server(rank, self._answered).meeting
+            self._send = lambda message: meeting.arrive(0, *message)
+        else:
+            line = self._enter()
+            self._send = line.send
+            threading.Thread(target=self._listen, args=(line,),
+                             daemon=True).start()
 
     def _enter(self):
         deadline = time.time() + _seconds("HCCL_CONNECT_TIMEOUT", 120)
         while True:
             try:
-                connection = self._connect()
-                connection.send(("hello", self._rank.rank, self._rank.size))
-                if connection.recv() == "welcome":
-                    return connection
+                line = Line(self._connect())
+                line.send((self._rank.rank, self._rank.size))
+                if line.receive() == "welcome":
+                    return line
             except (multiprocessing.AuthenticationError, EOFError, OSError,
                     ValueError):
                 pass
@@ -227,30 +259,44 @@ class Exchange:
         return multiprocessing.connection.Client(
             ("127.0.0.1", port), authkey=self._rank.job.encode())
 
+    def _listen(self, line):
+        """Hands out answers until rank 0's process ends."""
+        try:
+            while True:
+                self._answered(*line.receive())
+        except (EOFError, OSError):
+            with self._lock:
+                self._closed = True
+                waiting = list(self._waiting)
+            for key in waiting:
+                self._answered(key, _ENDED)
+
+    def _answered(self, key, answer):
+        with self._lock:
+            event, answers = self._waiting.pop(key, (None, None))
+        if event:
+            answers.append(answer)
+            event.set()
+
     def run(self, name, kind, option, arrays):
         """One collective; every rank calls it with the same name and kind.
 
         Raises:
           RuntimeError: a rank is missing or sent something else.
         """
+        event, answers = threading.Event(), []
         with self._lock:
             count = self._calls[name] = self._calls.get(name, 0) + 1
-        message = (self._rank.rank, "%s#%d" % (name, count), kind, option,
-                   arrays)
-        if self._server:
-            state, value = self._server.meeting.meet(*message)
-        else:
-            state, value = self._ask(message)
+            key = "%s#%d" % (name, count)
+            closed = self._closed
+            self._waiting[key] = (event, answers)
+        try:
+            if not closed:
+                self._send((key, kind, option, arrays))
+                event.wait()
+        except OSError:
+            closed = True
+        state, value = _ENDED if closed else answers[0]
         if state == "error":
             raise RuntimeError("rank %d: %s" % (self._rank.rank, value))
         return value
-
-    def _ask(self, message):
-        # One connection a thread: collectives may wait for each other.
-        try:
-            if not hasattr(self._local, "connection"):
-                self._local.connection = self._connect()
-            self._local.connection.send(message)
-            return self._local.connection.recv()
-        except (EOFError, OSError) as error:
-            return "error", "rank 0 is gone (%s)" % (error or "closed")
