@@ -321,6 +321,11 @@ def create(options, environ=None):
     environ = os.environ if environ is None else environ
     # The one compatibility spot: TensorFlow 2 builds then behave as 1.15.
     tf.disable_v2_behavior()
+    if options.use_xla:
+        # On a CPU XLA compiles nothing without it. TensorFlow reads it once,
+        # at the first look for devices.
+        environ["TF_XLA_FLAGS"] = (environ.get("TF_XLA_FLAGS", "")
+                                   + " --tf_xla_cpu_global_jit")
     name, reason = _choose(options.accelerator)
     tf.logging.info("device=%s reason=%s", name, reason)
     if name == "npu":
@@ -334,11 +339,6 @@ def create(options, environ=None):
     if name == "gpu":
         import gpu_environment
         return gpu_environment.Gpu(options, processes)
-    if options.use_xla:
-        # XLA reads this before the first session; on a CPU it compiles
-        # nothing without it.
-        environ["TF_XLA_FLAGS"] = (environ.get("TF_XLA_FLAGS", "")
-                                   + " --tf_xla_cpu_global_jit")
     if options.use_fp16:
         tf.logging.warning("--use_fp16 changes nothing on a CPU: TensorFlow "
                            "rewrites graphs to fp16 for GPUs only")
