@@ -123,16 +123,19 @@ def define(config_class, **defaults):
     for name in defaults:
         if name not in fields:
             raise TypeError("%s has no field %r" % (config_class.__name__, name))
+    script = sys.argv[0]  # --help lists the flags of this "module" alone
     for name, field in fields.items():
         default = defaults.get(name, field.default)
         kind = _kind(field)
         parser = _Parser(kind, default, field.metadata)
         if kind is bool:
             flags.DEFINE_flag(_BooleanFlag(parser, name, default,
-                                           field.metadata["help"]))
+                                           field.metadata["help"]),
+                              module_name=script)
         else:
             flags.DEFINE(parser, name, default, field.metadata["help"],
-                         serializer=flags.ArgumentSerializer())
+                         serializer=flags.ArgumentSerializer(),
+                         module_name=script)
 
 
 class _BooleanFlag(flags.Flag):
