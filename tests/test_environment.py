@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a device, and what the CPU makes of its options."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from conftest import REPOSITORY
+import environment
+import errors
+import npu_environment
+import optimization
+import training
+
+
+def create(environ=None, **options):
+    return environment.create(environment.DeviceConfig(**options),
+                              {} if environ is None else environ)
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(npu_environment, "missing", lambda: "no npu_bridge")
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices",
+                        lambda kind: [])
+
+
+# The choice.
+
+def test_auto_takes_the_cpu_where_nothing_else_is(no_accelerator, log_lines):
+    device = create()
+    assert (device.name, device.rank, device.world_size) == ("cpu", 0, 1)
+    chosen = [line for line in log_lines if line.startswith("device=")]
+    assert len(chosen) == 1 and "device=cpu reason=no NPU" in chosen[0]
+
+
+def test_auto_takes_a_gpu_before_the_cpu(no_accelerator, monkeypatch,
+                                         log_lines):
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices",
+                        lambda kind: ["gpu 0"] * (kind == "GPU"))
+    device = create()
+    assert device.name == "gpu"
+    assert device.session_config().gpu_options.allow_growth
+    assert "device=gpu reason=TensorFlow sees 1" in log_lines
+    assert create(accelerator="cpu").name == "cpu"
+
+
+@pytest.mark.parametrize("accelerator, message", [
+    ("gpu", "sees no GPU; install requirements-gpu.txt"),
+    ("npu", "no npu_bridge")])
+def test_accelerator_that_is_not_usable_is_an_error(
+        no_accelerator, accelerator, message):
+    with pytest.raises(errors.UserError, match=message):
+        create(accelerator=accelerator)
+
+
+def test_npu_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.UserError, match="npu_bridge.*install"):
+        create(accelerator="npu")
+
+
+def test_horovod_that_does_not_import_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
+    with pytest.raises(errors.UserError, match="setup.sh --horovod"):
+        create(accelerator="cpu", horovod=True)
+
+
+@pytest.mark.parametrize("environ", [
+    {}, {"RANK_SIZE": ""}, {"RANK_SIZE": "1", "RANK_ID": "0"}])
+def test_distributed_on_one_cpu_is_no_error(environ):
+    device = create(environ, accelerator="cpu", distributed=True)
+    assert (device.rank, device.world_size) == (0, 1)
+
+
+def test_distributed_on_many_cpus_needs_horovod():
+    with pytest.raises(errors.UserError, match="RANK_SIZE=8.*--horovod"):
+        create({"RANK_SIZE": "8"}, accelerator="cpu", distributed=True)
+    # The variable of another job is none of ours.
+    assert create({"RANK_SIZE": "8"}, accelerator="cpu").world_size == 1
+
+
+# Precision and loss scale.
+
+def test_both_fp16_flags_are_an_error():
+    with pytest.raises(errors.UserError, match="take one of them"):
+        environment.DeviceConfig(manual_fp16=True, use_fp16=True)
+
+
+@pytest.mark.parametrize("scale", [-2, -0.5, 0.5, float("nan")])
+def test_impossible_loss_scale_is_an_error(scale):
+    with pytest.raises(errors.UserError, match="--npu_bert_loss_scale"):
+        environment.DeviceConfig(npu_bert_loss_scale=scale)
+
+
+@pytest.mark.parametrize("options, wanted", [
+    ({}, -1), ({"manual_fp16": True}, 0), ({"use_fp16": True}, 0),
+    ({"use_fp16_cls": True}, 0),
+    ({"manual_fp16": True, "npu_bert_loss_scale": -1.0}, -1),
+    ({"npu_bert_loss_scale": 0.0}, 0), ({"npu_bert_loss_scale": 128.0}, 128)])
+def test_loss_scale_by_default_goes_with_half_precision(options, wanted):
+    assert environment.DeviceConfig(**options).loss_scale == wanted
+
+
+@pytest.mark.parametrize("options, name, warns", [
+    ({"use_fp16": True}, "changes nothing on a CPU", True),
+    ({"manual_fp16": True}, "fp16 on a CPU", True),
+    ({}, "fp16", False)])
+def test_fp16_on_a_cpu_says_what_it_does(log_lines, options, name, warns):
+    create(accelerator="cpu", **options)
+    assert len([line for line in log_lines if name in line]) == warns
+
+
+@pytest.mark.parametrize("options, encoder, head", [
+    ({}, tf.float32, tf.float32),
+    ({"manual_fp16": True}, tf.float16, tf.float32),
+    ({"use_fp16_cls": True}, tf.float32, tf.float16),
+    ({"use_fp16": True}, tf.float32, tf.float32)])
+def test_kernels_have_the_precision_of_the_flags(options, encoder, head):
+    kernels = create(accelerator="cpu", **options).kernels
+    assert (kernels.compute_dtype, kernels.head_dtype) == (encoder, head)
+
+
+def run_config(**changes):
+    return training.RunConfig(output_dir="/nonexistent", **changes)
+
+
+def loss_scale_at_first(**options):
+    device = create(accelerator="cpu", **options)
+    with tf.Graph().as_default(), tf.Session() as session:
+        weight = tf.get_variable("weight", initializer=1.0)
+        chain = device.wrap_optimizer(device.micro_batches(
+            optimization.AdamW(0.1), lambda index: (weight, {}), run_config()),
+            run_config())
+        chain.compute_gradients(tf.constant(1.0))
+        report = device.overflow(chain)
+        session.run(tf.global_variables_initializer())
+        return session.run(report.get("loss_scale", tf.constant(-1.0)))
+
+
+@pytest.mark.parametrize("options, wanted", [
+    ({}, -1), ({"npu_bert_loss_scale": 0.0}, 2 ** 15),
+    ({"npu_bert_loss_scale": 0.0, "init_loss_scale_value": 64.0}, 64),
+    ({"npu_bert_loss_scale": 8.0, "init_loss_scale_value": 64.0}, 8)])
+def test_first_loss_scale(options, wanted):
+    assert loss_scale_at_first(**options) == wanted
+
+
+# Processes.
+
+class TwoProcesses(environment.Processes):
+    """The first of two, the other one's tensors being 0."""
+    world_size = 2
+
+    def average(self, tensors):
+        return [tensor / 2.0 for tensor in tensors]
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_gradients_are_averaged_once(after, count):
+    """Whether before or after the micro-batches are summed."""
+    run = run_config(num_accumulation_steps=count,
+                     allreduce_post_accumulation=after)
+    device = environment.Device(environment.DeviceConfig(), TwoProcesses())
+    weight = tf.get_variable("weight", initializer=1.0)
+    chain = device.wrap_optimizer(device.micro_batches(
+        optimization.AdamW(0.1), lambda index: (6.0 * weight, {}), run), run)
+    (gradient, _), = chain.compute_gradients(tf.constant(1.0))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        assert session.run(gradient) == 6.0 * count / 2
+
+
+def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
+    def model_fn(features, params):
+        del features, params
+
+    processes = environment.Processes()
+    processes.rank, processes.world_size = 1, 2
+    run = run_config(save_checkpoints_steps=7)
+    device = environment.Device(environment.DeviceConfig(), processes)
+    config = device.estimator(model_fn, run, 10).config
+    assert config.save_checkpoints_steps is None
+    assert config.save_checkpoints_secs is None
+    assert config.model_dir != run.output_dir
+    assert os.path.isdir(config.model_dir)
+    device.close()
+    assert not os.path.exists(config.model_dir)
+    first = create(accelerator="cpu").estimator(model_fn, run, 10).config
+    assert first.save_checkpoints_steps == 7
+    assert first.model_dir == run.output_dir
+
+
+# XLA.
+
+COMPILED = '''
+import environment
+import tensorflow.compat.v1 as tf
+device = environment.create(environment.DeviceConfig(use_xla=True))
+x = tf.placeholder(tf.float32, [4, 4])
+y = tf.tanh(tf.matmul(x, x) + 1.0) * 2.0 - x
+options = tf.RunOptions(output_partition_graphs=True)
+metadata = tf.RunMetadata()
+with tf.Session(config=device.session_config()) as session:
+    session.run(y, {x: [[0.1] * 4] * 4}, options, metadata)
+print(sorted({node.op for graph in metadata.partition_graphs
+              for node in graph.node if node.op.startswith(("_Xla", "Xla"))}))
+'''
+
+
+def test_xla_compiles_on_a_cpu():
+    """It reads its flags before the first session: a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, timeout=120, cwd=str(REPOSITORY))
+    assert done.returncode == 0, done.stderr.decode()
+    assert "_Xla" in done.stdout.decode()
+
+
+def test_without_nan_gives_tensorflow_a_finite_loss():
+    device = create(accelerator="cpu")
+    losses = tf.constant([1.5, np.nan, np.inf])
+    with tf.Session() as session:
+        found = session.run([device.without_nan(losses[i]) for i in range(3)])
+    assert found == [1.5, 0.0, 0.0]

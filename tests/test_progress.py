@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log line: its keys, its throughput; runs that are stuck or lost."""
+import collections
+import math
+import re
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import errors
+import progress
+
+# What the hook reads of tf.train.SessionRunValues.
+Values = collections.namedtuple("Values", ["results"])
+
+
+class Session:
+    """Says at which batch and step a run begins."""
+
+    def __init__(self, batches, step):
+        self._start = [batches, step]
+
+    def run(self, fetches):
+        assert fetches == ("batches_seen", "global_step")
+        return self._start
+
+
+class Run:
+    """Drives a hook by hand, with a clock that only moves when told."""
+
+    def __init__(self, monkeypatch, directory, *, batches=0, step=0,
+                 num_train_steps=1000, **options):
+        self.clock, self.batches, self.step = 0.0, batches, step
+        monkeypatch.setattr(progress.time, "time", lambda: self.clock)
+        self.timer = progress.SaveTimer()
+        options = dict(dict(every=2, is_logging=True, examples_per_step=32,
+                            gradient_names=["a/kernel", "b/kernel"],
+                            log_dir=str(directory)), **options)
+        self.hook = progress.ProgressHook(
+            {}, ("batches_seen", "global_step"),
+            num_train_steps=num_train_steps, save_timer=self.timer, **options)
+        self.hook.after_create_session(Session(batches, step), None)
+
+    def call(self, seconds=1.0, loss=2.0, batches=1, steps=None, **values):
+        """One Session.run, of some steps."""
+        self.clock += seconds
+        self.batches += batches
+        self.step += batches if steps is None else steps
+        self.hook.after_run(None, Values(dict(
+            {"loss": np.float32(loss), "learning_rate": 1e-4,
+             "gradient_norm": 1.5, "batches_seen": self.batches,
+             "global_step": self.step}, **values)))
+
+    def save(self, seconds):
+        self.timer.before_save(None, self.step)
+        self.clock += seconds
+        self.timer.after_save(None, self.step)
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    return lambda **options: Run(monkeypatch, tmp_path, **options)
+
+
+def lines_of(log_lines):
+    """The log lines as {key: value}."""
+    return [dict(word.split("=") for word in line.split())
+            for line in log_lines if line.startswith("step=")]
+
+
+def test_line_and_its_keys(start, log_lines):
+    run = start()
+    run.call(masked_lm_accuracy=0.25)
+    run.call(loss=3.0, masked_lm_accuracy=0.5)
+    assert re.fullmatch(
+        r"step=2 loss=2\.500000 learning_rate=1\.000000e-04 "
+        r"examples_per_second=32\.0 masked_lm_accuracy=0\.5000 "
+        r"time_left=0:16:38", log_lines[-1])
+
+
+def test_line_under_a_loss_scale(start, log_lines):
+    run = start()
+    run.call(loss_scale=8.0, finite=[True, True])
+    run.call(loss_scale=4.0, finite=[True, False], steps=0)
+    run.call(loss_scale=4.0, finite=[True, True])
+    run.call(loss_scale=4.0, finite=[True, True])
+    first, second = lines_of(log_lines)
+    assert list(first)[:6] == ["step", "loss", "learning_rate",
+                               "examples_per_second", "loss_scale",
+                               "overflows"]
+    assert (first["step"], first["overflows"]) == ("1", "1")
+    assert (second["step"], second["overflows"]) == ("3", "1")
+
+
+def test_throughput_leaves_out_the_first_call_and_saves(start, log_lines):
+    run = start(every=5)
+    run.call(seconds=100.0)
+    for step in range(9):
+        run.call(seconds=0.5)
+        if step in (2, 6):
+            run.save(seconds=30.0)
+    rates = [line["examples_per_second"] for line in lines_of(log_lines)]
+    assert rates == ["64.0", "64.0"]
+
+
+def test_first_line_lacks_a_throughput_it_cannot_know(start, log_lines):
+    run = start(every=1)
+    run.call()
+    run.call()
+    first, second = lines_of(log_lines)
+    assert "examples_per_second" not in first and "time_left" not in first
+    assert second["examples_per_second"] == "32.0"
+
+
+def test_line_every_so_many_steps_and_at_the_end(start, log_lines):
+    run = start(every=4, num_train_steps=10)
+    for _ in range(10):
+        run.call()
+    steps = [line["step"] for line in lines_of(log_lines)]
+    assert steps == ["4", "8", "10"]
+    assert lines_of(log_lines)[-1]["time_left"] == "0:00:00"
+
+
+def test_steps_on_the_device_between_two_looks(start, log_lines):
+    run = start(every=20)
+    for _ in range(5):
+        run.call(seconds=8.0, batches=8)
+    lines = lines_of(log_lines)
+    assert [line["step"] for line in lines] == ["24", "40"]
+    assert lines[0]["examples_per_second"] == "32.0"
+
+
+def test_loss_is_the_mean_since_the_last_line(start, log_lines):
+    run = start(every=3)
+    for loss in (1.0, 2.0, 6.0):
+        run.call(loss=loss)
+    run.call(loss=np.inf, steps=0, loss_scale=2.0)  # overflows count nothing
+    run.call(loss=4.0, loss_scale=2.0)
+    run.call(loss=5.0, loss_scale=2.0)
+    losses = [float(line["loss"]) for line in lines_of(log_lines)]
+    assert losses == [3.0, 4.5]
+
+
+def test_run_that_goes_on_counts_from_where_it_was(start, log_lines):
+    run = start(batches=103, step=100, every=10)
+    for _ in range(7):
+        run.call(loss_scale=2.0)
+    line, = lines_of(log_lines)
+    assert (line["step"], line["overflows"]) == ("107", "3")
+    assert line["examples_per_second"] == "32.0"
+
+
+def test_scalars_are_written(start, tmp_path, log_lines):
+    run = start(every=2)
+    for _ in range(4):
+        run.call(masked_lm_accuracy=0.5, loss_scale=2.0, finite=[True])
+    run.hook.end(None)
+    path, = tmp_path.iterdir()
+    scalars = {(event.step, value.tag): value.simple_value
+               for event in tf.train.summary_iterator(str(path))
+               for value in event.summary.value}
+    assert {step for step, _ in scalars} == {2, 4}
+    assert {tag for _, tag in scalars} == {
+        "loss", "learning_rate", "gradient_norm", "masked_lm_accuracy",
+        "perplexity", "loss_scale", "overflows", "examples_per_second"}
+    assert scalars[4, "perplexity"] == pytest.approx(math.exp(2.0))
+
+
+def test_other_ranks_write_nothing(start, tmp_path, log_lines):
+    run = start(is_logging=False, num_train_steps=2)
+    run.call()
+    run.call()
+    run.hook.end(None)
+    assert not log_lines and not list(tmp_path.iterdir())
+
+
+# Runs that cannot go on.
+
+def test_endless_overflow_names_the_first_gradient(start):
+    run = start(step=50, batches=50)
+    overflow = dict(steps=0, loss=np.inf, loss_scale=1.0,
+                    finite=[True, False])
+    for _ in range(progress.MAX_OVERFLOWS_IN_A_ROW - 1):
+        run.call(**overflow)
+    with pytest.raises(errors.UserError) as caught:
+        run.call(**overflow)
+    text = str(caught.value)
+    assert "40 steps in a row overflowed after step 50" in text
+    assert "is that of b/kernel" in text and "scale is down to 1" in text
+
+
+def test_overflows_with_good_steps_between_are_no_end(start):
+    run = start()
+    for _ in range(3):
+        for _ in range(progress.MAX_OVERFLOWS_IN_A_ROW - 1):
+            run.call(steps=0, loss=np.nan, loss_scale=1.0, finite=[False])
+        run.call(loss_scale=1.0, finite=[True])
+
+
+def test_lost_loss_without_a_scale_ends_the_run(start):
+    run = start()
+    run.call()
+    with pytest.raises(errors.UserError, match="loss is nan at step 2"):
+        run.call(loss=np.nan)
+
+
+# Runs that are stuck at chance.
+
+@pytest.mark.parametrize("loss, chance, warns", [
+    (2.9, 3.0, True), (2.0, 3.0, False), (2.9, None, False)])
+def test_loss_of_guessing_is_warned_of_once(start, log_lines, loss, chance,
+                                            warns):
+    run = start(chance=chance, every=progress.STUCK_AFTER_STEPS // 2)
+    for _ in range(2 * progress.STUCK_AFTER_STEPS):
+        run.call(loss=loss)
+    warnings = [line for line in log_lines if "guessing" in line]
+    assert len(warnings) == warns
+    if warns:
+        assert "step %d is that of guessing (3.00)" % (
+            progress.STUCK_AFTER_STEPS) in warnings[0]
+        assert "--learning_rate" in warnings[0]
