@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Sets up and runs the main job on the bundled data: text to records,
+# pre-training, SQuAD v1.1 and v2.0, both evaluations, and baselines that show
+# what the training is worth. About ten minutes on two cores.
+#
+#   bash scripts/demo.sh
+#
+# OUT_DIR is where everything goes; what is finished there is not done again.
+set -euo pipefail
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+OUT_DIR=${OUT_DIR:-$REPOSITORY/output/demo}
+VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
+case $OUT_DIR in /*) ;; *) OUT_DIR=$PWD/$OUT_DIR ;; esac
+case $VENV_DIR in /*) ;; *) VENV_DIR=$PWD/$VENV_DIR ;; esac
+export VENV_DIR TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+
+bash "$REPOSITORY/scripts/setup.sh"
+cd "$REPOSITORY"
+mkdir -p "$OUT_DIR"
+PYTHON=$VENV_DIR/bin/python
+
+# Runs a command: what it says goes to a file, its steps to the screen too.
+stage() {
+  local title=$1 log=$OUT_DIR/$2.log started=$SECONDS
+  shift 2
+  echo "--- $title"
+  if ! "$@" 2>&1 | tee "$log" | { grep --line-buffered -oE \
+      '(step=|global_step=|documents=).*' || true; }; then
+    tail -n 5 "$log" >&2
+    echo "demo.sh: error: '$title' failed; the whole log is $log" >&2
+    exit 1
+  fi
+  echo "    $((SECONDS - started)) s"
+}
+
+records() {
+  stage "records of $1" "records_$2" "$PYTHON" create_pretraining_data.py \
+      --input_file="$1" --output_file="$OUT_DIR/records_$2" \
+      --vocab_file=demo/vocab.json --merges_file=demo/merges.txt \
+      --max_seq_length=128 --max_predictions_per_seq=24 \
+      --masked_lm_prob=0.2 --do_whole_word_mask=True --masking=dynamic \
+      --packing=doc_sentences --overwrite
+}
+
+# fine_tune TITLE DIRECTORY VERSION [flags]
+fine_tune() {
+  local title=$1 directory=$2 version=$3
+  shift 3
+  stage "$title" "$directory" "$PYTHON" run_squad.py \
+      --flagfile=demo/squad.flags --train_file="demo/train-v$version.json" \
+      --predict_file="demo/dev-v$version.json" \
+      --output_dir="$OUT_DIR/$directory" "$@"
+}
+
+# Prints a score line: score LABEL VERSION PREDICTIONS KEY... [-- arguments]
+score() {
+  local label=$1 version=$2 predictions=$3
+  shift 3
+  "$PYTHON" "scripts/evaluate-v$version.py" "demo/dev-v$version.json" \
+      "$predictions" | "$PYTHON" -c '
+import json, sys
+scores = json.load(sys.stdin)
+print(" ".join([sys.argv[1]] + ["%s=%.2f" % (key, scores[key])
+                                for key in sys.argv[2:]]))' "$label" "$@"
+}
+
+records demo/text.txt train
+records demo/eval_text.txt eval
+stage "pre-training" pretraining "$PYTHON" run_pretraining.py \
+    --flagfile=demo/pretrain.flags --input_files_dir="$OUT_DIR/records_train" \
+    --eval_files_dir="$OUT_DIR/records_eval" \
+    --output_dir="$OUT_DIR/pretraining"
+PRETRAINED=$OUT_DIR/pretraining/model.ckpt-600
+
+fine_tune "baseline: a model that learned nothing" untrained 1.1 \
+    --learning_rate=0 --num_train_epochs=0
+fine_tune "baseline: SQuAD v1.1 without pre-training" without_pretraining 1.1 \
+    --num_train_epochs=6
+fine_tune "SQuAD v1.1" squad_v1.1 1.1 --num_train_epochs=6 \
+    --init_checkpoint="$PRETRAINED"
+fine_tune "SQuAD v2.0" squad_v2.0 2.0 --num_train_epochs=4 \
+    --init_checkpoint="$PRETRAINED" --version_2_with_negative=True
+
+# The best constant answer to v2.0: none.
+"$PYTHON" -c '
+import json, sys
+with open(sys.argv[1]) as predictions:
+    ids = json.load(predictions)
+with open(sys.argv[2], "w") as constant:
+    json.dump(dict.fromkeys(ids, ""), constant)' \
+    "$OUT_DIR/squad_v2.0/predictions.json" "$OUT_DIR/no_answer.json"
+
+echo "--- scores"
+echo "files: $OUT_DIR"
+score "baseline_untrained squad_v1.1" 1.1 \
+    "$OUT_DIR/untrained/predictions.json" exact_match f1
+score "baseline_without_pretraining squad_v1.1" 1.1 \
+    "$OUT_DIR/without_pretraining/predictions.json" exact_match f1
+score "baseline_no_answer squad_v2.0" 2.0 "$OUT_DIR/no_answer.json" exact f1
+score "squad_v1.1" 1.1 "$OUT_DIR/squad_v1.1/predictions.json" exact_match f1
+score "squad_v2.0" 2.0 "$OUT_DIR/squad_v2.0/predictions.json" exact f1
