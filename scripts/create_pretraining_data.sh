@@ -4,11 +4,7 @@
 # Turns text into pre-training records. Edit the paths, or set the same names
 # in the environment; more flags may be given on the command line:
 #
-#   bash scripts/create_pretraining_data.sh --masking=dynamic
-#
-# The flags are those of the predecessor: static masks, lower-cased text. For
-# RoBERTa's recipe give --masking=dynamic --do_lower_case=False
-# --max_seq_length=512 --max_predictions_per_seq=80.
+#   bash scripts/create_pretraining_data.sh --num_workers=4
 set -euo pipefail
 
 BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_large}      # vocab.json, merges.txt
@@ -19,15 +15,21 @@ VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
 PYTHON=$VENV_DIR/bin/python
 [[ -x $PYTHON ]] || PYTHON=python3
 
+# RoBERTa's recipe: cased text, full sequences of 512 tokens, masks drawn anew
+# whenever a sequence is fed.
+#
+# The predecessor's settings, to compare with:
+#   --masking=static --do_lower_case=True --max_seq_length=128
+#   --max_predictions_per_seq=20 --dupe_factor=5
 "$PYTHON" "$REPOSITORY/create_pretraining_data.py" \
   --input_file="$BookCorpus_DIR/test_bookscorpus.txt" \
   --output_file="$BookCorpus_DIR/pretrain_data" \
   --vocab_file="$BERT_BASE_DIR/vocab.json" \
   --merges_file="$BERT_BASE_DIR/merges.txt" \
-  --do_lower_case=True \
-  --max_seq_length=128 \
-  --max_predictions_per_seq=20 \
+  --masking=dynamic \
+  --do_lower_case=False \
+  --max_seq_length=512 \
+  --max_predictions_per_seq=80 \
   --masked_lm_prob=0.15 \
   --random_seed=12345 \
-  --dupe_factor=5 \
   "$@"

@@ -27,11 +27,12 @@ def main(arguments):
               % (EXPECTED_VERSION, version), file=sys.stderr)
     gold = squad_scores.gold_answers(arguments.dataset_file, document)
     predictions = squad_scores.read_predictions(arguments.prediction_file)
+    scores = squad_scores.mean_scores_v1(gold, predictions)
     for question_id, _ in gold:
         if question_id not in predictions:
             print("Unanswered question %s will receive score 0." % question_id,
                   file=sys.stderr)
-    print(json.dumps(squad_scores.mean_scores_v1(gold, predictions)))
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Pre-trains RoBERTa on one device; scripts/run_8p.sh takes eight. The records
-# are those of
-#
-#   bash scripts/create_pretraining_data.sh --masking=dynamic \
-#     --do_lower_case=False --max_seq_length=512 --max_predictions_per_seq=80
+# are those of scripts/create_pretraining_data.sh.
 #
 #   bash scripts/run_pretraining.sh [FLAG ...]
 #

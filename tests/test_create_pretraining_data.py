@@ -438,12 +438,12 @@ def test_a_killed_build_goes_on_and_leaves_no_process(build, vocabulary,
         "--output_file=%s" % (tmp_path / "records"), "--num_shards=8",
         "--dupe_factor=4")
     for shards in (1, 4):
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         wait_for(lambda: process.poll() is not None or len(list(
             (tmp_path / "records").glob("*.tfrecord"))) >= shards)
         workers = children(process.pid)
         process.kill()
-        process.communicate()
+        process.wait()
         assert process.returncode == -signal.SIGKILL and len(workers) == 2
         wait_for(lambda: not any(map(is_running, workers)))
     result = subprocess.run(arguments, stderr=subprocess.PIPE, check=True)
@@ -736,8 +736,8 @@ def test_the_launcher_passes_flags_on(vocabulary, text_file, tmp_path):
         env=dict(os.environ, BERT_BASE_DIR=str(vocabulary),
                  BookCorpus_DIR=str(tmp_path), VENV_DIR=sys.prefix), check=True)
     content = manifest.load_manifest(str(tmp_path / "pretrain_data"))
-    assert len(content["shards"]) == 2 and content["do_lower_case"]
-    assert (content["masking"], content["dupe_factor"]) == ("static", 5)
+    assert len(content["shards"]) == 2 and not content["do_lower_case"]
+    assert (content["masking"], content["max_seq_length"]) == ("dynamic", 512)
 
 
 def test_every_setting_reaches_the_manifest_or_the_build():
