@@ -7,6 +7,7 @@
     rank, world_size  this process among those that train together
     kernels           modeling.Kernels
     static_shapes     whether every batch must have the same shape
+    stops_together    whether all processes can end after the same step
     average(tensors)  their means over all processes
     agree(number)     rank 0's number, in every process
     micro_batches(optimizer, losses, run)   the innermost optimizer
@@ -142,6 +143,7 @@ class Device:
     """The CPU, and what other devices share with it."""
     name = "cpu"
     static_shapes = False
+    stops_together = True
 
     def __init__(self, options, processes):
         """

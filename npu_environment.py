@@ -119,6 +119,12 @@ class Npu(environment.Device):
         self._manager = None
 
     @property
+    def stops_together(self):
+        # A signal reaches the ranks in different loops of the device, and
+        # one that ends early leaves the others waiting for its gradients.
+        return self.world_size == 1
+
+    @property
     def kernels(self):
         options = self._options
         kernels = super().kernels._replace(normalize=_normalize,

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import divergence
 import errors
 
 # Skipped steps in a row after which a run is stuck: a scale of 2**15 is at
@@ -36,11 +37,32 @@ class SaveTimer(tf.train.CheckpointSaverListener):
         self.seconds += time.time() - self._start
 
 
+class StartHook(tf.train.SessionRunHook):
+    """Says at which batch a session begins.
+
+    That is the checkpoint's, except after a rollback.
+    """
+
+    def __init__(self, first):
+        self._first = first
+        self._variable = None
+
+    def begin(self):
+        self._variable, = [v for v in tf.global_variables()
+                           if v.op.name == "batches_seen"]
+
+    def after_create_session(self, session, coord):
+        del coord
+        if session.run(self._variable) != self._first:
+            self._variable.load(self._first, session)
+
+
 class ProgressHook(tf.train.SessionRunHook):
     """Logs, writes scalars, and stops a run that cannot go on."""
 
     def __init__(self, report, counters, *, every, is_logging, log_dir, num_train_steps,
-                 examples_per_step, gradient_names, save_timer, chance=None):
+                 examples_per_step, gradient_names, save_timer,
+                 guard=None, chance=None):
         """
         Args:
           report: {name: scalar tensor}; loss, learning_rate, global_step,
@@ -54,6 +76,7 @@ class ProgressHook(tf.train.SessionRunHook):
           examples_per_step: sequences of all devices in one step.
           gradient_names: the variables behind `finite`.
           save_timer: SaveTimer.
+          guard: divergence.Guard, or None.
           chance: the loss of a model that learned nothing, or None.
         """
         self._report = report
@@ -65,6 +88,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._examples_per_step = examples_per_step
         self._gradient_names = gradient_names
         self._save_timer = save_timer
+        self._guard = guard or divergence.Guard()
         self._chance = chance
         self._writer = None
         self._losses = []
@@ -88,6 +112,7 @@ class ProgressHook(tf.train.SessionRunHook):
         batches = int(values["batches_seen"])
         step = int(values["global_step"])
         before, self._previous = self._previous, (batches, step)
+        self._ask_guard(values, before, batches, step)
         self._watch(values, batches - before[0], step - before[1])
         if math.isfinite(values["loss"]):
             self._losses.append(float(values["loss"]))
@@ -102,6 +127,14 @@ class ProgressHook(tf.train.SessionRunHook):
         del session
         if self._writer is not None:
             self._writer.close()
+
+    def _ask_guard(self, values, before, batches, step):
+        reason = self._guard.observe(divergence.Observation(
+            before[0], batches - before[0], step, step - before[1],
+            float(values["loss"]), float(values["gradient_norm"])))
+        if reason and self._is_logging:
+            tf.logging.warning("step=%d batch=%d %s", step, batches - 1,
+                               reason)
 
     def _watch(self, values, batches, steps):
         """Raises errors.UserError when the run is stuck or lost."""
@@ -144,7 +177,7 @@ class ProgressHook(tf.train.SessionRunHook):
             text.append("examples_per_second=%.1f" %
                         scalars["examples_per_second"])
         if "loss_scale" in scalars:
-            scalars["overflows"] = batches - step
+            scalars["overflows"] = batches - step - self._guard.skipped
             text += ["loss_scale=%g" % scalars["loss_scale"],
                      "overflows=%d" % scalars["overflows"]]
         text += ["%s=%.4f" % (name, scalars[name]) for name in sorted(scalars)

@@ -106,7 +106,7 @@ def flat_positions(positions, input_ids):
     return tf.reshape(positions + starts, [-1])
 
 
-def build_model_fn(config, run, task, device, save_timer):
+def build_model_fn(config, run, task, device, save_timer, guard=None):
     """The estimator's model function."""
     kernels = device.kernels
 
@@ -130,7 +130,8 @@ def build_model_fn(config, run, task, device, save_timer):
                 losses, features, config=config, run=run, device=device,
                 num_train_steps=task.num_train_steps,
                 num_warmup_steps=task.num_warmup_steps,
-                init_checkpoint=init_checkpoint, save_timer=save_timer)
+                init_checkpoint=init_checkpoint, save_timer=save_timer,
+                guard=guard)
         _, each, weights = masked_lm_sums(config, features, kernels,
                                           is_training=False)
         if init_checkpoint:
@@ -220,9 +221,9 @@ def main(_):
     if run.init_checkpoint:
         training.check_init_checkpoint(run.init_checkpoint)
     training.prepare_output(run, config)
-    save_timer = progress.SaveTimer()
+    save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     estimator = device.estimator(
-        build_model_fn(config, run, task, device, save_timer), run,
+        build_model_fn(config, run, task, device, save_timer, guard), run,
         task.num_train_steps)
     if run.do_train:
         batches = _training_batches(sources["train"], run, task, device)
@@ -230,7 +231,7 @@ def main(_):
             estimator, batches,
             lambda first: input_pipeline.dataset(batches, first), run=run,
             device=device, num_train_steps=task.num_train_steps,
-            save_timer=save_timer)
+            save_timer=save_timer, guard=guard)
     if task.do_eval and device.rank == 0:
         evaluate(estimator, sources["eval"], run, task)
     device.close()

@@ -151,7 +151,8 @@ def chance_loss(data):
     return (1 - empty) * context - sum(p * math.log(p) for p in shares)
 
 
-def build_model_fn(config, run, task, device, schedule, save_timer, chance):
+def build_model_fn(config, run, task, device, schedule, save_timer, chance,
+                   guard=None):
     """The estimator's model function.
 
     Args:
@@ -174,7 +175,8 @@ def build_model_fn(config, run, task, device, schedule, save_timer, chance):
             return training.train_spec(
                 losses, features, config=config, run=run, device=device,
                 num_train_steps=schedule[0], num_warmup_steps=schedule[1],
-                init_checkpoint=init_checkpoint, save_timer=save_timer)
+                init_checkpoint=init_checkpoint, save_timer=save_timer,
+                guard=guard)
         start, end, answerable = _span_logits(config, task, features, kernels,
                                               is_training=False)
         if init_checkpoint:
@@ -388,20 +390,21 @@ def main(_):
     data = {name: make_features(examples[name], tokenizer, run, task,
                                 name == "train") for name in wanted}
     training.prepare_output(run, config)
-    save_timer = progress.SaveTimer()
+    save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     schedule, chance = (1, 0), None
     if run.do_train:
         schedule = _schedule(data["train"], run, task, device)
         chance = chance_loss(data["train"])
     estimator = device.estimator(build_model_fn(
-        config, run, task, device, schedule, save_timer, chance), run,
+        config, run, task, device, schedule, save_timer, chance, guard), run,
                                  schedule[0])
     if run.do_train:
         batches = _batches(data["train"], config, run, task, device, True)
         training.train(
             estimator, batches,
             lambda first: input_pipeline.dataset(batches, first), run=run,
-            device=device, num_train_steps=schedule[0], save_timer=save_timer)
+            device=device, num_train_steps=schedule[0],
+            save_timer=save_timer, guard=guard)
     if task.do_predict and device.rank == 0:
         batches = _batches(data["predict"], config, run, task, device, False)
         write_predictions(data["predict"], *predict(

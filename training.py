@@ -9,13 +9,17 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 import typing
 
 import tensorflow.compat.v1 as tf
 
+import checkpoints
 import command_line
+import divergence
 import errors
+import interruption
 import modeling
 import optimization
 import progress
@@ -86,6 +90,15 @@ class RunConfig:
         "own.")
     verbose_logging: bool = command_line.flag(
         False, "Log every variable and every setting.")
+    divergence_guard: str = command_line.flag(
+        "off", "What to do about a run that diverges: stop, or rollback, "
+        "which restores a checkpoint from before it and passes over the "
+        "batches that did it.", choices=divergence.MODES)
+    divergence_max_rollbacks: int = command_line.flag(
+        3, "Rollbacks of the whole run; one more ends it.", lower=0)
+    divergence_deviations: float = command_line.flag(
+        6.0, "Deviations above the running mean that a loss may reach.",
+        lower=1)
     npu_bert_debug: bool = command_line.flag(
         False, "Train without dropout and in the order of the records.")
     random_seed: int = command_line.flag(
@@ -152,17 +165,14 @@ def model_config(run):
 
 def latest_checkpoint(output_dir):
     """Prefix of the newest checkpoint, or None."""
-    return tf.train.latest_checkpoint(output_dir)
+    return checkpoints.newest(output_dir)
 
 
-def batches_seen(checkpoint):
-    """Batches consumed when a checkpoint was written; 0 without one."""
-    if not checkpoint:
-        return 0
-    reader = tf.train.load_checkpoint(checkpoint)
-    if not reader.has_tensor("batches_seen"):
-        return int(reader.get_tensor("global_step"))
-    return int(reader.get_tensor("batches_seen"))
+def new_guard(run):
+    """The divergence.Guard that the flags ask for."""
+    return divergence.Guard(run.divergence_guard,
+                            run.divergence_max_rollbacks,
+                            run.divergence_deviations)
 
 
 def check_init_checkpoint(path):
@@ -242,7 +252,7 @@ class Losses(typing.NamedTuple):
 
 
 def train_spec(losses, features, *, config, run, device, num_train_steps,
-               num_warmup_steps, init_checkpoint, save_timer):
+               num_warmup_steps, init_checkpoint, save_timer, guard=None):
     """The EstimatorSpec of training.
 
     Loss and gradients are divided by the weight of the whole global batch,
@@ -257,7 +267,11 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
       num_train_steps, num_warmup_steps: updates.
       init_checkpoint: checkpoint prefix of a new run, or "".
       save_timer: progress.SaveTimer that listens to the estimator's saves.
+      guard: divergence.Guard, or None.
     """
+    guard = guard or new_guard(run)
+    tf.add_to_collection(tf.GraphKeys.SAVERS,
+                         checkpoints.Saver(run.keep_checkpoint_max))
     global_step = tf.train.get_or_create_global_step()
     seen = tf.get_variable("batches_seen", [], tf.int64, trainable=False,
                            initializer=tf.zeros_initializer())
@@ -281,7 +295,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
     if init_checkpoint:
         warm_start(init_checkpoint)
     sums = micro.sums
-    if run.report_loss:
+    if run.report_loss or guard.mode != "off":
         names = sorted(sums)
         sums = dict(zip(names, device.average([sums[n] for n in names])))
     norm = optimization.global_norm([g for g, _ in pairs])
@@ -293,7 +307,9 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         update = chain.apply_gradients(clipped, global_step)
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
         train_op = tf.assign_add(seen, 1).op
-    report = dict(sums, learning_rate=rate, gradient_norm=norm)
+    # All processes must see the same numbers to come to the same conclusion.
+    seen_norm, = device.average([norm]) if guard.mode != "off" else [norm]
+    report = dict(sums, learning_rate=rate, gradient_norm=seen_norm)
     with tf.control_dependencies([train_op]):
         report.update({name: tf.identity(value) for name, value in dict(
             device.overflow(chain), global_step=global_step,
@@ -304,7 +320,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
         gradient_names=[optimization.variable_name(v) for g, v in pairs
                         if g is not None],
-        save_timer=save_timer, chance=losses.chance)
+        save_timer=save_timer, guard=guard, chance=losses.chance)
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=device.without_nan(sums["loss"]),
         train_op=train_op, training_hooks=device.hooks() + [hook])
@@ -340,8 +356,10 @@ def _optimizer(config, run, rate):
 
 
 def train(estimator, batches, input_fn, *, run, device, num_train_steps,
-          save_timer):
+          save_timer, guard=None):
     """Trains up to num_train_steps, going on where output_dir left off.
+
+    SIGTERM and SIGINT save a checkpoint and end the process with 143 and 130.
 
     Args:
       estimator: from device.estimator.
@@ -351,33 +369,135 @@ def train(estimator, batches, input_fn, *, run, device, num_train_steps,
       device: the device.
       num_train_steps: updates in all.
       save_timer: the progress.SaveTimer given to `train_spec`.
+      guard: the divergence.Guard given to `train_spec`.
 
     Raises:
       errors.UserError: a batch cannot be made, or training is stuck.
     """
+    guard = guard or new_guard(run)
+    _check_guard(run, device)
+    signals = interruption.Interruption()
+    stop = interruption.StopHook(signals, device)
+    with reported(batches, run.output_dir), signals.watched(
+            device.stops_together):
+        while not _train_once(estimator, input_fn, run, device, guard, stop,
+                              num_train_steps, save_timer):
+            pass
+    if stop.has_stopped:
+        device.agree(0)  # rank 0 has saved
+    if stop.has_stopped or signals.number:
+        device.close()
+        tf.logging.warning(
+            "ended by a signal; %s is there, and the same command goes on "
+            "from it", latest_checkpoint(run.output_dir))
+        sys.exit(signals.exit_code)
+
+
+def _check_guard(run, device):
+    if run.divergence_guard == "rollback" and not device.stops_together:
+        raise errors.UserError(
+            "--divergence_guard=rollback on %d NPUs: they cannot restore a "
+            "checkpoint together in one process; use --divergence_guard=stop "
+            "and start again" % device.world_size)
+    if not device.stops_together:
+        tf.logging.info("a signal ends this process at once; the run then "
+                        "goes on from its last periodic checkpoint")
+
+
+def _train_once(estimator, input_fn, run, device, guard, stop,
+                num_train_steps, save_timer):
+    """Trains from the newest checkpoint; False after a rollback."""
     latest = latest_checkpoint(run.output_dir)
-    first = device.agree(batches_seen(latest))
+    skips = divergence.Skips(run.output_dir)
+    first, skipped = skips.resume(checkpoints.batches_seen(latest))
+    first = device.agree(first)
+    guard.skipped = device.agree(skipped)
     if latest:
         tf.logging.info("going on from %s, batch %d", latest, first)
-    with reported(batches):
+    try:
         estimator.train(lambda params: input_fn(first),
                         max_steps=num_train_steps,
+                        hooks=[stop, progress.StartHook(first)],
                         saving_listeners=[save_timer])
+    except divergence.Diverged as diverged:
+        _roll_back(run, device, guard, diverged.trouble)
+        return False
+    return True
+
+
+def _roll_back(run, device, guard, trouble):
+    """Makes a checkpoint from before the trouble the newest one.
+
+    Raises:
+      errors.UserError: that is not possible.
+    """
+    problem = None
+    if device.rank == 0:
+        try:
+            _restore_before(run, trouble)
+        except (errors.UserError, OSError) as error:
+            problem = error
+    if device.agree(int(problem is not None)):
+        raise problem or errors.UserError(str(trouble))
+    guard.detector.forget()
+
+
+def _restore_before(run, trouble):
+    skips = divergence.Skips(run.output_dir)
+    if skips.rollbacks >= run.divergence_max_rollbacks:
+        raise errors.UserError(
+            "the run diverged: %s; it was rolled back %d times before, and "
+            "--divergence_max_rollbacks is %d; use a lower --learning_rate "
+            "or a longer warm-up" % (trouble, skips.rollbacks,
+                                     run.divergence_max_rollbacks))
+    written = [(path, checkpoints.batches_seen(path))
+               for path in checkpoints.listed(run.output_dir)
+               if not checkpoints.damage(path)]
+    place = divergence.rollback_target(written, trouble, skips)
+    path, seen = written[place]
+    skips.add(seen, trouble.end)
+    checkpoints.keep(run.output_dir, [p for p, _ in written[:place + 1]])
+    tf.logging.warning(
+        "rollback %d of at most %d to %s: %s; going on at batch %d",
+        skips.rollbacks, run.divergence_max_rollbacks, path, trouble,
+        trouble.end)
 
 
 @contextlib.contextmanager
-def reported(batches):
+def reported(batches, output_dir=""):
     """Turns TensorFlow's errors into those that a user can mend."""
     try:
         yield
     except tf.errors.OpError as error:
         batches.raise_error()
-        if isinstance(error, (tf.errors.ResourceExhaustedError,
-                              tf.errors.PermissionDeniedError)):
-            raise errors.UserError(
-                "TensorFlow stopped: %s; free disk or memory, or use a "
-                "smaller --train_batch_size" % str(error).splitlines()[0])
+        message = _reason(error, output_dir)
+        if message:
+            raise errors.UserError(message)
         raise
+
+
+# Words of TensorFlow's messages about files.
+_DISK_FULL = re.compile(r"No space left|Disk quota|File too large")
+_NOT_WRITABLE = re.compile(r"Permission denied|Read-only file system|"
+                           r"No such file or directory")
+
+
+def _reason(error, output_dir):
+    """What a user can mend of an error of TensorFlow's, or ""."""
+    text = str(error)
+    line = text.splitlines()[0] if text else type(error).__name__
+    found = _DISK_FULL.search(text) or _NOT_WRITABLE.search(text)
+    if found:
+        latest = output_dir and latest_checkpoint(output_dir)
+        return ("TensorFlow cannot use its files in %s: %s (%s); %s, then "
+                "the same command goes on from %s" % (
+                    output_dir or "the output directory", found.group(), line,
+                    "free some space" if _DISK_FULL.search(text)
+                    else "make it usable", latest or "the start"))
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return ("out of memory: %s; use a smaller --train_batch_size and a "
+                "larger --num_accumulation_steps" % line)
+    return ""
 
 
 def write_results(path, results):
@@ -402,9 +522,13 @@ def write_text(path, text):
 
 
 def prepare_output(run, config):
-    """Makes the output directories and writes config.json there."""
+    """Makes the output directories and writes config.json there.
+
+    A damaged checkpoint found there is passed over.
+    """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
+    checkpoints.repair(run.output_dir)
     path = os.path.join(run.output_dir, "config.json")
     if not (os.path.exists(path)
             and os.path.samefile(path, run.bert_config_file)):

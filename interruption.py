@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM and SIGINT while training: a checkpoint first, then the end."""
+import contextlib
+import signal
+import threading
+
+import tensorflow.compat.v1 as tf
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """Whether a signal asked the process to end.
+
+    Attributes:
+      number: of the signal, None without one.
+    """
+
+    def __init__(self):
+        self.number = None
+
+    @property
+    def exit_code(self):
+        """128 + the signal's number, as a shell tells it."""
+        return 128 + (self.number or signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def watched(self, can_wait):
+        """Within it, signals are noted instead of ending the process.
+
+        A second SIGINT ends it at once; a second SIGTERM, which schedulers
+        like to send, does not.
+
+        Args:
+          can_wait: False lets a signal end the process at once, even in the
+            midst of a call of the device.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python hands signals to the main thread alone
+            return
+        handler = self._note if can_wait else signal.SIG_DFL
+        before = [(number, signal.signal(number, handler))
+                  for number in SIGNALS]
+        try:
+            yield
+        finally:
+            for number, old in before:
+                signal.signal(number, old)
+
+    def _note(self, number, frame):
+        del frame
+        self.number = self.number or number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+
+class StopHook(tf.train.SessionRunHook):
+    """Ends training after the step in which a signal came.
+
+    The end of a session saves a checkpoint. Several processes have to end
+    after the same step: each step averages the wish over them.
+
+    Attributes:
+      has_stopped: whether training ended for that reason.
+    """
+
+    def __init__(self, interruption, device):
+        self._interruption = interruption
+        self._device = device
+        self._wish = self._wishes = None
+        self.has_stopped = False
+
+    def begin(self):
+        if self._device.world_size > 1 and self._device.stops_together:
+            self._wish = tf.placeholder_with_default(0.0, [], "stop_wish")
+            self._wishes, = self._device.average([self._wish])
+
+    def before_run(self, run_context):
+        if self._wishes is None:
+            return None
+        wish = 1.0 if self._interruption.number else 0.0
+        return tf.train.SessionRunArgs(self._wishes, {self._wish: wish})
+
+    def after_run(self, run_context, run_values):
+        if self._device.stops_together and (
+                self._interruption.number is not None
+                if self._wishes is None else run_values.results > 0):
+            self.has_stopped = True
+            run_context.request_stop()
