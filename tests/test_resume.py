@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are killed, signalled, or find a damaged checkpoint.
+
+RESUME_KILLS=20 in the environment kills oftener than 3 times, RESUME_FLAGS
+adds flags to the runs.
+"""
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import checkpoints
+import tf_checkpoint
+import tiny
+
+STEPS = 200
+KILLS = int(os.environ.get("RESUME_KILLS", 3))
+FLAGS = shlex.split(os.environ.get("RESUME_FLAGS", ""))
+START_SECONDS = 5.0
+
+
+class Script:
+    """A training run of 200 steps with dropout, started again and again."""
+
+    def __init__(self, folder, script, **flags):
+        self.folder = folder
+        self._script = script
+        self._flags = dict(
+            flags, bert_config_file=folder / "model" / "config.json",
+            do_train=True, save_checkpoints_steps=15, display_loss_steps=1,
+            accelerator="cpu", keep_checkpoint_max=3)
+
+    def start(self, name):
+        """Starts the run whose output directory is `name`."""
+        command = tiny.command(
+            self._script, FLAGS, output_dir=self.folder / name, **self._flags)
+        self.log = self.folder / (name + ".log")
+        with open(str(self.log), "w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log,
+                                    env=tiny.environment(npu=False))
+
+    def finish(self, process, code=0):
+        """Waits; gives the log of the last start."""
+        assert process.wait(timeout=180) == code, self.log.read_text()[-3000:]
+        return self.log.read_text()
+
+    def step(self):
+        """The newest step in the log."""
+        found = re.findall(r" step=(\d+) loss", self.log.read_text())
+        return int(found[-1]) if found else 0
+
+    def wait_for(self, process, step):
+        """Waits until a step was logged; False if the run ended before."""
+        deadline = time.time() + 120
+        while self.step() < step and process.poll() is None:
+            assert time.time() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.005)
+        return process.poll() is None
+
+    def weights(self, name):
+        """{variable: bytes} of the newest checkpoint."""
+        prefix = checkpoints.newest(str(self.folder / name))
+        return {name: tensor.read().tobytes()
+                for name, tensor in tf_checkpoint.load(prefix).items()
+                if tensor.dtype != "STRING"}
+
+
+def pretraining(folder):
+    """Dynamic masks, two micro-batches, a loss scale that changes."""
+    tiny.write_model(folder / "model", dropout=0.1)
+    return Script(
+        folder, "run_pretraining.py",
+        input_files_dir=tiny.write_sequences(folder / "records"),
+        train_batch_size=4, num_accumulation_steps=2, npu_bert_loss_scale=0,
+        # The scale overflows some steps at first.
+        init_loss_scale_value=2.0 ** 125,
+        max_seq_length=tiny.LENGTH, max_predictions_per_seq=tiny.PREDICTIONS,
+        num_train_steps=STEPS, num_warmup_steps=10, learning_rate=1e-3)
+
+
+def squad(folder):
+    model = tiny.write_model(folder / "model", dropout=0.1)
+    return Script(
+        folder, "run_squad.py", vocab_file=model / "vocab.json",
+        merges_file=model / "merges.txt",
+        train_file=tiny.write_squad(folder / "train.json"), num_workers=1,
+        feature_cache_dir=folder / "features", train_batch_size=4,
+        num_train_epochs=STEPS // 2, max_seq_length=96, doc_stride=32,
+        learning_rate=1e-3)
+
+
+def kill(script, process, chance, done):
+    """Kills at a random moment; gives the step it was at."""
+    if chance.random() < 0.25:
+        time.sleep(chance.uniform(0, START_SECONDS))
+    elif script.wait_for(process, done + chance.randint(
+            1, max(2, 2 * (STEPS - done) // KILLS))):
+        time.sleep(chance.uniform(0, 0.1))
+    process.kill()
+    process.wait()
+    return max(done, script.step())
+
+
+@pytest.mark.parametrize("task", [pretraining, squad])
+def test_killed_runs_end_with_the_same_weights_bit_for_bit(task, tmp_path):
+    script = task(tmp_path)
+    # The first start also makes what both runs share.
+    script.finish(script.start("whole"))
+    expected = script.weights("whole")
+    assert np.frombuffer(expected["global_step"], np.int64) == STEPS
+    chance, done, places = random.Random(KILLS), 0, []
+    for _ in range(KILLS):
+        done = kill(script, script.start("killed"), chance, done)
+        places.append(done)
+    script.finish(script.start("killed"))
+    print("killed at steps", places)
+    assert done > 0, "no kill met a run that trained"
+    found = script.weights("killed")
+    assert set(found) == set(expected)
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert not list((tmp_path / "killed").glob("*_temp*"))
+
+
+def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
+    script = pretraining(tmp_path)
+    whole = script.start("whole")
+    script.finish(whole)
+    first = script.start("run")
+    assert script.wait_for(first, 50)
+    first.send_signal(signal.SIGTERM)
+    log = script.finish(first, 143)
+    newest = checkpoints.newest(str(tmp_path / "run"))
+    assert int(newest.rpartition("-")[2]) >= 50
+    assert log.splitlines()[-1].endswith(
+        "ended by a signal; %s is there, and the same command goes on from it"
+        % newest)
+    before = checkpoints.listed(str(tmp_path / "run"))[-2]
+    with open(tf_checkpoint.data_file(newest), "r+b") as stream:
+        stream.truncate(1000)
+    second = script.start("run")
+    assert script.wait_for(second, 120)
+    second.send_signal(signal.SIGINT)
+    log = script.finish(second, 130)
+    warnings = [line for line in log.splitlines() if "going back to" in line]
+    assert len(warnings) == 1
+    assert before + ":" in warnings[0] and newest in warnings[0]
+    assert "going on from %s, batch" % before in log
+    script.finish(script.start("run"))
+    assert script.weights("run") == script.weights("whole")
