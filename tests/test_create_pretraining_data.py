@@ -559,7 +559,8 @@ def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
         build("parts", masking="dynamic", num_shards=2)
 
 
-def test_single_files_share_a_manifest(build, tmp_path, tokenizer):
+def test_single_files_share_a_manifest(build, tmp_path, tokenizer,
+                                       monkeypatch):
     other = tmp_path / "other.txt"
     other.write_text("the river\n")
     first = build("all/a.tfrecord", masking="dynamic")
@@ -571,8 +572,10 @@ def test_single_files_share_a_manifest(build, tmp_path, tokenizer):
         tokenizer.encode("the river"))
     assert sorted(digests(tmp_path / "all")) == ["a.tfrecord", "b.tfrecord",
                                                  "manifest.json"]
-    with pytest.raises(errors.UserError, match="other settings .max_seq"):
-        build("all/c.tfrecord", masking="dynamic", max_seq_length=64)
+    with monkeypatch.context() as patch:  # refused before the work is done
+        patch.setattr(script, "_write_shards", _raise_stop)
+        with pytest.raises(errors.UserError, match="other settings .max_seq"):
+            build("all/c.tfrecord", masking="dynamic", max_seq_length=64)
     with pytest.raises(errors.UserError, match="a.tfrecord'; choose another"):
         build("all/a.tfrecord", masking="dynamic")
     build("all/b.tfrecord", masking="dynamic", overwrite=True)
