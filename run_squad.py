@@ -257,9 +257,8 @@ def _schedule(data, run, task, device):
     steps = max(1, steps)
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
-        "features=%d epochs=%g global_batch=%d num_train_steps=%d "
-        "num_warmup_steps=%d", len(data.features), task.num_train_epochs,
-        global_batch, steps, warmup)
+        "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
+        len(data.features), task.num_train_epochs, steps, warmup)
     return steps, warmup
 
 

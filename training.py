@@ -376,6 +376,12 @@ def train(estimator, batches, input_fn, *, run, device, num_train_steps,
     """
     guard = guard or new_guard(run)
     _check_guard(run, device)
+    tf.logging.info(
+        "global_batch=%d train_batch_size=%d num_accumulation_steps=%d "
+        "devices=%d learning_rate=%g num_train_steps=%d",
+        run.batch_size * device.world_size, run.train_batch_size,
+        run.num_accumulation_steps, device.world_size, run.learning_rate,
+        num_train_steps)
     signals = interruption.Interruption()
     stop = interruption.StopHook(signals, device)
     with reported(batches, run.output_dir), signals.watched(
