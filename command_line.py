@@ -122,7 +122,8 @@ def define(config_class, **defaults):
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in defaults:
         if name not in fields:
-            raise TypeError("%s has no field %r" % (config_class.__name__, name))
+            raise TypeError("%s has no field %r" %
+                            (config_class.__name__, name))
     script = sys.argv[0]  # --help lists the flags of this "module" alone
     for name, field in fields.items():
         default = defaults.get(name, field.default)

@@ -60,8 +60,8 @@ class StartHook(tf.train.SessionRunHook):
 class ProgressHook(tf.train.SessionRunHook):
     """Logs, writes scalars, and stops a run that cannot go on."""
 
-    def __init__(self, report, counters, *, every, is_logging, log_dir, num_train_steps,
-                 examples_per_step, gradient_names, save_timer,
+    def __init__(self, report, counters, *, every, is_logging, log_dir,
+                 num_train_steps, examples_per_step, gradient_names, save_timer,
                  guard=None, chance=None):
         """
         Args:

@@ -133,7 +133,8 @@ def set_up_logging(run):
 
 # What TensorFlow says of itself at every start.
 _CHATTER = re.compile(
-    r".*eprecat|Estimator's model_fn|Using config|_TPUContext|eval_on_tpu ignored|Done calling|"
+    r".*eprecat|Estimator's model_fn|Using config|_TPUContext|"
+    r"eval_on_tpu ignored|Done calling|"
     r"Running local_init_op|Done running|Graph was finalized|Create Check|"
     r"Skipping training since|.*_loop marked as finished|Inference Time|"
     r"Loss for final step|Saving 'checkpoint_path'|Saving dict|"
@@ -315,7 +316,8 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
             device.overflow(chain), global_step=global_step,
             batches_seen=seen).items()})
     hook = progress.ProgressHook(
-        report, (seen, global_step), every=run.display_loss_steps, is_logging=device.rank == 0,
+        report, (seen, global_step), every=run.display_loss_steps,
+        is_logging=device.rank == 0,
         log_dir=run.log_dir, num_train_steps=num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
         gradient_names=[optimization.variable_name(v) for g, v in pairs

@@ -148,7 +148,8 @@ def layer_norm(rows, gamma, beta, epsilon):
     return centred / np.sqrt(variance + epsilon) * gamma + beta
 
 
-def test_positions_start_after_pad_and_skip_padding(masked_lm, golden_checkpoint):
+def test_positions_start_after_pad_and_skip_padding(masked_lm,
+                                                    golden_checkpoint):
     ids = np.array([[0, 7, 1, 9, 2, 1, 1]])
     positions = np.array([[2, 3, 1, 4, 5, 1, 1]])
     reader = tf.train.load_checkpoint(golden_checkpoint("masked_lm"))
