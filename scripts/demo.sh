@@ -81,7 +81,7 @@ fine_tune "baseline: SQuAD v1.1 without pre-training" without_pretraining 1.1 \
     --num_train_epochs=6
 fine_tune "SQuAD v1.1" squad_v1.1 1.1 --num_train_epochs=6 \
     --init_checkpoint="$PRETRAINED"
-fine_tune "SQuAD v2.0" squad_v2.0 2.0 --num_train_epochs=4 \
+fine_tune "SQuAD v2.0" squad_v2.0 2.0 --num_train_epochs=5 \
     --init_checkpoint="$PRETRAINED" --version_2_with_negative=True
 
 # The best constant answer to v2.0: none.
