@@ -29,6 +29,7 @@ import errors
 import manifest
 import record_builder
 import shard_output
+import text_files
 import tokenization
 import worker_pool
 
@@ -229,7 +230,7 @@ def run(build, config):
     if config.masking == record_builder.DYNAMIC and config.dupe_factor:
         logging.warning("--dupe_factor=%d is ignored: with dynamic masking "
                         "each sequence is written once", config.dupe_factor)
-    files = corpus.expand_inputs(build.input_file)
+    files = text_files.expand_inputs(build.input_file)
     num_shards = build.shards(sum(f.size for f in files))
     settings = manifest_settings(build, config)
     output = _open_output(build, num_shards, settings, _identity(files, config))

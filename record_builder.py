@@ -16,6 +16,7 @@ import command_line
 import corpus
 import errors
 import masking
+import packing
 import tf_example
 
 DYNAMIC, STATIC = "dynamic", "static"
@@ -37,9 +38,9 @@ class RecordConfig:
         "pipeline of run_pretraining.py draws new ones each time.",
         choices=(STATIC, DYNAMIC))
     packing: str = command_line.flag(
-        corpus.FULL_SENTENCES, "full_sentences fills a sequence across "
+        packing.FULL_SENTENCES, "full_sentences fills a sequence across "
         "documents, doc_sentences does not.",
-        choices=(corpus.FULL_SENTENCES, corpus.DOC_SENTENCES))
+        choices=(packing.FULL_SENTENCES, packing.DOC_SENTENCES))
     max_seq_length: int = command_line.flag(
         128, "Longest sequence in tokens, with <s> and </s>.", lower=3,
         upper=1 << 16)
@@ -76,7 +77,7 @@ class RecordConfig:
     def chunk_limits(self, total_bytes, num_shards):
         """The corpus.ChunkLimits for an input of `total_bytes` as stored."""
         line_bytes = corpus.BYTES_A_LINE
-        if self.masking == STATIC and self.packing == corpus.DOC_SENTENCES:
+        if self.masking == STATIC and self.packing == packing.DOC_SENTENCES:
             # Each document is padded to a whole record.
             record = self.max_seq_length + 2 * self.max_predictions_per_seq
             line_bytes = max(line_bytes, record // 4)
@@ -124,9 +125,9 @@ class RecordBuilder:
         Raises:
           errors.UserError: its text is invalid (see `corpus.sentences`).
         """
-        stream = corpus.tokenize(chunk, self._tokenizer.encode,
-                                 self._tokenizer.eos_id,
-                                 self._config.text_field)
+        stream = packing.tokenize(chunk, self._tokenizer.encode,
+                                  self._tokenizer.eos_id,
+                                  self._config.text_field)
         starts, ends = self.pack(chunk, stream)
         if self._config.masking == DYNAMIC:
             records = self._dynamic_records(stream, starts, ends)
@@ -135,8 +136,8 @@ class RecordBuilder:
         is_text = np.append(0, np.cumsum(stream.ids != self._ids["eos_id"]))
         return ChunkRecords(
             position=chunk.position, records=records,
-            text_bytes=sum(len(s.data) for s in chunk.segments), documents=stream.documents,
-            tokens=stream.tokens,
+            text_bytes=sum(len(s.data) for s in chunk.segments),
+            documents=stream.documents, tokens=stream.tokens,
             packed_tokens=int((is_text[ends] - is_text[starts]).sum()),
             sequences=len(starts))
 
@@ -145,9 +146,10 @@ class RecordBuilder:
         config = self._config
         state = np.random.RandomState([config.random_seed & 0xFFFFFFFF,
                                        chunk.group, chunk.index])
-        rooms = corpus.rooms(config.max_seq_length, config.short_seq_prob,
-                             state)
-        return corpus.pack(stream, config.packing, config.max_seq_length, rooms)
+        rooms = packing.rooms(config.max_seq_length, config.short_seq_prob,
+                              state)
+        return packing.pack(stream, config.packing, config.max_seq_length,
+                            rooms)
 
     def _dynamic_records(self, stream, starts, ends):
         if not len(starts):
@@ -169,7 +171,7 @@ class RecordBuilder:
         for copy in range(self._config.copies):
             for low in range(0, len(starts), size):
                 rows = slice(low, low + size)
-                input_ids, lengths = corpus.padded(
+                input_ids, lengths = packing.padded(
                     stream, starts[rows], ends[rows], length, **self._ids)
                 masked = masking.mask_batch(
                     input_ids, lengths, epochs=np.full(len(lengths), copy),

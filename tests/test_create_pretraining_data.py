@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to records: every token, the same bytes, and nothing half-written."""
+"""From text to records: every token, the same bytes, nothing half-written."""
 import collections
 import concurrent.futures
 import dataclasses
@@ -21,9 +21,11 @@ import corpus
 import create_pretraining_data as script
 import errors
 import manifest
+import packing
 import record_builder
 import records
 import shard_output
+import text_files
 import tf_example
 import tfrecord
 import tokenization
@@ -167,7 +169,7 @@ def test_every_token_of_the_text_is_in_the_records(build, tokenizer, tmp_path,
     # In their order within the text they are the text.
     config = record_builder.RecordConfig(max_seq_length=40, **config)
     builder = record_builder.RecordBuilder(tokenizer, config)
-    files = corpus.expand_inputs(str(text_file))
+    files = text_files.expand_inputs(str(text_file))
     limits = config.chunk_limits(files[0].size, 3)
     in_order = []
     for group in corpus.group_files(files, limits):
@@ -252,13 +254,13 @@ def test_manifest_says_what_was_built(build, tmp_path, tokenizer, vocabulary):
 
 
 def test_cuts_of_giant_lines_change_no_token(tokenizer, monkeypatch):
-    monkeypatch.setattr(corpus, "_PART_CHARACTERS", 8)
+    monkeypatch.setattr(packing, "_PART_CHARACTERS", 8)
     state = np.random.RandomState(0)
     letters = list("the1 ' \t\t,.é漢Σ\u3000\xa0\x1c") + [" "] * 4
     divided = 0
     for _ in range(500):
         text = " ".join("".join(state.choice(letters, 3)) for _ in range(12))
-        parts = list(corpus._parts(text))
+        parts = list(packing._parts(text))
         if all(part[0] in " \t" for part in parts[1:]):  # not cut by force
             divided += len(parts) > 1
             assert sum(map(tokenizer.encode, parts), []) \
@@ -534,7 +536,8 @@ def test_a_killed_worker_keeps_the_finished_shards(build, tmp_path,
 def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
     build(masking="dynamic", num_shards=3)
     before = digests(tmp_path / "records")
-    with pytest.raises(errors.UserError, match="holds .*00000-of-00003.*--over"):
+    with pytest.raises(errors.UserError,
+                       match="holds .*00000-of-00003.*--over"):
         build(masking="dynamic", num_shards=3)
     assert digests(tmp_path / "records") == before
     (tmp_path / "records" / "notes.txt").write_text("mine")
@@ -608,7 +611,8 @@ def bad_inputs(tmp_path):
     return [
         (b"", "a.txt", "holds no text"),
         (b" \n\n\t\n", "a.txt", "only white space"),
-        (line * 50 + b"\xff\n", "a.txt", "is not UTF-8: byte 0xff at offset 750"),
+        (line * 50 + b"\xff\n", "a.txt",
+         "is not UTF-8: byte 0xff at offset 750"),
         (line[:5].decode().encode("utf-16"), "a.txt", "is not UTF-8"),
         (gzip.compress(line * 500)[:-9], "a.txt.gz", "truncated gzip"),
         (line, "a.gz", "no intact gzip"),

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding files of text and reading their bytes."""
+import gzip
+
+import numpy as np
+import pytest
+
+import errors
+import text_files
+
+
+def read(path):
+    file, = text_files.expand_inputs(str(path))
+    return b"".join(block for _, block in text_files.read_blocks(file))
+
+
+def test_inputs_are_files_globs_and_directories_in_order(tmp_path):
+    for name in ("b.txt", "a.txt", ".hidden", "sub/c", "old.tfrecord",
+                 "manifest.json", "progress.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text\n")
+
+    def names(text):
+        return [f.path[len(str(tmp_path)) + 1:]
+                for f in text_files.expand_inputs(text)]
+
+    assert names(str(tmp_path)) == ["a.txt", "b.txt", "sub/c"]
+    assert names("%s/*.txt, %s/a.txt" % (tmp_path, tmp_path)) == [
+        "a.txt", "b.txt", "a.txt"]
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "gone*", "folder"])
+def test_an_input_that_is_not_there_is_an_error(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(errors.UserError,
+                       match="there is no file .*" + name[:4]):
+        text_files.expand_inputs(str(tmp_path / name))
+
+
+def test_empty_files_and_pipes_are_errors(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(errors.UserError, match="holds no text"):
+        text_files.expand_inputs(str(tmp_path / "empty.txt"))
+    with pytest.raises(errors.UserError, match="no regular file"):
+        text_files.expand_inputs("/dev/null")
+
+
+def test_gzip_files_may_have_several_members_and_padding(tmp_path):
+    parts = [b"a" * 200000 + b"\n", b"", b"b\n"]
+    path = tmp_path / "a.gz"
+    path.write_bytes(b"".join(map(gzip.compress, parts)) + bytes(100000))
+    data = read(path)
+    assert data == b"".join(parts)
+
+
+def test_damaged_gzip_files_are_errors(tmp_path):
+    state = np.random.RandomState(0)
+    whole = gzip.compress(state.bytes(100000))
+    flipped = bytearray(whole)
+    flipped[50000] ^= 0xFF
+    for data, message in [(whole[:-20], "truncated gzip"),
+                          (whole[:5], "truncated gzip"),
+                          (bytes(flipped), "no intact gzip"),
+                          (b"plain text\n", "no intact gzip"),
+                          (whole + b"rest", "no intact gzip")]:
+        (tmp_path / "a.gz").write_bytes(data)
+        with pytest.raises(errors.UserError, match=r"a\.gz' is .*" + message):
+            read(tmp_path / "a.gz")
