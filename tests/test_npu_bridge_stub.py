@@ -7,6 +7,7 @@ import math
 import pathlib
 import sys
 import threading
+import uuid
 
 import numpy as np
 import pytest
@@ -892,7 +893,7 @@ def _all_ranks(stand_in, monkeypatch, size, call):
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "1")
     exchange = stand_in("npu_bridge._standin.exchange")
     rank = stand_in("npu_bridge._standin.ranks").Rank
-    job = "test-%s-%d" % (call.__name__, id(call))
+    job = uuid.uuid4().hex
     results = [None] * size
 
     def run(number):
@@ -938,16 +939,19 @@ def test_exchange_names_the_rank_that_is_missing(stand_in, monkeypatch):
     assert "'step#1' waited for rank 1" in third
 
 
-def test_exchange_does_not_wait_for_a_process_that_has_ended(stand_in):
-    answers = []
-    meeting = stand_in("npu_bridge._standin.exchange").Meeting(
-        3, 1e9, lambda *answer: answers.append(answer))
-    meeting.arrive(0, "early", "allreduce", "sum", [])
-    meeting.leave(2)
-    meeting.arrive(1, "late", "allreduce", "sum", [])
-    assert [(rank, key) for rank, key, _ in answers] == [
-        (0, "early"), (1, "late")]
-    assert "rank 1, 2, whose process has ended" in answers[0][2][1]
+def test_exchange_does_not_wait_for_a_process_that_has_ended(
+        stand_in, monkeypatch):
+    monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "5")
+    exchange = stand_in("npu_bridge._standin.exchange")
+    rank = stand_in("npu_bridge._standin.ranks").Rank
+    first = exchange.Exchange(rank(0, 2, uuid.uuid4().hex))
+    second = first._connect()  # pylint: disable=protected-access
+    second.send((1, 2))
+    assert second.recv() == "welcome"
+    second.close()  # as the end of its process does
+    for name in ("one", "another"):
+        with pytest.raises(RuntimeError, match="rank 1, whose process has"):
+            first.run(name, "allreduce", "sum", [np.float32(1)])
 
 
 def test_exchange_refuses_what_does_not_fit(stand_in, monkeypatch):

@@ -164,7 +164,7 @@ class Server:
         with open(path + ".new", "w") as file:
             file.write("%d" % self._listener.address[1])
         os.replace(path + ".new", path)
-        atexit.register(os.remove, path)
+        atexit.register(_remove, path)
         for loop in (self._accept, self._watch):
             threading.Thread(target=loop, daemon=True).start()
 
@@ -207,6 +207,11 @@ class Server:
             self._lines[rank].send((key, answer))
         except OSError:
             pass  # its own thread notices that it has gone
+
+
+def _remove(path):
+    if os.path.exists(path):
+        os.remove(path)
 
 
 def port_file(job):
