@@ -105,7 +105,8 @@ class _NpuProcesses(environment.Processes):
         if self.world_size == 1:
             return list(tensors)
         from npu_bridge.hccl import hccl_ops
-        return [hccl_ops.allreduce(tensor, "sum") / self.world_size
+        # Without fusion they are no part of the gradients' split strategy.
+        return [hccl_ops.allreduce(tensor, "sum", fusion=0) / self.world_size
                 for tensor in tensors]
 
 
