@@ -426,7 +426,8 @@ def _train_once(estimator, input_fn, run, device, guard, stop,
         estimator.train(lambda params: input_fn(first),
                         max_steps=num_train_steps,
                         hooks=[stop, progress.StartHook(first)],
-                        saving_listeners=[save_timer])
+                        saving_listeners=[save_timer]
+                        if device.rank == 0 else [])
     except divergence.Diverged as diverged:
         _roll_back(run, device, guard, diverged.trouble)
         return False
