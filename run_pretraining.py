@@ -220,7 +220,7 @@ def main(_):
         sources["eval"] = _source(task.eval_files_dir, config, run, task)
     if run.init_checkpoint:
         training.check_init_checkpoint(run.init_checkpoint)
-    training.prepare_output(run, config)
+    training.prepare_output(run, config, device.rank)
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     estimator = device.estimator(
         build_model_fn(config, run, task, device, save_timer, guard), run,

@@ -388,7 +388,7 @@ def main(_):
     device = environment.create(options)
     data = {name: make_features(examples[name], tokenizer, run, task,
                                 name == "train") for name in wanted}
-    training.prepare_output(run, config)
+    training.prepare_output(run, config, device.rank)
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     schedule, chance = (1, 0), None
     if run.do_train:

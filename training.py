@@ -530,8 +530,8 @@ def write_text(path, text):
     os.replace(temporary, path)
 
 
-def prepare_output(run, config):
-    """Makes the output directories and writes config.json there.
+def prepare_output(run, config, rank=0):
+    """Makes the output directories; rank 0 writes config.json there.
 
     A damaged checkpoint found there is passed over.
     """
@@ -539,6 +539,7 @@ def prepare_output(run, config):
     os.makedirs(run.log_dir, exist_ok=True)
     checkpoints.repair(run.output_dir)
     path = os.path.join(run.output_dir, "config.json")
-    if not (os.path.exists(path)
-            and os.path.samefile(path, run.bert_config_file)):
+    is_there = os.path.exists(path) and os.path.samefile(
+        path, run.bert_config_file)
+    if rank == 0 and not is_there:
         write_json(path, config.to_dict())
