@@ -329,15 +329,16 @@ def create(options, environ=None):
         environ["TF_XLA_FLAGS"] = (environ.get("TF_XLA_FLAGS", "")
                                    + " --tf_xla_cpu_global_jit")
     name, reason = _choose(options.accelerator)
+    processes = Processes()
+    if name != "npu":
+        _refuse_ranks(options, environ, name)
+    if name != "npu" and options.horovod:
+        import gpu_environment
+        processes = gpu_environment.HorovodProcesses()
     tf.logging.info("device=%s reason=%s", name, reason)
     if name == "npu":
         import npu_environment
         return npu_environment.create(options, environ)
-    _refuse_ranks(options, environ, name)
-    processes = Processes()
-    if options.horovod:
-        import gpu_environment
-        processes = gpu_environment.HorovodProcesses()
     if name == "gpu":
         import gpu_environment
         return gpu_environment.Gpu(options, processes)

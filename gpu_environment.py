@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA GPUs, and Horovod, which trains CPUs and GPUs alike."""
+import logging
+
 import tensorflow.compat.v1 as tf
 
 import environment
@@ -41,6 +43,9 @@ class HorovodProcesses(environment.Processes):
         self.rank = hvd.rank()
         self.local_rank = hvd.local_rank()
         self.world_size = hvd.size()
+        logger = tf.get_logger()
+        if self.rank and not logger.isEnabledFor(logging.DEBUG):
+            logger.setLevel(logging.WARNING)  # rank 0 tells of all
 
     def average(self, tensors):
         """Means over the processes; Horovod fuses what is ready together."""
