@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two Horovod processes train as one; real runs under horovodrun."""
+import os
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import tiny
+
+pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
+
+HOROVODRUN = pathlib.Path(sys.executable).parent / "horovodrun"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("horovod")
+    tiny.write_model(folder / "model")
+    tiny.write_sequences(folder / "records")
+    return folder
+
+
+def flags(data, name, **more):
+    settings = dict(
+        bert_config_file=data / "model" / "config.json",
+        input_files_dir=data / "records", output_dir=data / name,
+        do_train=True, max_seq_length=tiny.LENGTH,
+        max_predictions_per_seq=tiny.PREDICTIONS, num_train_steps=20,
+        num_warmup_steps=2, learning_rate=1e-2, display_loss_steps=1,
+        save_checkpoints_steps=10, accelerator="cpu")
+    settings.update(more)
+    return tiny.command("run_pretraining.py", [], **settings)
+
+
+def two_processes(data, name, **more):
+    """The output of both processes, each line marked by horovodrun."""
+    folder = data / (name + "_logs")
+    tiny.run([HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
+             + flags(data, name, horovod=True, **more),
+             tiny.environment(npu=False, PATH=os.pathsep.join(
+                 [str(HOROVODRUN.parent), os.environ["PATH"]])), timeout=300)
+    return ["".join((folder / ("rank.%d" % rank) / stream).read_text()
+                    for stream in ("stdout", "stderr")) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def one(data):
+    """The losses of one process with the whole batch."""
+    return tiny.losses_of(tiny.run(flags(data, "one", train_batch_size=16),
+                                   tiny.environment(npu=False)))
+
+
+@pytest.fixture(scope="module")
+def two(data):
+    return two_processes(data, "two", train_batch_size=8)
+
+
+def assert_same(output, losses):
+    found = tiny.losses_of(output)
+    assert len(found) == 20 and losses[-5:].mean() < losses[:5].mean() - 0.1
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)
+
+
+def test_two_processes_give_the_losses_of_one(two, one):
+    assert_same(two[0], one)
+
+
+def test_two_micro_batches_give_the_losses_of_one(data, one):
+    output = tiny.run(flags(data, "micro", train_batch_size=8,
+                            num_accumulation_steps=2),
+                      tiny.environment(npu=False))
+    assert_same(output, one)
+
+
+def test_averaging_every_micro_batch_changes_nothing(data, one):
+    outputs = two_processes(
+        data, "each", train_batch_size=4, num_accumulation_steps=2,
+        allreduce_post_accumulation=False)
+    assert_same(outputs[0], one)
+
+
+def test_rank_0_alone_saves_and_logs(data, two):
+    assert "learning_rate=0.01" in two[0]
+    assert ("global_batch=16 train_batch_size=8 num_accumulation_steps=1 "
+            "devices=2") in two[0]
+    saved = [line for line in two[0].splitlines()
+             if "Saving checkpoints" in line]
+    assert len(saved) == 3
+    assert [line for line in two[1].splitlines() if " I " in line] == []
+    assert {path.name for path in (data / "two").glob("model*.index")} == {
+        "model.ckpt-0.index", "model.ckpt-10.index", "model.ckpt-20.index"}
+    assert len(list((data / "two").glob("events*"))) == len(
+        list((data / "one").glob("events*")))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small models and data, and runs of the real scripts on them."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+import records
+import tokenization
+
+from conftest import REPOSITORY
+from npu_ranks import STAND_IN
+
+VOCAB_SIZE = 261  # 256 bytes and 5 special tokens
+LENGTH = 16
+PREDICTIONS = 4
+# What another run on this machine may have exported.
+_FOREIGN = ("RANK_SIZE", "RANK_ID", "RANK_TABLE_FILE", "DEVICE_ID",
+            "ASCEND_DEVICE_ID", "JOB_ID", "NPU_STUB_OVERFLOW_STEPS",
+            "PYTHONPATH")
+_ITEM = re.compile(r"(\w+)=(\S+)")
+
+
+def write_model(folder, *, dropout=0.0, layers=2):
+    """config.json, vocab.json and merges.txt of a model without merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "roberta", "vocab_size": VOCAB_SIZE, "hidden_size": 32,
+        "num_hidden_layers": layers, "num_attention_heads": 4,
+        "intermediate_size": 64, "hidden_act": "gelu",
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "max_position_embeddings": 514, "type_vocab_size": 1,
+        "initializer_range": 0.1, "layer_norm_eps": 1e-5,
+        "pad_token_id": 1}))
+    tokens = (["<s>", "<pad>", "</s>", "<unk>"] + tokenization._byte_symbols()
+              + ["<mask>"])
+    (folder / "vocab.json").write_text(json.dumps(
+        {token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def write_sequences(folder, count=64):
+    """Dynamic records of random walks, which a model can learn a little."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(5)
+    with records.RecordWriter(str(folder / "a.tfrecord")) as writer:
+        for _ in range(count):
+            steps = random.randint(1, 4, random.randint(6, LENGTH - 2))
+            ids = 4 + (random.randint(200) + np.cumsum(steps)) % 200
+            writer.write(records.encode_example(
+                {"input_ids": np.concatenate([[0], ids, [2]])}))
+    return folder
+
+
+def write_squad(path, *, version_2=False, paragraphs=4):
+    """A SQuAD file of short contexts; v2.0 has unanswerable questions."""
+    def question(number, answer, start, impossible):
+        entry = {"id": "q%d" % number, "question": "Where is %s?" % answer,
+                 "answers": [] if impossible else [
+                     {"text": answer, "answer_start": start}]}
+        return dict(entry, is_impossible=impossible) if version_2 else entry
+
+    data = []
+    for number in range(paragraphs):
+        context = "Town %d lies on river %s." % (number, "abcdefg"[number] * 3)
+        answer = context[:6]
+        data.append({"context": context, "qas": [
+            question(2 * number, answer, 0, False),
+            question(2 * number + 1, context[-4:-1], len(context) - 4,
+                     version_2)]})
+    path.write_text(json.dumps({"version": "2.0" if version_2 else "1.1",
+                                "data": [{"title": "t",
+                                          "paragraphs": data}]}))
+    return path
+
+
+def environment(*, npu=True, **more):
+    """Variables of a run, with the stand-in's adapter or without."""
+    variables = {name: value for name, value in os.environ.items()
+                 if name not in _FOREIGN}
+    variables.update(TF_CPP_MIN_LOG_LEVEL="2", PYTHONDONTWRITEBYTECODE="1",
+                     CUDA_VISIBLE_DEVICES="")
+    if npu:
+        variables["PYTHONPATH"] = str(STAND_IN)
+    variables.update(more)
+    return variables
+
+
+def command(script, flags, **named):
+    """The command line of one of the repository's scripts."""
+    return [sys.executable, str(REPOSITORY / script)] + list(flags) + [
+        "--%s=%s" % item for item in named.items()]
+
+
+def run(arguments, variables=None, *, code=0, cwd=None, timeout=180):
+    """Runs a command to its end; its output, both streams together."""
+    done = subprocess.run(
+        [str(a) for a in arguments], env=variables or environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd,
+        universal_newlines=True, timeout=timeout)
+    assert done.returncode == code, done.stdout[-4000:]
+    return done.stdout
+
+
+def steps_of(output):
+    """The log lines of training: list of {key: float}."""
+    lines = [line[line.index("step="):] for line in output.splitlines()
+             if re.search(r" I step=\d+ loss=", line)]
+    return [{name: float(value) for name, value in _ITEM.findall(line)
+             if name != "time_left"} for line in lines]
+
+
+def losses_of(output):
+    """The losses that training logged, float64 [n]."""
+    return np.array([line["loss"] for line in steps_of(output)])
