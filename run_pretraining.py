@@ -7,6 +7,7 @@
 import dataclasses
 import math
 import os
+import re
 import typing
 
 from absl import flags
@@ -20,6 +21,7 @@ import modeling
 import progress
 import records
 import training
+import warm_start
 
 FLAGS = flags.FLAGS
 
@@ -135,7 +137,7 @@ def build_model_fn(config, run, task, device, save_timer, guard=None):
         _, each, weights = masked_lm_sums(config, features, kernels,
                                           is_training=False)
         if init_checkpoint:
-            training.warm_start(init_checkpoint)
+            warm_start.load(init_checkpoint)
         means = {name: tf.metrics.mean(values, weights)
                  for name, values in each.items()}
         return tf.estimator.EstimatorSpec(
@@ -203,6 +205,16 @@ def _check(run, task, config):
         raise errors.UserError(
             "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
             "must be shorter" % (task.num_warmup_steps, task.num_train_steps))
+    if not (run.do_train or run.init_checkpoint
+            or training.latest_checkpoint(run.output_dir)):
+        raise errors.UserError(
+            "%s holds no checkpoint to evaluate; name one with "
+            "--init_checkpoint, or train with --do_train=True" %
+            run.output_dir)
+
+
+# Without training, an untrained head would guess at random.
+_TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
 
 def main(_):
@@ -218,8 +230,8 @@ def main(_):
         sources["train"] = _source(task.input_files_dir, config, run, task)
     if task.do_eval:
         sources["eval"] = _source(task.eval_files_dir, config, run, task)
-    if run.init_checkpoint:
-        training.check_init_checkpoint(run.init_checkpoint)
+    warm_start.check(run, config, ["masked_lm"],
+                     warm_start.ENCODER if run.do_train else _TRAINED)
     training.prepare_output(run, config, device.rank)
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     estimator = device.estimator(

@@ -29,6 +29,7 @@ import squad_cache
 import squad_scores
 import tokenization
 import training
+import warm_start
 
 FLAGS = flags.FLAGS
 
@@ -180,7 +181,7 @@ def build_model_fn(config, run, task, device, schedule, save_timer, chance,
         start, end, answerable = _span_logits(config, task, features, kernels,
                                               is_training=False)
         if init_checkpoint:
-            training.warm_start(init_checkpoint, _TRAINED_FOR_SQUAD)
+            warm_start.load(init_checkpoint)
         outputs = {"index": features["index"], "start": start, "end": end}
         if answerable is not None:
             outputs["answerable"] = answerable
@@ -190,7 +191,7 @@ def build_model_fn(config, run, task, device, schedule, save_timer, chance,
 
 
 # Without training, an untrained head would answer at random.
-_TRAINED_FOR_SQUAD = re.compile(r"bert/(embeddings|encoder)/|cls/squad/")
+_TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/squad/")
 
 
 class Data(typing.NamedTuple):
@@ -377,8 +378,9 @@ def main(_):
     tokenizer = tokenization.RobertaTokenizer(
         task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
     _check(run, task, config, tokenizer)
-    if run.init_checkpoint:
-        training.check_init_checkpoint(run.init_checkpoint)
+    heads = ["question_answering"] + ["answerable"] * task.answerability_head
+    warm_start.check(run, config, heads,
+                     warm_start.ENCODER if run.do_train else _TRAINED)
     # All input is read, and refused, before anything is written.
     wanted = [name for name, is_wanted in (("train", run.do_train),
                                            ("predict", task.do_predict))

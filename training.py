@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the run scripts share: run settings, warm start, the training step,
-the log line, result files.
+"""What the run scripts share: run settings, the training step, result files.
 """
 import contextlib
 import dataclasses
@@ -23,12 +22,7 @@ import interruption
 import modeling
 import optimization
 import progress
-
-# Checkpoint variables that are no part of the model.
-_TRAINING_STATE = re.compile(
-    r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
-    r"^batches_seen)$")
-_ENCODER = re.compile(r"bert/(embeddings|encoder)/")
+import warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,65 +170,6 @@ def new_guard(run):
                             run.divergence_deviations)
 
 
-def check_init_checkpoint(path):
-    """Raises errors.UserError unless path is a readable checkpoint."""
-    try:
-        return tf.train.load_checkpoint(path)
-    except (tf.errors.OpError, ValueError) as error:
-        raise errors.UserError(
-            "--init_checkpoint=%s is no TensorFlow checkpoint (%s); expected "
-            "a prefix such as DIR/model.ckpt-1000, whose .index file stands "
-            "beside it" % (path, str(error).splitlines()[0]))
-
-
-def warm_start(path, required=_ENCODER):
-    """Makes variables start from a checkpoint, and reports which.
-
-    Args:
-      path: checkpoint prefix.
-      required: pattern of the variables that must be there.
-
-    Raises:
-      errors.UserError: a required variable is missing, or one has another
-        shape than the model's.
-    """
-    reader = check_init_checkpoint(path)
-    shapes = reader.get_variable_to_shape_map()
-    loaded, fresh = {}, []
-    for variable in tf.trainable_variables():
-        name = optimization.variable_name(variable)
-        if name not in shapes:
-            fresh.append(name)
-            continue
-        if list(shapes[name]) != variable.shape.as_list():
-            raise errors.UserError(
-                "%s has %s with shape %s, but the model config asks for %s; "
-                "use the config.json of that checkpoint" %
-                (path, name, list(shapes[name]), variable.shape.as_list()))
-        loaded[name] = variable
-    missing = [name for name in fresh if required.match(name)]
-    if missing:
-        raise errors.UserError(
-            "%s lacks %d variables of the encoder, %s first; expected a "
-            "RoBERTa checkpoint with this project's names "
-            "(convert_checkpoint.py makes one)" %
-            (path, len(missing), missing[0]))
-    unused = [name for name in shapes if name not in loaded
-              and not _TRAINING_STATE.search(name)]
-    tf.logging.info(
-        "%s: %d variables loaded, %d begin anew (%s), %d left unused (%s)",
-        path, len(loaded), len(fresh), _some(fresh), len(unused),
-        _some(sorted(unused)))
-    for name in sorted(loaded):
-        tf.logging.debug("loaded %s %s", name, shapes[name])
-    if loaded:
-        tf.train.init_from_checkpoint(path, loaded)
-
-
-def _some(names):
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
-
-
 class Losses(typing.NamedTuple):
     """A task's loss, as `train_spec` wants it.
 
@@ -294,7 +229,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
     chain = device.wrap_optimizer(micro, run)
     pairs = chain.compute_gradients(tf.constant(1.0))
     if init_checkpoint:
-        warm_start(init_checkpoint)
+        warm_start.load(init_checkpoint)
     sums = micro.sums
     if run.report_loss or guard.mode != "off":
         names = sorted(sums)
@@ -506,7 +441,7 @@ def _reason(error, output_dir):
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return ("out of memory: %s; use a smaller --train_batch_size and a "
                 "larger --num_accumulation_steps" % line)
-    return ""
+    return warm_start.reason(text, output_dir)
 
 
 def write_results(path, results):

@@ -12,16 +12,16 @@ from conftest import REPOSITORY
 LAYERS = {
     "flags and errors": ("errors", "command_line"),
     "text, data and files, without TensorFlow": (
-        "tokenization", "corpus", "worker_pool", "masking", "tf_example",
-        "tfrecord", "manifest", "records", "record_builder", "shard_output",
-        "squad_scores", "squad_decoding", "squad", "squad_cache",
-        "weights", "safetensors_file", "torch_file", "fairseq_model",
-        "tf_checkpoint", "weight_names"),
+        "tokenization", "text_files", "packing", "corpus", "worker_pool",
+        "masking", "tf_example", "tfrecord", "manifest", "records",
+        "record_builder", "shard_output", "squad_scores", "squad_decoding",
+        "squad", "squad_cache", "weights", "safetensors_file", "torch_file",
+        "fairseq_model", "tf_checkpoint", "weight_names"),
     "TensorFlow, whatever the device": (
         "modeling", "optimization", "input_pipeline"),
     "devices": ("environment", "gpu_environment", "npu_environment"),
     "training": ("progress", "checkpoints", "divergence", "interruption",
-                 "training"),
+                 "warm_start", "training"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
                 "convert_checkpoint"),
 }
