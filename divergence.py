@@ -11,6 +11,7 @@ training from a checkpoint roughly 100 steps before the spike started, and
 skipped roughly 200-500 data batches, which cover the batches that were seen
 before and during the spike".
 """
+import collections
 import json
 import math
 import os
@@ -23,7 +24,7 @@ MODES = ("off", "stop", "rollback")
 
 # Observations before anything is called unusual.
 WARM_UP = 30
-# The running mean looks back over about as many observations.
+# The running mean and deviation are those of the last so many.
 WINDOW = 50
 # A deviation counts as at least this share of the mean loss: that of a run
 # which has settled is tiny.
@@ -87,28 +88,21 @@ class Diverged(Exception):
 
 
 class _Running:
-    """Mean and variance that forget exponentially."""
+    """Mean and deviation of the last WINDOW values."""
 
     def __init__(self):
-        self._count = 0
-        self.mean = 0.0
-        self._variance = 0.0
+        self._values = collections.deque(maxlen=WINDOW)
+        self.mean = self.deviation = 0.0
 
     def add(self, value):
-        self._count += 1
-        weight = max(1.0 / self._count, 1.0 / WINDOW)
-        change = value - self.mean
-        self.mean += weight * change
-        self._variance = (1 - weight) * (self._variance
-                                         + weight * change * change)
+        self._values.append(value)
+        self.mean = math.fsum(self._values) / len(self._values)
+        self.deviation = math.sqrt(math.fsum(
+            (v - self.mean) ** 2 for v in self._values) / len(self._values))
 
     @property
     def is_warm(self):
-        return self._count >= WARM_UP
-
-    @property
-    def deviation(self):
-        return math.sqrt(self._variance)
+        return len(self._values) >= WARM_UP
 
 
 class Detector:
@@ -172,7 +166,7 @@ class Detector:
             return "gradient norm is %s" % seen.gradient_norm, True
         log_norm = math.log(max(seen.gradient_norm, 1e-30))
         reason = self._judge_loss(seen.loss) or self._judge_norm(log_norm)
-        if not reason:
+        if not reason and self._open is None:
             self._loss.add(seen.loss)
             self._log_norm.add(log_norm)
         return reason, False
@@ -187,7 +181,9 @@ class Detector:
     def _judge_loss(self, loss):
         mean = self._loss.mean
         unit = max(self._loss.deviation, LEAST_DEVIATION * abs(mean))
-        if not self._loss.is_warm or loss <= mean + self._deviations * unit:
+        # Calm again is less than just not alarming.
+        allowed = self._deviations * (0.5 if self._open is not None else 1.0)
+        if not self._loss.is_warm or loss <= mean + allowed * unit:
             return ""
         return "loss %.4f is far above its mean %.4f (deviation %.4f)" % (
             loss, mean, self._loss.deviation)
@@ -281,7 +277,7 @@ def rollback_target(checkpoints, trouble, skips):
         raise errors.UserError(
             "%s, and every checkpoint left is newer; keep more with "
             "--keep_checkpoint_max, or start anew with a lower "
-            "--learning_rate" % trouble)
+            "--learning_rate" % str(trouble))
     last = places[-1]
     return last - 1 if last and skips.is_used(checkpoints[last][1]) else last
 
@@ -318,4 +314,4 @@ class Guard:
         raise errors.UserError(
             "the run diverged: %s; go back to a checkpoint from before it "
             "with a lower --learning_rate, or let "
-            "--divergence_guard=rollback do so" % trouble)
+            "--divergence_guard=rollback do so" % str(trouble))

@@ -390,7 +390,7 @@ def _restore_before(run, trouble):
     skips = divergence.Skips(run.output_dir)
     if skips.rollbacks >= run.divergence_max_rollbacks:
         raise errors.UserError(
-            "the run diverged: %s; it was rolled back %d times before, and "
+            "the run diverged: %s; rollbacks so far: %d, and "
             "--divergence_max_rollbacks is %d; use a lower --learning_rate "
             "or a longer warm-up" % (trouble, skips.rollbacks,
                                      run.divergence_max_rollbacks))
