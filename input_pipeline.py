@@ -298,6 +298,22 @@ def _word_starts(manifest, inputs):
                                         manifest["vocab_size"])
 
 
+class FrontToBack:
+    """In place of records.RecordOrder: nothing is shuffled."""
+
+    def __init__(self, count):
+        """
+        Args:
+          count: records of an epoch.
+        """
+        self._count = count
+
+    def indices(self, first, number):
+        """(epochs, records), int64 [number], as RecordOrder gives them."""
+        return divmod(np.arange(first, first + number, dtype=np.int64),
+                      self._count)
+
+
 class LengthPools:
     """Training order in which the sequences of a batch are of like length.
 
@@ -306,20 +322,23 @@ class LengthPools:
     epoch, a pure function of the step.
     """
 
-    def __init__(self, lengths, *, batch_size, seed, pool=50):
+    def __init__(self, lengths, *, batch_size, seed, pool=50,
+                 is_shuffled=True):
         """
         Args:
           lengths: int [n], tokens of each sequence.
           batch_size: sequences of a step on all devices.
           seed: of the order.
           pool: batches that are sorted together.
+          is_shuffled: whether it is; else the sequences come front to back.
         """
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed
-        self._pool = pool
-        self._order = records.RecordOrder([len(self._lengths)], seed,
-                                          len(self._lengths))
+        self._pool = pool if is_shuffled else 1
+        count = len(self._lengths)
+        self._order = (records.RecordOrder([count], seed, count)
+                       if is_shuffled else FrontToBack(count))
         self._cached = (None, None)
 
     def indices(self, step):

@@ -161,8 +161,11 @@ def _source(inputs, config, run, task):
 
 
 def _training_batches(source, run, task, device):
-    order = records.RecordOrder(source.shard_counts, run.random_seed,
-                                task.shuffle_window)
+    if run.npu_bert_debug:
+        order = input_pipeline.FrontToBack(len(source))
+    else:
+        order = records.RecordOrder(source.shard_counts, run.random_seed,
+                                    task.shuffle_window)
     return input_pipeline.MaskedLmBatches(
         source, batch_size=run.batch_size, rank=device.rank,
         world_size=device.world_size, seed=run.random_seed, order=order)

@@ -244,7 +244,7 @@ def _batches(data, config, run, task, device, is_training):
               for name in ("start_position", "end_position")}
     order = input_pipeline.LengthPools(
         data.lengths, batch_size=run.batch_size * device.world_size,
-        seed=run.random_seed)
+        seed=run.random_seed, is_shuffled=not run.npu_bert_debug)
     return input_pipeline.FeatureBatches(
         ids, values, pad_token_id=config.pad_token_id,
         batch_size=run.batch_size, max_length=max_length, order=order,

@@ -383,6 +383,21 @@ def test_pools_use_every_sequence_once_an_epoch():
     assert not np.array_equal(steps[:15], steps[15:])
 
 
+def test_nothing_is_shuffled_where_it_is_not_wanted(dynamic):
+    pools = input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1,
+                                       is_shuffled=False)
+    for step in (0, 6, 7):
+        assert set(pools.indices(step)) == {
+            (4 * step + place) % 30 for place in range(4)}
+    source = source_of(dynamic)
+    batches = input_pipeline.MaskedLmBatches(
+        source, batch_size=5, order=input_pipeline.FrontToBack(len(source)))
+    numbers = [unmasked(as_dict(batches, step))[:, 1] - 4
+               for step in range(3)]
+    np.testing.assert_array_equal(np.concatenate(numbers),
+                                  np.arange(15) % 13)
+
+
 def test_pools_are_a_function_of_the_step():
     def pools():
         return input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1,
