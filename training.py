@@ -22,6 +22,7 @@ import interruption
 import modeling
 import optimization
 import progress
+import tfrecord
 import warm_start
 
 
@@ -456,13 +457,8 @@ def write_json(path, value):
 
 
 def write_text(path, text):
-    """Writes UTF-8 text under a temporary name and renames it."""
-    temporary = path + ".incomplete"
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    """Writes UTF-8 text; the file appears when it is complete."""
+    tfrecord.write_atomically(path, text.encode("utf-8"))
 
 
 def prepare_output(run, config, rank=0):

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The span loss by hand, the loss of guessing, the number of steps."""
+import math
+import types
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import environment
+import modeling
+import run_squad
+import training
+
+CONFIG = modeling.RobertaConfig(
+    vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=12, initializer_range=0.5, hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0)
+RUN = training.RunConfig(output_dir="/nonexistent", train_batch_size=4)
+IDS = np.array([[0, 5, 6, 2, 2, 7, 8, 2], [0, 9, 2, 2, 10, 2, 1, 1]])
+STARTS, ENDS = [5, 0], [6, 0]
+
+
+def evaluate(task, ids=IDS):
+    """(loss, number of exact spans, start, end, answerable logits)."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(3)
+        features = {name: tf.constant(value, tf.int32) for name, value in (
+            ("input_ids", ids), ("start_position", STARTS),
+            ("end_position", ENDS))}
+        sums = run_squad.span_sums(CONFIG, task, features,
+                                   modeling.Kernels(), None, RUN)
+        with tf.variable_scope("", reuse=True):
+            model = modeling.RobertaModel(CONFIG, False,
+                                          features["input_ids"])
+            hidden = model.get_sequence_output()
+            logits = list(modeling.squad_logits(CONFIG, hidden))
+            if task.answerability_head:
+                logits.append(modeling.answerable_logits(CONFIG, hidden))
+        session.run(tf.global_variables_initializer())
+        sums, logits = session.run([sums, logits])
+        return (sums["loss"], sums["span_accuracy"]) + tuple(logits)
+
+
+def cross_entropies(logits, labels, ids=IDS):
+    """One a row; padding is no answer."""
+    logits = np.where(ids == 1, -np.inf, logits)
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -scores[np.arange(len(labels)), labels]
+
+
+def test_loss_is_the_mean_of_start_and_end():
+    loss, exact, start, end = evaluate(run_squad.SquadConfig())
+    wanted = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
+    assert loss == pytest.approx(wanted.sum(), rel=1e-5)
+    seen = np.where(IDS == 1, -np.inf, [start, end])
+    assert exact == sum((seen.argmax(-1) == [STARTS, ENDS]).all(axis=0))
+
+
+def test_more_padding_does_not_change_the_loss():
+    wide = np.concatenate([IDS, np.ones([2, 8], int)], axis=1)
+    task = run_squad.SquadConfig()
+    assert evaluate(task, wide)[0] == pytest.approx(evaluate(task)[0],
+                                                    rel=1e-5)
+
+
+def test_loss_of_the_classifier_is_added():
+    task = run_squad.SquadConfig(version_2_with_negative=True,
+                                 answerability_head=True)
+    loss, _, start, end, answerable = evaluate(task)
+    spans = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
+    # The first question has an answer here, the second has none.
+    sigmoid = 1 / (1 + np.exp(-answerable))
+    wanted = spans.sum() - np.log(sigmoid[0]) - np.log(1 - sigmoid[1])
+    assert loss == pytest.approx(wanted, rel=1e-5)
+
+
+def data_of(starts, doc_length=20):
+    features = [types.SimpleNamespace(start_position=start,
+                                      doc_length=doc_length)
+                for start in starts]
+    return run_squad.Data([], features, np.full(len(features), 30))
+
+
+@pytest.mark.parametrize("starts, wanted", [
+    ([3, 4], math.log(20)), ([0, 0], 0.0),
+    ([3, 0], 0.5 * math.log(20) + math.log(2))])
+def test_loss_of_guessing(starts, wanted):
+    assert run_squad.chance_loss(data_of(starts)) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("count, epochs, accumulation, wanted", [
+    (80, 2.0, 1, (40, 2)), (80, 2.0, 5, (8, 0)), (3, 1.0, 1, (1, 0)),
+    (87, 1.5, 2, (16, 0)), (400, 1.0, 1, (100, 6))])
+def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
+    run = training.RunConfig(output_dir="/nonexistent", train_batch_size=4,
+                             num_accumulation_steps=accumulation)
+    task = run_squad.SquadConfig(num_train_epochs=epochs)
+    device = environment.Device(environment.DeviceConfig(),
+                                environment.Processes())
+    assert run_squad._schedule(data_of([1] * count), run, task,
+                               device) == wanted

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the run scripts share: errors of TensorFlow, result files, log."""
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import errors
+import input_pipeline
+import modeling
+import tfrecord
+import training
+
+
+def reason(error):
+    """The message that becomes of an error, None where it stays as it is."""
+    try:
+        with training.reported(input_pipeline.Batches(), "/nonexistent"):
+            raise error
+    except errors.UserError as found:
+        return str(found)
+    except tf.errors.OpError:
+        return None
+
+
+@pytest.mark.parametrize("kind, text, words", [
+    (tf.errors.ResourceExhaustedError, "OOM when allocating", [
+        "out of memory", "--train_batch_size"]),
+    (tf.errors.ResourceExhaustedError, "x.data; No space left on device", [
+        "No space left", "free some space", "from the start"]),
+    (tf.errors.PermissionDeniedError, "x.index; Permission denied", [
+        "Permission denied", "make it usable"]),
+    (tf.errors.NotFoundError, "Key loss_scale not found in checkpoint", [
+        "lacks loss_scale", "--npu_bert_loss_scale", "--init_checkpoint"])])
+def test_tensorflow_errors_that_a_user_can_mend(kind, text, words):
+    message = reason(kind(None, None, text + "\nand a page of operations"))
+    for word in words:
+        assert word in message
+    assert "a page" not in message
+
+
+def test_other_errors_keep_their_traceback():
+    assert reason(tf.errors.InternalError(None, None, "a bug")) is None
+
+
+def test_error_of_a_batch_comes_before_tensorflows():
+    batches = input_pipeline.Batches()
+    with pytest.raises(TypeError):
+        batches(0)
+    with pytest.raises(TypeError, match="makes no batches"):
+        with training.reported(batches):
+            raise tf.errors.UnknownError(None, None, "TypeError: ...")
+
+
+# Files.
+
+def test_results_are_lines_of_key_and_value(tmp_path):
+    path = tmp_path / "eval_results.txt"
+    training.write_results(str(path), {"b": 1.5, "a": 2})
+    assert path.read_text() == "a = 2\nb = 1.5\n"
+
+
+def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path,
+                                                        monkeypatch):
+    path = tmp_path / "predictions.json"
+    training.write_json(str(path), {"q": "größer"})
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tfrecord.os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        training.write_json(str(path), {"q": "x" * 10})
+    assert caught.value.filename == str(path)
+    assert os.listdir(str(tmp_path)) == ["predictions.json"]
+    assert "größer" in path.read_text(encoding="utf-8")
+
+
+def run_config(tmp_path, **changes):
+    return training.RunConfig(output_dir=str(tmp_path / "out"), **changes)
+
+
+CONFIG = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1,
+              num_attention_heads=2, intermediate_size=12,
+              max_position_embeddings=20)
+
+
+def test_output_has_the_config_that_hugging_face_reads(tmp_path):
+    source = tmp_path / "config.json"
+    source.write_text(json.dumps(dict(CONFIG, layer_norm_eps=1e-6)))
+    run = run_config(tmp_path, bert_config_file=str(source),
+                     out_log_dir=str(tmp_path / "logs"))
+    config = training.model_config(run)
+    training.prepare_output(run, config)
+    written = tmp_path / "out" / "config.json"
+    values = json.loads(written.read_text())
+    assert values["model_type"] == "roberta"
+    assert modeling.RobertaConfig.from_dict(values) == config
+    assert (tmp_path / "logs").is_dir()
+    # A run from its own output leaves the file alone.
+    written.write_text(json.dumps(dict(CONFIG, name="mine")))
+    run = run_config(tmp_path, bert_config_file=str(written))
+    training.prepare_output(run, training.model_config(run))
+    assert json.loads(written.read_text())["name"] == "mine"
+
+
+def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(CONFIG, rotary=True)))
+    training.model_config(run_config(tmp_path, bert_config_file=str(path)))
+    assert ["rotary" in line for line in log_lines] == [True]
+
+
+# Steps.
+
+def test_micro_batches_are_parts_of_the_batch():
+    batch = tf.constant(np.arange(24).reshape(6, 4))
+    parts = [training._micro_batch(batch, tf.constant(i), 3)
+             for i in range(3)]
+    assert parts[0].shape.as_list() == [2, 4]
+    with tf.Session() as session:
+        found = session.run(parts)
+    np.testing.assert_array_equal(np.concatenate(found),
+                                  np.arange(24).reshape(6, 4))
+
+
+def test_dropout_seeds_differ_by_all_that_counts(tmp_path):
+    with tf.Session() as session:
+        seeds = [tuple(session.run(training._dropout_seed(
+            run_config(tmp_path, random_seed=seed, num_accumulation_steps=2),
+            rank, tf.constant(seen, tf.int64), tf.constant(index))))
+                 for seed in (0, 1) for rank in (0, 1) for seen in (0, 1)
+                 for index in (0, 1)]
+    assert len(set(seeds)) == len(seeds) == 16
+
+
+# The log.
+
+@pytest.mark.parametrize("text, is_kept", [
+    ("step=10 loss=2.0", True), ("device=cpu reason=asked for", True),
+    ("Saving checkpoints for 10 into out/model.ckpt.", True),
+    ("Calling model_fn.", False), ("Graph was finalized.", False),
+    ("From x.py: foo is deprecated", False)])
+def test_tensorflows_talk_of_itself_is_left_out(text, is_kept):
+    record = logging.LogRecord("tensorflow", logging.INFO, "f.py", 1, text,
+                               (), None)
+    assert training._is_of_use(record) == is_kept
+    line = training._Formatter().format(record)
+    assert line.endswith(" I " + text)
