@@ -247,6 +247,28 @@ def test_prediction_alone_gives_the_same_answers(chain, answered):
     assert (directory / "predictions.json").read_text() == before
 
 
+def test_every_option_of_fine_tuning_at_once(chain, pretrained):
+    out = chain.folder / "options"
+    result = chain.run(
+        SQUAD % {"version": "v2.0", "negative": True}, "--num_workers=1",
+        "--answerability_head=True", "--optimizer_type=lamb",
+        "--num_accumulation_steps=2", "--layerwise_lr_decay=0.8",
+        "--recompute_layers=True", "--null_score_diff_threshold=-1000",
+        "--clip_norm=0", "--max_seq_length=40", "--doc_stride=8",
+        "--max_query_length=16", "--display_loss_steps=1",
+        "--n_best_size=3", out="options")
+    assert "4 begin anew (cls/squad/" in result.log
+    names = dict(tf.train.list_variables(str(out)))
+    assert names["cls/squad/answerable/kernel"] == [32, 1]
+    assert "cls/squad/answerable/kernel/adam_v" in names
+    # So low a threshold leaves every question without an answer.
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert set(predictions.values()) == {""}
+    nbest = json.loads((out / "nbest_predictions.json").read_text())
+    assert {len(answers) for answers in nbest.values()} == {3}
+    assert read_results(out)["best_f1"] >= read_results(out)["f1"]
+
+
 # --- Both platforms ---------------------------------------------------------
 
 
