@@ -93,21 +93,23 @@ signal_all() {
   done
 }
 
-is_running() { kill -0 "$1" 2> /dev/null; }
+is_running() { kill -0 -- "$1" 2> /dev/null; }
 
+# Whether a process is left, be it one that a launcher left behind.
 any_running() {
   local pid
   for pid in "${pids[@]}"; do
-    if [ -n "$pid" ] && is_running "$pid"; then return 0; fi
+    if [ -n "$pid" ] && is_running "-$pid"; then return 0; fi
   done
   return 1
 }
 
-# Lets go of the terminal's job list at once when a signal comes.
+# A signal interrupts this, unlike a plain sleep.
 pause() { sleep "$1" & wait $! || true; }
 
 end_all() {
   local waited=0
+  exec 2> /dev/null  # the shell's own remark on each process
   signal_all "$1"
   while any_running && [ "$waited" -lt "$GRACE_SECONDS" ]; do
     pause 1
