@@ -99,10 +99,14 @@ def _samples(tensors):
                              if name in tensors])
 
 
-def repair(directory):
+def repair(directory, removes=True):
     """Makes TensorFlow go on from the newest checkpoint that is whole.
 
     Several processes may do so at once: they all come to the same list.
+
+    Args:
+      directory: of the run.
+      removes: whether to remove what a killed process left half written.
 
     Returns:
       The checkpoint's prefix, None where there is none at all.
@@ -110,8 +114,10 @@ def repair(directory):
     Raises:
       errors.UserError: there are checkpoints, and all of them are damaged.
     """
-    for path in glob.glob(os.path.join(glob.escape(directory), _UNFINISHED)):
-        shutil.rmtree(path, ignore_errors=True)
+    if removes:
+        for path in glob.glob(os.path.join(glob.escape(directory),
+                                           _UNFINISHED)):
+            shutil.rmtree(path, ignore_errors=True)
     paths, broken = listed(directory), []
     is_known = bool(paths)
     if not is_known:

@@ -16,14 +16,19 @@
     without_nan(loss)           the loss as TensorFlow may see it
     estimator(model_fn, run, num_train_steps)   trains, evaluates, predicts
     hooks()           session hooks it needs in training
+    stores_half       whether activations are kept in 16 bits
+    memory_bytes()    its memory, None where it is not known
+    versions()        {name: version} of what it computes with
 """
 import dataclasses
 import functools
 import os
+import platform
 import shutil
 import tempfile
 import typing
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import command_line
@@ -120,6 +125,11 @@ def _check_split(text):
             "separated, that sum to 100" % text)
 
 
+# A container's own limit of memory, by version of Linux's control groups.
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max",
+                     "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
 class Processes:
     """One process; the base of those that are several."""
     rank = 0
@@ -171,6 +181,24 @@ class Device:
 
     def hooks(self):
         return self._processes.hooks()
+
+    @property
+    def stores_half(self):
+        return False
+
+    def memory_bytes(self):
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        for path in _CONTAINER_LIMITS:
+            if os.path.exists(path):
+                with open(path, encoding="ascii") as stream:
+                    text = stream.read().strip()
+                if text.isdigit():
+                    limits.append(int(text))
+        return min(limits)
+
+    def versions(self):
+        return {"Python": platform.python_version(),
+                "TensorFlow": tf.__version__, "NumPy": np.__version__}
 
     @property
     def kernels(self):

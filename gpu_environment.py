@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA GPUs, and Horovod, which trains CPUs and GPUs alike."""
 import logging
+import subprocess
 
 import tensorflow.compat.v1 as tf
 
@@ -15,6 +16,37 @@ class Gpu(environment.Device):
     @staticmethod
     def _matmul(a, b, transpose_b=False):
         return tf.matmul(a, b, transpose_b=transpose_b)
+
+    @property
+    def stores_half(self):
+        return self._options.half_precision
+
+    def memory_bytes(self):
+        text = self._ask("memory.total")
+        return int(text) << 20 if text.isdigit() else None
+
+    def versions(self):
+        # TensorFlow 1.15 does not tell; its wheels are built with CUDA 10.0.
+        build = getattr(tf.sysconfig, "get_build_info", dict)()
+        return dict(super().versions(),
+                    CUDA=build.get("cuda_version", "10.0 (1.15's wheels)"),
+                    cuDNN=build.get("cudnn_version", "7"),
+                    driver=self._ask("driver_version") or "unknown",
+                    GPU=self._ask("name") or "unknown")
+
+    def _ask(self, field):
+        """A field that nvidia-smi knows of this process's GPU, or ""."""
+        command = ["nvidia-smi", "--query-gpu=" + field,
+                   "--format=csv,noheader,nounits"]
+        try:
+            text = subprocess.run(command, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, timeout=30,
+                                  universal_newlines=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        lines = text.strip().splitlines()
+        place = self._processes.local_rank
+        return lines[place].strip() if place < len(lines) else ""
 
     def session_config(self):
         config = super().session_config()

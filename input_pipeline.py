@@ -221,6 +221,10 @@ class MaskedLmSource:
         return {name: np.stack([example[name] for example in examples])
                 for name in MaskedLmBatches.names}
 
+    def check(self, indices):
+        """Reads some records and raises what is wrong with one."""
+        self._read(indices)
+
     def _read(self, indices):
         return self._records.read_examples(indices, self._lengths(),
                                            self._vocab_size)

@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 
 import tensorflow.compat.v1 as tf
 
@@ -118,6 +119,18 @@ class Npu(environment.Device):
     def __init__(self, options, processes):
         super().__init__(options, processes)
         self._manager = None
+
+    @property
+    def stores_half(self):
+        # Left to itself, the adapter computes products in fp16 and keeps
+        # what goes between them in float32.
+        return self._options.half_precision
+
+    def memory_bytes(self):
+        return None
+
+    def versions(self):
+        return dict(super().versions(), CANN=_cann_version())
 
     @property
     def stops_together(self):
@@ -250,6 +263,21 @@ class Npu(environment.Device):
             arguments["dump_config"] = _dump(
                 os.path.join(run.output_dir, "dump"), options)
         return arguments
+
+
+def _cann_version():
+    """What the toolkit that this process imports says of itself."""
+    spec = importlib.util.find_spec("npu_bridge")
+    folder = os.path.dirname(spec.origin) if spec and spec.origin else os.sep
+    while os.path.dirname(folder) != folder:
+        for name in ("version.info", "version.cfg"):
+            path = os.path.join(folder, name)
+            if os.path.exists(path):
+                with open(path, encoding="utf-8", errors="replace") as stream:
+                    found = re.search(r"\d+(\.\w+)+", stream.read(1 << 16))
+                return found.group() if found else "unknown"
+        folder = os.path.dirname(folder)
+    return "unknown"
 
 
 def _dropout(x, rate, seed):

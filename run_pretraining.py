@@ -18,6 +18,7 @@ import environment
 import errors
 import input_pipeline
 import modeling
+import preflight
 import progress
 import records
 import training
@@ -199,11 +200,7 @@ def _check(run, task, config):
     if not (run.do_train or task.do_eval):
         raise errors.UserError("nothing to do: give --do_train=True or "
                                "--do_eval=True")
-    if run.max_seq_length > config.max_sequence_length:
-        raise errors.UserError(
-            "--max_seq_length is %d, but %s has positions for %d; use %d or "
-            "less" % (run.max_seq_length, run.bert_config_file,
-                      config.max_sequence_length, config.max_sequence_length))
+    preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
         raise errors.UserError(
             "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
@@ -235,6 +232,10 @@ def main(_):
         sources["eval"] = _source(task.eval_files_dir, config, run, task)
     warm_start.check(run, config, ["masked_lm"],
                      warm_start.ENCODER if run.do_train else _TRAINED)
+    for line in preflight.check_run(
+            run, config, device, "masked_lm",
+            predictions=task.max_predictions_per_seq):
+        tf.logging.info("%s", line)
     training.prepare_output(run, config, device.rank)
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     estimator = device.estimator(

@@ -23,6 +23,7 @@ import environment
 import errors
 import input_pipeline
 import modeling
+import preflight
 import progress
 import squad
 import squad_cache
@@ -345,22 +346,9 @@ def _check(run, task, config, tokenizer):
     if not (run.do_train or task.do_predict):
         raise errors.UserError("nothing to do: give --do_train=True or "
                                "--do_predict=True")
-    if run.max_seq_length > config.max_sequence_length:
-        raise errors.UserError(
-            "--max_seq_length is %d, but %s has positions for %d; use %d or "
-            "less" % (run.max_seq_length, run.bert_config_file,
-                      config.max_sequence_length, config.max_sequence_length))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise errors.UserError(
-            "%s has %d entries, but %s has vocab_size %d; use the vocabulary "
-            "of that model" % (task.vocab_file, tokenizer.vocab_size,
-                               run.bert_config_file, config.vocab_size))
-    if tokenizer.pad_id != config.pad_token_id:
-        raise errors.UserError(
-            "%s has <pad> at %d, but %s has pad_token_id %d; use the "
-            "vocabulary of that model" %
-            (task.vocab_file, tokenizer.pad_id, run.bert_config_file,
-             config.pad_token_id))
+    preflight.check_length(run.max_seq_length, config, run.bert_config_file)
+    preflight.check_vocabulary(tokenizer, task.vocab_file, config,
+                               run.bert_config_file)
     if not (run.do_train or run.init_checkpoint
             or training.latest_checkpoint(run.output_dir)):
         raise errors.UserError(
@@ -390,6 +378,9 @@ def main(_):
     device = environment.create(options)
     data = {name: make_features(examples[name], tokenizer, run, task,
                                 name == "train") for name in wanted}
+    for line in preflight.check_run(run, config, device,
+                                    "question_answering", predictions=0):
+        tf.logging.info("%s", line)
     training.prepare_output(run, config, device.rank)
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     schedule, chance = (1, 0), None

@@ -468,7 +468,7 @@ def prepare_output(run, config, rank=0):
     """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
-    checkpoints.repair(run.output_dir)
+    checkpoints.repair(run.output_dir, removes=rank == 0)
     path = os.path.join(run.output_dir, "config.json")
     is_there = os.path.exists(path) and os.path.samefile(
         path, run.bert_config_file)

@@ -4,6 +4,7 @@
 `check` refuses before anything is written; `load` makes the variables of a new
 run start from --init_checkpoint and reports which do.
 """
+import os
 import re
 
 import tensorflow.compat.v1 as tf
@@ -11,6 +12,7 @@ import tensorflow.compat.v1 as tf
 import checkpoints
 import errors
 import optimization
+import tf_checkpoint
 import weight_names
 
 ENCODER = re.compile(r"bert/(embeddings|encoder)/")
@@ -41,10 +43,9 @@ def check(run, config, parts, required=ENCODER):
               weight_names.variables({weight_names.BASE, *parts}, config)}
     latest = checkpoints.newest(run.output_dir)
     if latest:
-        try:
-            found = tf.train.load_checkpoint(latest)
-        except (tf.errors.OpError, ValueError):
-            return  # damaged: the run goes back to the one before
+        if checkpoints.damage(latest):
+            return  # the run goes back to the one before
+        found = tf.train.load_checkpoint(latest)
         _check_fit(latest, found.get_variable_to_shape_map(), wanted,
                    _EVERYTHING, "give another --output_dir for another model "
                    "or task")
@@ -56,6 +57,11 @@ def check(run, config, parts, required=ENCODER):
 
 
 def _open(path):
+    """A reader of --init_checkpoint, whose files are whole."""
+    wrong = (checkpoints.damage(path)
+             if os.path.exists(tf_checkpoint.index_file(path)) else "")
+    if wrong:
+        raise errors.UserError("--init_checkpoint=%s: %s" % (path, wrong))
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError) as error:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are killed, signalled, or find a damaged checkpoint.
 
-RESUME_KILLS=20 in the environment kills oftener than 3 times, RESUME_FLAGS
-adds flags to the runs.
+RESUME_KILLS=20 in the environment kills oftener than 3 times.
 """
 import os
 import random
 import re
-import shlex
 import signal
 import subprocess
 import time
@@ -21,7 +19,6 @@ import tiny
 
 STEPS = 200
 KILLS = int(os.environ.get("RESUME_KILLS", 3))
-FLAGS = shlex.split(os.environ.get("RESUME_FLAGS", ""))
 START_SECONDS = 5.0
 
 
@@ -39,7 +36,7 @@ class Script:
     def start(self, name):
         """Starts the run whose output directory is `name`."""
         command = tiny.command(
-            self._script, FLAGS, output_dir=self.folder / name, **self._flags)
+            self._script, [], output_dir=self.folder / name, **self._flags)
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
             return subprocess.Popen(command, stdout=log, stderr=log,
