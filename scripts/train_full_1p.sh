@@ -1,66 +1,39 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# The model zoo's entry point: fine-tunes on SQuAD v1.1 with one device and
-# prints a summary; TASK=squad_v2.0 or TASK=pretraining takes another launcher.
+# The model zoo's entry point for accuracy: a short pre-training, then SQuAD
+# v1.1 and v2.0 with their scores, on one NPU, with the predecessor's settings.
 #
-#   bash scripts/train_full_1p.sh --data_path=SQUAD --ckpt_path=MODEL [FLAG ...]
+#   bash scripts/train_full_1p.sh --data_path=DIR [FLAG ...]
 #
-#   --data_path=DIR        the launcher's SQUAD_DIR or BookCorpus_DIR
-#   --ckpt_path=DIR        the launcher's BERT_BASE_DIR
-#   --precision_mode=MODE  precision mode of the NPU's graph compiler
-#   --profiling=True       a profile in OUT_DIR/profiling
-#   --data_dump_flag=True  operators' outputs in OUT_DIR/dump
-#   --over_dump=True       operators that overflow in OUT_DIR/dump
-#
-# Every other flag goes to the launcher.
+# --help lists the flags. Ends with one line of key=value for each run. Edit
+# the settings, or set the same names in the environment; SQUAD_FLAGS and
+# PRETRAINING_FLAGS are further flags of the launchers.
 set -euo pipefail
 
-TASK=${TASK:-squad_v1.1}
-export OUT_DIR=${OUT_DIR:-./output/$TASK}
+OUT_DIR=${OUT_DIR:-./output/full_1p}
+PRETRAINING_FLAGS=${PRETRAINING_FLAGS:---num_train_steps=200 --save_checkpoints_steps=100}
+SQUAD_FLAGS=${SQUAD_FLAGS:-}
 
-SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/model_zoo.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model_zoo.sh"
+parse_flags "$@"
 
-fail() {
-  echo "$(basename "$0"): error: $1" >&2
-  exit 1
-}
+# shellcheck disable=SC2086
+train pretraining run_pretraining.sh \
+    --flagfile="$SCRIPTS/../configs/predecessor_pretraining.flags" \
+    --input_files_dir="$DATA_PATH/Data/BookCorpus/pretraining_data" \
+    --iterations_per_loop=20 --display_loss_steps=20 $PRETRAINING_FLAGS
 
-data_path="" ckpt_path=""
-flags=()
-for argument in "$@"; do
-  value=${argument#*=}
-  case $argument in
-    --data_path=*) data_path=$value ;;
-    --ckpt_path=*) ckpt_path=$value ;;
-    --data_dump_flag=*) flags+=("--data_dump=$value") ;;
-    *) flags+=("$argument") ;;
-  esac
+# shellcheck disable=SC2086
+for version in 1.1 2.0; do
+  train "squad_v$version" "run_squadv$version.sh" \
+      --flagfile="$SCRIPTS/../configs/predecessor_squad_v$version.flags" \
+      --display_loss_steps=100 $SQUAD_FLAGS
 done
-[[ -n $data_path ]] || fail "--data_path is not given; name the data's directory"
-[[ -n $ckpt_path ]] || fail "--ckpt_path is not given; name the model's directory"
-export BERT_BASE_DIR=$ckpt_path
 
-case $TASK in
-  pretraining) launcher=run_pretraining.sh; export BookCorpus_DIR=$data_path ;;
-  squad_v1.1) launcher=run_squadv1.1.sh; export SQUAD_DIR=$data_path ;;
-  squad_v2.0) launcher=run_squadv2.0.sh; export SQUAD_DIR=$data_path ;;
-  *) fail "TASK is '$TASK'; expected pretraining, squad_v1.1 or squad_v2.0" ;;
-esac
-
-mkdir -p "$OUT_DIR"
-log=$OUT_DIR/train_$(basename "$0" .sh).log
-started=$SECONDS
-bash "$SCRIPTS/$launcher" ${flags[@]+"${flags[@]}"} 2>&1 | tee "$log"
-
-# The last value of a key in the log's key=value lines.
-last() { { grep -oE "(^| )$1=[^ ]+" "$log" || true; } | tail -n 1 | cut -d= -f2; }
-
-echo "--- summary"
-for key in step loss learning_rate examples_per_second loss_scale overflows; do
-  value=$(last "$key")
-  [[ -z $value ]] || echo "$key=$value"
-done
-grep -E '"(exact_match|exact|f1)"' "$log" || true
-echo "seconds=$((SECONDS - started))"
-echo "log=$log"
+echo "------------------ Final result ------------------"
+summary pretraining
+summary squad_v1.1 exact_match f1
+summary squad_v2.0 exact f1 best_exact best_f1
+echo "seconds=$SECONDS"
