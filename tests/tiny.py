@@ -24,13 +24,13 @@ _FOREIGN = ("RANK_SIZE", "RANK_ID", "RANK_TABLE_FILE", "DEVICE_ID",
 _ITEM = re.compile(r"(\w+)=(\S+)")
 
 
-def write_model(folder, *, dropout=0.0, layers=2):
+def write_model(folder, *, dropout=0.0, layers=2, hidden_size=32):
     """config.json, vocab.json and merges.txt of a model without merges."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({
-        "model_type": "roberta", "vocab_size": VOCAB_SIZE, "hidden_size": 32,
+        "model_type": "roberta", "vocab_size": VOCAB_SIZE, "hidden_size": hidden_size,
         "num_hidden_layers": layers, "num_attention_heads": 4,
-        "intermediate_size": 64, "hidden_act": "gelu",
+        "intermediate_size": 2 * hidden_size, "hidden_act": "gelu",
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
         "max_position_embeddings": 514, "type_vocab_size": 1,
