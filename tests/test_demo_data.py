@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import squad
+import squad_scores
 import tokenization
 from conftest import REPOSITORY
 
@@ -130,3 +131,46 @@ def test_vocabulary_has_special_tokens_in_robertas_places():
         tokenizer.vocab_size)
     text = read("eval_text.txt") + "\u00e9\u4e2d\U0001f600"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """{id: (paragraph's number, gold texts, best text, null odds)}.
+
+    Text and null odds are those of a run of scripts/demo.sh.
+    """
+    path = REPOSITORY / "tests" / "data" / "demo_null_odds.json"
+    outputs = json.loads(path.read_text(encoding="utf-8"))
+    result = {
+        qa["id"]: (number, [answer["text"] for answer in qa["answers"]],
+                   *outputs[qa["id"]])
+        for number, paragraph in enumerate(paragraphs("dev-v2.0.json"))
+        for qa in paragraph["qas"]}
+    assert len(result) == len(outputs)
+    return result
+
+
+def mean_f1(items, threshold):
+    """F1 in percent where "" is answered above a null threshold."""
+    gold = {key: item[1] for key, item in items.items()}
+    texts = {key: text if odds <= threshold else ""
+             for key, (_, _, text, odds) in items.items()}
+    _, f1 = squad_scores.scores(gold, texts)
+    return 100.0 * sum(f1.values()) / len(items)
+
+
+@pytest.mark.parametrize("is_first", [
+    lambda number: number % 2 == 0, lambda number: number % 2 == 1,
+    lambda number: number < 40, lambda number: number >= 40])
+def test_threshold_from_one_half_serves_the_other(answered, is_first):
+    halves = {}, {}
+    for key, item in answered.items():
+        halves[0 if is_first(item[0]) else 1][key] = item
+    chosen, other = halves
+    best = squad_scores.find_best_thresholds(
+        *({key: item[column] for key, item in chosen.items()}
+          for column in (1, 2, 3)))
+    threshold = best["best_f1_thresh"]
+    assert mean_f1(chosen, threshold) == pytest.approx(best["best_f1"])
+    assert best["best_f1"] > mean_f1(chosen, 0.0)
+    assert mean_f1(other, threshold) >= mean_f1(other, 0.0)
