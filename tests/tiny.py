@@ -28,7 +28,8 @@ def write_model(folder, *, dropout=0.0, layers=2, hidden_size=32):
     """config.json, vocab.json and merges.txt of a model without merges."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({
-        "model_type": "roberta", "vocab_size": VOCAB_SIZE, "hidden_size": hidden_size,
+        "model_type": "roberta", "vocab_size": VOCAB_SIZE,
+        "hidden_size": hidden_size,
         "num_hidden_layers": layers, "num_attention_heads": 4,
         "intermediate_size": 2 * hidden_size, "hidden_act": "gelu",
         "hidden_dropout_prob": dropout,
