@@ -430,8 +430,9 @@ _NOT_WRITABLE = re.compile(r"Permission denied|Read-only file system|"
 def _reason(error, output_dir):
     """What a user can mend of an error of TensorFlow's, or ""."""
     text = str(error)
-    line = text.splitlines()[0] if text else type(error).__name__
     found = _DISK_FULL.search(text) or _NOT_WRITABLE.search(text)
+    line = next((line.strip() for line in text.splitlines()
+                 if not found or found.group() in line), "")
     if found:
         latest = output_dir and latest_checkpoint(output_dir)
         return ("TensorFlow cannot use its files in %s: %s (%s); %s, then "

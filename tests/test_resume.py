@@ -4,10 +4,13 @@
 RESUME_KILLS=20 in the environment kills oftener than 3 times.
 """
 import os
+import pathlib
 import random
 import re
+import resource
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -33,14 +36,22 @@ class Script:
             do_train=True, save_checkpoints_steps=15, display_loss_steps=1,
             accelerator="cpu", keep_checkpoint_max=3)
 
-    def start(self, name):
-        """Starts the run whose output directory is `name`."""
+    def start(self, name, largest_file=None):
+        """Starts the run whose output directory is `name`.
+
+        A write beyond `largest_file` bytes fails, as on a full disk.
+        """
+        def limit():
+            if largest_file:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
+
         command = tiny.command(
             self._script, [], output_dir=self.folder / name, **self._flags)
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
             return subprocess.Popen(command, stdout=log, stderr=log,
-                                    env=tiny.environment(npu=False))
+                                    env=tiny.environment(npu=False),
+                                    preexec_fn=limit)
 
     def finish(self, process, code=0):
         """Waits; gives the log of the last start."""
@@ -68,17 +79,19 @@ class Script:
                 if tensor.dtype != "STRING"}
 
 
-def pretraining(folder):
+def pretraining(folder, kind=Script, **more):
     """Dynamic masks, two micro-batches, a loss scale that changes."""
     tiny.write_model(folder / "model", dropout=0.1)
-    return Script(
+    settings = dict(num_train_steps=STEPS, num_warmup_steps=10)
+    settings.update(more)
+    return kind(
         folder, "run_pretraining.py",
         input_files_dir=tiny.write_sequences(folder / "records"),
         train_batch_size=4, num_accumulation_steps=2, npu_bert_loss_scale=0,
         # The scale overflows some steps at first.
         init_loss_scale_value=2.0 ** 125,
         max_seq_length=tiny.LENGTH, max_predictions_per_seq=tiny.PREDICTIONS,
-        num_train_steps=STEPS, num_warmup_steps=10, learning_rate=1e-3)
+        learning_rate=1e-3, **settings)
 
 
 def squad(folder):
@@ -148,5 +161,61 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert len(warnings) == 1
     assert before + ":" in warnings[0] and newest in warnings[0]
     assert "going on from %s, batch" % before in log
+    kept = checkpoints.listed(str(tmp_path / "run"))
+    log = script.finish(script.start("run", largest_file=50000), 1)
+    assert re.search(r"error: TensorFlow cannot use its files in .*: File too "
+                     r"large \(.*\); free some space, then the same command "
+                     r"goes on from %s$" % re.escape(kept[-1]), log)
+    assert checkpoints.listed(str(tmp_path / "run")) == kept
+    script.finish(script.start("run"))
+    assert script.weights("run") == script.weights("whole")
+
+
+class HorovodScript(Script):
+    """The run in two processes, under horovodrun."""
+
+    def start(self, name):
+        horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
+        command = tiny.command(self._script, [], output_dir=self.folder / name,
+                               horovod=True, **self._flags)
+        self.log = self.folder / (name + ".log")
+        with open(str(self.log), "w") as log:
+            return subprocess.Popen(
+                [str(horovodrun), "-np", "2", "--gloo"] + command, stdout=log,
+                stderr=log, env=tiny.environment(
+                    npu=False, PATH=os.pathsep.join(
+                        [str(horovodrun.parent), os.environ["PATH"]])))
+
+    def process_of(self, name, rank):
+        """The number of the process that is this rank of a run."""
+        for path in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                variables = (path / "environ").read_bytes().split(b"\0")
+            except OSError:  # another user's, or gone
+                continue
+            if (b"--output_dir=%s" % str(self.folder / name).encode() in words
+                    and b"HOROVOD_RANK=%d" % rank in variables
+                    and words[1].endswith(b"run_pretraining.py")):
+                return int(path.name)
+        raise AssertionError("rank %d does not run" % rank)
+
+
+def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
+    pytest.importorskip("horovod.tensorflow",
+                        reason="Horovod is not installed")
+    script = pretraining(tmp_path, HorovodScript, num_train_steps=40)
+    whole = script.start("whole")
+    script.finish(whole)
+    process = script.start("run")
+    assert script.wait_for(process, 15)
+    # One of them is told to end; the other ends with it, after a checkpoint.
+    os.kill(script.process_of("run", rank=1), signal.SIGTERM)
+    assert process.wait(timeout=120) != 0
+    log = script.log.read_text()
+    assert log.count("ended by a signal") == 2, log[-3000:]
+    newest = checkpoints.newest(str(tmp_path / "run"))
+    step = int(newest.rpartition("-")[2])
+    assert step == script.step() and 15 <= step < 40
     script.finish(script.start("run"))
     assert script.weights("run") == script.weights("whole")

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint a run goes on from when files are damaged or missing."""
+import os
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+import checkpoints
+import errors
+import tf_checkpoint
+import training
+
+
+class Directory:
+    """A run's directory with checkpoints of steps 1, 2 and 3."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        tf.get_variable("a", [100], initializer=tf.ones_initializer())
+        tf.get_variable("global_step", [], tf.int64,
+                        initializer=tf.constant_initializer(7))
+        seen = tf.get_variable("batches_seen", [], tf.int64,
+                               initializer=tf.zeros_initializer())
+        self.saver = checkpoints.Saver(3)
+        self.saver.build()
+        self.session = tf.Session()
+        self.session.run(tf.global_variables_initializer())
+        for step in (1, 2, 3):
+            seen.load(10 * step, self.session)
+            self.saver.save(self.session, self.prefix(), step)
+
+    def prefix(self, step=None):
+        name = "model.ckpt" if step is None else "model.ckpt-%d" % step
+        return os.path.join(self.path, name)
+
+    def damage(self, step, keep=100, index=False):
+        """Cuts a file off."""
+        file = tf_checkpoint.index_file if index else tf_checkpoint.data_file
+        os.truncate(file(self.prefix(step)), keep)
+
+    def steps(self):
+        """The steps that TensorFlow believes to be there."""
+        return [int(path.rpartition("-")[2])
+                for path in checkpoints.listed(self.path)]
+
+    def state(self):
+        """The text of the file that lists them."""
+        with open(os.path.join(self.path, "checkpoint")) as stream:
+            return stream.read()
+
+    def write_state(self, text):
+        with open(os.path.join(self.path, "checkpoint"), "w") as stream:
+            stream.write(text)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    directory = Directory(tmp_path / "run")
+    with directory.session:
+        yield directory
+
+
+@pytest.fixture
+def warnings(log_lines):
+    return lambda: [line for line in log_lines if "going back to" in line]
+
+
+def test_whole_checkpoints_are_left_alone(run, warnings):
+    before = run.state(), sorted(os.listdir(run.path))
+    assert checkpoints.repair(run.path) == run.prefix(3)
+    assert before == (run.state(), sorted(os.listdir(run.path)))
+    assert warnings() == []
+    assert checkpoints.batches_seen(checkpoints.newest(run.path)) == 30
+
+
+@pytest.mark.parametrize("how", [
+    {}, {"keep": 0}, {"index": True}, {"index": True, "keep": 0}])
+def test_the_one_before_a_damaged_checkpoint_is_taken(run, warnings, how):
+    run.damage(3, **how)
+    assert checkpoints.repair(run.path) == run.prefix(2)
+    assert run.steps() == [1, 2]
+    assert checkpoints.newest(run.path) == run.prefix(2)
+    assert checkpoints.batches_seen(checkpoints.newest(run.path)) == 20
+    assert len(warnings()) == 1
+    assert "model.ckpt-2:" in warnings()[0] and "-3" in warnings()[0]
+    checkpoints.repair(run.path)
+    assert len(warnings()) == 1  # what was said is not said again
+
+
+def test_a_missing_data_file_is_damage(run):
+    os.remove(tf_checkpoint.data_file(run.prefix(3)))
+    assert "No such file" in checkpoints.damage(run.prefix(3))
+    assert checkpoints.repair(run.path) == run.prefix(2)
+
+
+def test_changed_counters_are_damage(run):
+    assert checkpoints.damage(run.prefix(3)) == ""
+    assert list(tf_checkpoint.load(run.prefix(3))) == [
+        "a", "batches_seen", "global_step"]
+    with open(tf_checkpoint.data_file(run.prefix(3)), "r+b") as stream:
+        stream.seek(400)  # behind the 100 numbers of a
+        stream.write(b"\xff")
+    assert "checksum of 'batches_seen'" in checkpoints.damage(run.prefix(3))
+
+
+def test_two_damaged_checkpoints_are_passed_over(run, warnings):
+    run.damage(2)
+    run.damage(3)
+    assert checkpoints.repair(run.path) == run.prefix(1)
+    assert len(warnings()) == 1
+
+
+def test_no_whole_checkpoint_is_an_error_and_changes_nothing(run):
+    for step in (1, 2, 3):
+        run.damage(step)
+    with pytest.raises(errors.UserError, match="no checkpoint in .* is whole; "
+                       ".*-3.*move them away to begin anew"):
+        checkpoints.repair(run.path)
+    assert run.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["", "model_checkpoint_pa"])
+def test_a_lost_list_of_checkpoints_is_made_again(run, warnings, text):
+    run.write_state(text)
+    if not text:
+        os.remove(os.path.join(run.path, "checkpoint"))
+    assert checkpoints.repair(run.path) == run.prefix(3)
+    assert run.steps() == [1, 2, 3]
+    assert len(warnings()) == 1 and "missing or unreadable" in warnings()[0]
+
+
+def test_going_back_by_hand_is_respected(run):
+    run.write_state(run.state().replace(
+        'model_checkpoint_path: "model.ckpt-3"',
+        'model_checkpoint_path: "model.ckpt-2"', 1))
+    assert checkpoints.repair(run.path) == run.prefix(2)
+    assert run.steps() == [1, 2]
+
+
+def test_an_empty_directory_has_no_checkpoint(tmp_path):
+    assert checkpoints.repair(str(tmp_path)) is None
+    assert checkpoints.batches_seen(None) == 0
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_what_a_killed_save_left_is_removed(run):
+    left = os.path.join(run.path, "model.ckpt-4_temp_0123")
+    os.mkdir(left)
+    checkpoints.repair(run.path, removes=False)
+    assert os.path.isdir(left)
+    checkpoints.repair(run.path)
+    assert not os.path.exists(left)
+
+
+def test_a_moved_directory_still_works(run, tmp_path):
+    run.damage(3)
+    checkpoints.repair(run.path)
+    moved = str(tmp_path / "moved")
+    os.rename(run.path, moved)
+    assert checkpoints.newest(moved) == os.path.join(moved, "model.ckpt-2")
+
+
+def test_what_was_just_restored_is_not_written_again(run):
+    name = tf_checkpoint.index_file(run.prefix(3))
+    os.utime(name, (1, 1))
+    run.saver.restore(run.session, run.prefix(3))
+    run.saver.save(run.session, run.prefix(), 3)
+    assert os.path.getmtime(name) == 1
+    run.saver.save(run.session, run.prefix(), 4)
+    assert run.steps() == [2, 3, 4]
+
+
+# Errors of TensorFlow that a user can mend.
+
+class Batches:
+    def raise_error(self):
+        pass
+
+
+@pytest.mark.parametrize("error, message", [
+    (tf.errors.ResourceExhaustedError(
+        None, None, "Graph error:\n out/a.data; No space left on device"),
+     r"files in out: No space left \(out/a.data; No space left on device\); "
+     r"free some space, then the same command goes on from the start"),
+    (tf.errors.PermissionDeniedError(
+        None, None, "out/a; Read-only file system"), "make it usable"),
+    (tf.errors.NotFoundError(None, None, "out/a; No such file or directory"),
+     "make it usable"),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"),
+     "out of memory: OOM when .*--train_batch_size")])
+def test_errors_about_files_and_memory_are_one_line(error, message):
+    with pytest.raises(errors.UserError, match=message):
+        with training.reported(Batches(), "out"):
+            raise error
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(tf.errors.InternalError):
+        with training.reported(Batches(), "out"):
+            raise tf.errors.InternalError(None, None, "a bug")
