@@ -29,7 +29,9 @@ def flags(data, name, **more):
         do_train=True, max_seq_length=tiny.LENGTH,
         max_predictions_per_seq=tiny.PREDICTIONS, num_train_steps=20,
         num_warmup_steps=2, learning_rate=1e-2, display_loss_steps=1,
-        save_checkpoints_steps=10, accelerator="cpu")
+        save_checkpoints_steps=10, accelerator="cpu",
+        # With a small one Adam would hide gradients of a wrong scale.
+        adam_epsilon=1e-3)
     settings.update(more)
     return tiny.command("run_pretraining.py", [], **settings)
 
