@@ -65,8 +65,9 @@ export RANK_TABLE_FILE
 count() { { grep -o "\"$1\"" "$RANK_TABLE_FILE" || true; } | wc -l; }
 RANK_SIZE=$(count rank_id)
 servers=$(count server_id)
-[ "$RANK_SIZE" -gt 0 ] && [ "$servers" -gt 0 ] || fail \
-    "$RANK_TABLE_FILE has no rank_id or no server_id; write it with scripts/make_rank_table.py"
+if [ "$RANK_SIZE" -eq 0 ] || [ "$servers" -eq 0 ]; then
+  fail "$RANK_TABLE_FILE has no rank_id or no server_id; write it with scripts/make_rank_table.py"
+fi
 DEVICES=${DEVICES:-$((RANK_SIZE / servers))}
 export RANK_SIZE
 case $DEVICES$SERVER_INDEX in
