@@ -367,10 +367,12 @@ class FeatureBatches(Batches):
     """Batches of a task's sequences, padded no further than needed."""
 
     def __init__(self, sequences, values, *, pad_token_id, batch_size,
-                 max_length=None, order=None, rank=0):
+                 max_length=None, order=None, rank=0, token_values=None,
+                 choices=None):
         """
         Args:
-          sequences: function of an index giving its token ids.
+          sequences: function of an index giving its token ids; with `choices`
+            a list of so many lists of ids.
           values: {name: int or float array [n, ...]}, the other features.
           pad_token_id: fills up input_ids.
           batch_size: sequences of a batch on this device.
@@ -378,21 +380,26 @@ class FeatureBatches(Batches):
             32 of the longest sequence in the batch.
           order: LengthPools, for training; None goes through `predicted`.
           rank: this process's part of a step's sequences.
+          token_values: {name: (function of an index giving one whole number a
+            token, the number at padding)}.
+          choices: sequences that stand for one index; None for one alone.
         """
         super().__init__()
-        self._sequences = sequences
         self._values = values
-        self._pad_token_id = pad_token_id
+        self._tokens = {"input_ids": (sequences, pad_token_id)}
+        self._tokens.update(token_values or {})
+        self._choices = choices
         self._batch_size = batch_size
         self._max_length = max_length
         self._order = order
         self._rank = rank
         self._predicted = None
-        self.names = ("input_ids", "index") + tuple(sorted(values))
-        self.dtypes = (tf.int32, tf.int32) + tuple(
+        self.names = tuple(self._tokens) + ("index",) + tuple(sorted(values))
+        self.dtypes = (tf.int32,) * (len(self._tokens) + 1) + tuple(
             tf.as_dtype(values[name].dtype) for name in sorted(values))
         rows = batch_size if order or max_length else None
-        self.shapes = ([rows, max_length], [rows]) + tuple(
+        row = [max_length] if choices is None else [choices, max_length]
+        self.shapes = ([rows] + row,) * len(self._tokens) + ([rows],) + tuple(
             [rows] + list(values[name].shape[1:]) for name in sorted(values))
 
     def predict_all(self, lengths):
@@ -408,19 +415,30 @@ class FeatureBatches(Batches):
         return -(-len(self._predicted) // self._batch_size)
 
     def make(self, step):
-        """input_ids, index (-1 in a row that is padding), the other values."""
+        """input_ids and other values of tokens, index (-1 in a row that is
+        padding), the other values."""
         size = self._batch_size
         if self._order is not None:
             indices = self._order.indices(step)
             indices = indices[self._rank * size:(self._rank + 1) * size]
         else:
             indices = self._predicted[step * size:(step + 1) * size]
-        sequences = [self._sequences(int(index)) for index in indices]
-        longest = self._max_length or -(-max(map(len, sequences)) // 32) * 32
         rows = size if self.shapes[0][0] else len(indices)
-        ids = np.full((rows, longest), self._pad_token_id, np.int32)
-        for row, sequence in zip(ids, sequences):
+        return [self._padded(indices, rows, *tokens)
+                for tokens in self._tokens.values()] + [
+                    _filled(indices, rows, -1)] + [
+                        _filled(self._values[name][indices], rows, 0)
+                        for name in sorted(self._values)]
+
+    def _padded(self, indices, rows, sequence_of, fill):
+        """int32 [rows, S], or [rows, choices, S]."""
+        sequences = [sequence_of(int(index)) for index in indices]
+        shape = [rows]
+        if self._choices is not None:
+            sequences = [one for several in sequences for one in several]
+            shape = [rows, self._choices]
+        longest = self._max_length or -(-max(map(len, sequences)) // 32) * 32
+        padded = np.full((int(np.prod(shape)), longest), fill, np.int32)
+        for row, sequence in zip(padded, sequences):
             row[:len(sequence)] = sequence
-        return [ids, _filled(indices, rows, -1)] + [
-            _filled(self._values[name][indices], rows, 0)
-            for name in self.names[2:]]
+        return padded.reshape(shape + [longest])

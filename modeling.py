@@ -394,9 +394,9 @@ class RobertaModel:
 class _Seeds:
     """One seed for every place that drops, all from one int32 [2]."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, places=0):
         self._seed = seed
-        self._places = 0
+        self._places = places
 
     def next(self):
         if self._seed is None:
@@ -685,3 +685,106 @@ def answerable_logits(config, sequence_output, kernels=Kernels()):
         logits = dense(first, 1, "answerable",
                        initializer_range=config.initializer_range)
     return tf.squeeze(logits, axis=1)
+
+
+# Where the places of a head begin: the encoder's are fewer.
+_HEAD_PLACES = 1 << 20
+
+
+class _HeadDropout:
+    """Dropout of a head: none without a seed, that is, outside of training.
+
+    Its rate is classifier_dropout, or hidden_dropout_prob where there is none.
+    """
+
+    def __init__(self, config, kernels, seed):
+        self._kernels = kernels
+        self._rate = (config.hidden_dropout_prob
+                      if config.classifier_dropout is None
+                      else config.classifier_dropout)
+        self._seeds = None if seed is None else _Seeds(seed, _HEAD_PLACES)
+
+    def __call__(self, x):
+        if self._seeds is None or not self._rate:
+            return x
+        return self._kernels.dropout(x, self._rate, self._seeds.next())
+
+
+def _head_on_first(config, first, scope, outputs, drop, kernels):
+    """dense, tanh, dropout, out_proj: [B, H] -> float32 [B, outputs]."""
+    with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
+        hidden = tf.tanh(dense(
+            first, config.hidden_size, "dense", dtype=kernels.head_dtype,
+            initializer_range=config.initializer_range, kernels=kernels))
+        return dense(drop(tf.cast(hidden, tf.float32)), outputs, "out_proj",
+                     initializer_range=config.initializer_range)
+
+
+def classification_logits(config, sequence_output, num_labels,
+                          kernels=Kernels(), *, dropout_seed=None):
+    """Scores of a text's labels, or the number of a regression.
+
+    Args:
+      config: RobertaConfig.
+      sequence_output: [B, S, H].
+      num_labels: labels; 1 for a regression.
+      kernels: Kernels.
+      dropout_seed: int32 [2] in training, None else.
+
+    Returns:
+      float32 [B, num_labels].
+
+    Source: RobertaClassificationHead of Hugging Face: dropout, dense, tanh,
+    dropout, out_proj on `<s>`, as fairseq's sentence_classification_head.
+    """
+    drop = _HeadDropout(config, kernels, dropout_seed)
+    return _head_on_first(config, drop(sequence_output[:, 0]),
+                          "cls/classification", num_labels, drop, kernels)
+
+
+def multiple_choice_logits(config, sequence_output, num_choices,
+                           kernels=Kernels(), *, dropout_seed=None):
+    """Scores of the options of a question, each read as one sequence.
+
+    Args:
+      config: RobertaConfig.
+      sequence_output: [B * C, S, H]; the options of a question follow each
+        other.
+      num_choices: C, options of a question.
+      kernels, dropout_seed: see `classification_logits`.
+
+    Returns:
+      float32 [B, C].
+
+    Source: RobertaForMultipleChoice of Hugging Face: pooler (dense, tanh) on
+    `<s>`, dropout, one output.
+    """
+    drop = _HeadDropout(config, kernels, dropout_seed)
+    scores = _head_on_first(config, sequence_output[:, 0],
+                            "cls/multiple_choice", 1, drop, kernels)
+    return tf.reshape(scores, [-1, num_choices])
+
+
+def tagging_logits(config, sequence_output, num_labels, kernels=Kernels(), *,
+                   dropout_seed=None):
+    """Scores of each token's labels.
+
+    Args:
+      config, sequence_output, num_labels, kernels, dropout_seed: see
+        `classification_logits`.
+
+    Returns:
+      float32 [B, S, num_labels].
+
+    Source: RobertaForTokenClassification of Hugging Face: dropout, dense.
+    """
+    drop = _HeadDropout(config, kernels, dropout_seed)
+    shape = tf.shape(sequence_output)
+    rows = tf.reshape(drop(tf.cast(sequence_output, tf.float32)),
+                      [-1, config.hidden_size])
+    with tf.variable_scope("cls", custom_getter=kernels.variable_getter):
+        logits = dense(rows, num_labels, "tagging",
+                       initializer_range=config.initializer_range)
+    logits = tf.reshape(logits, [shape[0], shape[1], num_labels])
+    logits.set_shape(sequence_output.shape.as_list()[:2] + [num_labels])
+    return logits

@@ -244,7 +244,7 @@ def fitting_batch(estimate, batch_size, available):
     return 0
 
 
-def check_run(run, config, device, head, *, predictions):
+def check_run(run, config, device, head, *, predictions, choices=1):
     """What the run scripts check: cheap, and before anything is written.
 
     Args:
@@ -253,6 +253,7 @@ def check_run(run, config, device, head, *, predictions):
       device: an environment's device.
       head: see `parameters`.
       predictions: see `memory_bytes`.
+      choices: sequences of --max_seq_length that count as one of a batch.
 
     Returns:
       Lines about disk and memory.
@@ -263,7 +264,8 @@ def check_run(run, config, device, head, *, predictions):
                       run.keep_checkpoint_max)
     memory = check_memory(
         lambda size, accumulates: memory_bytes(
-            config, head, batch_size=size, max_seq_length=run.max_seq_length,
+            config, head, batch_size=size * choices,
+            max_seq_length=run.max_seq_length,
             predictions=predictions, accumulates=accumulates,
             half=device.stores_half, recompute_layers=run.recompute_layers),
         device.memory_bytes(), run)

@@ -10,21 +10,17 @@ import collections
 import dataclasses
 import math
 import os
-import re
 import typing
 
 from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
-import tqdm
 
 import command_line
 import environment
 import errors
-import input_pipeline
+import finetuning
 import modeling
-import preflight
-import progress
 import squad
 import squad_cache
 import squad_scores
@@ -36,22 +32,10 @@ FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
-class SquadConfig:
-    """Flags of this script alone."""
-    vocab_file: str = command_line.flag("", "The tokenizer's vocab.json.")
-    merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
-    do_lower_case: bool = command_line.flag(
-        False, "Lower-case all text; RoBERTa's vocabulary is cased.")
+class SquadConfig(finetuning.TaskConfig):
+    """Flags of this script, those of every fine-tuning script among them."""
     train_file: str = command_line.flag("", "SQuAD JSON to train on.")
-    do_predict: bool = command_line.flag(False, "Whether to predict.")
     predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
-    predict_batch_size: int = command_line.flag(
-        8, "Sequences of a batch in prediction.", lower=1)
-    num_train_epochs: float = command_line.flag(
-        2.0, "Passes over the training features.", lower=0)
-    warmup_proportion: float = command_line.flag(
-        0.06, "Share of the steps over which the learning rate rises.",
-        lower=0, upper=1)
     doc_stride: int = command_line.flag(
         128, "Tokens from one window of a long context to the next.", lower=1)
     max_query_length: int = command_line.flag(
@@ -74,8 +58,6 @@ class SquadConfig:
     feature_cache_dir: str = command_line.flag(
         "", "Directory in which features are kept for the next run. "
         "Default: output_dir/features.")
-    num_workers: int = command_line.flag(
-        0, "Processes that tokenize; 0 takes all cores.", lower=0)
     use_tpu: bool = command_line.flag(False, "Accepted while False.")
     tpu_name: str = command_line.flag("", "Accepted while empty.")
     tpu_zone: str = command_line.flag("", "Accepted while empty.")
@@ -153,46 +135,27 @@ def chance_loss(data):
     return (1 - empty) * context - sum(p * math.log(p) for p in shares)
 
 
-def build_model_fn(config, run, task, device, schedule, save_timer, chance,
-                   guard=None):
-    """The estimator's model function.
+def build_model(config, run, task, device, chance=None):
+    """The finetuning.Model.
 
     Args:
-      schedule: (num_train_steps, num_warmup_steps).
       chance: `chance_loss` of the training data, None without training.
     """
     kernels = device.kernels
-    losses = training.Losses(
-        lambda features, is_training, seed: span_sums(
-            config, task, features, kernels, seed, run),
-        lambda features: tf.cast(tf.shape(features["input_ids"])[0],
-                                 tf.float32), chance)
 
-    def model_fn(features, labels, mode, params):
-        del labels, params
-        # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
-                           else run.init_checkpoint)
-        if mode == tf.estimator.ModeKeys.TRAIN:
-            return training.train_spec(
-                losses, features, config=config, run=run, device=device,
-                num_train_steps=schedule[0], num_warmup_steps=schedule[1],
-                init_checkpoint=init_checkpoint, save_timer=save_timer,
-                guard=guard)
+    def losses(features, is_training, dropout_seed):
+        del is_training
+        return span_sums(config, task, features, kernels, dropout_seed, run)
+
+    def predictions(features):
         start, end, answerable = _span_logits(config, task, features, kernels,
                                               is_training=False)
-        if init_checkpoint:
-            warm_start.load(init_checkpoint)
-        outputs = {"index": features["index"], "start": start, "end": end}
+        outputs = {"start": start, "end": end}
         if answerable is not None:
             outputs["answerable"] = answerable
-        return tf.estimator.EstimatorSpec(mode, predictions=outputs)
+        return outputs
 
-    return model_fn
-
-
-# Without training, an untrained head would answer at random.
-_TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/squad/")
+    return finetuning.Model(losses, predictions, chance=chance)
 
 
 class Data(typing.NamedTuple):
@@ -230,61 +193,27 @@ def make_features(examples, tokenizer, run, task, is_training):
                 np.array([feature.length for feature in features]))
 
 
-def _batches(data, config, run, task, device, is_training):
-    """Batches for training, or for prediction of all windows."""
-    def ids(index):
-        return data.features[index].input_ids
-
-    max_length = run.max_seq_length if device.static_shapes else None
-    if not is_training:
-        return input_pipeline.FeatureBatches(
-            ids, {}, pad_token_id=config.pad_token_id,
-            batch_size=task.predict_batch_size, max_length=max_length)
-    values = {name: np.array([getattr(feature, name)
-                              for feature in data.features], np.int32)
-              for name in ("start_position", "end_position")}
-    order = input_pipeline.LengthPools(
-        data.lengths, batch_size=run.batch_size * device.world_size,
-        seed=run.random_seed, is_shuffled=not run.npu_bert_debug)
-    return input_pipeline.FeatureBatches(
-        ids, values, pad_token_id=config.pad_token_id,
-        batch_size=run.batch_size, max_length=max_length, order=order,
-        rank=device.rank)
+def sequences(data, is_training):
+    """The windows as a model reads them, with labels in training."""
+    names = ("start_position", "end_position") if is_training else ()
+    return finetuning.Sequences(
+        lambda index: data.features[index].input_ids, data.lengths,
+        {name: np.array([getattr(feature, name) for feature in data.features],
+                        np.int32) for name in names})
 
 
-def _schedule(data, run, task, device):
-    """(num_train_steps, num_warmup_steps), counted in features."""
-    global_batch = run.batch_size * device.world_size
-    steps = int(len(data.features) * task.num_train_epochs / global_batch)
-    steps = max(1, steps)
-    warmup = min(int(steps * task.warmup_proportion), steps - 1)
-    tf.logging.info(
-        "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
-        len(data.features), task.num_train_epochs, steps, warmup)
-    return steps, warmup
-
-
-def predict(estimator, data, batches):
+def predict(tuning, data):
     """Logits of all windows.
 
     Returns:
       ({unique_id: (start, end)}, {unique_id: answerable logit} or None).
     """
-    steps = batches.predict_all(data.lengths)
     spans, answerable = {}, {}
-    with training.reported(batches):
-        outputs = estimator.predict(
-            lambda params: input_pipeline.dataset(batches, 0, steps),
-            yield_single_examples=False)
-        for batch in tqdm.tqdm(outputs, total=steps, desc="predict",
-                               unit="batch", mininterval=2.0):
-            for row, index in enumerate(batch["index"]):
-                if index < 0:
-                    continue
-                unique_id = data.features[index].unique_id
-                spans[unique_id] = batch["start"][row], batch["end"][row]
-                if "answerable" in batch:
-                    answerable[unique_id] = float(batch["answerable"][row])
+    for index, outputs in tuning.predict(sequences(data, False)):
+        unique_id = data.features[index].unique_id
+        spans[unique_id] = outputs["start"], outputs["end"]
+        if "answerable" in outputs:
+            answerable[unique_id] = float(outputs["answerable"])
     return spans, answerable or None
 
 
@@ -342,21 +271,6 @@ def _scores_v2(gold, predictions, answers, null_odds):
     return scores
 
 
-def _check(run, task, config, tokenizer):
-    if not (run.do_train or task.do_predict):
-        raise errors.UserError("nothing to do: give --do_train=True or "
-                               "--do_predict=True")
-    preflight.check_length(run.max_seq_length, config, run.bert_config_file)
-    preflight.check_vocabulary(tokenizer, task.vocab_file, config,
-                               run.bert_config_file)
-    if not (run.do_train or run.init_checkpoint
-            or training.latest_checkpoint(run.output_dir)):
-        raise errors.UserError(
-            "%s holds no checkpoint to predict with; name one with "
-            "--init_checkpoint, or train with --do_train=True" %
-            run.output_dir)
-
-
 def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
@@ -365,10 +279,10 @@ def main(_):
     config = training.model_config(run)
     tokenizer = tokenization.RobertaTokenizer(
         task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
-    _check(run, task, config, tokenizer)
+    finetuning.check(run, task, config, tokenizer)
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(run, config, heads,
-                     warm_start.ENCODER if run.do_train else _TRAINED)
+                     finetuning.required(run, "cls/squad/"))
     # All input is read, and refused, before anything is written.
     wanted = [name for name, is_wanted in (("train", run.do_train),
                                            ("predict", task.do_predict))
@@ -378,29 +292,18 @@ def main(_):
     device = environment.create(options)
     data = {name: make_features(examples[name], tokenizer, run, task,
                                 name == "train") for name in wanted}
-    for line in preflight.check_run(run, config, device,
-                                    "question_answering", predictions=0):
-        tf.logging.info("%s", line)
-    training.prepare_output(run, config, device.rank)
-    save_timer, guard = progress.SaveTimer(), training.new_guard(run)
-    schedule, chance = (1, 0), None
+    train = chance = None
     if run.do_train:
-        schedule = _schedule(data["train"], run, task, device)
+        train = sequences(data["train"], True)
         chance = chance_loss(data["train"])
-    estimator = device.estimator(build_model_fn(
-        config, run, task, device, schedule, save_timer, chance, guard), run,
-                                 schedule[0])
+    tuning = finetuning.FineTuning(
+        build_model(config, run, task, device, chance), train, config=config,
+        run=run, task=task, device=device, head="question_answering")
     if run.do_train:
-        batches = _batches(data["train"], config, run, task, device, True)
-        training.train(
-            estimator, batches,
-            lambda first: input_pipeline.dataset(batches, first), run=run,
-            device=device, num_train_steps=schedule[0],
-            save_timer=save_timer, guard=guard)
+        tuning.train()
     if task.do_predict and device.rank == 0:
-        batches = _batches(data["predict"], config, run, task, device, False)
-        write_predictions(data["predict"], *predict(
-            estimator, data["predict"], batches), run, task)
+        write_predictions(data["predict"], *predict(tuning, data["predict"]),
+                          run, task)
     device.close()
 
 

@@ -462,10 +462,16 @@ def write_text(path, text):
     tfrecord.write_atomically(path, text.encode("utf-8"))
 
 
-def prepare_output(run, config, rank=0):
+def prepare_output(run, config, rank=0, config_values=None):
     """Makes the output directories; rank 0 writes config.json there.
 
     A damaged checkpoint found there is passed over.
+
+    Args:
+      run: RunConfig.
+      config: modeling.RobertaConfig.
+      rank: of this process.
+      config_values: {key: value} that config.json holds besides.
     """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
@@ -474,4 +480,4 @@ def prepare_output(run, config, rank=0):
     is_there = os.path.exists(path) and os.path.samefile(
         path, run.bert_config_file)
     if rank == 0 and not is_there:
-        write_json(path, config.to_dict())
+        write_json(path, dict(config.to_dict(), **(config_values or {})))

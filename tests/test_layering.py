@@ -21,7 +21,7 @@ LAYERS = {
         "modeling", "optimization", "input_pipeline"),
     "devices": ("environment", "gpu_environment", "npu_environment"),
     "training": ("progress", "checkpoints", "divergence", "interruption",
-                 "warm_start", "preflight", "training"),
+                 "warm_start", "preflight", "training", "finetuning"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
                 "convert_checkpoint"),
 }

@@ -109,6 +109,20 @@ def test_squad_logits_equal_the_reference(golden_checkpoint):
                                    rtol=0, atol=1e-5)
 
 
+def test_classification_logits_equal_the_reference(golden_checkpoint):
+    reference = expected("sequence_classification")
+    config = golden_config("sequence_classification")
+    ids = tf.constant(reference["input_ids"], tf.int32)
+    model = modeling.RobertaModel(config, False, ids)
+    logits = modeling.classification_logits(
+        config, model.get_sequence_output(), reference["logits"].shape[1])
+    with tf.Session() as session:
+        tf.train.Saver().restore(session,
+                                 golden_checkpoint("sequence_classification"))
+        found = session.run(logits)
+    np.testing.assert_allclose(found, reference["logits"], rtol=0, atol=1e-5)
+
+
 def test_fp16_logits_are_within_2_percent(golden_checkpoint):
     reference = expected("masked_lm")
     golden = load_masked_lm(golden_checkpoint("masked_lm"),
@@ -524,3 +538,71 @@ def test_sequence_beyond_the_positions_is_an_error():
     with pytest.raises(errors.UserError, match="19 tokens.*positions for 18"):
         modeling.RobertaModel(config_of(), False, tf.zeros([1, 19], tf.int32))
     modeling.RobertaModel(config_of(), False, tf.zeros([1, 18], tf.int32))
+
+
+# Heads of other tasks.
+
+HEADS = {
+    "classification": lambda *more, **options: modeling.classification_logits(
+        *more, 3, **options),
+    "multiple_choice": lambda *more, **options:
+        modeling.multiple_choice_logits(*more, 2, **options),
+    "tagging": lambda *more, **options: modeling.tagging_logits(
+        *more, 3, **options)}
+
+
+def head_on(name, hidden, **options):
+    """(logits, {variable: value}) of a head over hidden states [B, S, H]."""
+    config = config_of(classifier_dropout=options.pop("rate", None))
+    seed = options.pop("seed", None)
+    logits = HEADS[name](config, tf.constant(hidden, tf.float32),
+                         dropout_seed=None if seed is None
+                         else tf.constant(seed))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        # Zero biases would hide a missing one.
+        for number, bias in enumerate(tf.trainable_variables()):
+            if bias.name.endswith("bias:0"):
+                bias.load(np.linspace(1, 2 + number, bias.shape[0].value),
+                          session)
+        return session.run([logits, {
+            v.op.name: v for v in tf.trainable_variables()}])
+
+
+HIDDEN = np.random.RandomState(0).normal(0, 3, [4, 5, 8])
+
+
+def test_multiple_choice_is_a_pooler_and_one_output():
+    logits, weights = head_on("multiple_choice", HIDDEN)
+    weights = {name.replace("cls/multiple_choice/", ""): value
+               for name, value in weights.items()}
+    pooled = np.tanh(HIDDEN[:, 0] @ weights["dense/kernel"]
+                     + weights["dense/bias"])
+    scores = pooled @ weights["out_proj/kernel"] + weights["out_proj/bias"]
+    assert sorted(weights) == ["dense/bias", "dense/kernel", "out_proj/bias",
+                               "out_proj/kernel"]
+    np.testing.assert_allclose(logits, scores.reshape(2, 2), atol=1e-5)
+
+
+def test_tagging_is_a_dense_layer_on_every_token():
+    logits, weights = head_on("tagging", HIDDEN)
+    assert sorted(weights) == ["cls/tagging/bias", "cls/tagging/kernel"]
+    np.testing.assert_allclose(
+        logits, HIDDEN @ weights["cls/tagging/kernel"]
+        + weights["cls/tagging/bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_heads_drop_in_training_alone(name):
+    def logits(**options):
+        with tf.Graph().as_default():
+            tf.set_random_seed(1)
+            return head_on(name, HIDDEN, **options)[0]
+
+    plain = logits(rate=0.5)
+    assert not np.array_equal(logits(rate=0.5, seed=[1, 2]), plain)
+    assert np.array_equal(logits(rate=0.5, seed=[1, 2]),
+                          logits(rate=0.5, seed=[1, 2]))
+    assert np.array_equal(logits(rate=0.0, seed=[1, 2]), plain)
+    # Without classifier_dropout the rate is hidden_dropout_prob, 0.1.
+    assert not np.array_equal(logits(seed=[1, 2]), plain)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The span loss by hand, the loss of guessing, the number of steps."""
+"""The span loss by hand, and the loss of guessing."""
 import math
 import types
 
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import environment
 import modeling
 import run_squad
 import training
@@ -87,16 +86,3 @@ def data_of(starts, doc_length=20):
     ([3, 0], 0.5 * math.log(20) + math.log(2))])
 def test_loss_of_guessing(starts, wanted):
     assert run_squad.chance_loss(data_of(starts)) == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize("count, epochs, accumulation, wanted", [
-    (80, 2.0, 1, (40, 2)), (80, 2.0, 5, (8, 0)), (3, 1.0, 1, (1, 0)),
-    (87, 1.5, 2, (16, 0)), (400, 1.0, 1, (100, 6))])
-def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
-    run = training.RunConfig(output_dir="/nonexistent", train_batch_size=4,
-                             num_accumulation_steps=accumulation)
-    task = run_squad.SquadConfig(num_train_epochs=epochs)
-    device = environment.Device(environment.DeviceConfig(),
-                                environment.Processes())
-    assert run_squad._schedule(data_of([1] * count), run, task,
-                               device) == wanted

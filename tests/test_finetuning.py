@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps, batches and refusals that the fine-tuning scripts share."""
+import numpy as np
+import pytest
+
+import environment
+import errors
+import finetuning
+import modeling
+import tiny
+import tokenization
+import training
+import warm_start
+
+CONFIG = modeling.RobertaConfig(
+    vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=12)
+
+
+def run_of(**more):
+    return training.RunConfig(**dict(dict(
+        output_dir="/nonexistent", train_batch_size=4), **more))
+
+
+def device_of():
+    return environment.Device(environment.DeviceConfig(),
+                              environment.Processes())
+
+
+@pytest.mark.parametrize("count, epochs, accumulation, wanted", [
+    (80, 2.0, 1, (40, 2)), (80, 2.0, 5, (8, 0)), (3, 1.0, 1, (1, 0)),
+    (87, 1.5, 2, (16, 0)), (400, 1.0, 1, (100, 6))])
+def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
+    task = finetuning.TaskConfig(num_train_epochs=epochs)
+    run = run_of(num_accumulation_steps=accumulation)
+    assert finetuning.schedule(count, run, task, device_of()) == wanted
+
+
+IDS = [[0, 5, 2], [0, 7, 8, 9, 2], [0, 4, 4, 2]]
+SEQUENCES = finetuning.Sequences(
+    IDS.__getitem__, np.array([3, 5, 4]),
+    {"label": np.array([3, 5, 4], np.int32)},
+    {"tags": (lambda index: [-1] + IDS[index][1:-1] + [-1], -1)})
+
+
+def features_of(batches, step):
+    return dict(zip(batches.names, batches(step)))
+
+
+def test_values_of_tokens_are_padded_along_with_them():
+    batches = finetuning.train_batches(SEQUENCES, CONFIG, run_of(),
+                                       device_of())
+    for step in range(3):
+        features = features_of(batches, step)
+        ids, tags = features["input_ids"], features["tags"]
+        assert ids.shape == tags.shape == (4, 32)
+        assert ((ids == 0) | (ids == 1) | (ids == 2)).tolist() == (
+            tags == -1).tolist()
+        assert (tags[tags >= 0] == ids[tags >= 0]).all()
+        assert ((ids != 1).sum(1) == features["label"]).all()
+
+
+def test_prediction_sees_each_sequence_once_and_no_label():
+    task = finetuning.TaskConfig(predict_batch_size=2)
+    batches = finetuning.predict_batches(SEQUENCES, CONFIG, run_of(), task,
+                                         device_of())
+    assert batches.predict_all(SEQUENCES.lengths) == 2
+    assert set(batches.names) == {"input_ids", "index"}
+    found = [features_of(batches, step) for step in range(2)]
+    assert [f["index"].tolist() for f in found] == [[1, 2], [0]]
+    assert found[1]["input_ids"][0, :4].tolist() == [0, 5, 2, 1]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_choices_stand_side_by_side(static):
+    pairs = [[[0, 5, 2], [0, 6, 6, 2]], [[0, 7, 2], [0, 8, 2]]]
+    device = device_of()
+    device.static_shapes = static
+    batches = finetuning.predict_batches(
+        finetuning.Sequences(pairs.__getitem__, np.array([4, 3]), choices=2),
+        CONFIG, run_of(max_seq_length=64), finetuning.TaskConfig(
+            predict_batch_size=3), device)
+    batches.predict_all([4, 3])
+    features = features_of(batches, 0)
+    assert features["input_ids"].shape == ((3, 2, 64) if static
+                                           else (2, 2, 32))
+    assert features["input_ids"][:2, :, 1].tolist() == [[5, 6], [7, 8]]
+    assert features["index"].tolist() == [0, 1] + [-1] * static
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tiny.write_model(tmp_path / "model")
+    return (modeling.RobertaConfig.from_json_file(str(folder / "config.json")),
+            tokenization.RobertaTokenizer(str(folder / "vocab.json"),
+                                          str(folder / "merges.txt")))
+
+
+@pytest.mark.parametrize("run, task, message", [
+    ({}, {}, "nothing to do: give --do_train=True or --do_predict=True"),
+    ({"do_train": True, "max_seq_length": 600}, {}, "--max_seq_length is 600"),
+    ({}, {"do_predict": True}, "/nonexistent holds no checkpoint")])
+def test_what_cannot_work_is_refused(model, run, task, message):
+    with pytest.raises(errors.UserError, match=message):
+        finetuning.check(run_of(**run), finetuning.TaskConfig(**task), *model)
+
+
+def test_prediction_alone_needs_a_trained_head():
+    names = ("bert/encoder/layer_0/output/dense/bias", "cls/tagging/bias",
+             "cls/predictions/output_bias")
+    needed = finetuning.required(run_of(), "cls/tagging/")
+    assert [bool(needed.match(name)) for name in names] == [True, True, False]
+    assert finetuning.required(run_of(do_train=True),
+                               "cls/tagging/") is warm_start.ENCODER
