@@ -20,7 +20,8 @@ import tiny
 STATE = ("loss_scale", "good_steps", "bad_steps", "batches_seen")
 OVERFLOW = 4  # the step in which one is planted
 LARGE_SCALE = 2.0 ** 22  # fp16 overflows
-# Clipping, and Adam with a small epsilon, would hide gradients of a wrong scale.
+# Clipping, and Adam with a small epsilon, would hide gradients of a wrong
+# scale.
 SIZES = dict(adam_epsilon=1e-3, clip_norm=0, max_seq_length=tiny.LENGTH,
              max_predictions_per_seq=tiny.PREDICTIONS, train_batch_size=8,
              num_train_steps=20, num_warmup_steps=2, learning_rate=1e-2)
