@@ -16,7 +16,8 @@ LAYERS = {
         "masking", "tf_example", "tfrecord", "manifest", "records",
         "record_builder", "shard_output", "squad_scores", "squad_decoding",
         "squad", "squad_cache", "weights", "safetensors_file", "torch_file",
-        "fairseq_model", "tf_checkpoint", "weight_names"),
+        "fairseq_model", "tf_checkpoint", "weight_names", "downloads",
+        "archives"),
     "TensorFlow, whatever the device": (
         "modeling", "optimization", "input_pipeline"),
     "devices": ("environment", "gpu_environment", "npu_environment"),

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives are unpacked whole or not at all, and never beside their folder."""
+import io
+import os
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+import archives
+import errors
+
+
+def write_zip(path, members, attributes=None):
+    """A .zip file of [(name, bytes)]."""
+    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = (attributes or {}).get(name, 0) << 16
+            archive.writestr(info, data)
+    return str(path)
+
+
+def write_tar(path, members, kinds=None):
+    """A .tar.gz file of [(name, bytes)]."""
+    with tarfile.open(str(path), "w:gz") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.type = (kinds or {}).get(name, tarfile.REGTYPE)
+            info.linkname = "/etc/passwd"
+            archive.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+GOOD = [("Task/train.tsv", b"a\tb\n" * 1000), ("Task/sub/dev.tsv", b"")]
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_folder_appears_with_its_files(tmp_path, write):
+    path = write(tmp_path / "a", GOOD + [
+        ("__MACOSX/Task/._train.tsv", b"x"), ("Task/.DS_Store", b"x"),
+        ("Other/file", b"x")])
+    archives.extract(path, "Task", str(tmp_path / "out"))
+    found = {str(file.relative_to(tmp_path / "out")): file.read_bytes()
+             for file in (tmp_path / "out").glob("**/*") if file.is_file()}
+    assert found == {"train.tsv": GOOD[0][1], "sub/dev.tsv": b""}
+    assert sorted(os.listdir(str(tmp_path))) == ["a", "out"]
+
+
+def refused(tmp_path, path, **limits):
+    """The message; nothing may be left or lie elsewhere."""
+    target = tmp_path / "deep" / "out"
+    target.parent.mkdir()
+    with pytest.raises(errors.UserError) as caught:
+        archives.extract(path, "Task", str(target), **limits)
+    assert sorted(os.listdir(str(tmp_path))) == ["a", "deep"]
+    assert os.listdir(str(target.parent)) == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+@pytest.mark.parametrize("name", [
+    "../evil", "Task/../../evil", "/tmp/evil", "Task//evil", "Task/./evil",
+    "C:/evil", "..\\evil", "Task\\..\\evil"])
+def test_path_that_leads_elsewhere_is_refused(tmp_path, write, name):
+    path = write(tmp_path / "a", GOOD + [(name, b"x")])
+    assert "not to be trusted" in refused(tmp_path, path)
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    path = write_zip(tmp_path / "a", GOOD + [("Task/link", b"/etc/passwd")],
+                     {"Task/link": stat.S_IFLNK | 0o777})
+    assert "a link or a device" in refused(tmp_path, path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE,
+                                  tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    path = write_tar(tmp_path / "a", GOOD + [("Task/link", b"")],
+                     {"Task/link": kind})
+    assert "a link or a device" in refused(tmp_path, path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_size_is_limited_over_all_files(tmp_path, write):
+    path = write(tmp_path / "a", [("Task/%d" % n, bytes(1000))
+                                  for n in range(10)])
+    archives.extract(path, "Task", str(tmp_path / "fits"), max_bytes=10000)
+    (tmp_path / "fits").rename(tmp_path / "a.fits")
+    for file in (tmp_path / "a.fits").iterdir():
+        file.unlink()
+    (tmp_path / "a.fits").rmdir()
+    text = refused(tmp_path, path, max_bytes=9999)
+    assert "holds more than 9999 bytes" in text
+
+
+def test_size_that_a_zip_claims_is_not_believed(tmp_path):
+    path = write_zip(tmp_path / "a", [("Task/bomb", bytes(5000000))])
+    data = bytearray((tmp_path / "a").read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24  # the central directory's size
+    data[place:place + 4] = (10).to_bytes(4, "little")
+    (tmp_path / "a").write_bytes(bytes(data))
+    refused(tmp_path, path, max_bytes=1000)
+
+
+def test_no_more_is_written_than_allowed(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a", [("Task/bomb", bytes(20000000))])
+    left, remove = [], archives.shutil.rmtree
+
+    def count(directory, **options):
+        left.extend(file.stat().st_size for file in tmp_path.glob("**/bomb"))
+        remove(directory, **options)
+
+    monkeypatch.setattr(archives.shutil, "rmtree", count)
+    refused(tmp_path, path, max_bytes=1000)
+    assert left == [0]
+
+
+def test_number_of_files_is_limited(tmp_path):
+    path = write_zip(tmp_path / "a", [("Task/%d" % n, b"") for n in range(4)])
+    assert "more than 3 files" in refused(tmp_path, path, max_files=3)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_file_that_comes_twice_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a", GOOD + GOOD[:1])
+    assert "twice" in refused(tmp_path, path)
+
+
+def test_archive_without_the_folder_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a", [("Else/train.tsv", b"x")])
+    assert "no folder Task" in refused(tmp_path, path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_damaged_archive_is_refused(tmp_path, write):
+    path = write(tmp_path / "a", [("Task/a", os.urandom(100000))])
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "a").write_bytes(bytes(data))
+    assert "download it again" in refused(tmp_path, path)
+
+
+def test_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"<html>")
+    assert "neither" in refused(tmp_path, str(tmp_path / "a"))
