@@ -37,7 +37,8 @@ LAUNCHED = {
 TASKS = {"pretraining": "run_pretraining.py", "squad_v1.1": "run_squad.py",
          "squad_v2.0": "run_squad.py"}
 SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
-           "convert_checkpoint.py", "scripts/benchmark.py")
+           "convert_checkpoint.py", "scripts/benchmark.py",
+           "train_tokenizer.py")
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")

@@ -24,7 +24,7 @@ LAYERS = {
     "training": ("progress", "checkpoints", "divergence", "interruption",
                  "warm_start", "preflight", "training", "finetuning"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
-                "convert_checkpoint"),
+                "convert_checkpoint", "train_tokenizer"),
 }
 PLACES = {name: number for number, names in enumerate(LAYERS.values())
           for name in names}
