@@ -18,7 +18,7 @@ and its `main` is then, with run, task, config and device from the flags:
 
     finetuning.check(run, task, config, tokenizer)     # before data is read
     warm_start.check(run, config, ["tagging"],
-                     finetuning.required(run, "cls/tagging/"))
+                     finetuning.required(run, "cls/tagging/"), labels=5)
     train = Sequences(...) if run.do_train else None
     tuning = finetuning.FineTuning(
         finetuning.Model(losses, predictions), train, config=config, run=run,
@@ -45,6 +45,7 @@ import preflight
 import progress
 import training
 import warm_start
+import weight_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +232,8 @@ class FineTuning:
                                         choices=choices or 1):
             tf.logging.info("%s", line)
         training.prepare_output(run, config, device.rank, config_values)
+        self._head = [variable.tf for variable in
+                      weight_names.variables({head}, config)]
         self._save_timer = progress.SaveTimer()
         self._guard = training.new_guard(run)
         self._schedule = 1, 0
@@ -252,7 +255,8 @@ class FineTuning:
                 num_train_steps=self._schedule[0],
                 num_warmup_steps=self._schedule[1],
                 init_checkpoint=init_checkpoint,
-                save_timer=self._save_timer, guard=self._guard)
+                save_timer=self._save_timer, guard=self._guard,
+                head=self._head)
         outputs = dict(model.predictions(features), index=features["index"])
         if init_checkpoint:
             warm_start.load(init_checkpoint)

@@ -136,9 +136,13 @@ def check_records(source, most=0):
 
 
 def parameters(config, head):
-    """Trainable numbers of a model with one head (weight_names.PARTS)."""
-    return sum(weights.count(variable.tf_shape) for variable in
-               weight_names.variables({weight_names.BASE, head}, config))
+    """Trainable numbers of a model with one head (weight_names.PARTS).
+
+    A head whose number of labels is free counts with one label.
+    """
+    return sum(weights.count([size or 1 for size in variable.tf_shape])
+               for variable in weight_names.variables(
+                   {weight_names.BASE, head}, config))
 
 
 def checkpoint_bytes(config, head):

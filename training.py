@@ -189,7 +189,8 @@ class Losses(typing.NamedTuple):
 
 
 def train_spec(losses, features, *, config, run, device, num_train_steps,
-               num_warmup_steps, init_checkpoint, save_timer, guard=None):
+               num_warmup_steps, init_checkpoint, save_timer, guard=None,
+               head=()):
     """The EstimatorSpec of training.
 
     Loss and gradients are divided by the weight of the whole global batch,
@@ -205,6 +206,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
       init_checkpoint: checkpoint prefix of a new run, or "".
       save_timer: progress.SaveTimer that listens to the estimator's saves.
       guard: divergence.Guard, or None.
+      head: names of variables; see `warm_start.load`.
     """
     guard = guard or new_guard(run)
     tf.add_to_collection(tf.GraphKeys.SAVERS,
@@ -230,7 +232,7 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
     chain = device.wrap_optimizer(micro, run)
     pairs = chain.compute_gradients(tf.constant(1.0))
     if init_checkpoint:
-        warm_start.load(init_checkpoint)
+        warm_start.load(init_checkpoint, head)
     sums = micro.sums
     if run.report_loss or guard.mode != "off":
         names = sorted(sums)
@@ -479,5 +481,18 @@ def prepare_output(run, config, rank=0, config_values=None):
     path = os.path.join(run.output_dir, "config.json")
     is_there = os.path.exists(path) and os.path.samefile(
         path, run.bert_config_file)
-    if rank == 0 and not is_there:
+    if rank:
+        return
+    if not is_there:
         write_json(path, dict(config.to_dict(), **(config_values or {})))
+    elif config_values:
+        write_json(path, dict(read_config(path), **config_values))
+
+
+def read_config(path):
+    """All keys of a config.json that `model_config` accepts, {} without one.
+    """
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as stream:
+        return json.load(stream)

@@ -24,7 +24,7 @@ _EVERYTHING = re.compile("")
 _MISSING_KEY = re.compile(r"Key (\S+) not found in checkpoint")
 
 
-def check(run, config, parts, required=ENCODER):
+def check(run, config, parts, required=ENCODER, labels=None):
     """Refuses a checkpoint that does not fit, by the name of a variable.
 
     A run that goes on needs all of the model; --init_checkpoint is looked at
@@ -35,6 +35,8 @@ def check(run, config, parts, required=ENCODER):
       config: modeling.RobertaConfig.
       parts: the model's heads, keys of weight_names.PARTS.
       required: pattern of the variables that --init_checkpoint must hold.
+      labels: of a head whose size is free; None takes any. A new run may
+        start from a head of another size (`load`).
 
     Raises:
       errors.UserError: a variable is missing or has another shape.
@@ -42,6 +44,10 @@ def check(run, config, parts, required=ENCODER):
     wanted = {variable.tf: variable.tf_shape for variable in
               weight_names.variables({weight_names.BASE, *parts}, config)}
     latest = checkpoints.newest(run.output_dir)
+    if labels is not None and (latest or not run.do_train):
+        wanted = {name: tuple(labels if size is None else size
+                              for size in shape)
+                  for name, shape in wanted.items()}
     if latest:
         if checkpoints.damage(latest):
             return  # the run goes back to the one before
@@ -93,18 +99,29 @@ def _check_fit(path, found, wanted, required, mend):
             (path, len(missing), missing[0], mend))
 
 
-def load(path):
+def load(path, head=()):
     """Makes the graph's variables start from a checkpoint that `check` knows.
 
     Args:
       path: checkpoint prefix.
+      head: names of a head's variables; where one has another shape in the
+        checkpoint, as with other labels, all of them begin anew.
+
+    Source: fairseq's RoBERTa, model.py (heads of another size).
     """
     shapes = _open(path).get_variable_to_shape_map()
     variables = {optimization.variable_name(variable): variable
                  for variable in tf.trainable_variables()}
+    anew = [name for name in head if name in variables and name in shapes
+            and shapes[name] != variables[name].shape.as_list()]
+    if anew:
+        tf.logging.warning(
+            "%s has %s with shape %s, here it is %s: the head begins anew",
+            path, anew[0], shapes[anew[0]],
+            variables[anew[0]].shape.as_list())
     loaded = {name: variable for name, variable in variables.items()
-              if name in shapes}
-    fresh = [name for name in variables if name not in shapes]
+              if name in shapes and not (anew and name in head)}
+    fresh = [name for name in variables if name not in loaded]
     unused = [name for name in shapes if name not in loaded
               and not _TRAINING_STATE.search(name)]
     tf.logging.info(

@@ -2,11 +2,13 @@
 """Steps, batches and refusals that the fine-tuning scripts share."""
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 import environment
 import errors
 import finetuning
 import modeling
+import preflight
 import tiny
 import tokenization
 import training
@@ -112,3 +114,38 @@ def test_prediction_alone_needs_a_trained_head():
     assert [bool(needed.match(name)) for name in names] == [True, True, False]
     assert finetuning.required(run_of(do_train=True),
                                "cls/tagging/") is warm_start.ENCODER
+
+
+HEAD = ["cls/classification/out_proj/bias", "cls/classification/dense/bias"]
+
+
+def save(folder, labels):
+    """A checkpoint with a head of ones; gives its prefix."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, size in zip(HEAD + ["bert/x"], (labels, 3, 2)):
+            tf.get_variable(name, [size], initializer=tf.ones_initializer())
+        session.run(tf.global_variables_initializer())
+        return tf.train.Saver().save(session, str(folder / "model.ckpt"))
+
+
+@pytest.mark.parametrize("labels, head", [(2, [1, 1, 1]), (4, [0, 0, 0])])
+def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels,
+                                             head):
+    prefix = save(tmp_path, labels=2)
+    variables = [tf.get_variable(name, [size], initializer=tf.zeros_initializer
+                                 ()) for name, size in zip(
+                                     HEAD + ["bert/x"], (labels, 3, 2))]
+    warm_start.load(prefix, HEAD)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        found = session.run(variables)
+    assert found[1].tolist() == head
+    assert found[2].tolist() == [1, 1]
+    assert any("the head begins anew" in line for line in log_lines) == (
+        labels != 2)
+
+
+def test_a_head_of_free_size_has_parameters():
+    # Without a layer of its own: 8 weights and a bias.
+    base = preflight.parameters(CONFIG, "encoder")
+    assert preflight.parameters(CONFIG, "tagging") == base + 9
