@@ -43,6 +43,9 @@ class DeviceConfig:
     accelerator: str = command_line.flag(
         "auto", "Where to compute; auto takes an NPU, else a GPU, else the "
         "CPU.", choices=("auto", "cpu", "gpu", "npu"))
+    cpu_threads: int = command_line.flag(
+        0, "CPU threads of an operation; 0 takes all cores. Sums are rounded "
+        "alike only with the same number.", lower=0)
     manual_fp16: bool = command_line.flag(
         False, "Compute the encoder in fp16, with float32 weights, LayerNorm, "
         "softmax and loss.")
@@ -262,8 +265,10 @@ class Device:
 
     def session_config(self):
         """tf.ConfigProto of every session."""
-        config = tf.ConfigProto(allow_soft_placement=True)
         options = self._options
+        config = tf.ConfigProto(
+            allow_soft_placement=True,
+            intra_op_parallelism_threads=options.cpu_threads)
         if options.use_xla:
             config.graph_options.optimizer_options.global_jit_level = (
                 tf.OptimizerOptions.ON_1)

@@ -196,6 +196,12 @@ def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
     assert first.model_dir == run.output_dir
 
 
+def test_cpu_threads_reach_the_session():
+    for options, wanted in (({}, 0), ({"cpu_threads": 3}, 3)):
+        config = create(accelerator="cpu", **options).session_config()
+        assert config.intra_op_parallelism_threads == wanted
+
+
 # XLA.
 
 COMPILED = '''

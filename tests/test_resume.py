@@ -34,7 +34,10 @@ class Script:
         self._flags = dict(
             flags, bert_config_file=folder / "model" / "config.json",
             do_train=True, save_checkpoints_steps=15, display_loss_steps=1,
-            accelerator="cpu", keep_checkpoint_max=3)
+            accelerator="cpu", keep_checkpoint_max=3,
+            # Sums are the same bit for bit where their parts are: the cores
+            # that a machine lends may change from one start to the next.
+            cpu_threads=1)
 
     def start(self, name, largest_file=None):
         """Starts the run whose output directory is `name`.
