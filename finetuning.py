@@ -231,7 +231,9 @@ class FineTuning:
                                         predictions=0,
                                         choices=choices or 1):
             tf.logging.info("%s", line)
-        training.prepare_output(run, config, device.rank, config_values)
+        training.prepare_output(
+            run, config, device.rank, config_values, training.TokenizerFiles(
+                task.vocab_file, task.merges_file, task.do_lower_case))
         self._head = [variable.tf for variable in
                       weight_names.variables({head}, config)]
         self._save_timer = progress.SaveTimer()

@@ -17,6 +17,7 @@ import command_line
 import environment
 import errors
 import input_pipeline
+import manifest as manifests
 import modeling
 import preflight
 import progress
@@ -213,6 +214,23 @@ def _check(run, task, config):
             run.output_dir)
 
 
+def _tokenizer(run, inputs):
+    """The files beside --bert_config_file, if the records come from them."""
+    directory = os.path.dirname(run.bert_config_file)
+    paths = [os.path.join(directory, name)
+             for name in ("vocab.json", "merges.txt")]
+    if not all(map(os.path.isfile, paths)):
+        return None
+    try:
+        preflight.check_vocabulary_of_records(inputs, *paths)
+    except errors.UserError as error:
+        tf.logging.warning("no tokenizer goes along with the model: %s",
+                           error)
+        return None
+    built = manifests.read_manifest(records.expand_inputs(inputs)) or {}
+    return training.TokenizerFiles(*paths, built.get("do_lower_case", False))
+
+
 # Without training, an untrained head would guess at random.
 _TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
@@ -236,7 +254,8 @@ def main(_):
             run, config, device, "masked_lm",
             predictions=task.max_predictions_per_seq):
         tf.logging.info("%s", line)
-    training.prepare_output(run, config, device.rank)
+    training.prepare_output(run, config, device.rank, tokenizer=_tokenizer(
+        run, task.input_files_dir if run.do_train else task.eval_files_dir))
     save_timer, guard = progress.SaveTimer(), training.new_guard(run)
     estimator = device.estimator(
         build_model_fn(config, run, task, device, save_timer, guard), run,

@@ -24,6 +24,8 @@ class _Answer(typing.NamedTuple):
     text: str
     start_logit: float
     end_logit: float
+    start: typing.Optional[int] = None  # in characters of the context
+    end: typing.Optional[int] = None
 
 
 class _Spans(typing.NamedTuple):
@@ -41,7 +43,7 @@ class _Spans(typing.NamedTuple):
 
 def decode(examples, features, results, n_best_size, max_answer_length,
            version_2_with_negative, null_score_diff_threshold, *,
-           answerable_logits=None):
+           answerable_logits=None, with_offsets=False):
     """Answers from the logits of all windows.
 
     An answer's score is the sum of its first token's start logit and its last
@@ -63,6 +65,9 @@ def decode(examples, features, results, n_best_size, max_answer_length,
       answerable_logits: {unique_id: log odds of a classifier that the window
         holds an answer}; the highest of a question is taken off the score
         of "".
+      with_offsets: whether the n-best dicts also have "start" and "end", the
+        answer's first character in the context and the one after its last;
+        None in "".
 
     Returns:
       (predictions, nbest, null_odds): {id: text}; {id: list of dicts with
@@ -88,7 +93,11 @@ def decode(examples, features, results, n_best_size, max_answer_length,
             if null_odds[name] > null_score_diff_threshold:
                 predictions[name] = ""
             answers = _with_null(answers, null, n_best_size)
-        nbest[name] = _with_probabilities(answers or [best])
+        answers = answers or [best]
+        nbest[name] = _with_probabilities(answers)
+        if with_offsets:
+            for entry, answer in zip(nbest[name], answers):
+                entry.update(start=answer.start, end=answer.end)
     return predictions, nbest, null_odds
 
 
@@ -279,7 +288,8 @@ def _merge(example, windows, spans, n_best_size):
         text = example.context[first:last]
         if text not in seen:
             seen.add(text)
-            answers.append(_Answer(score, text, start_logit, end_logit))
+            answers.append(_Answer(score, text, start_logit, end_logit,
+                                   first, last))
             if len(answers) == n_best_size:
                 break
     return answers

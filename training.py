@@ -24,6 +24,7 @@ import optimization
 import progress
 import tfrecord
 import warm_start
+import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -464,7 +465,14 @@ def write_text(path, text):
     tfrecord.write_atomically(path, text.encode("utf-8"))
 
 
-def prepare_output(run, config, rank=0, config_values=None):
+class TokenizerFiles(typing.NamedTuple):
+    """What turned text into the ids that a model is trained on."""
+    vocab_file: str
+    merges_file: str
+    do_lower_case: bool = False
+
+
+def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
     """Makes the output directories; rank 0 writes config.json there.
 
     A damaged checkpoint found there is passed over.
@@ -474,6 +482,7 @@ def prepare_output(run, config, rank=0, config_values=None):
       config: modeling.RobertaConfig.
       rank: of this process.
       config_values: {key: value} that config.json holds besides.
+      tokenizer: TokenizerFiles, which go along with the model, or None.
     """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
@@ -487,6 +496,8 @@ def prepare_output(run, config, rank=0, config_values=None):
         write_json(path, dict(config.to_dict(), **(config_values or {})))
     elif config_values:
         write_json(path, dict(read_config(path), **config_values))
+    if tokenizer is not None:
+        _write_tokenizer(run.output_dir, tokenizer)
 
 
 def read_config(path):
@@ -496,3 +507,18 @@ def read_config(path):
         return {}
     with open(path, encoding="utf-8") as stream:
         return json.load(stream)
+
+
+def _write_tokenizer(directory, tokenizer):
+    """vocab.json, merges.txt and, where text is lower-cased, that it is."""
+    for name, source in (("vocab.json", tokenizer.vocab_file),
+                         ("merges.txt", tokenizer.merges_file)):
+        content = weights.read_small(source)
+        path = os.path.join(directory, name)
+        if not (os.path.isfile(path)
+                and weights.read_small(path) == content):
+            tfrecord.write_atomically(path, content)
+    path = os.path.join(directory, "tokenizer_config.json")
+    values = weights.read_json(path) if os.path.isfile(path) else {}
+    if bool(values.get("do_lower_case")) != tokenizer.do_lower_case:
+        write_json(path, dict(values, do_lower_case=tokenizer.do_lower_case))

@@ -145,6 +145,18 @@ def pretrained(chain, built):
     return result
 
 
+def test_tokenizer_files_go_along_with_the_model(chain, pretrained, answered):
+    base = chain.place("BERT_BASE_DIR")
+    for directory in (chain.folder / "pretraining", answered("v1.1")[0]):
+        for name in ("vocab.json", "merges.txt"):
+            assert (directory / name).read_bytes() == (
+                base / name).read_bytes()
+    # The records of the pre-training are lower-cased, the questions are not.
+    assert json.loads((chain.folder / "pretraining" / "tokenizer_config.json")
+                      .read_text()) == {"do_lower_case": True}
+    assert not (chain.folder / "v1.1" / "tokenizer_config.json").exists()
+
+
 def test_text_becomes_records(chain, built):
     corpus = chain.place("BookCorpus_DIR")
     static = records.read_manifest(str(corpus / "pretrain_data"))
@@ -247,6 +259,20 @@ def test_prediction_alone_gives_the_same_answers(chain, answered):
     assert (directory / "predictions.json").read_text() == before
 
 
+PREDICT = """predict.py answer --model=$OUT_DIR --predict_batch_size=3
+--input_file=$SQUAD_DIR/dev-%(version)s.json --output_file=$OUT_DIR/same.json
+--version_2_with_negative=%(negative)s"""
+
+
+@pytest.mark.parametrize("version", ["v1.1", "v2.0"])
+def test_a_loaded_model_gives_the_same_answers(chain, answered, version):
+    directory, _ = answered(version)
+    chain.run(PREDICT % {"version": version, "negative": version == "v2.0"},
+              "--max_seq_length=512", out=version)
+    assert json.loads((directory / "same.json").read_text()) == json.loads(
+        (directory / "predictions.json").read_text())
+
+
 def test_every_option_of_fine_tuning_at_once(chain, pretrained):
     out = chain.folder / "options"
     result = chain.run(
@@ -267,6 +293,19 @@ def test_every_option_of_fine_tuning_at_once(chain, pretrained):
     nbest = json.loads((out / "nbest_predictions.json").read_text())
     assert {len(answers) for answers in nbest.values()} == {3}
     assert read_results(out)["best_f1"] >= read_results(out)["f1"]
+    # The loaded model sees the classifier and the windows too.
+    chain.run(PREDICT % {"version": "v2.0", "negative": True},
+              "--max_seq_length=40", "--doc_stride=8",
+              "--max_query_length=16", "--n_best_size=3",
+              "--output_file=%s" % (out / "same.jsonl"), out="options")
+    odds = json.loads((out / "null_odds.json").read_text())
+    lines = (out / "same.jsonl").read_text().splitlines()
+    assert len(lines) == len(odds)
+    for result in map(json.loads, lines):
+        assert result["null_odds"] == pytest.approx(odds[result["id"]],
+                                                    abs=1e-5)
+        assert [entry["text"] for entry in result["nbest"]] == [
+            entry["text"] for entry in nbest[result["id"]]]
 
 
 # --- Both platforms ---------------------------------------------------------

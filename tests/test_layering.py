@@ -22,9 +22,10 @@ LAYERS = {
         "modeling", "optimization", "input_pipeline"),
     "devices": ("environment", "gpu_environment", "npu_environment"),
     "training": ("progress", "checkpoints", "divergence", "interruption",
-                 "warm_start", "preflight", "training", "finetuning"),
+                 "warm_start", "preflight", "training", "finetuning",
+                 "trained_model", "predictor"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
-                "convert_checkpoint", "train_tokenizer"),
+                "convert_checkpoint", "train_tokenizer", "predict"),
 }
 PLACES = {name: number for number, names in enumerate(LAYERS.values())
           for name in names}

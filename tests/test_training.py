@@ -12,6 +12,7 @@ import errors
 import input_pipeline
 import modeling
 import tfrecord
+import tiny
 import training
 
 
@@ -105,6 +106,30 @@ def test_output_has_the_config_that_hugging_face_reads(tmp_path):
     run = run_config(tmp_path, bert_config_file=str(written))
     training.prepare_output(run, training.model_config(run))
     assert json.loads(written.read_text())["name"] == "mine"
+
+
+def test_output_has_the_tokenizer_of_the_run(tmp_path):
+    out = tmp_path / "out"
+    base = tiny.write_model(tmp_path / "base")
+    run = run_config(tmp_path, bert_config_file=str(base / "config.json"))
+    config = training.model_config(run)
+
+    def prepare(directory, lowers, rank=0):
+        training.prepare_output(run, config, rank, tokenizer=(
+            training.TokenizerFiles(str(directory / "vocab.json"), str(
+                directory / "merges.txt"), lowers)))
+    prepare(base, False, rank=1)
+    assert not list(out.iterdir())  # rank 0 writes
+    prepare(base, False)
+    for name in ("vocab.json", "merges.txt"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    settings = out / "tokenizer_config.json"
+    assert not settings.exists()
+    settings.write_text('{"model_max_length": 512}')
+    for lowers in (True, False):
+        prepare(out, lowers)
+        assert json.loads(settings.read_text()) == {
+            "model_max_length": 512, "do_lower_case": lowers}
 
 
 def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):

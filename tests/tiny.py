@@ -8,8 +8,12 @@ import sys
 
 import numpy as np
 
+import modeling
 import records
+import tf_checkpoint
 import tokenization
+import weight_names
+import weights
 
 from conftest import REPOSITORY
 from npu_ranks import STAND_IN
@@ -43,6 +47,46 @@ def write_model(folder, *, dropout=0.0, layers=2, hidden_size=32):
         {token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
+
+
+def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
+    """A trainer's output_dir with random weights; no TensorFlow is needed.
+
+    Args:
+      parts: keys of weight_names.PARTS beside the encoder.
+      labels: of heads that have them.
+      **config_values: for config.json.
+
+    Returns:
+      The prefix of its checkpoint, with the slots that training leaves.
+    """
+    path = write_model(folder) / "config.json"
+    values = dict(json.loads(path.read_text()), **config_values)
+    path.write_text(json.dumps(values))
+    random = np.random.RandomState(seed)
+    tensors = {"global_step": _tensor(np.int64(7))}
+    for variable in weight_names.variables(
+            {weight_names.BASE, *parts}, modeling.RobertaConfig.from_dict(
+                values)):
+        free = 1 if "answerable" in variable.tf else labels
+        shape = [free if size is None else size for size in variable.tf_shape]
+        value = random.normal(0.0, 0.2, shape).astype(np.float32)
+        tensors[variable.tf] = _tensor(
+            1 + value if variable.tf.endswith("gamma") else value)
+        tensors[variable.tf + "/adam_m"] = tensors[variable.tf]
+    prefix = str(folder / "model.ckpt-7")
+    with open(tf_checkpoint.data_file(prefix), "wb") as stream:
+        index = tf_checkpoint.write_data(stream, dict(sorted(tensors.items())))
+    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
+        stream.write(index)
+    (folder / "checkpoint").write_text(
+        'model_checkpoint_path: "model.ckpt-7"\n')
+    return prefix
+
+
+def _tensor(value):
+    dtype = {np.dtype("f4"): "F32", np.dtype("i8"): "I64"}[value.dtype]
+    return weights.Tensor(dtype, value.shape, lambda: value, "random")
 
 
 def write_sequences(folder, count=64):

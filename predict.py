@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers with a trained model: one input, a file of them, or a prompt.
+
+    python predict.py answer --model=output/squad_v1.1 \
+      --question="Where is Paris?" --text="Paris lies on the Seine."
+    python predict.py fill-mask --model=output/pretraining \
+      --input_file=texts.txt --output_file=filled.jsonl
+    python predict.py classify --model=output/sentiment
+
+The tasks are answer, fill-mask, classify and embed. Without --text and
+--input_file it asks, until the input ends (Ctrl-D).
+"""
+import dataclasses
+import json
+import logging
+import sys
+import typing
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+import tqdm
+
+import command_line
+import errors
+import predictor
+import squad
+import weights
+
+FLAGS = flags.FLAGS
+# Batches that are computed between two writes.
+_BATCHES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Flags of this script alone."""
+    model: str = command_line.flag(
+        "", "Output directory of a trainer, whose newest checkpoint is taken, "
+        "or the prefix of a checkpoint.")
+    text: str = command_line.flag("", "The text.")
+    text_b: str = command_line.flag(
+        "", "classify: the second text of a pair.")
+    question: str = command_line.flag("", "answer: the question.")
+    input_file: str = command_line.flag(
+        "", "Inputs: a text a line, or JSON lines (.jsonl) with text, text_b "
+        "or question and context; answer takes SQuAD's JSON too.")
+    output_file: str = command_line.flag(
+        "", "Where results go, as JSON lines; answers to a name in .json as "
+        "{id: answer}; vectors to a .npy with an index beside it. Default: "
+        "standard output.")
+
+    def __post_init__(self):
+        if self.input_file and (self.text or self.question):
+            raise errors.UserError(
+                "--input_file and --text or --question are given; give one "
+                "input or a file of them")
+        if self.output_file and not (self.input_file or self.text):
+            raise errors.UserError(
+                "--output_file is given, but no input; name one with "
+                "--input_file or --text")
+
+
+class Item(typing.NamedTuple):
+    """One input; what a task does not use is ""."""
+    name: str
+    text: str
+    text_b: typing.Optional[str] = None
+    question: str = ""
+
+
+# --- Input ------------------------------------------------------------------
+
+
+def read_items(task, path, version_2_with_negative):
+    """The Items of a file.
+
+    Raises:
+      errors.UserError: names the file and the line.
+    """
+    if task == "answer" and not path.endswith(".jsonl"):
+        return [Item(example.question_id, example.context,
+                     question=example.question)
+                for example in squad.read_examples(
+                    path, False, version_2_with_negative)]
+    with open(path, encoding="utf-8", newline="\n") as stream:
+        try:
+            lines = [line.rstrip("\r\n") for line in stream]
+        except UnicodeDecodeError as error:
+            raise errors.UserError("%s is not UTF-8: %s" % (path, error))
+    items = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            items.append(_item(task, path, number, line))
+    if not items:
+        raise errors.UserError("%s holds no input" % path)
+    names = [item.name for item in items]
+    if len(set(names)) < len(names):
+        raise errors.UserError("%s: an id stands there twice; each input "
+                               "needs one of its own" % path)
+    return items
+
+
+def _item(task, path, number, line):
+    if not path.endswith(".jsonl"):
+        return Item(str(number), line)
+    where = "%s, line %d" % (path, number)
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise errors.UserError("%s is not JSON: %s" % (where, error))
+    if not isinstance(values, dict):
+        raise errors.UserError("%s is no JSON object; expected one such as %s"
+                               % (where, _EXAMPLES[task]))
+    text = values.get("context" if task == "answer" else "text",
+                      values.get("text"))
+    item = Item(str(values.get("id", number)), text,
+                values.get("text_b"), values.get("question", ""))
+    texts = [item.text, item.question] + [item.text_b] * (
+        item.text_b is not None)
+    if not all(isinstance(one, str) for one in texts) or (
+            task == "answer" and not item.question):
+        raise errors.UserError("%s: expected an object such as %s" % (
+            where, _EXAMPLES[task]))
+    return item
+
+
+_EXAMPLES = {
+    "answer": '{"id": "1", "question": "...", "context": "..."}',
+    "fill-mask": '{"id": "1", "text": "... <mask> ..."}',
+    "classify": '{"id": "1", "text": "...", "text_b": "..."}',
+    "embed": '{"id": "1", "text": "..."}'}
+
+
+def check_flags(task, options):
+    """Refuses flags that another task has."""
+    if task == "answer" and bool(options.text) != bool(options.question):
+        raise errors.UserError("answer needs --question and --text; only one "
+                               "of them is given")
+    for name, of in (("question", "answer"), ("text_b", "classify")):
+        if getattr(options, name) and task != of:
+            raise errors.UserError("--%s belongs to %s, but the task is %s" % (
+                name, of, task))
+    if task == "embed" and options.output_file and (
+            not options.output_file.endswith(".npy")):
+        raise errors.UserError("--output_file=%s: vectors go to a .npy file" %
+                               options.output_file)
+
+
+# --- Prediction -------------------------------------------------------------
+
+
+def predict(model, items):
+    """Results of some Items, in their order; each with its id."""
+    texts = [item.text for item in items]
+    if model.task == "answer":
+        results = model.answer_all([squad.Example(
+            item.name, item.question, item.text) for item in items])
+    elif model.task == "fill-mask":
+        results = model.fill_mask_all(texts)
+    elif model.task == "classify":
+        results = model.classify_all([(item.text, item.text_b)
+                                      for item in items])
+    else:
+        results = model.embed_all(texts)
+    return [dict({"id": item.name}, **result)
+            for item, result in zip(items, results)]
+
+
+def predict_all(model, items):
+    """Yields the results of all Items, with a progress bar."""
+    size = _BATCHES * model.settings.predict_batch_size
+    with tqdm.tqdm(total=len(items), desc=model.task, mininterval=2.0,
+                   disable=len(items) == 1) as bar:
+        for first in range(0, len(items), size):
+            part = items[first:first + size]
+            for result in predict(model, part):
+                yield result
+            bar.update(len(part))
+
+
+# --- Output -----------------------------------------------------------------
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(result):
+    """A result as JSON can hold it."""
+    if "vectors" in result:
+        return dict(result, vectors=result["vectors"].tolist())
+    return result
+
+
+def write_results(results, path):
+    """Writes results where they belong; a file appears when complete."""
+    if not path:
+        for result in results:
+            sys.stdout.write(_json(_plain(result)) + "\n")
+    elif path.endswith(".npy"):
+        _write_vectors(results, path)
+    elif path.endswith(".json"):
+        answers = {result["id"]: result.get("answer", result)
+                   for result in results}
+        _write(path, [json.dumps(answers, indent=2, ensure_ascii=False)])
+    else:
+        _write(path, map(_json, results))
+
+
+def _write(path, lines):
+    with weights.NewFiles([path], overwrite=True) as files:
+        with files.open(path) as stream:
+            for line in lines:
+                stream.write((line + "\n").encode("utf-8"))
+
+
+def _write_vectors(results, path):
+    """PATH.npy: float32 [rows, H]; PATH.jsonl: which rows are whose."""
+    vectors, lines, row = [], [], 0
+    for result in results:
+        part = np.atleast_2d(result.pop("vectors"))
+        vectors.append(part)
+        if part.shape[0] == 1:
+            del result["tokens"]
+        lines.append(_json(dict(result, row=row, rows=part.shape[0])))
+        row += part.shape[0]
+    index = path[:-len(".npy")] + ".jsonl"
+    with weights.NewFiles([index, path], overwrite=True) as files:
+        files.write(index, ("\n".join(lines) + "\n").encode("utf-8"))
+        with files.open(path) as stream:
+            np.save(stream, np.concatenate(vectors))
+
+
+# --- The prompt -------------------------------------------------------------
+
+
+def readable(result):
+    """A result as lines for a person."""
+    if "nbest" in result:
+        lines = ["%5.1f %%  %s%s" % (
+            100 * entry["probability"], entry["text"] or "(no answer)",
+            "" if entry["start"] is None else "  [%d:%d]" % (
+                entry["start"], entry["end"])) for entry in result["nbest"]]
+        return ["answer: " + (result["answer"] or "(no answer)")] + lines[:5]
+    if "masks" in result:
+        return [result["filled"]] + [
+            ", ".join("%s %.1f %%" % (one["word"], 100 * one["score"])
+                      for one in words) for words in result["masks"]]
+    if "scores" in result:
+        return ["%5.1f %%  %s" % (100 * score, label)
+                for label, score in sorted(result["scores"].items(),
+                                           key=lambda pair: -pair[1])]
+    return [_json(_plain({name: value for name, value in result.items()
+                          if name in ("value", "vectors")}))]
+
+
+def _ask(prompt):
+    """A line of the input, None at its end."""
+    if sys.stdin.isatty():
+        sys.stdout.write(prompt)
+        sys.stdout.flush()
+    line = sys.stdin.readline()
+    return line.rstrip("\r\n") if line else None
+
+
+def converse(model):
+    """Asks for inputs and shows results until the input ends."""
+    text = ""
+    while True:
+        question = ""
+        if not (model.task == "answer" and text):
+            text = _ask("text: ")
+            if text is None:
+                return
+            if not text.strip():
+                continue
+        if model.task == "answer":
+            question = _ask("question (empty: another text): ")
+            if question is None:
+                return
+            if not question.strip():
+                text = ""
+                continue
+        try:
+            result, = predict(model, [Item("1", text, question=question)])
+            lines = readable(result)
+        except errors.UserError as error:
+            lines = ["error: %s" % error]
+        sys.stdout.write("".join(line + "\n" for line in lines))
+        sys.stdout.flush()
+
+
+def main(arguments):
+    if len(arguments) != 2 or arguments[1] not in predictor.TASKS:
+        raise errors.UserError(
+            "%s is given as task; expected one of %s, such as: python "
+            "predict.py answer --model=DIR" % (
+                " ".join(arguments[1:]) or "nothing",
+                ", ".join(predictor.TASKS)))
+    task = arguments[1]
+    options = command_line.build(PredictConfig, FLAGS)
+    settings = command_line.build(predictor.Settings, FLAGS)
+    check_flags(task, options)
+    tf.get_logger().setLevel(logging.WARNING)
+    items = None
+    if options.input_file:
+        items = read_items(task, options.input_file,
+                           settings.version_2_with_negative)
+    elif options.text:
+        items = [Item("1", options.text, options.text_b or None,
+                      options.question)]
+    model = predictor.Predictor(options.model, task, settings)
+    if items is None:
+        converse(model)
+    else:
+        write_results(predict_all(model, items), options.output_file)
+
+
+if __name__ == "__main__":
+    command_line.define(PredictConfig)
+    command_line.define(predictor.Settings)
+    command_line.run(main)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of predict.py: what goes in, what comes out, and the prompt.
+
+Its command line runs in test_end_to_end.py.
+"""
+import io
+import json
+
+import numpy as np
+import pytest
+
+import errors
+import predict
+import predictor
+import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny.write_trained(path, ["question_answering", "masked_lm"])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reader(folder):
+    return predictor.Predictor(folder, "answer")
+
+
+def items_of(tmp_path, name, text, task):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return predict.read_items(task, str(path), False)
+
+
+def test_a_line_is_a_text(tmp_path):
+    assert items_of(tmp_path, "a.txt", "One.\n\nZwei – \n", "embed") == [
+        predict.Item("1", "One."), predict.Item("3", "Zwei – ")]
+
+
+def test_json_lines_name_their_parts(tmp_path):
+    lines = ['{"id": "a", "question": "Q", "context": "C"}',
+             '{"question": "R", "text": "D"}']
+    assert items_of(tmp_path, "a.jsonl", "\n".join(lines), "answer") == [
+        predict.Item("a", "C", question="Q"),
+        predict.Item("2", "D", question="R")]
+    assert items_of(tmp_path, "b.jsonl", '{"text": "A", "text_b": "B"}',
+                    "classify") == [predict.Item("1", "A", "B")]
+
+
+@pytest.mark.parametrize("name, text, task, words", [
+    ("a.txt", "\n", "embed", "holds no input"),
+    ("a.jsonl", "{", "embed", "line 1 is not JSON"),
+    ("a.jsonl", '"a"', "embed", "no JSON object"),
+    ("a.jsonl", '{"text": 3}', "embed", "expected an object such as"),
+    ("a.jsonl", '{"text": "a"}', "answer", '"question": "..."'),
+    ("a.jsonl", '{"text": "a", "id": 1}\n' * 2, "embed", "stands there twice"),
+    ("a.json", "[]", "answer", "SQuAD")])
+def test_bad_input_is_named(tmp_path, name, text, task, words):
+    with pytest.raises(errors.UserError) as refused:
+        items_of(tmp_path, name, text, task)
+    assert words in str(refused.value) and name in str(refused.value)
+
+
+@pytest.mark.parametrize("task, values, words", [
+    ("answer", {"text": "a"}, "only one"),
+    ("embed", {"text": "a", "question": "b"}, "belongs to answer"),
+    ("answer", {"text": "a", "question": "b", "text_b": "c"}, "classify"),
+    ("embed", {"text": "a", "output_file": "a.txt"}, ".npy")])
+def test_flags_of_another_task_are_refused(task, values, words):
+    with pytest.raises(errors.UserError, match=words):
+        predict.check_flags(task, predict.PredictConfig(**values))
+
+
+@pytest.mark.parametrize("values", [
+    {"input_file": "a", "text": "b"}, {"output_file": "a"}])
+def test_one_input_is_given_and_no_other(values):
+    with pytest.raises(errors.UserError, match="given"):
+        predict.PredictConfig(**values)
+
+
+def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
+    items = [predict.Item(str(n), "Town %d" % n, question="Where?")
+             for n in range(3)]
+    results = list(predict.predict_all(reader, items))
+    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
+    for path in (lines, whole, ""):
+        predict.write_results(results, str(path))
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert written == results
+    assert capsys.readouterr().out == lines.read_text()
+    assert json.loads(whole.read_text()) == {
+        one["id"]: one["answer"] for one in results}
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    def broken():
+        yield {"id": "1"}
+        raise errors.UserError("the second text is too long")
+    with pytest.raises(errors.UserError, match="second"):
+        predict.write_results(broken(), str(tmp_path / "a.jsonl"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pooling, rows", [("mean", [1, 1]),
+                                           ("tokens", [5, 4])])
+def test_vectors_have_an_index(tmp_path, folder, pooling, rows):
+    model = predictor.Predictor(folder, "embed",
+                                predictor.Settings(pooling=pooling))
+    items = [predict.Item("a", "abc"), predict.Item("b", "de")]
+    predict.write_results(predict.predict_all(model, items),
+                          str(tmp_path / "v.npy"))
+    vectors = np.load(str(tmp_path / "v.npy"))
+    index = [json.loads(line) for line in
+             (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert vectors.dtype == np.float32 and vectors.shape == (sum(rows), 32)
+    assert [(one["id"], one["row"], one["rows"]) for one in index] == [
+        ("a", 0, rows[0]), ("b", rows[0], rows[1])]
+    assert ("tokens" in index[0]) == (pooling == "tokens")
+    second = vectors[rows[0]:]
+    np.testing.assert_allclose(second if pooling == "tokens" else second[0],
+                               model.embed("de"), atol=1e-5)
+
+
+def test_the_prompt_keeps_a_text_for_many_questions(reader, monkeypatch,
+                                                    capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(
+        "\nTown 1 lies here.\nWhere?\nWhat?\n\nTown 2.\nWho?\n"))
+    predict.converse(reader)
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line for line in lines if line.startswith("answer: ")]
+    assert len(answers) == 3 and answers[2][len("answer: "):] in "Town 2."
+    assert any(" %  " in line and line.endswith("]") for line in lines)
+
+
+def test_the_prompt_goes_on_after_a_mistake(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("no place\nab <mask>\n"))
+    predict.converse(predictor.Predictor(folder, "fill-mask"))
+    first, second, words = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: ") and second.startswith("ab")
+    assert words.count("%") == 5
+
+
+@pytest.mark.parametrize("arguments", [["predict.py"], ["predict.py", "guess"],
+                                       ["predict.py", "answer", "more"]])
+def test_the_task_stands_first(arguments):
+    with pytest.raises(errors.UserError, match="python predict.py answer"):
+        predict.main(arguments)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of trained_model.py: files are found, heads are the reference's."""
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from conftest import GOLDEN
+import errors
+import tiny
+import trained_model
+
+
+@pytest.mark.parametrize("name, head, outputs, atol", [
+    ("masked_lm", "mlm", {"logits": "mlm_logits"}, 3e-5),
+    ("masked_lm", "encoder", {"sequence_output": "hidden_2"}, 1e-5),
+    ("question_answering", "squad", {"start_logits": "start_logits",
+                                     "end_logits": "end_logits"}, 1e-5),
+    ("sequence_classification", "classification", {"logits": "logits"},
+     1e-5)])
+def test_heads_give_the_reference_numbers(golden_checkpoint, name, head,
+                                          outputs, atol):
+    model = trained_model.find(golden_checkpoint(name))
+    expected = np.load(str(GOLDEN / name / "expected.npz"))
+    graph = tf.Graph()
+    with graph.as_default():
+        ids = tf.constant(expected["input_ids"].astype(np.int32))
+        built = trained_model.build(model, head, ids)
+    with trained_model.restored(model, graph) as session:
+        found = session.run(built)
+    assert set(found) == set(outputs)
+    tokens = expected["input_mask"] != 0
+    for ours, theirs in outputs.items():
+        wanted = expected[theirs]
+        if wanted.ndim > 1 and wanted.shape[:2] == tokens.shape:
+            found[ours], wanted = found[ours][tokens], wanted[tokens]
+        np.testing.assert_allclose(found[ours], wanted, rtol=0, atol=atol)
+
+
+def test_padding_is_no_answer(golden_checkpoint):
+    model = trained_model.find(golden_checkpoint("question_answering"))
+    graph = tf.Graph()
+    with graph.as_default():
+        built = trained_model.build(model, "squad",
+                                    tf.constant([[0, 5, 2, 1, 1]]))
+    with trained_model.restored(model, graph) as session:
+        found = session.run(built)
+    for logits in found.values():
+        assert (logits[0, 3:] < -1e8).all() and (logits[0, :3] > -1e8).all()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    tiny.write_trained(folder, ["tagging", "multiple_choice"], labels=4,
+                       id2label={"0": "O", "2": "TOWN"})
+    return folder
+
+
+def test_a_directory_stands_for_its_newest_checkpoint(trained):
+    for path in (trained, trained / "model.ckpt-7"):
+        model = trained_model.find(str(path))
+        assert model.checkpoint == str(trained / "model.ckpt-7")
+        assert model.vocab_file == str(trained / "vocab.json")
+        assert model.parts == {"encoder", "tagging", "multiple_choice"}
+        assert not model.do_lower_case
+    assert model.num_labels("tagging") == 4
+    assert model.labels(4) == ["O", "LABEL_1", "TOWN", "LABEL_3"]
+
+
+def test_the_only_checkpoint_needs_no_list(trained, tmp_path):
+    for path in trained.glob("*.*"):
+        shutil.copy(str(path), str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    model = trained_model.find(str(tmp_path))
+    assert model.checkpoint == str(tmp_path / "model.ckpt-7")
+    assert model.do_lower_case
+
+
+def test_heads_of_tokens_and_options_have_their_shapes(trained):
+    model = trained_model.find(str(trained))
+    graph = tf.Graph()
+    with graph.as_default():
+        tags = trained_model.build(model, "tagging", tf.constant([[0, 9, 2]]))
+    with trained_model.restored(model, graph) as session:
+        assert session.run(tags)["logits"].shape == (1, 3, 4)
+    ids = np.array([[[0, 5, 2], [0, 6, 2]], [[0, 5, 2], [0, 9, 2]]], np.int32)
+    graph = tf.Graph()
+    with graph.as_default():
+        given = tf.placeholder(tf.int32, [None, None, None])
+        choices = trained_model.build(model, "multiple_choice", given)
+    with trained_model.restored(model, graph) as session:
+        logits = session.run(choices, {given: ids})["logits"]
+    assert logits.shape == (2, 2)
+    assert logits[0, 0] == pytest.approx(logits[1, 0], abs=1e-6)
+    assert abs(logits[0, 1] - logits[1, 1]) > 1e-3
+
+
+def refusal(path, **files):
+    with pytest.raises(errors.UserError) as refused:
+        trained_model.find(str(path), **files)
+    return str(refused.value)
+
+
+def test_what_is_no_model_is_refused(trained, tmp_path):
+    assert "--model" in refusal("")
+    assert "neither a directory nor" in refusal(tmp_path / "nothing")
+    assert "there is no checkpoint" in refusal(tmp_path)
+    with pytest.raises(errors.UserError, match="no question_answering head; "
+                       "it holds encoder, multiple_choice, tagging"):
+        trained_model.find(str(trained)).check_head("squad")
+
+
+def copied(trained, target):
+    for path in trained.iterdir():
+        shutil.copy(str(path), str(target))
+    return target
+
+
+def test_a_config_of_another_model_is_refused(trained, tmp_path):
+    copied(trained, tmp_path)
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"num_hidden_layers": 2',
+                                 '"num_hidden_layers": 3'))
+    assert "lacks bert/encoder/layer_2" in refusal(tmp_path)
+    path.write_text(text.replace('"vocab_size": 261', '"vocab_size": 262'))
+    assert "shape [261, 32]" in refusal(tmp_path)
+    path.unlink()
+    assert "--bert_config_file" in refusal(tmp_path)
+    found = trained_model.find(str(tmp_path), bert_config_file=str(
+        trained / "config.json"))
+    assert found.config.vocab_size == 261
+
+
+def test_a_checkpoint_that_was_cut_off_is_refused(trained, tmp_path):
+    path = copied(trained, tmp_path) / "model.ckpt-7.data-00000-of-00001"
+    os.truncate(str(path), path.stat().st_size - 9)
+    assert "model.ckpt-7" in refusal(tmp_path)
