@@ -27,7 +27,7 @@ PAGES = READMES + (REPOSITORY / "CHANGELOG.md",) + tuple(
 NEEDS = re.compile(r"(needs .*(GPU|NPU|network|data|MPI)|"
                    r"需要.*(GPU|NPU|联网|数据|MPI))")
 # Programs that are not the suite's, and what a shell does itself.
-FOREIGN = ("source", "export", "pip3", "python3.7")
+FOREIGN = ("source", "export", "pip3", "python3.7", "docker")
 # launcher: the script that gets its flags
 LAUNCHED = {
     "scripts/create_pretraining_data.sh": "create_pretraining_data.py",
