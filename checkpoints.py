@@ -49,7 +49,9 @@ class Saver(tf.train.Saver):
 
 def newest(directory):
     """Prefix of the newest checkpoint, or None."""
-    return tf.train.latest_checkpoint(directory)
+    paths = listed(directory)
+    return paths[-1] if paths and os.path.exists(
+        tf_checkpoint.index_file(paths[-1])) else None
 
 
 def batches_seen(checkpoint):
@@ -64,7 +66,10 @@ def batches_seen(checkpoint):
 
 def listed(directory):
     """Prefixes in the order they were written, oldest first."""
-    state = tf.train.get_checkpoint_state(directory)
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except ValueError:  # the file is not UTF-8
+        state = None
     if state is None:
         return []
     paths = list(state.all_model_checkpoint_paths)

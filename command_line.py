@@ -161,7 +161,8 @@ def fail(message):
     """Ends the process: one line on standard error, exit code 1."""
     sys.stdout.flush()
     sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]),
-                                          " ".join(str(message).split())))
+                                          errors.shortened(" ".join(
+                                              str(message).split()))))
     sys.stderr.flush()
     sys.exit(1)
 
@@ -178,6 +179,13 @@ def _parse(argv):
         return flags.FLAGS(argv)
     except flags.Error as error:
         return fail("%s; --help lists the flags" % error)
+    except UnicodeDecodeError as error:
+        return fail("a --flagfile is not UTF-8 (%s); write it as plain text, "
+                    "a flag a line" % error)
+    except (OSError, ValueError, RecursionError) as error:
+        # absl's own way through a flagfile, or to the name that was meant.
+        return fail("the flags cannot be read (%s); write --name=value, in a "
+                    "--flagfile one a line" % error)
 
 
 def run(main):

@@ -185,7 +185,8 @@ def _load_parts(index_file, load):
                                index_file)
     tensors = {}
     for place in sorted(set(places.values())):
-        if os.path.basename(place) != place or place in ("", ".", ".."):
+        if (os.path.basename(place) != place or place in ("", ".", "..")
+                or not place.isprintable()):
             raise errors.UserError("%s names the file %s; expected one in its "
                                    "own directory" %
                                    (index_file, weights.quoted(place)))

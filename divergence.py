@@ -18,6 +18,7 @@ import os
 import typing
 
 import errors
+import strict_json
 import tfrecord
 
 MODES = ("off", "stop", "rollback")
@@ -219,11 +220,11 @@ class Skips:
             return
         try:
             with open(self._path, encoding="utf-8") as stream:
-                state = json.loads(stream.read(1 << 20))
+                state = strict_json.loads(stream.read(1 << 20))
             self.rollbacks = int(state["rollbacks"])
             self._jumps = [(int(start), int(end))
                            for start, end in state["skipped"]]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise errors.UserError(
                 "%s does not say which batches were skipped (%s); write "
                 '{"rollbacks": 0, "skipped": []} into it to forget them' %

@@ -11,13 +11,13 @@ import reprlib
 import numpy as np
 
 import errors
+import strict_json
 import tfrecord
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 
 _MAX_BYTES = 8 << 20
-_MAX_DIGITS = 20
 
 
 def _is_count(value):
@@ -27,6 +27,12 @@ def _is_count(value):
 def _is_hash(value):
     return (isinstance(value, str) and len(value) == 64
             and set(value) <= set("0123456789abcdef"))
+
+
+def _is_file_name(value):
+    """Whether a text names a file of the manifest's own directory."""
+    return (isinstance(value, str) and value not in ("", ".", "..")
+            and value.isprintable() and not set(value) & set("/\\"))
 
 
 def _is_probability(value):
@@ -109,8 +115,7 @@ def _check_shard(shard, refuse):
     if not isinstance(shard, dict):
         refuse("shard " + _short(shard), "a JSON object")
     name = shard.get("name")
-    if (not isinstance(name, str) or name in ("", ".", "..")
-            or set(name) & set("/\\\0")):
+    if not _is_file_name(name):
         refuse("shard name " + _short(name), "a file name without a directory")
     for key, (is_right, expected) in _SHARD_KEYS.items():
         if not is_right(shard.get(key)):
@@ -118,11 +123,16 @@ def _check_shard(shard, refuse):
                                           _short(name)), expected)
 
 
-def _limited_int(digits):
-    # Turning digits into an int takes quadratic time.
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError("a number of %d digits" % len(digits))
-    return int(digits)
+def is_shard(value):
+    """Whether a value describes a file as `summarize_file` does."""
+    def refuse(found, expected):
+        raise errors.UserError("%s, not %s" % (found, expected))
+
+    try:
+        _check_shard(value, refuse)
+    except errors.UserError:
+        return False
+    return True
 
 
 def load_manifest(directory):
@@ -140,8 +150,8 @@ def load_manifest(directory):
         raise errors.UserError("%r is larger than %d bytes; build the records "
                                "again" % (path, _MAX_BYTES))
     try:
-        manifest = json.loads(data.decode("utf-8"), parse_int=_limited_int)
-    except (ValueError, RecursionError) as error:
+        manifest = strict_json.loads(data.decode("utf-8"))
+    except ValueError as error:
         raise errors.UserError(
             "%r is not JSON, or too large a number or too deep (%s); build the "
             "records again" % (path, _short(str(error))))

@@ -13,7 +13,6 @@ Source: Liu et al. 2019 (arXiv:1907.11692); Devlin et al. 2018; positions and
 numerics as fairseq's and Hugging Face's RoBERTa.
 """
 import dataclasses
-import json
 import math
 import typing
 import zlib
@@ -21,6 +20,8 @@ import zlib
 import tensorflow.compat.v1 as tf
 
 import errors
+import strict_json
+from weights import read_small
 
 
 def gelu(x):
@@ -271,11 +272,11 @@ class RobertaConfig:
             raise errors.UserError("no model config is given; name a RoBERTa "
                                    "config.json with --bert_config_file")
         try:
-            with open(path, encoding="utf-8") as lines:
-                return cls.from_dict(json.load(lines))
+            return cls.from_dict(strict_json.loads(
+                read_small(path).decode("utf-8")))
         except errors.UserError as error:
             raise errors.UserError("%s: %s" % (path, error))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise errors.UserError("%s is not JSON: %s" % (path, error))
 
     def to_dict(self):

@@ -25,6 +25,7 @@ import command_line
 import errors
 import predictor
 import squad
+import strict_json
 import weights
 
 FLAGS = flags.FLAGS
@@ -106,7 +107,7 @@ def _item(task, path, number, line):
         return Item(str(number), line)
     where = "%s, line %d" % (path, number)
     try:
-        values = json.loads(line)
+        values = strict_json.loads(line)
     except ValueError as error:
         raise errors.UserError("%s is not JSON: %s" % (where, error))
     if not isinstance(values, dict):

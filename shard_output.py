@@ -15,12 +15,14 @@ from absl import logging
 
 import errors
 import manifest
+import strict_json
 import tfrecord
 
 PROGRESS = "progress.json"
 # Shuffled records that wait in memory, in bytes.
 SHUFFLE_BYTES = 32 << 20
 
+_MAX_PROGRESS_BYTES = 8 << 20
 _ENDING = ".tfrecord"
 _SHARD = "pretrain-%05d-of-%05d" + _ENDING
 _UNFINISHED = ".incomplete"  # what tfrecord appends to a name
@@ -157,12 +159,12 @@ class _Output:
             return None
         try:
             with open(self._progress_path, "rb") as stream:
-                progress = json.loads(stream.read().decode("utf-8"))
+                progress = strict_json.loads(
+                    stream.read(_MAX_PROGRESS_BYTES).decode("utf-8"))
             if (isinstance(progress["build"], dict)
-                    and all(type(s["bytes"]) is int
-                            for s in progress["shards"])):
+                    and all(map(_is_entry, progress["shards"]))):
                 return progress
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             logging.warning("%r is damaged", self._progress_path)
         return {"build": {}, "shards": []}
 
@@ -176,7 +178,8 @@ class _Output:
         """Keeps the shards that are whole, up to the first that is not."""
         for number, entry in enumerate(entries):
             path = self.path(number)
-            if not (os.path.isfile(path)
+            if not (entry["name"] == os.path.basename(path)
+                    and os.path.isfile(path)
                     and os.path.getsize(path) == entry["bytes"]):
                 break
             self.finished.append(entry)
@@ -295,6 +298,12 @@ class SingleOutput(_Output):
                     _difference(found, self._settings)))
         name = os.path.basename(self._path)
         return [s for s in content["shards"] if s["name"] != name]
+
+
+def _is_entry(value):
+    """Whether a value of progress.json describes a shard."""
+    return manifest.is_shard(value) and all(
+        type(value.get(name)) is int and value[name] >= 0 for name in _TOTALS)
 
 
 def _with_totals(settings, shards):

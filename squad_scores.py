@@ -10,12 +10,12 @@ Source: Rajpurkar et al. 2016, section 6 (exact match, F1); Rajpurkar et al.
 """
 import argparse
 import collections
-import json
 import math
 import re
 import string
 
 import errors
+import strict_json
 
 # SQuAD's training set has 42 MB; parsed JSON takes about ten times its size.
 MAX_JSON_BYTES = 1 << 30
@@ -59,21 +59,17 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
       OSError: the file cannot be read.
     """
     with open(str(path), "rb") as stream:
-        data = stream.read(max_bytes + 1)
+        data = _read_up_to(stream, max_bytes + 1)
     if len(data) > max_bytes:
         raise errors.UserError(
             "%s is larger than %d bytes; split it into several files"
             % (path, max_bytes))
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = strict_json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise errors.UserError(
             "%s is not UTF-8 at byte %d; %s must be JSON in UTF-8"
             % (path, error.start, kind))
-    except RecursionError:
-        raise errors.UserError(
-            "%s is nested too deeply for %s; is it the right file?"
-            % (path, kind))
     except ValueError as error:
         raise errors.UserError(
             "%s is not JSON: %s; is it the right file, and complete?"
@@ -83,6 +79,17 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
             "%s: the outermost JSON value is a %s, but %s must be an object"
             % (path, type(value).__name__, kind))
     return value
+
+
+def _read_up_to(stream, size):
+    """At most so many bytes; read(size) would take the memory of them all."""
+    data = bytearray()
+    while len(data) < size:
+        block = stream.read(min(size - len(data), 1 << 20))
+        if not block:
+            break
+        data += block
+    return bytes(data)
 
 
 def iterate_questions(path, document):

@@ -14,13 +14,13 @@ order of their ranks).
 """
 import heapq
 import itertools
-import json
 import re
 
 import numpy as np
 import regex
 
 import errors
+import strict_json
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
@@ -42,7 +42,7 @@ _LONG_WORD = 32
 # Nothing longer is remembered, so that the cache is bounded in bytes as well.
 _MAX_CACHED_CHARACTERS = 64
 _CACHE_CAPACITY = 1 << 17
-_MAX_FILE_BYTES = 64 << 20
+_MAX_FILE_BYTES = 16 << 20
 # The share of a vocabulary that merges may leave out: RoBERTa's has four such
 # entries besides the special tokens.
 _MAX_UNMERGED = 0.1
@@ -363,12 +363,7 @@ def _read_vocabulary(path):
     """dict, token -> id, from vocab.json; ids 0 to V - 1, each once."""
     text = _read_text(path, "vocabulary")
     try:
-        # No id has 20 digits; a number of a million takes minutes to read.
-        ids = json.loads(text, parse_int=lambda digits: int(digits[:20]))
-    except RecursionError:
-        raise errors.UserError(
-            "the vocabulary %r is nested too deeply; expected one JSON object,"
-            " token to id" % str(path))
+        ids = strict_json.loads(text)
     except ValueError as error:
         raise errors.UserError("the vocabulary %r is not JSON: %s" % (
             str(path), error))

@@ -505,8 +505,7 @@ def read_config(path):
     """
     if not os.path.exists(path):
         return {}
-    with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
+    return weights.read_json(path)
 
 
 def _write_tokenizer(directory, tokenizer):

@@ -6,13 +6,13 @@ are checked before the first byte is moved, and one tensor at a time is in
 memory. Views (transposed, a part of its rows, its rows in another order) are
 Tensors too.
 """
-import json
 import os
 import typing
 
 import numpy as np
 
 import errors
+import strict_json
 
 # safetensors' names of the types; bfloat16 travels as its 16 bits.
 DTYPES = {
@@ -24,7 +24,6 @@ DTYPES = {
     "F8_E5M2": np.dtype("u1")}
 
 MAX_JSON_BYTES = 16 << 20
-_MAX_JSON_DEPTH = 32
 
 
 class Tensor(typing.NamedTuple):
@@ -121,7 +120,8 @@ def parse_json(data, path):
     """The object of a JSON text whose keys are all different.
 
     Raises:
-      errors.UserError: no JSON, no object, or a key twice.
+      errors.UserError: no JSON, no object, a key twice, or strict_json's
+        limits.
     """
     def unique(pairs):
         values = dict(pairs)
@@ -129,33 +129,16 @@ def parse_json(data, path):
             raise ValueError("a key stands in it twice")
         return values
 
-    def bounded(digits):
-        # int() takes quadratic time.
-        if len(digits) > 30:
-            raise ValueError("a number has %d digits" % len(digits))
-        return int(digits)
     try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique,
-                            parse_int=bounded)
-        _check_depth(values)
-    except (ValueError, RecursionError) as error:
+        values = strict_json.loads(data.decode("utf-8"),
+                                   object_pairs_hook=unique)
+    except ValueError as error:
         raise errors.UserError("%s is not the JSON that was expected: %s; copy "
                                "the file again" % (path, error))
     if not isinstance(values, dict):
         raise errors.UserError("%s holds a JSON %s; expected an object" %
                                (path, type(values).__name__))
     return values
-
-
-def _check_depth(values):
-    """Refuses what later steps could not walk through."""
-    level = [values]
-    for _ in range(_MAX_JSON_DEPTH):
-        level = [child for value in level if isinstance(value, (dict, list))
-                 for child in (value.values() if isinstance(value, dict)
-                               else value)]
-    if level:
-        raise ValueError("it is nested more than %d deep" % _MAX_JSON_DEPTH)
 
 
 def read_small(path, limit=MAX_JSON_BYTES):

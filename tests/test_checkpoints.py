@@ -74,6 +74,15 @@ def test_whole_checkpoints_are_left_alone(run, warnings):
     assert checkpoints.batches_seen(checkpoints.newest(run.path)) == 30
 
 
+def test_a_list_that_is_not_utf8_is_made_anew(run, warnings):
+    with open(os.path.join(run.path, "checkpoint"), "wb") as stream:
+        stream.write(b'model_checkpoint_path: "\xff"')
+    assert checkpoints.newest(run.path) is None
+    assert checkpoints.repair(run.path) == run.prefix(3)
+    assert run.steps() == [1, 2, 3] and len(warnings()) == 1
+    assert checkpoints.newest(run.path) == run.prefix(3)
+
+
 @pytest.mark.parametrize("how", [
     {}, {"keep": 0}, {"index": True}, {"index": True, "keep": 0}])
 def test_the_one_before_a_damaged_checkpoint_is_taken(run, warnings, how):

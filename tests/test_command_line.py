@@ -10,6 +10,7 @@ import pytest
 
 from conftest import REPOSITORY
 import command_line
+import errors
 
 # A script of its own: absl's flags are one global set a process.
 SCRIPT = '''
@@ -100,12 +101,28 @@ def test_flag_file_with_comments(script, tmp_path):
     ("--path=bad", ["--path is bad; use a good one"]),
     ("--path=missing", ["cannot use '/nonexistent/file'"]),
     ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
+    # absl's search for the flag that was meant is recursive.
+    ("--%s=1" % ("size" * 500), ["the flags cannot be read"]),
 ])
 def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
     code, output, lines = script(argument)
     assert (code, output, len(lines)) == (1, "", 1)
     assert lines[0].startswith("script.py: error: ")
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_flag_file_that_is_not_utf8_is_one_line(script, tmp_path):
+    path = tmp_path / "recipe.flags"
+    path.write_bytes(b"--path=\xff\n")
+    code, _, lines = script("--flagfile=%s" % path)
+    assert (code, len(lines)) == (1, 1)
+    assert "--flagfile is not UTF-8" in lines[0]
+
+
+def test_a_long_message_keeps_its_begin_and_its_end():
+    text = str(errors.UserError("given %s; mend it so" % ("x" * 100000)))
+    assert len(text) < 2000
+    assert text.startswith("given xx") and text.endswith("xx; mend it so")
 
 
 def test_a_bug_keeps_its_traceback(script):

@@ -375,7 +375,7 @@ def test_a_model_in_parts_is_joined(tmp_path, stem, suffix):
 
 
 @pytest.mark.parametrize("place", ["../model.safetensors", "/etc/passwd", "",
-                                   ".."])
+                                   "..", "a\0b", "\ud800"])
 def test_an_index_cannot_leave_its_directory(tmp_path, place):
     (tmp_path / "config.json").write_text(json.dumps(golden("masked_lm")[0]))
     (tmp_path / "model.safetensors.index.json").write_text(

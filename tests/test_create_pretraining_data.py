@@ -398,6 +398,24 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     assert digests(tmp_path / "parts") == digests(tmp_path / "through")
 
 
+@pytest.mark.parametrize("changes", [
+    {"name": 3.5}, {"name": "other.tfrecord"}, {"tokens": "many"},
+    {"records": None}, {"sha256": "?"}, {"documents": -1}])
+def test_a_damaged_list_of_finished_shards_is_begun_anew(
+        build, tmp_path, monkeypatch, changes):
+    build("through", num_shards=2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            build("parts", num_shards=2)
+    path = tmp_path / "parts" / "progress.json"
+    progress = json.loads(path.read_text())
+    progress["shards"][0].update(changes)
+    path.write_text(json.dumps(progress))
+    build("parts", num_shards=2, overwrite=True)
+    assert digests(tmp_path / "parts") == digests(tmp_path / "through")
+
+
 def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
     with monkeypatch.context() as patch:
         stop_after(patch, 1)

@@ -156,7 +156,8 @@ def test_a_later_rollback_voids_the_jumps_behind_it(tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    "", "[]", "{}", '{"rollbacks": 1, "skipped": [3]}', "[" * 100000])
+    "", "[]", "{}", '{"rollbacks": 1, "skipped": [3]}', "[" * 100000,
+    '{"rollbacks": 1e999, "skipped": []}'])
 def test_a_damaged_list_of_skips_is_an_error(tmp_path, text):
     (tmp_path / "rollbacks.json").write_text(text)
     with pytest.raises(errors.UserError, match="write {\"rollbacks\": 0"):

@@ -252,6 +252,7 @@ def test_bad_files_are_one_line(evaluate, version, data, predictions, named):
     (["-n", "odds"], {"b": 1}, "no number for question 'a'"),
     (["-n", "odds"], {"a": "1"}, "'1' where a number was expected"),
     (["-n", "odds"], {"a": float("nan")}, "nan where a number"),
+    (["-n", "odds"], {"a": 10 ** 400}, "a number of 401 digits"),
     (["-n", "none"], {}, "cannot use 'none': No such file"),
     (["--na-prob-thresh=x"], {}, "invalid float value: 'x'; --help"),
     (["--unknown"], {}, "unrecognized arguments"),

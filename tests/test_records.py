@@ -681,7 +681,7 @@ SHARD = {"name": "a", "records": 1, "bytes": 20, "sha256": "0" * 64}
     ({"shards": [dict(SHARD, records="5")]}, "records '5' of shard 'a'"),
     ({"shards": [dict(SHARD, sha256=None)]}, "sha256 None of shard"),
 ] + [({"shards": [dict(SHARD, name=name)]}, "without a directory") for name in (
-    "../a", "/etc/passwd", "..", "", "a/b", "a\\b", "a\0b", None)])
+    "../a", "/etc/passwd", "..", "", "a/b", "a\\b", "a\0b", None, "\ud800")])
 def test_malformed_manifest(tmp_path, changes, message):
     content = manifest_of([SHARD], format_version=1)
     content.update(changes)

@@ -75,7 +75,7 @@ def test_a_transposed_view_is_written_in_its_own_order(tmp_path):
     (b"not json", {}, "not the JSON"),
     (b"[1]", {}, "holds a JSON list"),
     (b"[" * 100000, {}, "not the JSON"),
-    (b'{"a": ' * 40 + b"1" + b"}" * 40, {}, "nested more than"),
+    (b'{"a": ' * 40 + b"1" + b"}" * 40, {}, "nested too deeply"),
     (b'{"a": %s}' % (b"9" * 100000), {}, "100000 digits"),
     (b'{"a": 1, "a": 2}', {}, "a key stands in it twice"),
     (b'{"a": 1}', {}, "not described by an object"),

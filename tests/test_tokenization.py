@@ -299,7 +299,7 @@ def without(token):
     ("[1, 2]", "holds a JSON list"),
     ("[" * 100000, "nested too deeply"),
     ("{\"a\":" * 100000, "nested too deeply"),
-    ("{\"a\": %s}" % ("9" * 500000), "outside of 0 to 0"),
+    ("{\"a\": %s}" % ("9" * 500000), "a number of 500000 digits"),
     ("{}", "lacks <s>, <pad>, </s>, <unk>, <mask>"),
     (changed(low="1"), "'low', '1', is no whole number"),
     (changed(low=True), "is no whole number"),

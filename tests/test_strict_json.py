@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every JSON file that users hand over is bounded in size, depth and digits."""
+import ast
+import json
+
+import pytest
+
+from conftest import REPOSITORY
+import divergence
+import errors
+import manifest
+import modeling
+import shard_output
+import squad_scores
+import strict_json
+import text_files
+import tokenization
+import weights
+
+
+def test_what_is_meant_is_read():
+    value = {"a": [1, -2.5, None, True, "é\U0001f600", {"b": {}}],
+             "largest": 2 ** 64 - 1, "smallest": -2 ** 63}
+    assert strict_json.loads(json.dumps(value)) == value
+    assert strict_json.loads("1e999") == float("inf")
+    deepest = "[" * (strict_json.MAX_DEPTH - 1) + "7" + "]" * (
+        strict_json.MAX_DEPTH - 1)
+    assert strict_json.loads(deepest)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[" * 32 + "7" + "]" * 32, "nested too deeply"),
+    ("[" * 900 + "]" * 900, "nested too deeply"),
+    ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply"),
+    ("[" * 100000, "nested too deeply"),
+    ('{"a":' * 100000, "nested too deeply"),
+    ("1" * 21, "a number of 21 digits"),
+    ("[-" + "9" * 10 ** 6 + "]", "a number of 1000001 digits"),
+    ("", "Expecting value"), ("[1,]", "Expecting value")])
+def test_what_is_hostile_is_a_value_error(text, message):
+    with pytest.raises(ValueError, match=message):
+        strict_json.loads(text)
+
+
+def _vocabulary(path):
+    tokenization.RobertaTokenizer(str(path), str(path))
+
+
+# What reads JSON -> the file's name and the reader.
+READERS = {
+    "config": ("config.json", modeling.RobertaConfig.from_json_file),
+    "weights": ("a.json", weights.read_json),
+    "vocabulary": ("vocab.json", _vocabulary),
+    "SQuAD": ("a.json", lambda path: squad_scores.read_json(path, "it")),
+    "manifest": ("manifest.json",
+                 lambda path: manifest.load_manifest(str(path.parent))),
+    "rollbacks": ("rollbacks.json",
+                  lambda path: divergence.Skips(str(path.parent))),
+    "JSON lines": ("a.jsonl", lambda path: text_files.json_text(
+        str(path), 1, path.read_text(), "text"))}
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("text", [
+    "[" * 100000, '{"text":' * 100000,
+    '{"rollbacks": %s}' % ("9" * 10 ** 6)],
+                         ids=["lists", "objects", "digits"])
+def test_every_reader_refuses_depth_and_digits(tmp_path, name, text):
+    file, read = READERS[name]
+    (tmp_path / file).write_text(text)
+    with pytest.raises(errors.UserError) as caught:
+        read(tmp_path / file)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["[" * 100000, "9" * 10 ** 6])
+def test_progress_of_a_build_is_begun_anew(tmp_path, text):
+    (tmp_path / "progress.json").write_text(text)
+    output = shard_output.ShardedOutput(str(tmp_path), 2, {}, "x",
+                                        overwrite=True)
+    assert output.finished == []
+
+
+def test_every_reader_is_bounded_in_size(tmp_path):
+    path = tmp_path / "a.json"
+    with open(str(path), "wb") as stream:
+        stream.truncate(weights.MAX_JSON_BYTES + 1)
+    for name in ("config", "weights", "vocabulary"):
+        with pytest.raises(errors.UserError, match="limit|more than"):
+            READERS[name][1](path)
+
+
+def test_no_module_parses_json_in_another_way():
+    """text_files takes numbers as floats, and json_text has its limits."""
+    users = {path.stem for pattern in ("*.py", "scripts/*.py")
+             for path in REPOSITORY.glob(pattern)
+             for node in ast.walk(ast.parse(path.read_text("utf-8")))
+             if isinstance(node, ast.Attribute)
+             and node.attr in ("load", "loads")
+             and getattr(node.value, "id", "") == "json"}
+    assert users <= {"strict_json", "text_files", "make_demo_data",
+                     "benchmark"}
