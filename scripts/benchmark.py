@@ -34,6 +34,7 @@ import tqdm  # noqa: E402
 
 import command_line  # noqa: E402
 import errors  # noqa: E402
+import pictures  # noqa: E402
 import squad  # noqa: E402
 import tokenization  # noqa: E402
 
@@ -462,9 +463,7 @@ def draw(path, rows, title):
     """Bars of each stage's rates, one panel a stage; False: no matplotlib."""
     if not _installed("matplotlib"):
         return False
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = pictures.load_pyplot("benchmark.py")
     stages = list(dict.fromkeys(row.stage for row in rows))
     figure, panels = pyplot.subplots(
         len(stages), 1, figsize=(8, 1.6 * len(stages) + 0.8), squeeze=False)
@@ -505,7 +504,8 @@ def main(_):
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
     if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows,
                 about):
-        sys.stdout.write("no picture: pip install matplotlib\n")
+        sys.stdout.write("no picture: pip install -r "
+                         "requirements-plots.txt\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ without a prediction scores 0 and is named on standard error.
 """
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
@@ -18,6 +19,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import errors  # noqa: E402
+import pictures  # noqa: E402
 import squad_scores  # noqa: E402
 
 
@@ -36,7 +38,8 @@ def define_arguments(parser):
                              "probability exceeds this (default 1.0)")
     parser.add_argument("--out-image-dir", "-p", metavar="out_images",
                         help="draw precision-recall curves into this "
-                             "directory; needs --na-prob-file and matplotlib")
+                             "directory; needs --na-prob-file and "
+                             "requirements-plots.txt")
     parser.add_argument("--verbose", "-v", action="store_true",
                         help="write each question's scores to standard error")
 
@@ -88,23 +91,6 @@ def precision_recall(values, gold, null_odds):
     return precisions, recalls, 100.0 * average
 
 
-def load_pyplot():
-    """matplotlib.pyplot, drawing into files.
-
-    Raises:
-      errors.UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise errors.UserError(
-            "--out-image-dir needs matplotlib; pip install matplotlib, or "
-            "leave the flag out")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-    return matplotlib.pyplot
-
-
 def draw_curve(pyplot, curve, path, title):
     precisions, recalls, _ = curve
     pyplot.step(recalls, precisions, color="b", alpha=0.2, where="post")
@@ -118,8 +104,20 @@ def draw_curve(pyplot, curve, path, title):
     pyplot.clf()
 
 
-def draw_histogram(pyplot, odds, path, name):
-    pyplot.hist(odds, weights=[1.0 / len(odds)] * len(odds), bins=20,
+def probabilities(null_odds):
+    """{id: probability of no answer}.
+
+    Numbers of which one lies beyond 0 to 1 are log odds, as run_squad.py
+    writes them; the official script leaves those out of its histograms.
+    """
+    if all(0 <= number <= 1 for number in null_odds.values()):
+        return null_odds
+    return {k: 0.5 + 0.5 * math.tanh(0.5 * number)  # the logistic function
+            for k, number in null_odds.items()}
+
+
+def draw_histogram(pyplot, numbers, path, name):
+    pyplot.hist(numbers, weights=[1.0 / len(numbers)] * len(numbers), bins=20,
                 range=(0.0, 1.0))
     pyplot.xlabel("Model probability of no-answer")
     pyplot.ylabel("Proportion of dataset")
@@ -151,11 +149,12 @@ def draw(pyplot, out_dir, question_scores, gold, null_odds):
             draw_curve(pyplot, curve, os.path.join(out_dir, name + ".png"),
                        title)
             average_precisions[name + "_ap"] = curve[2]
+    shares = probabilities(null_odds)
     for name, has_answer in (("hasAns", True), ("noAns", False)):
-        odds = [null_odds[k] for k in oracle if bool(gold[k]) == has_answer]
-        if odds:
+        numbers = [shares[k] for k in oracle if bool(gold[k]) == has_answer]
+        if numbers:
             draw_histogram(
-                pyplot, odds,
+                pyplot, numbers,
                 os.path.join(out_dir, "na_prob_hist_%s.png" % name), name)
     return average_precisions
 
@@ -211,7 +210,7 @@ def evaluate(arguments, pyplot):
 def main(arguments):
     pyplot = None
     if arguments.out_image_dir and arguments.na_prob_file:
-        pyplot = load_pyplot()
+        pyplot = pictures.load_pyplot("--out-image-dir")
     elif arguments.out_image_dir:
         print("--out-image-dir draws nothing without --na-prob-file",
               file=sys.stderr)

@@ -135,7 +135,7 @@ def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "pip install matplotlib" in done.stderr
+    assert "pip install -r requirements-plots.txt" in done.stderr
 
 
 def test_images_without_probabilities_are_reported(evaluate):

@@ -10,7 +10,8 @@ from conftest import REPOSITORY
 # A module imports from its own row and from those above; a new module is
 # added to the highest row that it can stand in.
 LAYERS = {
-    "flags and errors": ("errors", "command_line", "strict_json"),
+    "flags and errors": ("errors", "command_line", "strict_json",
+                         "pictures"),
     "text, data and files, without TensorFlow": (
         "tokenization", "text_files", "packing", "corpus", "worker_pool",
         "masking", "tf_example", "tfrecord", "manifest", "records",

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curves from event files: resumed runs, smoothing, names, the picture."""
+import importlib.util
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import errors
+from conftest import REPOSITORY
+
+
+def load(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(
+        name.replace("-", "_").replace(".", "_"),
+        str(REPOSITORY / "scripts" / (name + ".py")))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+plot_run = load("plot_run")
+
+
+def write_events(directory, *points, suffix="", start=100.0):
+    """An event file of (step, {tag: value}), one a second."""
+    directory.mkdir(exist_ok=True)
+    path = directory / ("events.out.tfevents.%d.host%s" % (start, suffix))
+    with tf.python_io.TFRecordWriter(str(path)) as writer:
+        for number, (step, values) in enumerate(points):
+            event = tf.Event(wall_time=start + number, step=step)
+            for tag, value in values.items():
+                event.summary.value.add(tag=tag, simple_value=value)
+            writer.write(event.SerializeToString())
+    return path
+
+
+def test_of_overlapping_steps_the_later_wins(tmp_path):
+    # Resumed from step 10 with lines at other steps. By name the later file
+    # comes first.
+    write_events(tmp_path, (5, {"loss": 4}), (10, {"loss": 3}),
+                 (15, {"loss": 9}), (20, {"loss": 9}), suffix="z")
+    write_events(tmp_path, (12, {"loss": 2}), (17, {"loss": 1}),
+                 suffix="a", start=200.0)
+    curve = plot_run.read_run(tmp_path)["loss"]
+    assert curve.steps.tolist() == [5, 10, 12, 17]
+    assert curve.values.tolist() == [4, 3, 2, 1]
+
+
+def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path, capsys):
+    path = write_events(tmp_path, (5, {"loss": 4}), (10, {"loss": 3}))
+    path.write_bytes(path.read_bytes()[:-3])
+    assert plot_run.read_run(tmp_path)["loss"].values.tolist() == [4]
+    assert "cut short" in capsys.readouterr().err
+
+
+def test_smoothing_starts_at_the_first_value():
+    # Means by hand: (4 + 2 * 8) / 3 with weight 1/2; nan is passed over.
+    smoothed = plot_run.smooth([4.0, 8.0, float("nan"), 8.0], 0.5)
+    np.testing.assert_allclose(smoothed, [4, 20 / 3, np.nan, 52 / 7])
+    assert plot_run.smooth([4.0, 8.0], 0.0).tolist() == [4, 8]
+
+
+def test_names_tell_runs_apart():
+    assert plot_run.short_names(["a/x", "b/y"]) == ["x", "y"]
+    assert plot_run.short_names(["r/a/x", "r/b/x"]) == ["a/x", "b/x"]
+    with pytest.raises(errors.UserError, match="twice"):
+        plot_run.short_names(["a", "./a"])
+
+
+def test_known_scalars_come_first(tmp_path):
+    write_events(tmp_path, (1, {"zebra": 1, "loss": 1, "apple": 2,
+                                "learning_rate": 3}))
+    runs = plot_run.read_runs([tmp_path])
+    assert plot_run.tags_of(runs, "") == ["loss", "learning_rate", "apple",
+                                          "zebra"]
+    assert plot_run.tags_of(runs, "zebra, loss") == ["zebra", "loss"]
+    with pytest.raises(errors.UserError, match="--tags: no run has lose"):
+        plot_run.tags_of(runs, "lose")
+
+
+def test_a_directory_without_events_says_where_they_are(tmp_path):
+    write_events(tmp_path / "log", (1, {"loss": 1}))
+    with pytest.raises(errors.UserError, match="they are in .*log"):
+        plot_run.read_run(tmp_path)
+    with pytest.raises(errors.UserError, match="no directory"):
+        plot_run.read_run(tmp_path / "nothing")
+
+
+def test_a_panel_for_each_scalar_and_a_line_for_each_run(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    for name in ("first", "second"):
+        write_events(tmp_path / name, *[
+            (step, {"loss": 5.0 / step, "learning_rate": 1e-4,
+                    "gradient_norm": step, "overflows": 0})
+            for step in range(1, 5)])
+    write_events(tmp_path / "second", (5, {"loss_scale": 2.0 ** 15}),
+                 start=300.0)
+    runs = plot_run.read_runs([tmp_path / "first", tmp_path / "second"])
+    tags = plot_run.tags_of(runs, "")
+    figure = plot_run.draw(pyplot, runs, tags, 0.6)
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "loss", "learning rate", "gradient norm", "loss scale", "overflows"]
+    # Smoothed ones have a pale line beside the bold one.
+    assert [len(panel.lines) for panel in panels] == [4, 2, 4, 1, 2]
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first",
+                                                                "second"]
+    plot_run.pictures.save(figure, tmp_path / "runs.png")
+    assert (tmp_path / "runs.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(tmp_path.glob("*.incomplete"))
+
+
+def test_histograms_turn_log_odds_into_probabilities():
+    evaluate = load("evaluate-v2.0")
+    assert evaluate.probabilities({"a": 0.0, "b": 1.0}) == {"a": 0, "b": 1}
+    found = evaluate.probabilities({"a": 0.0, "b": -800.0, "c": 2.0})
+    assert found == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.880797},
+                                  abs=1e-6)
