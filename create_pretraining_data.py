@@ -34,6 +34,8 @@ import tokenization
 import worker_pool
 
 SHARD_BYTES = 128 << 20  # of input, where --num_shards is not given
+RUNNERS = ("DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner",
+           "PortableRunner")
 _LOG_SECONDS = 10
 # Settings that the manifest takes from the flags as they are.
 _RECORD_SETTINGS = (
@@ -64,6 +66,12 @@ class BuildConfig:
         None, "Processes; default: one a core.", lower=1)
     overwrite: bool = command_line.flag(
         False, "Replace the records that are in the output.")
+    runner: typing.Optional[str] = command_line.flag(
+        None, "Build with this Apache Beam runner, on many machines; default: "
+        "on this one, without Beam.", choices=RUNNERS)
+    beam_options: str = command_line.flag(
+        "", "Options of the runner in one text, such as "
+        "\"--flink_master=HOST:8081 --parallelism=64\".")
 
     def __post_init__(self):
         for name in ("input_file", "output_file", "vocab_file", "merges_file"):
@@ -75,6 +83,15 @@ class BuildConfig:
                 "--num_shards is %d, but --output_file=%s is one file; give a "
                 "directory" % (self.num_shards, self.output_file))
 
+        if self.runner is None and self.beam_options:
+            raise errors.UserError(
+                "--beam_options is given without --runner; expected one of %s"
+                % ", ".join(RUNNERS))
+        if self.runner not in (None, "DirectRunner") and self.num_workers:
+            raise errors.UserError(
+                "--num_workers is of builds on one machine; %s takes the "
+                "number of its workers in --beam_options" % self.runner)
+
     @property
     def is_single(self):
         """Whether the output is one file."""
@@ -83,6 +100,16 @@ class BuildConfig:
     @property
     def tokenizer_arguments(self):
         return self.vocab_file, self.merges_file, self.do_lower_case
+
+    @property
+    def runner_options(self):
+        """beam_options; the DirectRunner works in processes, if not told."""
+        workers = self.num_workers or worker_pool.available_cores()
+        if (self.runner != "DirectRunner" or workers == 1
+                or "--direct_" in self.beam_options):
+            return self.beam_options
+        return ("%s --direct_num_workers=%d --direct_running_mode="
+                "multi_processing" % (self.beam_options, workers))
 
     def shards(self, total_bytes):
         """How many files to write."""
@@ -115,11 +142,8 @@ class Progress:
     def finish(self):
         """Shows the end; returns the counts of this run as a text."""
         self._move(self._total)
-        seconds = time.monotonic() - self._begin
-        return ("dropped_tokens=%d seconds=%.1f megabytes_per_second=%.2f "
-                "tokens_per_second=%.0f" % (
-                    self._dropped, seconds, self._text_bytes / 1e6 / seconds,
-                    self._tokens_per_second()))
+        return _rates(self._tokens, self._dropped, self._text_bytes,
+                      time.monotonic() - self._begin)
 
     def close(self):
         if self._bar is not None:
@@ -145,6 +169,14 @@ class Progress:
         logging.info("percent=%.1f tokens_per_second=%.0f minutes_left=%.1f",
                      100 * self._position / self._total,
                      self._tokens_per_second(), left / 60)
+
+
+def _rates(tokens, dropped, text_bytes, seconds):
+    """The counts of a run as a text."""
+    return ("dropped_tokens=%d seconds=%.1f megabytes_per_second=%.2f "
+            "tokens_per_second=%.0f" % (
+                dropped, seconds, text_bytes / 1e6 / max(seconds, 1e-9),
+                tokens / max(seconds, 1e-9)))
 
 
 def _terminal_bar(total, start):
@@ -196,14 +228,36 @@ def _identity(files, config):
     """What tells whether an interrupted build had the same input."""
     digest = hashlib.sha256()
     for file in files:
-        changed = os.stat(file.path).st_mtime_ns
+        # An address has no such time; then only its size tells.
+        changed = (os.stat(file.path).st_mtime_ns
+                   if os.path.exists(file.path) else None)
         digest.update(repr((file.path, file.size, changed)).encode(
             "utf-8", "surrogateescape"))
     return {"files": len(files), "bytes": sum(f.size for f in files),
             "sha256": digest.hexdigest(), "text_field": config.text_field}
 
 
+def _expand_inputs(build):
+    """The text_files.TextFiles of --input_file."""
+    if build.runner is None:
+        return text_files.expand_inputs(build.input_file)
+    try:
+        import beam_builder  # pylint: disable=g-import-not-at-top
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "apache_beam":
+            raise
+        raise errors.UserError(
+            "--runner=%s needs Apache Beam, which is not installed; pip "
+            "install -r requirements-beam.txt, or leave --runner out to build "
+            "on this machine" % build.runner)
+    return beam_builder.expand_inputs(build.input_file)
+
+
 def _open_output(build, num_shards, settings, source):
+    if build.runner is not None and "://" in build.output_file:
+        import beam_builder
+        return beam_builder.RemoteOutput(build.output_file, num_shards,
+                                         settings, build.overwrite)
     if build.is_single:
         return shard_output.SingleOutput(build.output_file, settings, source,
                                          build.overwrite)
@@ -230,12 +284,13 @@ def run(build, config):
     if config.masking == record_builder.DYNAMIC and config.dupe_factor:
         logging.warning("--dupe_factor=%d is ignored: with dynamic masking "
                         "each sequence is written once", config.dupe_factor)
-    files = text_files.expand_inputs(build.input_file)
+    files = _expand_inputs(build)
     num_shards = build.shards(sum(f.size for f in files))
     settings = manifest_settings(build, config)
     output = _open_output(build, num_shards, settings, _identity(files, config))
     try:
-        summary = _write_shards(build, config, files, output)
+        write = _write_shards if build.runner is None else _write_with_beam
+        summary = write(build, config, files, output)
         if not sum(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
                 "--input_file=%s holds only white space; expected text"
@@ -252,7 +307,8 @@ def _write_shards(build, config, files, output):
     total = sum(f.size for f in files)
     limits = config.chunk_limits(total, output.num_shards)
     groups = corpus.group_files(files, limits)
-    shard_of = lambda position: position * output.num_shards // total
+    shard_of = lambda position: shard_output.shard_of(
+        position, output.num_shards, total)
     first = len(output.finished)
     chunks = (chunk for group in groups
               if shard_of(group.start + max(group.size - 1, 0)) >= first
@@ -269,7 +325,8 @@ def _write_shards(build, config, files, output):
         for number in range(first, output.num_shards):
             with shard_output.ShuffledWriter(
                     output.path(number),
-                    _shuffle_seed(config.random_seed, number)) as writer:
+                    shard_output.shuffle_seed(config.random_seed,
+                                              number)) as writer:
                 while (built is not None
                        and shard_of(built.position) == number):
                     writer.add(built)
@@ -279,9 +336,25 @@ def _write_shards(build, config, files, output):
         return progress.finish()
 
 
-def _shuffle_seed(random_seed, number):
-    """A seed for each shard, whatever the sign of the first."""
-    return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
+def _write_with_beam(build, config, files, output):
+    """As _write_shards, by the workers of a Beam runner."""
+    import beam_builder
+    begin = time.monotonic()
+    with open(build.vocab_file, "rb") as vocab:
+        with open(build.merges_file, "rb") as merges:
+            tokenizer = beam_builder.Tokenizer(vocab.read(), merges.read(),
+                                               build.do_lower_case)
+    first = len(output.finished)
+    paths = tuple(map(output.path, range(output.num_shards)))
+    found = beam_builder.run(
+        beam_builder.Job(tuple(files), tokenizer, config, paths, first),
+        build.runner, build.runner_options) if first < len(paths) else []
+    for one in found:
+        output.finish(one["entry"])
+    return _rates(sum(one["entry"]["tokens"] for one in found),
+                  sum(one["dropped_tokens"] for one in found),
+                  sum(one["text_bytes"] for one in found),
+                  time.monotonic() - begin)
 
 
 def main(_):

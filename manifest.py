@@ -243,11 +243,16 @@ def write_manifest(directory, manifest):
     Raises:
       errors.UserError: `read_manifest` would refuse it.
     """
-    manifest = dict(manifest, format_version=FORMAT_VERSION)
     path = os.path.join(directory, MANIFEST)
+    tfrecord.write_atomically(path, encode_manifest(manifest, path))
+
+
+def encode_manifest(manifest, path):
+    """The bytes of manifest.json; arguments and errors as write_manifest."""
+    manifest = dict(manifest, format_version=FORMAT_VERSION)
     _check_manifest(manifest, repr(path))
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-    tfrecord.write_atomically(path, (text + "\n").encode("utf-8"))
+    return (text + "\n").encode("utf-8")
 
 
 def encode_word_starts(table):

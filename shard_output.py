@@ -136,12 +136,12 @@ class _Output:
         try:
             # Builds of several files in one directory may end together.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            manifest.write_manifest(self._directory, _with_totals(
+            manifest.write_manifest(self._directory, with_totals(
                 self._settings, self._other_entries() + self.finished))
         finally:
             os.close(descriptor)
         self._remove_progress()
-        return _with_totals(self._settings, self.finished)
+        return with_totals(self._settings, self.finished)
 
     def abandon(self, remove_finished):
         """Leaves nothing that is half-written.
@@ -241,7 +241,7 @@ class ShardedOutput(_Output):
     def path(self, number):
         """The file of one shard."""
         return os.path.join(self._directory,
-                            _SHARD % (number, self.num_shards))
+                            shard_name(number, self.num_shards))
 
     def _records(self):
         """The paths of all records, unfinished ones too, and manifest.json."""
@@ -306,7 +306,22 @@ def _is_entry(value):
         type(value.get(name)) is int and value[name] >= 0 for name in _TOTALS)
 
 
-def _with_totals(settings, shards):
+def shard_of(position, num_shards, total_bytes):
+    """The shard of a chunk by its position in an input of `total_bytes`."""
+    return position * num_shards // total_bytes
+
+
+def shard_name(number, num_shards):
+    """The file name of one of `num_shards` shards."""
+    return _SHARD % (number, num_shards)
+
+
+def shuffle_seed(random_seed, number):
+    """The ShuffledWriter's seed for a shard, whatever the sign of the first."""
+    return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
+
+
+def with_totals(settings, shards):
     """The content of manifest.json."""
     totals = {name: sum(s.get(name, 0) for s in shards) for name in _TOTALS}
     return dict(settings, shards=sorted(shards, key=lambda s: s["name"]),

@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import json
 import os
+import typing
 import zlib
 
 import errors
@@ -20,11 +21,17 @@ _JSON_ENDINGS = (".jsonl", ".json")
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
 
 
+def open_local(path):
+    """The bytes of a file of this machine."""
+    return open(path, "rb")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file of text; `size` is in bytes as stored."""
+    """A file of text; `size` is in bytes as stored, `open` opens a path."""
     path: str
     size: int
+    open: typing.Callable = open_local
 
     @property
     def is_gzip(self):
@@ -90,7 +97,7 @@ def _text_file(path):
 
 def read_blocks(file):
     """Yields (bytes of the stored file before, decompressed bytes)."""
-    with open(file.path, "rb") as stream:
+    with file.open(file.path) as stream:
         if file.is_gzip:
             yield from _decompress(stream, file.path)
             return
