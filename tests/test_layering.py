@@ -24,9 +24,10 @@ LAYERS = {
     "devices": ("environment", "gpu_environment", "npu_environment"),
     "training": ("progress", "checkpoints", "divergence", "interruption",
                  "warm_start", "preflight", "training", "finetuning",
-                 "trained_model", "predictor"),
+                 "trained_model", "predictor", "exporting"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
-                "convert_checkpoint", "train_tokenizer", "predict"),
+                "convert_checkpoint", "train_tokenizer", "predict",
+                "export_model"),
 }
 PLACES = {name: number for number, names in enumerate(LAYERS.values())
           for name in names}
