@@ -64,6 +64,16 @@ def batches_seen(checkpoint):
     return int(reader.get_tensor("batches_seen"))
 
 
+def global_step(checkpoint):
+    """Updates made when a checkpoint was written; 0 for bare weights."""
+    if not checkpoint:
+        return 0
+    reader = tf.train.load_checkpoint(checkpoint)
+    if not reader.has_tensor("global_step"):
+        return 0
+    return int(reader.get_tensor("global_step"))
+
+
 def listed(directory):
     """Prefixes in the order they were written, oldest first."""
     try:

@@ -8,6 +8,8 @@
     kernels           modeling.Kernels
     static_shapes     whether every batch must have the same shape
     stops_together    whether all processes can end after the same step
+    runs_between_steps  whether another graph runs between two steps at no
+                      cost to speak of
     average(tensors)  their means over all processes
     agree(number)     rank 0's number, in every process
     micro_batches(optimizer, losses, run)   the innermost optimizer
@@ -157,6 +159,7 @@ class Device:
     name = "cpu"
     static_shapes = False
     stops_together = True
+    runs_between_steps = True
 
     def __init__(self, options, processes):
         """

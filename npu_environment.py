@@ -115,6 +115,7 @@ class Npu(environment.Device):
     """One NPU a process; ranks share the output directory."""
     name = "npu"
     static_shapes = True
+    runs_between_steps = False  # it would compile that graph, for minutes
 
     def __init__(self, options, processes):
         super().__init__(options, processes)

@@ -2,7 +2,9 @@
 """The log line of a training run, its TensorBoard scalars and its watch.
 
 `step=1200 loss=2.314512 learning_rate=4.900000e-04 examples_per_second=812.4
-loss_scale=32768 overflows=1 time_left=0:12:31`: the same keys on every device.
+tokens_per_second=98304.0 loss_scale=32768 overflows=1 time_left=0:12:31`: the
+same keys on every device. The scalars have the same names; those of an
+evaluation begin with `eval/`.
 """
 import datetime
 import math
@@ -14,6 +16,8 @@ import tensorflow.compat.v1 as tf
 import divergence
 import errors
 
+# Of the report, what is no scalar of its own.
+_COUNTERS = ("finite", "batches_seen", "global_step", "tokens")
 # Skipped steps in a row after which a run is stuck: a scale of 2**15 is at
 # its floor of 1 after 15.
 MAX_OVERFLOWS_IN_A_ROW = 40
@@ -35,6 +39,23 @@ class SaveTimer(tf.train.CheckpointSaverListener):
     def after_save(self, session, global_step_value):
         del session, global_step_value
         self.seconds += time.time() - self._start
+
+
+def scalar_writer(directory, name):
+    """A tf.summary.FileWriter with a file of its own.
+
+    TensorFlow names files by the second, and what the estimator opens in the
+    same one would overwrite ours.
+    """
+    return tf.summary.FileWriter(directory, filename_suffix="." + name)
+
+
+def add_scalars(writer, scalars, step):
+    """Writes TensorBoard scalars: {name: number} at a global step."""
+    writer.add_summary(tf.Summary(value=[
+        tf.Summary.Value(tag=name, simple_value=value)
+        for name, value in sorted(scalars.items())]), step)
+    writer.flush()
 
 
 class StartHook(tf.train.SessionRunHook):
@@ -62,12 +83,13 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def __init__(self, report, counters, *, every, is_logging, log_dir,
                  num_train_steps, examples_per_step, gradient_names, save_timer,
-                 guard=None, chance=None):
+                 weight_norm=None, guard=None, chance=None):
         """
         Args:
           report: {name: scalar tensor}; loss, learning_rate, global_step,
-            batches_seen, and loss_scale where there is one. `finite`, a bool
-            vector, tells which gradients are finite.
+            batches_seen, tokens (those of a step on all devices, padding left
+            out), and loss_scale where there is one. `finite`, a bool vector,
+            tells which gradients are finite.
           counters: the variables batches_seen and global_step.
           every: steps between two lines.
           is_logging: whether this process writes.
@@ -76,6 +98,8 @@ class ProgressHook(tf.train.SessionRunHook):
           examples_per_step: sequences of all devices in one step.
           gradient_names: the variables behind `finite`.
           save_timer: SaveTimer.
+          weight_norm: scalar tensor that is computed once a line, in a call
+            of its own; None where that would be dear.
           guard: divergence.Guard, or None.
           chance: the loss of a model that learned nothing, or None.
         """
@@ -88,10 +112,12 @@ class ProgressHook(tf.train.SessionRunHook):
         self._examples_per_step = examples_per_step
         self._gradient_names = gradient_names
         self._save_timer = save_timer
+        self._weight_norm = weight_norm
         self._guard = guard or divergence.Guard()
         self._chance = chance
         self._writer = None
         self._losses = []
+        self._tokens = 0  # since the last line
         self._overflows_in_a_row = 0
         self._last = None  # (batches, steps, seconds) at the last line
         self._previous = None  # (batches, steps) after the last call
@@ -102,7 +128,7 @@ class ProgressHook(tf.train.SessionRunHook):
                                for value in session.run(self._counters))
         self._last = None
         if self._is_logging and self._writer is None:
-            self._writer = tf.summary.FileWriter(self._log_dir)
+            self._writer = scalar_writer(self._log_dir, "train")
 
     def before_run(self, run_context):
         return tf.train.SessionRunArgs(self._report)
@@ -116,12 +142,15 @@ class ProgressHook(tf.train.SessionRunHook):
         self._watch(values, batches - before[0], step - before[1])
         if math.isfinite(values["loss"]):
             self._losses.append(float(values["loss"]))
+        # Of several steps in one call, the last one alone is seen.
+        self._tokens += float(values["tokens"]) * (batches - before[0])
         now = time.time() - self._save_timer.seconds
         due = batches // self._every > before[0] // self._every
         if self._is_logging and (due or step >= self._num_train_steps):
-            self._write(values, batches, step, now)
+            self._write(run_context, values, batches, step, now)
         if self._last is None or due:
             self._last = (batches, step, now)  # leaves out the first call
+            self._tokens = 0
 
     def end(self, session):
         del session
@@ -162,9 +191,9 @@ class ProgressHook(tf.train.SessionRunHook):
         return "; the first gradient that is not finite is that of %s" % (
             names[0] if names else "none")
 
-    def _write(self, values, batches, step, now):
+    def _write(self, run_context, values, batches, step, now):
         scalars = {name: float(value) for name, value in values.items()
-                   if name not in ("finite", "batches_seen", "global_step")}
+                   if name not in _COUNTERS}
         scalars["loss"] = (np.mean(self._losses) if self._losses
                            else float("nan"))
         self._losses = []
@@ -172,10 +201,12 @@ class ProgressHook(tf.train.SessionRunHook):
         text = ["step=%d" % step, "loss=%.6f" % scalars["loss"],
                 "learning_rate=%.6e" % scalars["learning_rate"]]
         if self._last is not None and batches > self._last[0]:
-            rate = (batches - self._last[0]) / max(now - self._last[2], 1e-9)
+            seconds = max(now - self._last[2], 1e-9)
+            rate = (batches - self._last[0]) / seconds
             scalars["examples_per_second"] = rate * self._examples_per_step
-            text.append("examples_per_second=%.1f" %
-                        scalars["examples_per_second"])
+            scalars["tokens_per_second"] = self._tokens / seconds
+            text += ["%s=%.1f" % (name, scalars[name]) for name in (
+                "examples_per_second", "tokens_per_second")]
         if "loss_scale" in scalars:
             scalars["overflows"] = batches - step - self._guard.skipped
             text += ["loss_scale=%g" % scalars["loss_scale"],
@@ -187,7 +218,12 @@ class ProgressHook(tf.train.SessionRunHook):
             text.append("time_left=%s" %
                         datetime.timedelta(seconds=round(left)))
         tf.logging.info("%s", " ".join(text))
-        self._add_scalars(scalars, step)
+        if "masked_lm_accuracy" in scalars:
+            scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
+        if self._weight_norm is not None:
+            scalars["weight_norm"] = float(
+                run_context.session.run(self._weight_norm))
+        add_scalars(self._writer, scalars, step)
 
     def _warn_if_stuck(self, step, loss):
         """Says once that the loss is still that of guessing.
@@ -203,11 +239,3 @@ class ProgressHook(tf.train.SessionRunHook):
                 "--random_seed, a lower --learning_rate or a longer warm-up",
                 loss, step, self._chance)
         self._chance = None
-
-    def _add_scalars(self, scalars, step):
-        if "masked_lm_accuracy" in scalars:
-            scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
-        self._writer.add_summary(tf.Summary(value=[
-            tf.Summary.Value(tag=name, simple_value=value)
-            for name, value in sorted(scalars.items())]), step)
-        self._writer.flush()

@@ -193,8 +193,7 @@ def evaluate(estimator, source, run, task):
     results["global_step"] = int(measured["global_step"])
     tf.logging.info("%s", " ".join("%s=%.6g" % item
                                    for item in sorted(results.items())))
-    training.write_results(os.path.join(run.output_dir, "eval_results.txt"),
-                           results)
+    training.report_results(run, results)
 
 
 def _check(run, task, config):

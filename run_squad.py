@@ -245,8 +245,7 @@ def write_predictions(data, results, answerable, run, task):
                             null_odds)
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
-    training.write_results(os.path.join(run.output_dir, "eval_results.txt"),
-                           scores)
+    training.report_results(run, scores)
     tf.logging.info("%s", " ".join("%s=%.4f" % item
                                    for item in scores.items()))
 

@@ -249,7 +249,8 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         train_op = tf.assign_add(seen, 1).op
     # All processes must see the same numbers to come to the same conclusion.
     seen_norm, = device.average([norm]) if guard.mode != "off" else [norm]
-    report = dict(sums, learning_rate=rate, gradient_norm=seen_norm)
+    report = dict(sums, learning_rate=rate, gradient_norm=seen_norm,
+                  tokens=_tokens(features, config) * device.world_size)
     with tf.control_dependencies([train_op]):
         report.update({name: tf.identity(value) for name, value in dict(
             device.overflow(chain), global_step=global_step,
@@ -261,10 +262,27 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
         gradient_names=[optimization.variable_name(v) for g, v in pairs
                         if g is not None],
-        save_timer=save_timer, guard=guard, chance=losses.chance)
+        save_timer=save_timer, weight_norm=_weight_norm(device), guard=guard,
+        chance=losses.chance)
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=device.without_nan(sums["loss"]),
         train_op=train_op, training_hooks=device.hooks() + [hook])
+
+
+def _weight_norm(device):
+    if not device.runs_between_steps:
+        return None
+    return optimization.global_norm(tf.trainable_variables())
+
+
+def _tokens(features, config):
+    """How many tokens a step's sequences have, padding left out.
+
+    One device's own: like lengths come together, and no message is sent for
+    a number that is only shown.
+    """
+    return tf.reduce_sum(tf.cast(
+        tf.not_equal(features["input_ids"], config.pad_token_id), tf.float32))
 
 
 def _micro_batch(tensor, index, count):
@@ -447,6 +465,26 @@ def _reason(error, output_dir):
         return ("out of memory: %s; use a smaller --train_batch_size and a "
                 "larger --num_accumulation_steps" % line)
     return warm_start.reason(text, output_dir)
+
+
+def report_results(run, results):
+    """Writes an evaluation: eval_results.txt, and scalars under `eval/`.
+
+    Args:
+      run: RunConfig.
+      results: {name: number}; global_step is the step of the scalars, else
+        that of the checkpoint evaluated.
+    """
+    write_results(os.path.join(run.output_dir, "eval_results.txt"), results)
+    step = results.get("global_step")
+    if step is None:
+        step = checkpoints.global_step(latest_checkpoint(run.output_dir)
+                                       or run.init_checkpoint)
+    writer = progress.scalar_writer(run.log_dir, "eval")
+    progress.add_scalars(writer, {
+        "eval/" + name: value for name, value in results.items()
+        if name != "global_step"}, step)
+    writer.close()
 
 
 def write_results(path, results):

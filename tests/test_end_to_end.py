@@ -186,6 +186,32 @@ def test_pretraining_writes_what_users_read(chain, pretrained):
     assert "deprecat" not in pretrained.log.lower()
 
 
+def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
+    directory = chain.folder / "pretraining"
+    scalars = tiny.scalars_of(directory / "loss")
+    assert set(scalars) == {
+        "loss", "masked_lm_accuracy", "perplexity", "learning_rate",
+        "loss_scale", "overflows", "gradient_norm", "weight_norm",
+        "examples_per_second", "tokens_per_second", "eval/masked_lm_loss",
+        "eval/masked_lm_accuracy", "eval/perplexity"}
+    lines = tiny.steps_of(pretrained.log)
+    for line in lines:
+        for name in set(scalars) & set(line):
+            assert scalars[name][line["step"]] == pytest.approx(
+                line[name], rel=0.01, abs=1e-4), name
+    # Of up to 128 tokens a sequence, those that are no padding.
+    last = lines[-1]
+    assert 64 < last["tokens_per_second"] / last["examples_per_second"] < 128
+    weights = [tf.train.load_variable(str(directory), name)
+               for name, _ in tf.train.list_variables(str(directory))
+               if name.startswith(("bert/", "cls/")) and "/adam_" not in name]
+    assert scalars["weight_norm"][8] == pytest.approx(math.sqrt(
+        sum((w.astype(np.float64) ** 2).sum() for w in weights)), rel=1e-5)
+    results = read_results(directory)
+    for name in set(results) - {"global_step"}:
+        assert scalars["eval/" + name] == {8: pytest.approx(results[name])}
+
+
 def test_evaluation_is_the_same_every_time(chain, pretrained):
     directory = chain.folder / "pretraining"
     results = read_results(directory)
@@ -247,6 +273,11 @@ def test_questions_are_answered_and_scored(chain, answered, version, script,
     found = read_results(directory)
     for key in keys & set(found):
         assert found[key] == pytest.approx(scores[key], abs=1e-6)
+    scalars = tiny.scalars_of(directory)
+    assert {"loss", "span_accuracy", "gradient_norm"} <= set(scalars)
+    step = max(scalars["loss"])
+    assert {name: scalars["eval/" + name] for name in found} == {
+        name: {step: pytest.approx(value)} for name, value in found.items()}
 
 
 def test_prediction_alone_gives_the_same_answers(chain, answered):

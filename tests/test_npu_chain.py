@@ -140,6 +140,10 @@ def test_loops_on_the_device_take_the_same_steps(runs):
     assert [line["step"] for line in loops] == [10, 20]
     for line, wanted in zip(loops, (cpu[9], cpu[19])):
         assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-4)
+    scalars = tiny.scalars_of(runs.folder / "loops")
+    assert set(scalars["tokens_per_second"]) == {20}  # the first is left out
+    assert set(scalars["gradient_norm"]) == {10, 20}
+    assert "weight_norm" not in scalars  # it would compile a second graph
     saved = {path.name for path in (runs.folder / "loops").glob("*.index")}
     assert saved == {"model.ckpt-%d.index" % step for step in (0, 10, 20)}
 

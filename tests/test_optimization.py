@@ -76,7 +76,9 @@ def test_30_steps_equal_the_reference(golden_checkpoint, settings):
     trainer = Trainer(golden_checkpoint("masked_lm"), sequences=6, **settings)
     with trainer.session:
         for step in range(30):
-            report = trainer.step(golden_batch(step))
+            batch = golden_batch(step)
+            report = trainer.step(batch)
+            assert report["tokens"] == (batch["input_ids"] != 1).sum()
             for name, reference in (("loss", "loss"),
                                     ("learning_rate", "learning_rate"),
                                     ("gradient_norm", "grad_norm")):

@@ -15,6 +15,18 @@ import progress
 Values = collections.namedtuple("Values", ["results"])
 
 
+# ... and of tf.train.SessionRunContext.
+Context = collections.namedtuple("Context", ["session"])
+
+
+class Norm(collections.namedtuple("Norm", ["values"])):
+    """A session that knows one tensor."""
+
+    def run(self, fetches):
+        assert fetches == "norm"
+        return next(self.values)
+
+
 class Session:
     """Says at which batch and step a run begins."""
 
@@ -42,14 +54,16 @@ class Run:
             num_train_steps=num_train_steps, save_timer=self.timer, **options)
         self.hook.after_create_session(Session(batches, step), None)
 
-    def call(self, seconds=1.0, loss=2.0, batches=1, steps=None, **values):
+    def call(self, seconds=1.0, loss=2.0, batches=1, steps=None,
+             context=None, **values):
         """One Session.run, of some steps."""
         self.clock += seconds
         self.batches += batches
         self.step += batches if steps is None else steps
-        self.hook.after_run(None, Values(dict(
+        self.hook.after_run(context, Values(dict(
             {"loss": np.float32(loss), "learning_rate": 1e-4,
-             "gradient_norm": 1.5, "batches_seen": self.batches,
+             "gradient_norm": 1.5, "tokens": 400.0,
+             "batches_seen": self.batches,
              "global_step": self.step}, **values)))
 
     def save(self, seconds):
@@ -75,8 +89,8 @@ def test_line_and_its_keys(start, log_lines):
     run.call(loss=3.0, masked_lm_accuracy=0.5)
     assert re.fullmatch(
         r"step=2 loss=2\.500000 learning_rate=1\.000000e-04 "
-        r"examples_per_second=32\.0 masked_lm_accuracy=0\.5000 "
-        r"time_left=0:16:38", log_lines[-1])
+        r"examples_per_second=32\.0 tokens_per_second=400\.0 "
+        r"masked_lm_accuracy=0\.5000 time_left=0:16:38", log_lines[-1])
 
 
 def test_line_under_a_loss_scale(start, log_lines):
@@ -86,9 +100,9 @@ def test_line_under_a_loss_scale(start, log_lines):
     run.call(loss_scale=4.0, finite=[True, True])
     run.call(loss_scale=4.0, finite=[True, True])
     first, second = lines_of(log_lines)
-    assert list(first)[:6] == ["step", "loss", "learning_rate",
-                               "examples_per_second", "loss_scale",
-                               "overflows"]
+    assert list(first)[:7] == ["step", "loss", "learning_rate",
+                               "examples_per_second", "tokens_per_second",
+                               "loss_scale", "overflows"]
     assert (first["step"], first["overflows"]) == ("1", "1")
     assert (second["step"], second["overflows"]) == ("3", "1")
 
@@ -102,6 +116,15 @@ def test_throughput_leaves_out_the_first_call_and_saves(start, log_lines):
             run.save(seconds=30.0)
     rates = [line["examples_per_second"] for line in lines_of(log_lines)]
     assert rates == ["64.0", "64.0"]
+
+
+def test_tokens_are_those_of_the_steps_between_two_lines(start, log_lines):
+    run = start(every=3)
+    run.call(tokens=9999.0)  # the first call counts nothing
+    for tokens in (100.0, 200.0, 300.0, 400.0, 800.0):
+        run.call(seconds=0.5, tokens=tokens)
+    rates = [line["tokens_per_second"] for line in lines_of(log_lines)]
+    assert rates == ["300.0", "1000.0"]
 
 
 def test_first_line_lacks_a_throughput_it_cannot_know(start, log_lines):
@@ -129,6 +152,7 @@ def test_steps_on_the_device_between_two_looks(start, log_lines):
     lines = lines_of(log_lines)
     assert [line["step"] for line in lines] == ["24", "40"]
     assert lines[0]["examples_per_second"] == "32.0"
+    assert lines[0]["tokens_per_second"] == "400.0"
 
 
 def test_loss_is_the_mean_since_the_last_line(start, log_lines):
@@ -163,8 +187,36 @@ def test_scalars_are_written(start, tmp_path, log_lines):
     assert {step for step, _ in scalars} == {2, 4}
     assert {tag for _, tag in scalars} == {
         "loss", "learning_rate", "gradient_norm", "masked_lm_accuracy",
-        "perplexity", "loss_scale", "overflows", "examples_per_second"}
+        "perplexity", "loss_scale", "overflows", "examples_per_second",
+        "tokens_per_second"}
     assert scalars[4, "perplexity"] == pytest.approx(math.exp(2.0))
+
+
+def test_what_the_estimator_writes_overwrites_no_scalars(tmp_path):
+    writers = [tf.summary.FileWriter(str(tmp_path))] + [
+        progress.scalar_writer(str(tmp_path), name)
+        for name in ("train", "eval")]
+    for number, writer in enumerate(writers):
+        progress.add_scalars(writer, {"scalar%d" % number: 1.0}, 1)
+        writer.close()
+    assert {value.tag for path in tmp_path.iterdir()
+            for event in tf.train.summary_iterator(str(path))
+            for value in event.summary.value} == {
+                "scalar0", "scalar1", "scalar2"}
+
+
+def test_weight_norm_is_computed_once_a_line(start, tmp_path, log_lines):
+    norms = iter([7.0, 8.0])
+    context = Context(Norm(norms))
+    run = start(every=2, weight_norm="norm")
+    for _ in range(5):
+        run.call(context=context)
+    run.hook.end(None)
+    path, = tmp_path.iterdir()
+    found = {event.step: value.simple_value
+             for event in tf.train.summary_iterator(str(path))
+             for value in event.summary.value if value.tag == "weight_norm"}
+    assert found == {2: 7.0, 4: 8.0}
 
 
 def test_other_ranks_write_nothing(start, tmp_path, log_lines):

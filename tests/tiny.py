@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 import modeling
 import records
@@ -158,6 +159,18 @@ def steps_of(output):
              if re.search(r" I step=\d+ loss=", line)]
     return [{name: float(value) for name, value in _ITEM.findall(line)
              if name != "time_left"} for line in lines]
+
+
+def scalars_of(directory):
+    """The TensorBoard scalars of a directory: {tag: {step: value}}."""
+    found = {}
+    for path in sorted(directory.glob("events*.train")) + sorted(
+            directory.glob("events*.eval")):
+        for event in tf.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = (
+                    value.simple_value)
+    return found
 
 
 def losses_of(output):
