@@ -16,10 +16,10 @@ import json
 import logging as standard_logging
 import os
 import pathlib
-import pickle
 import re
 import shlex
 import shutil
+import struct
 import sys
 import tempfile
 import typing
@@ -36,6 +36,7 @@ import errors
 import manifest
 import record_builder
 import shard_output
+import strict_json
 import text_files
 import tokenization
 
@@ -43,8 +44,10 @@ DIRECT = "DirectRunner"
 
 _FileSystems = filesystems.FileSystems
 _COPY_BYTES = 1 << 22
-# (group, index) of a chunk and its pickled ChunkRecords, by shard.
+# (group, index) of a chunk and its encoded ChunkRecords, by shard.
 _PLACED = typing.Tuple[int, typing.Tuple[typing.Tuple[int, int], bytes]]
+_COUNTS = tuple(field.name for field in dataclasses.fields(
+    record_builder.ChunkRecords) if field.name != "records")
 _MISTAKE = re.compile(r"errors\.UserError: (.*?)(?: \[while running .*)?$",
                       re.MULTILINE)
 _WORKER_PACKAGES = ("absl-py==", "regex==")
@@ -216,7 +219,7 @@ def run(job, runner, options):
         try:
             _wait(pipeline)
             with _open(results) as stream:
-                return json.loads(stream.read().decode("utf-8"))
+                return strict_json.loads(stream.read().decode("utf-8"))
         finally:
             if _FileSystems.exists(results):
                 _FileSystems.delete([results])
@@ -231,7 +234,7 @@ def write_pipeline(pipeline, job, results):
         pipeline
         | "Groups" >> beam.Create(wanted)
         | "SpreadGroups" >> beam.Reshuffle()
-        | "Chunks" >> beam.ParDo(_Read(job)).with_output_types(bytes)
+        | "Chunks" >> beam.ParDo(_Read(job))
         | "SpreadChunks" >> beam.Reshuffle()
         | "Build" >> beam.ParDo(_Build(job)).with_output_types(_PLACED))
     numbers = range(job.first, len(job.paths))
@@ -248,7 +251,7 @@ def write_pipeline(pipeline, job, results):
 
 
 class _Read(beam.DoFn):
-    """A group of files → its pickled chunks."""
+    """A group of files → its chunks."""
 
     def __init__(self, job):
         self._job = dataclasses.replace(job, tokenizer=None)
@@ -258,11 +261,11 @@ class _Read(beam.DoFn):
         for chunk in corpus.read_chunks(element, job.limits,
                                         job.config.text_field):
             if job.shard_of(chunk.position) >= job.first:
-                yield pickle.dumps(chunk, 4)
+                yield chunk
 
 
 class _Build(beam.DoFn):
-    """A pickled chunk → (its shard, (its place, its pickled records))."""
+    """A chunk → (its shard, (its place, its encoded records))."""
 
     def __init__(self, job):
         self._job = job
@@ -275,11 +278,10 @@ class _Build(beam.DoFn):
             _load_tokenizer(self._job.tokenizer), self._job.config)
 
     def process(self, element):
-        chunk = pickle.loads(element)
-        built = self._builder.build(chunk)
+        built = self._builder.build(element)
         self._text_bytes.inc(built.text_bytes)
-        yield self._job.shard_of(chunk.position), (
-            (chunk.group, chunk.index), pickle.dumps(built, 4))
+        yield self._job.shard_of(element.position), (
+            (element.group, element.index), encode_records(built))
 
 
 @functools.lru_cache(maxsize=1)
@@ -324,7 +326,29 @@ def _in_order(placed):
                 spilled.write(data)
         for _, offset, size in sorted(index):
             spilled.seek(offset)
-            yield pickle.loads(spilled.read(size))
+            yield decode_records(spilled.read(size))
+
+
+def encode_records(built):
+    """A ChunkRecords as bytes: how many records, counts, lengths, records."""
+    lengths = [len(record) for record in built.records]
+    numbers = [len(lengths)] + [getattr(built, name)
+                                for name in _COUNTS] + lengths
+    return (struct.pack("<%dq" % len(numbers), *numbers)
+            + b"".join(built.records))
+
+
+def decode_records(data):
+    """The ChunkRecords that `encode_records` was given."""
+    head = 1 + len(_COUNTS)
+    count, *numbers = struct.unpack_from("<%dq" % head, data)
+    lengths = struct.unpack_from("<%dq" % count, data, 8 * head)
+    start, records = 8 * (head + count), []
+    for length in lengths:
+        records.append(data[start:start + length])
+        start += length
+    return record_builder.ChunkRecords(
+        records=records, **dict(zip(_COUNTS, numbers)))
 
 
 def _publish(local, path):
