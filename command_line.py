@@ -16,6 +16,7 @@ ends the process with one line on standard error and exit code 1.
 """
 import dataclasses
 import os
+import signal
 import sys
 
 from absl import app
@@ -195,9 +196,14 @@ def run(main):
     """
     def guarded(argv):
         try:
-            return main(argv)
+            result = main(argv)
+            sys.stdout.flush()
+            return result
         except errors.UserError as error:
             return fail(error)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             logging.debug("traceback", exc_info=True)
             return fail(describe_os_error(error))

@@ -11,8 +11,11 @@ Source: Rajpurkar et al. 2016, section 6 (exact match, F1); Rajpurkar et al.
 import argparse
 import collections
 import math
+import os
 import re
+import signal
 import string
+import sys
 
 import errors
 import strict_json
@@ -39,8 +42,12 @@ class ScriptParser(argparse.ArgumentParser):
         arguments = self.parse_args()
         try:
             main(arguments)
+            sys.stdout.flush()
         except errors.UserError as error:
             self.fail(error)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exit(128 + signal.SIGPIPE)
         except OSError as error:
             self.fail("cannot use %r: %s" % (error.filename, error.strerror))
 

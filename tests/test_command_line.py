@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -129,6 +130,18 @@ def test_a_bug_keeps_its_traceback(script):
     code, _, lines = script("--path=bug")
     assert code == 1 and lines[-1] == "RuntimeError: a bug"
     assert any("Traceback" in line for line in lines)
+
+
+def test_a_closed_pipe_ends_a_script_quietly(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, str(path)], stdout=writer, stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_help_lists_flags_and_defaults(script):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores against hand-computed cases and the official scripts' output."""
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -83,6 +85,22 @@ def evaluate(tmp_path):
             universal_newlines=True)
         return done.returncode, done.stdout, done.stderr
     return run
+
+
+@pytest.mark.parametrize("script, arguments", [
+    ("evaluate-v1.1.py", []), ("evaluate-v2.0.py", ["--verbose"])])
+def test_a_closed_pipe_ends_a_script_quietly(evaluate, tmp_path, script,
+                                             arguments):
+    evaluate("2.0", dataset(answerable()), PREDICTIONS)  # writes the files
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head -0` does
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / script), "data",
+         "predictions"] + arguments, cwd=str(tmp_path), stdout=writer,
+        stderr=subprocess.PIPE, universal_newlines=True)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "rror" not in done.stderr and "Traceback" not in done.stderr
 
 
 def answerable():
