@@ -15,6 +15,8 @@ import strict_json
 import tfrecord
 
 MANIFEST = "manifest.json"
+# What a build leaves where it was interrupted.
+PROGRESS = "progress.json"
 FORMAT_VERSION = 1
 
 _MAX_BYTES = 8 << 20
@@ -157,6 +159,24 @@ def load_manifest(directory):
             "records again" % (path, _short(str(error))))
     _check_manifest(manifest, repr(path))
     return manifest
+
+
+def check_finished(path):
+    """Raises errors.UserError if a file of records is of an unfinished build.
+
+    That has written a progress.json and not yet the manifest.json.
+    """
+    directory = os.path.dirname(path)
+    if os.path.exists(os.path.join(directory, MANIFEST)):
+        return
+    for progress in (os.path.join(directory, PROGRESS),
+                     path + "." + PROGRESS):
+        if os.path.exists(progress):
+            raise errors.UserError(
+                "%r is of a build that was interrupted: %r is there, and no "
+                "%s; finish it by the same create_pretraining_data.py command "
+                "as before, or build anew with --overwrite" % (
+                    path, progress, MANIFEST))
 
 
 def check_complete(directory):

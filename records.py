@@ -17,6 +17,7 @@ import numpy as np
 
 import errors
 from manifest import check_complete
+from manifest import check_finished
 from manifest import counts_of
 from manifest import decode_word_starts
 from manifest import encode_word_starts
@@ -400,8 +401,8 @@ def expand_inputs(text):
       Paths, sorted within each item, no file twice.
 
     Raises:
-      errors.UserError: an item names nothing, or a directory lacks a file
-        that its manifest.json lists.
+      errors.UserError: an item names nothing, a directory lacks a file that
+        its manifest.json lists, or its build was interrupted.
     """
     items = [item.strip() for item in (text or "").split(",") if item.strip()]
     if not items:
@@ -413,6 +414,8 @@ def expand_inputs(text):
     for item in items:
         for path in _expand_item(item):
             found.setdefault(os.path.realpath(path), path)
+    for path in found.values():
+        check_finished(path)
     return list(found.values())
 
 

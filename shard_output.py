@@ -18,7 +18,7 @@ import manifest
 import strict_json
 import tfrecord
 
-PROGRESS = "progress.json"
+PROGRESS = manifest.PROGRESS
 # Shuffled records that wait in memory, in bytes.
 SHUFFLE_BYTES = 32 << 20
 

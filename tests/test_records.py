@@ -719,6 +719,25 @@ def test_long_number_in_a_manifest_is_not_converted(tmp_path):
         records.read_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("given", ["", "a.tfrecord", "*.tfrecord"])
+@pytest.mark.parametrize("progress", ["progress.json",
+                                      "a.tfrecord.progress.json"])
+def test_records_of_an_interrupted_build_are_refused(tmp_path, given,
+                                                     progress):
+    path = write(tmp_path / "a.tfrecord", [b"x"])
+    text = str(tmp_path / given) if given else str(tmp_path)
+    assert records.expand_inputs(text) == [path]  # no manifest: no error
+    (tmp_path / progress).write_text("{}")
+    with pytest.raises(errors.UserError, match="interrupted: .*%s.* finish it "
+                       "by the same create_pretraining_data.py command" %
+                       progress):
+        records.expand_inputs(text)
+    # A build ends by writing the one and then removing the other.
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest_of(
+        [dict(SHARD, name="a.tfrecord")], format_version=1)))
+    assert records.expand_inputs(text) == [path]
+
+
 def test_malformed_manifest_is_not_written(tmp_path):
     with pytest.raises(errors.UserError, match="without a directory"):
         records.write_manifest(str(tmp_path), manifest_of(
