@@ -98,6 +98,10 @@ class DeviceConfig:
             raise errors.UserError(
                 "--manual_fp16 and --use_fp16 are both given; they are two "
                 "ways to compute in fp16, take one of them")
+        if self.data_dump and self.over_dump:
+            raise errors.UserError(
+                "--data_dump and --over_dump are both given; CANN writes one "
+                "of the two dumps at a time, run again for the other")
         scale = self.npu_bert_loss_scale
         if scale is not None and not (scale in (-1, 0) or scale >= 1):
             raise errors.UserError(

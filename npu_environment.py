@@ -21,6 +21,9 @@ import errors
 import modeling
 
 _DEVICES_PER_SERVER = 8
+# Precision modes that lower no float32 to fp16.
+_KEEPS_RANGE = ("must_keep_origin_dtype", "force_fp32", "allow_fp32_to_bf16",
+                "allow_mix_precision_bf16")
 
 
 def missing():
@@ -175,6 +178,7 @@ class Npu(environment.Device):
     def wrap_optimizer(self, optimizer, run):
         """Averaging while the loss is scaled, then the loss scale."""
         del run
+        self._warn_of_underflow()
         distributed = self.world_size > 1
         if distributed:
             from npu_bridge.estimator.npu.npu_optimizer import (
@@ -188,6 +192,16 @@ class Npu(environment.Device):
         self._manager = self._loss_scale_manager()
         return NPULossScaleOptimizer(optimizer, self._manager,
                                      is_distributed=distributed)
+
+    def _warn_of_underflow(self):
+        mode = self._precision_mode()
+        if self._options.loss_scale < 0 and mode not in _KEEPS_RANGE:
+            tf.logging.warning(
+                "the NPU computes in fp16 (precision_mode=%s) and there is no "
+                "loss scale, so that small gradients may become 0; give "
+                "--npu_bert_loss_scale=0, or "
+                "--precision_mode=must_keep_origin_dtype for float32",
+                mode or "the adapter's own")
 
     def _loss_scale_manager(self):
         from npu_bridge.estimator.npu.npu_loss_scale_manager import (
@@ -247,14 +261,19 @@ class Npu(environment.Device):
             model_fn=model_fn, config=config, params={},
             job_start_file=self._options.npu_bert_job_start_file)
 
+    def _precision_mode(self):
+        """The graph compiler's, "" for the adapter's own."""
+        options = self._options
+        if options.precision_mode:
+            return options.precision_mode
+        if options.manual_fp16:
+            return "must_keep_origin_dtype"
+        return "allow_mix_precision" if options.use_fp16 else ""
+
     def _optional_arguments(self, run):
         """Arguments that a plain run leaves to the adapter."""
         options, arguments = self._options, {}
-        precision = options.precision_mode
-        if not precision and options.manual_fp16:
-            precision = "must_keep_origin_dtype"
-        elif not precision and options.use_fp16:
-            precision = "allow_mix_precision"
+        precision = self._precision_mode()
         if precision:
             arguments["precision_mode"] = precision
         if options.profiling:

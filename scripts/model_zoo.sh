@@ -47,6 +47,10 @@ parse_flags() {
       *) fail "'$flag' is not known; --help lists the flags" ;;
     esac
   done
+  flag=" ${DEVICE_FLAGS[*],,} "
+  if [[ $flag == *" --data_dump=true "* && $flag == *" --over_dump=true "* ]]; then
+    fail "--data_dump_flag and --over_dump are both True; CANN writes one of the two dumps at a time"
+  fi
   [ -n "$DATA_PATH" ] || fail "--data_path is not given; --help says what it holds"
   [ -d "$DATA_PATH" ] || fail "--data_path is '$DATA_PATH', which is no directory"
   export BERT_BASE_DIR=${CKPT_PATH:-$DATA_PATH/Data/Roberta-large}

@@ -196,6 +196,29 @@ def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
     assert first.model_dir == run.output_dir
 
 
+def test_two_dumps_at_once_are_refused():
+    with pytest.raises(errors.UserError, match="--data_dump and --over_dump "
+                       "are both given; CANN writes one"):
+        environment.DeviceConfig(data_dump=True, over_dump=True)
+    environment.DeviceConfig(data_dump=True)
+    environment.DeviceConfig(over_dump=True)
+
+
+@pytest.mark.parametrize("flags, is_warned", [
+    ({}, True), ({"precision_mode": "allow_mix_precision"}, True),
+    ({"use_fp16": True, "npu_bert_loss_scale": -1}, True),
+    ({"precision_mode": "must_keep_origin_dtype"}, False),
+    ({"npu_bert_loss_scale": 0}, False), ({"manual_fp16": True}, False)])
+def test_fp16_on_an_npu_without_a_loss_scale_is_a_warning(log_lines, flags,
+                                                          is_warned):
+    device = npu_environment.Npu(environment.DeviceConfig(**flags),
+                                 environment.Processes())
+    device._warn_of_underflow()
+    warned = [line for line in log_lines if "small gradients" in line]
+    assert bool(warned) == is_warned
+    assert all("--npu_bert_loss_scale=0" in line for line in warned)
+
+
 def test_cpu_threads_reach_the_session():
     for options, wanted in (({}, 0), ({"cpu_threads": 3}, 3)):
         config = create(accelerator="cpu", **options).session_config()

@@ -266,6 +266,8 @@ def test_performance_run_trains_once(tmp_path):
     ([], "--data_path is not given"),
     (["--data_path=no_such"], "'no_such', which is no directory"),
     (["--data=x"], "'--data=x' is not known"),
+    (["--data_path=.", "--data_dump_flag=True", "--over_dump=True"],
+     "--data_dump_flag and --over_dump are both True; CANN writes one"),
 ])
 def test_mistakes_of_an_entry_point_are_one_line(tmp_path, flags, wanted):
     code, output, calls = zoo(tmp_path, "train_full_1p.sh", *flags)
