@@ -666,4 +666,5 @@ READERS = {function.__name__: function for function in (
     gzip_texts, vocabularies, merges, configs, flag_files, questions,
     predictions, null_odds, prediction_inputs, hf_configs, hf_indexes,
     safetensors, torch_zips, torch_chains, tf_indexes, tf_data,
-    checkpoint_lists, fairseq_dictionaries, fairseq_encoders, fairseq_models, rollbacks)}
+    checkpoint_lists, fairseq_dictionaries, fairseq_encoders,
+    fairseq_models, rollbacks)}

@@ -228,6 +228,21 @@ def test_evaluation_is_the_same_every_time(chain, pretrained):
     assert read_results(directory) == pytest.approx(results, rel=1e-5)
 
 
+def test_evaluation_ends_after_max_eval_steps(chain, pretrained):
+    directory = chain.folder / "pretraining"
+    before = (directory / "eval_results.txt").read_text()
+    logs = {}
+    for steps in (0, 2, 1000):
+        logs[steps] = chain.run(
+            PRETRAIN, *PRETRAIN_SHORT, "--do_train=False",
+            "--max_eval_steps=%d" % steps, "--eval_batch_size=3",
+            out="pretraining").log
+    total = re.search(r"evaluating (\d+) of \1 sequences", logs[0]).group(1)
+    assert "evaluating 6 of %s sequences" % total in logs[2]
+    assert "evaluating %s of %s sequences" % (total, total) in logs[1000]
+    (directory / "eval_results.txt").write_text(before)
+
+
 @pytest.fixture(scope="module")
 def answered(chain, pretrained):
     """Function of a version giving its output directory."""

@@ -104,7 +104,8 @@ def test_data_modules_do_without_tensorflow():
 def test_command_line_needs_absl_alone():
     needed = {module.split(".")[0]
               for module, _ in imports_of("command_line")}
-    assert needed <= {"absl", "dataclasses", "errors", "os", "sys"}
+    assert needed <= {"absl", "dataclasses", "errors", "os", "signal",
+                      "sys"}
 
 
 def test_tensorflow_is_imported_in_one_way():
