@@ -3,6 +3,7 @@
 """
 
 import functools
+import json
 import logging
 import pathlib
 import subprocess
@@ -81,3 +82,28 @@ def golden_checkpoint(tmp_path_factory):
         return str(prefix)
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Function of a script and its flags giving what it logged.
+
+    Each runs in a fork of a process that knows TensorFlow (forked.py).
+    """
+    import tiny
+    with subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            universal_newlines=True,
+            env=tiny.environment(npu=False)) as process:
+
+        def run(script, *, code=0, **named):
+            words = [script] + ["--%s=%s" % item for item in named.items()]
+            process.stdin.write(json.dumps(words) + "\n")
+            process.stdin.flush()
+            found, _, log = json.loads(process.stdout.readline())
+            assert found == code, log[-4000:]
+            return log
+
+        yield run
+        process.stdin.close()

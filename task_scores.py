@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of classification and regression, by scikit-learn and SciPy.
+
+Both are optional (requirements-tasks.txt) and needed for all but accuracy.
+"""
+import importlib
+
+import numpy as np
+
+import errors
+
+
+def _accuracy(expected, predicted):
+    return float(np.mean(np.asarray(expected) == np.asarray(predicted)))
+
+
+def _of_scikit_learn(function, **options):
+    def score(expected, predicted):
+        metrics = importlib.import_module("sklearn.metrics")
+        return float(getattr(metrics, function)(expected, predicted,
+                                                **options))
+    return score
+
+
+def _of_scipy(function):
+    def score(expected, predicted):
+        stats = importlib.import_module("scipy.stats")
+        return float(getattr(stats, function)(expected, predicted)[0])
+    return score
+
+
+# name: (the package that it needs, function of expected and predicted ids or
+# numbers). f1 is that of the label with id 1, the second one.
+METRICS = {
+    "accuracy": ("", _accuracy),
+    "f1": ("sklearn", _of_scikit_learn("f1_score", zero_division=0)),
+    "macro_f1": ("sklearn", _of_scikit_learn("f1_score", average="macro",
+                                             zero_division=0)),
+    "matthews_correlation": ("sklearn",
+                             _of_scikit_learn("matthews_corrcoef")),
+    "pearson": ("scipy", _of_scipy("pearsonr")),
+    "spearman": ("scipy", _of_scipy("spearmanr")),
+}
+OF_NUMBERS = ("pearson", "spearman")
+
+
+def check(names, labels):
+    """Refuses metrics that are unknown, not installed or do not fit.
+
+    Args:
+      names: of METRICS.
+      labels: number of labels; 0 for a regression.
+
+    Raises:
+      errors.UserError: what to install, or what to give instead.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise errors.UserError("%r is no metric; expected some of %s" % (
+                name, ", ".join(METRICS)))
+        if (name in OF_NUMBERS) != (not labels):
+            raise errors.UserError(
+                "the metric %s does not fit a %s; take %s" % (
+                    name, "classification" if labels else "regression",
+                    ", ".join(metric for metric in METRICS
+                              if (metric in OF_NUMBERS) == (not labels))))
+        if name == "f1" and labels != 2:
+            raise errors.UserError(
+                "the metric f1 is that of two labels, there are %d; take "
+                "macro_f1" % labels)
+        package = METRICS[name][0]
+        try:
+            if package:
+                importlib.import_module(package)
+        except ImportError as error:
+            raise errors.UserError(
+                "the metric %s needs %s, which is not installed (%s): pip "
+                "install -r requirements-tasks.txt" % (
+                    name, {"sklearn": "scikit-learn", "scipy": "SciPy"}[
+                        package], error))
+
+
+def scores(names, expected, predicted):
+    """{name: score}.
+
+    Args:
+      names: of METRICS.
+      expected, predicted: [n] ids of labels, or numbers of a regression.
+    """
+    return {name: METRICS[name][1](expected, predicted) for name in names}

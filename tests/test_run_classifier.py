@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts with labels and numbers, from files to scores; labels of checkpoints.
+"""
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import checkpoints
+import classification
+import errors
+import invented
+import run_classifier
+import tf_checkpoint
+import tiny
+import training
+
+SCRIPT = "run_classifier.py"
+
+
+class Folder:
+    """A model and what its runs need."""
+
+    def __init__(self, path, run):
+        self.path = path
+        self._run = run
+        tiny.write_model(path / "model", dropout=0.1)
+
+    def run(self, out, code=0, **named):
+        model = self.path / "model"
+        flags = dict(
+            bert_config_file=model / "config.json",
+            vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
+            output_dir=self.path / out, max_seq_length=64,
+            learning_rate=3e-3, num_workers=1, display_loss_steps=20)
+        flags.update(named)
+        return self._run(SCRIPT, code=code, **flags)
+
+    def results(self, out):
+        lines = (self.path / out / "eval_results.txt").read_text().splitlines()
+        return {key: float(value) for key, value in
+                (line.split(" = ") for line in lines)}
+
+    def lines(self, out, name):
+        return (self.path / out / name).read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, forked):
+    return Folder(tmp_path_factory.mktemp("classifier"), forked)
+
+
+TRAINED = dict(task="SST-2", do_train=True, do_eval=True, do_predict=True,
+               num_train_epochs=5, save_checkpoints_steps=30)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """The log of a run on SST-2 from texts to the server's file."""
+    return folder.run("out", data_dir=invented.write_sst2(
+        folder.path / "SST-2"), **TRAINED)
+
+
+def test_a_model_learns_and_writes_what_the_server_reads(folder, trained):
+    assert "features=240 epochs=5 num_train_steps=75 num_warmup_steps=4" in (
+        trained)
+    assert "training: examples=240 truncated=0 cut_tokens=0" in trained
+    results = folder.results("out")
+    assert results["examples"] == 60
+    assert results["accuracy"] > 0.9  # chance is 0.5
+    assert results["loss"] < 0.4
+    lines = folder.lines("out", "SST-2.tsv")
+    assert lines[0] == "index\tprediction"
+    rows = [line.split("\t") for line in lines[1:]]
+    assert [index for index, _ in rows] == [str(n) for n in range(20)]
+    right = [label == str(n % 2) for n, (_, label) in enumerate(rows)]
+    assert np.mean(right) > 0.8
+
+
+def test_a_run_goes_on_bit_for_bit(folder, trained):
+    out, again = folder.path / "out", folder.path / "again"
+    again.mkdir()
+    for path in list(out.glob("model.ckpt-30.*")) + [out / "config.json"]:
+        shutil.copy(str(path), str(again))
+    (again / "checkpoint").write_text(
+        'model_checkpoint_path: "model.ckpt-30"\n')
+    log = folder.run("again", data_dir=folder.path / "SST-2", **dict(
+        TRAINED, do_eval=False, do_predict=False))
+    assert "model.ckpt-30, batch 30" in log
+    first, second = (tf_checkpoint.load(checkpoints.newest(str(path)))
+                     for path in (out, again))
+    assert "cls/classification/dense/kernel" in first
+    assert [name for name in first if first[name].dtype != "STRING"
+            and first[name].read().tobytes()
+            != second[name].read().tobytes()] == []
+
+
+def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
+    out = folder.path / "out"
+    config = json.loads((out / "config.json").read_text())
+    assert config["label2id"] == {"0": 0, "1": 1}
+    assert config["problem_type"] == "single_label_classification"
+    table = folder.path / "own.csv"
+    table.write_text("name,sentence\n" + "".join(
+        'row%d,"%s"\n' % (number, text) for number, (text, _) in
+        enumerate(invented.texts(20, 9))))
+    folder.run("own", do_predict=True, predict_file=table,
+               text_column="sentence", index_column="name",
+               init_checkpoint=out / "model.ckpt-75",
+               bert_config_file=out / "config.json")
+    lines = [json.loads(line)
+             for line in folder.lines("own", "predictions.jsonl")]
+    assert [line["index"] for line in lines] == [
+        "row%d" % number for number in range(20)]
+    assert np.mean([line["label"] == str(number % 2)
+                    for number, line in enumerate(lines)]) > 0.8
+    for line in lines:
+        best = max(line["probabilities"], key=line["probabilities"].get)
+        assert best == line["label"]
+        assert sum(line["probabilities"].values()) == pytest.approx(
+            1, abs=1e-5)
+    # The new directory is a model of its own.
+    assert json.loads((folder.path / "own" / "config.json").read_text())[
+        "label2id"] == config["label2id"]
+
+
+def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
+    """Pairs, half precision, micro-batches, two sets and the diagnostic one.
+    """
+    log = folder.run(
+        "mnli", task="MNLI", do_train=True, do_eval=True, do_predict=True,
+        data_dir=invented.write_mnli(folder.path / "MNLI"),
+        init_checkpoint=folder.path / "out" / "model.ckpt-75",
+        train_batch_size=4, num_accumulation_steps=2, num_train_epochs=1,
+        manual_fp16=True, max_seq_length=32)
+    assert "global_batch=8" in log and "num_train_steps=3" in log
+    assert re.search(r"cls/classification/out_proj/\w+ with shape \[.*\b2\], "
+                     r"here it is \[.*\b3\]: the head begins anew", log), log
+    results = folder.results("mnli")
+    assert (results["examples_matched"], results["examples_mismatched"]) == (
+        6, 9)
+    assert 0 <= results["accuracy_mismatched"] <= 1
+    for name, count in (("MNLI-m", 4), ("MNLI-mm", 5), ("AX", 3)):
+        lines = folder.lines("mnli", name + ".tsv")[1:]
+        assert len(lines) == count
+        assert {line.split("\t")[1] for line in lines} <= set(
+            invented.MNLI_LABELS)
+
+
+def test_a_regression_comes_close(folder):
+    pytest.importorskip("scipy")
+    for name, count, seed in (("a", 240, 1), ("b", 60, 2)):
+        invented.write_scores(folder.path / (name + ".jsonl"), count, seed)
+    folder.run("scores", regression=True, do_train=True, do_eval=True,
+               do_predict=True, train_file=folder.path / "a.jsonl",
+               eval_file=folder.path / "b.jsonl",
+               predict_file=folder.path / "b.jsonl", num_train_epochs=6)
+    results = folder.results("scores")
+    assert results["pearson"] > 0.8 and results["spearman"] > 0.7
+    values = [json.loads(line)["value"]
+              for line in folder.lines("scores", "predictions.jsonl")]
+    wanted = [json.loads(line)["label"] for line in
+              (folder.path / "b.jsonl").read_text().splitlines()]
+    assert np.mean(np.square(np.subtract(values, wanted))) == pytest.approx(
+        results["loss"], rel=1e-3)
+    assert results["loss"] < 0.5 * np.var(wanted)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({}, "nothing to do: give --do_train=True or --do_eval=True or --do_pre"),
+    ({"task": "RTE", "do_train": True}, "--data_dir is not given; name the "
+     "directory of RTE's files"),
+    ({"task": "RTE", "labels": "a,b"}, "--labels is given with --task=RTE"),
+    ({"data_dir": "RTE"}, "--data_dir is given with --task=generic"),
+    ({"regression": True, "labels": "a,b"}, "are both given; a regression"),
+    ({"do_train": True}, "--train_file is not given; name a .tsv, .csv"),
+    ({"task": "RTE", "data_dir": "nowhere", "do_train": True},
+     "cannot use 'nowhere/train.tsv'"),
+    ({"do_predict": True}, "holds no checkpoint to predict with")])
+def test_what_cannot_work_is_one_line(folder, flags, message):
+    log = folder.run("none", code=1, **flags)
+    assert message in log.splitlines()[-1] and "Traceback" not in log
+    assert not (folder.path / "none").exists()
+
+
+def test_another_task_in_the_same_directory_is_refused(folder, trained):
+    log = folder.run("out", code=1, task="MNLI", do_predict=True,
+                     data_dir=invented.write_mnli(folder.path / "MNLI"))
+    assert "the checkpoint tells apart 0, 1, but contradiction, neutral, " in (
+        log.splitlines()[-1])
+
+
+# --- Labels -----------------------------------------------------------------
+
+
+def decided(tmp_path, saved, train=(), **flags):
+    """Names of the labels of a prediction with a config's labels."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    run = training.RunConfig(output_dir=str(tmp_path / "out"),
+                             bert_config_file=str(path),
+                             do_train=bool(train))
+    return run_classifier.decide_labels(
+        run, run_classifier.ClassifierConfig(**flags), [
+            classification.Example("0", "dol", None, label, "a.tsv, line 2")
+            for label in train]).names
+
+
+def labels_of(*names):
+    return {"id2label": {str(n): name for n, name in enumerate(names)}}
+
+
+def test_published_labels_keep_their_order(tmp_path):
+    published = labels_of("CONTRADICTION", "ENTAILMENT", "NEUTRAL")
+    assert decided(tmp_path, published, task="MNLI") == (
+        "contradiction", "entailment", "neutral")
+    assert decided(tmp_path, published) == (
+        "CONTRADICTION", "ENTAILMENT", "NEUTRAL")
+    # Names that say nothing are those of the task.
+    assert decided(tmp_path, labels_of("LABEL_0", "LABEL_1"), task="RTE") == (
+        "entailment", "not_entailment")
+
+
+def test_new_runs_find_their_labels(tmp_path):
+    saved = labels_of("yes", "no")
+    assert decided(tmp_path, saved, train=["b", "a"]) == ("a", "b")
+    assert decided(tmp_path, saved, train=["b", "a"], labels="b,a,c") == (
+        "b", "a", "c")
+    assert decided(tmp_path, saved, train=["1", "2"], regression=True) == ()
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(errors.UserError, match="tells apart yes, no, but "
+                       "numbers .a regression. is wanted"):
+        decided(tmp_path, labels_of("yes", "no"), regression=True)
+    with pytest.raises(errors.UserError, match="names no labels"):
+        decided(tmp_path, {})
+
+
+def test_metrics_are_the_tasks_or_those_asked_for():
+    def metrics(labels, **flags):
+        task = run_classifier.ClassifierConfig(**flags)
+        return task.metrics_for(classification.Labels(labels))
+
+    assert metrics(("0", "1"), task="MRPC") == ("accuracy", "f1")
+    assert metrics(("a", "b")) == ("accuracy",)
+    assert metrics(()) == ("pearson", "spearman")
+    assert metrics(("a", "b"), metrics="f1,accuracy") == ("f1", "accuracy")
+
+
+def test_results_of_two_sets_have_their_names():
+    def example(label):
+        return classification.Example("0", "dol", None, label, "a.tsv")
+
+    results = run_classifier.evaluation_results(
+        classification.Labels(("a", "b")), ["accuracy"],
+        [("_x", [example("a"), example("b")]), ("_y", [example("b")])],
+        [np.array([[1.0, 0], [1.0, 0]]), np.array([[0, 1.0]])])
+    assert results["accuracy_x"] == 0.5 and results["accuracy_y"] == 1.0
+    assert (results["examples_x"], results["examples_y"]) == (2, 1)
+    assert results["loss_y"] == pytest.approx(np.log(1 + np.exp(-1)))
