@@ -86,7 +86,7 @@ def golden_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def forked():
-    """Function of a script and its flags giving what it logged.
+    """Function of a script and its arguments giving what it logged.
 
     Each runs in a fork of a process that knows TensorFlow (forked.py).
     """
@@ -97,8 +97,9 @@ def forked():
             universal_newlines=True,
             env=tiny.environment(npu=False)) as process:
 
-        def run(script, *, code=0, **named):
-            words = [script] + ["--%s=%s" % item for item in named.items()]
+        def run(script, *arguments, code=0, **named):
+            words = [script, *arguments] + [
+                "--%s=%s" % item for item in named.items()]
             process.stdin.write(json.dumps(words) + "\n")
             process.stdin.flush()
             found, _, log = json.loads(process.stdout.readline())

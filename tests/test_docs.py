@@ -27,7 +27,7 @@ PAGES = READMES + (REPOSITORY / "CHANGELOG.md",) + tuple(
 NEEDS = re.compile(r"(needs .*(GPU|NPU|network|data|MPI)|"
                    r"需要.*(GPU|NPU|联网|数据|MPI))")
 # Programs that are not the suite's, and what a shell does itself.
-FOREIGN = ("source", "export", "pip3", "python3.7", "docker")
+FOREIGN = ("source", "export", "pip3", "python3.7", "docker", "curl", "atc")
 # launcher: the script that gets its flags
 LAUNCHED = {
     "scripts/create_pretraining_data.sh": "create_pretraining_data.py",
@@ -38,7 +38,10 @@ TASKS = {"pretraining": "run_pretraining.py", "squad_v1.1": "run_squad.py",
          "squad_v2.0": "run_squad.py"}
 SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
            "convert_checkpoint.py", "scripts/benchmark.py",
-           "train_tokenizer.py")
+           "train_tokenizer.py", "run_classifier.py",
+           "run_multiple_choice.py", "predict.py", "export_model.py")
+# Pages whose commands run here on tiny models in place of the demo's.
+TUTORIALS = ("prediction.md", "export.md")
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")
@@ -163,6 +166,31 @@ def test_a_command_that_needs_nothing_runs(tmp_path):
         assert done.returncode == 0, done.stdout.decode()
 
 
+@pytest.fixture(scope="module")
+def demo_output(tmp_path_factory):
+    """What the demo leaves in output, with models that learned nothing."""
+    import tiny
+    output = tmp_path_factory.mktemp("output")
+    for name, parts in (("pretraining", ["masked_lm"]),
+                        ("squad_v1.1", ["question_answering"]),
+                        ("squad_v2.0", ["question_answering"])):
+        tiny.write_trained(output / "demo" / name, parts)
+    return output
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
+    ran = [call(command.text, {})
+           for command in commands(REPOSITORY / "docs" / name)
+           if not NEEDS.search(command.needs)]
+    assert len(ran) > 2
+    for script, words in ran:
+        words = [re.sub(r"(^|=)output/", r"\1%s/" % demo_output, word)
+                 for word in words]
+        forked(script, *[re.sub(r"(^|=)demo/", r"\1%s/demo/" % REPOSITORY,
+                                word) for word in words])
+
+
 # --- Flags ------------------------------------------------------------------
 
 # Gets {script: [arguments, ...]} on standard input; parses and checks each as
@@ -226,6 +254,8 @@ def lists_of_flags():
                 else:
                     arguments = ["--%s_file=file" % name for name in (
                         "input", "output", "vocab", "merges")] + arguments
+            elif script == "predict.py":
+                arguments = arguments[1:]  # without the task
             if script in lists:
                 lists[script].append(arguments)
     return lists
