@@ -2,11 +2,14 @@
 """Two Horovod processes train as one; real runs under horovodrun."""
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
 import pytest
 
+import checkpoints
+import planted
 import tiny
 
 pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
@@ -38,10 +41,14 @@ def flags(data, name, **more):
 
 def two_processes(data, name, **more):
     """The output of both processes, each line marked by horovodrun."""
-    folder = data / (name + "_logs")
+    return launch(data / (name + "_logs"),
+                  flags(data, name, horovod=True, **more))
+
+
+def launch(folder, command):
+    """The outputs of a command in two processes; their logs go to folder."""
     tiny.run([HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
-             + flags(data, name, horovod=True, **more),
-             tiny.environment(npu=False, PATH=os.pathsep.join(
+             + command, tiny.environment(npu=False, PATH=os.pathsep.join(
                  [str(HOROVODRUN.parent), os.environ["PATH"]])), timeout=300)
     return ["".join((folder / ("rank.%d" % rank) / stream).read_text()
                     for stream in ("stdout", "stderr")) for rank in (0, 1)]
@@ -95,3 +102,18 @@ def test_rank_0_alone_saves_and_logs(data, two):
         "model.ckpt-0.index", "model.ckpt-10.index", "model.ckpt-20.index"}
     assert len(list((data / "two").glob("events*"))) == len(
         list((data / "one").glob("events*")))
+
+
+def test_two_processes_are_rolled_back_together(tmp_path):
+    planted.Pretraining(tmp_path).write()
+    outputs = launch(tmp_path / "logs", [
+        sys.executable, planted.__file__, tmp_path, "90", "62", "65"])
+    told = [line for line in outputs[0].splitlines() if "rollback 1" in line]
+    assert len(told) == 1, outputs[0][-3000:]
+    assert "model.ckpt-50: loss" in told[0]
+    assert re.search(r"at step 63 \(batches 62 to 6\d\); going on", told[0])
+    assert "rollback 1" not in outputs[1]
+    # 90 updates; the batches from 50 to the end of the spike passed over.
+    end = int(re.search(r"batch (\d+)$", told[0]).group(1))
+    assert checkpoints.batches_seen(checkpoints.newest(
+        str(tmp_path / "two"))) == 90 + end - 50

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training in which some batches are bad, so that the loss jumps.
+
+    horovodrun -np 2 --gloo python tests/planted.py FOLDER STEPS FIRST END
+
+trains FOLDER/two on FOLDER's model and records, which Pretraining.write has
+put there, with a spike planted in the batches from FIRST to before END.
+"""
+import pathlib
+import sys
+
+import numpy as np
+
+import conftest  # pylint: disable=unused-import
+import environment
+import input_pipeline
+import progress
+import records
+import run_pretraining
+import tiny
+import training
+
+
+def write_drawn_tokens(folder):
+    """Records of tokens drawn by chance: nobody's loss is below 1.3 nats."""
+    random_state = np.random.RandomState(5)
+    folder.mkdir()
+    with records.RecordWriter(str(folder / "a.tfrecord")) as writer:
+        for _ in range(256):
+            ids = 10 + np.minimum(random_state.geometric(0.5, 30), 20)
+            writer.write(records.encode_example(
+                {"input_ids": np.concatenate([[0], ids, [2]])}))
+    return str(folder)
+
+
+class Planted(input_pipeline.MaskedLmBatches):
+    """Some batches have labels drawn from the whole vocabulary."""
+
+    def __init__(self, *arguments, bad=(), **options):
+        super().__init__(*arguments, **options)
+        self._bad = bad
+
+    def make(self, step):
+        arrays = super().make(step)
+        if step in self._bad:
+            place = self.names.index("masked_lm_ids")
+            arrays[place] = np.random.RandomState(step).randint(
+                100, tiny.VOCAB_SIZE, arrays[place].shape)
+        return arrays
+
+
+class Pretraining:
+    """run_pretraining's parts, fed by Planted.
+
+    `horovod` makes this process one of those that train together.
+    """
+
+    def __init__(self, folder, steps=240, horovod=False):
+        self.folder, self.steps, self.horovod = folder, steps, horovod
+        self.records = str(folder / "records")
+
+    def write(self):
+        """Writes what it is trained on; gives itself."""
+        tiny.write_model(self.folder / "model")
+        write_drawn_tokens(self.folder / "records")
+        return self
+
+    def __call__(self, name, bad=(), *, is_evaluated=False, **flags):
+        """Trains; gives the loss of evaluation where asked to."""
+        run = training.RunConfig(
+            bert_config_file=str(self.folder / "model" / "config.json"),
+            output_dir=str(self.folder / name), train_batch_size=16,
+            max_seq_length=32, learning_rate=3e-3, save_checkpoints_steps=25,
+            display_loss_steps=10, **flags)
+        task = run_pretraining.PretrainingConfig(
+            num_train_steps=self.steps, num_warmup_steps=10,
+            max_predictions_per_seq=6, masked_lm_prob=0.2, eval_batch_size=64)
+        device = environment.create(environment.DeviceConfig(
+            accelerator="cpu", npu_bert_loss_scale=0, horovod=self.horovod))
+        config = training.model_config(run)
+        training.prepare_output(run, config, device.rank)
+        timer, guard = progress.SaveTimer(), training.new_guard(run)
+        estimator = device.estimator(run_pretraining.build_model_fn(
+            config, run, task, device, timer, guard), run, self.steps)
+        source = run_pretraining._source(self.records, config, run, task)
+        batches = Planted(
+            source, batch_size=run.batch_size, rank=device.rank,
+            world_size=device.world_size, seed=run.random_seed, bad=bad,
+            order=records.RecordOrder(source.shard_counts, run.random_seed,
+                                      1000))
+        training.train(estimator, batches,
+                       lambda first: input_pipeline.dataset(batches, first),
+                       run=run, device=device, num_train_steps=self.steps,
+                       save_timer=timer, guard=guard)
+        if not is_evaluated:
+            return None
+        run_pretraining.evaluate(estimator, source, run, task)
+        lines = (self.folder / name / "eval_results.txt").read_text()
+        return float(lines.split("masked_lm_loss = ")[1].split()[0])
+
+
+def main(folder, *numbers):
+    steps, first, end = map(int, numbers)
+    training.set_up_logging(training.RunConfig(
+        bert_config_file="none", output_dir="none"))
+    Pretraining(pathlib.Path(folder), steps, horovod=True)(
+        "two", range(first, end), divergence_guard="rollback")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
