@@ -140,9 +140,12 @@ from absl import flags
 from absl.testing import flagsaver
 import command_line
 command_line.run = lambda main: None
-script = runpy.run_path(sys.argv[1], run_name="__main__")
-configs = [script["training"].RunConfig, script["environment"].DeviceConfig,
-           script.get("PretrainingConfig") or script["SquadConfig"]]
+define, configs = command_line.define, []
+def record(config, **defaults):
+    define(config, **defaults)
+    configs.append(config)
+command_line.define = record
+runpy.run_path(sys.argv[1], run_name="__main__")
 flags.FLAGS(["script"])
 for arguments in json.load(sys.stdin):
     with flagsaver.flagsaver():
@@ -153,7 +156,13 @@ for arguments in json.load(sys.stdin):
 """
 
 
-@pytest.mark.parametrize("script", ["run_pretraining.py", "run_squad.py"])
+# script: (how its recipes' names begin, how many lists of flags there are)
+RECIPES = {"run_pretraining.py": ("pretrain", 4),
+           "run_squad.py": ("squad", 8), "run_classifier.py": ("glue", 8),
+           "run_multiple_choice.py": ("race", 1)}
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES))
 def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
     lists = []
     for name, (its_script, predecessor) in LAUNCHERS.items():
@@ -163,16 +172,45 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
             launched = launch(name, directory)[0][0][1:]
             lists += [launched, launched + [
                 "--flagfile=configs/{}.flags".format(predecessor)]]
-    task = "squad" if script == "run_squad.py" else "pretrain"
-    lists += [["--flagfile={}".format(path)] for path in FLAG_FILES
-              if task in path.name]
-    assert len(lists) >= 5
+    task, count = RECIPES[script]
+    data = ["--data_dir=data"] if task in ("glue", "race") else []
+    lists += [["--flagfile={}".format(path)] + data for path in FLAG_FILES
+              if path.name.startswith(task)]
+    assert len(lists) == count
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PARSE, script],
         cwd=str(REPOSITORY), input=json.dumps(lists), stderr=subprocess.PIPE,
         universal_newlines=True, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3",
                                           PYTHONPATH=str(REPOSITORY)))
     assert result.returncode == 0, result.stderr
+
+
+# Training examples; fairseq's rate, batch, updates and warm-up updates.
+# Source: fairseq, examples/roberta/config/finetuning/*.yaml; the sizes are
+# those of GLUE's training sets.
+GLUE = {
+    "cola": (8551, 1e-5, 16, 5336, 320), "sst2": (67349, 1e-5, 32, 20935, 1256),
+    "mrpc": (3668, 1e-5, 16, 2296, 137), "stsb": (5749, 2e-5, 16, 3598, 214),
+    "qqp": (363846, 1e-5, 32, 113272, 28318),
+    "mnli": (392702, 1e-5, 32, 123873, 7432),
+    "qnli": (104743, 1e-5, 32, 33112, 1986), "rte": (2490, 2e-5, 16, 2036, 122)}
+
+
+@pytest.mark.parametrize("task", sorted(GLUE))
+def test_glue_recipe_is_fairseqs(task):
+    examples, rate, batch, updates, warmup = GLUE[task]
+    path = REPOSITORY / "configs" / "glue_{}_large.flags".format(task)
+    flags = as_dict(read_flags(path))
+    assert float(flags["learning_rate"]) == rate
+    assert int(flags["train_batch_size"]) * int(
+        flags["num_accumulation_steps"]) == batch
+    assert float(flags["warmup_proportion"]) == pytest.approx(
+        warmup / updates, abs=6e-4)
+    steps = int(examples * float(flags["num_train_epochs"]) / batch)
+    if task != "rte":  # fairseq limits its batches' tokens there
+        assert steps == pytest.approx(updates, rel=0.015)
+    assert "# {:,} examples x 10 epochs / {} = {:,} updates".format(
+        examples, batch, steps) in path.read_text()
 
 
 @pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
