@@ -41,7 +41,7 @@ SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
            "train_tokenizer.py", "run_classifier.py",
            "run_multiple_choice.py", "predict.py", "export_model.py")
 # Pages whose commands run here on tiny models in place of the demo's.
-TUTORIALS = ("prediction.md", "export.md")
+TUTORIALS = ("data.md", "prediction.md", "export.md")
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")
