@@ -31,6 +31,7 @@ and its `main` is then, with run, task, config and device from the flags:
     device.close()
 """
 import dataclasses
+import os
 import re
 import typing
 
@@ -157,6 +158,18 @@ def required(run, head):
     if run.do_train:
         return warm_start.ENCODER
     return re.compile(warm_start.ENCODER.pattern + "|" + re.escape(head))
+
+
+def trained_config(run):
+    """config.json of the checkpoint that is gone on with or predicted with.
+
+    Returns:
+      The JSON object; None where training begins, and labels with it.
+    """
+    if training.latest_checkpoint(run.output_dir):
+        return training.read_config(os.path.join(run.output_dir,
+                                                 "config.json"))
+    return None if run.do_train else training.read_config(run.bert_config_file)
 
 
 def schedule(count, run, task, device):

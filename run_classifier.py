@@ -161,7 +161,8 @@ def decide_labels(run, task, train):
         wanted = classification.Labels(tuple(task.labels.split(",")))
     elif task.is_glue:
         wanted = classification.Labels(glue.TASKS[task.task].labels)
-    saved = _saved_labels(run)
+    values = finetuning.trained_config(run)
+    saved = None if values is None else classification.labels_of_config(values)
     if saved is None:
         if wanted is None and not train:
             raise errors.UserError(
@@ -183,17 +184,6 @@ def decide_labels(run, task, train):
         "in another --output_dir" % tuple(
             ", ".join(labels.names) or "numbers (a regression)"
             for labels in (saved, wanted)))
-
-
-def _saved_labels(run):
-    """Labels of the checkpoint that is gone on with or predicted with."""
-    if training.latest_checkpoint(run.output_dir):
-        path = os.path.join(run.output_dir, "config.json")
-    elif not run.do_train:
-        path = run.bert_config_file
-    else:
-        return None
-    return classification.labels_of_config(training.read_config(path))
 
 
 def build_model(config, run, labels, device, chance=None):
