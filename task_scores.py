@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of classification and regression, by scikit-learn and SciPy.
+"""Metrics of classification and regression, by scikit-learn and SciPy, and of
+entities, by seqeval.
 
-Both are optional (requirements-tasks.txt) and needed for all but accuracy.
+All three are optional (requirements-tasks.txt) and needed for all but accuracy.
 """
 import importlib
+import warnings
 
 import numpy as np
 
@@ -88,3 +90,44 @@ def scores(names, expected, predicted):
       expected, predicted: [n] ids of labels, or numbers of a regression.
     """
     return {name: METRICS[name][1](expected, predicted) for name in names}
+
+
+def check_entities():
+    """Refuses to score entities without seqeval.
+
+    Raises:
+      errors.UserError: what to install.
+    """
+    try:
+        importlib.import_module("seqeval.metrics")
+    except ImportError as error:
+        raise errors.UserError(
+            "scores of entities need seqeval, which is not installed (%s): "
+            "pip install -r requirements-tasks.txt" % error)
+
+
+def entity_scores(expected, predicted):
+    """{"precision", "recall", "f1", and "precision_X", ... of each type X}.
+
+    An entity counts where both its ends and its type are right. Those without
+    a type are over all entities (micro-averaged). What is not defined is 0.
+
+    Args:
+      expected, predicted: lists of lists of labels in BIO, one a sentence.
+
+    Source: seqeval, which counts as CoNLL's conlleval does.
+    """
+    metrics = importlib.import_module("seqeval.metrics")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of means over no entity at all
+        report = metrics.classification_report(
+            expected, predicted, output_dict=True, zero_division=0)
+    overall = report.pop("micro avg")
+    for name in ("macro avg", "weighted avg"):
+        del report[name]
+    scores = {}
+    for suffix, values in [("", overall)] + [
+            ("_" + name, values) for name, values in report.items()]:
+        scores.update({name.split("-")[0] + suffix: float(values[name])
+                       for name in ("precision", "recall", "f1-score")})
+    return scores

@@ -105,3 +105,40 @@ def _article(chance):
             "options": [[word(chance, VOWELS[place == answer])
                          for place in range(4)] for answer in answers],
             "answers": ["ABCD"[answer] for answer in answers]}
+
+
+def tagged_sentence(chance, scheme):
+    """[(word, label)]; a word's vowels tell its label's type, or O.
+
+    Words begin with a vowel: it is their first token that has the label.
+    Entities have one word or two; those of one type never touch. In IOB1, all
+    of them begin with I-.
+    """
+    rows, before = [], None
+    for _ in range(chance.randint(3, 5)):
+        kind = chance.choice([each for each in range(len(VOWELS))
+                              if each == 2 or each != before])
+        before = kind
+        if kind == 2:
+            rows.append((word(chance, VOWELS[kind], 1)[::-1], "O"))
+            continue
+        for place in range(chance.randint(1, 2)):
+            begins = place == 0 and scheme == "BIO"
+            rows.append((word(chance, VOWELS[kind], 1)[::-1], "%s-%s" % (
+                "B" if begins else "I", ("PER", "LOC")[kind])))
+    return rows
+
+
+def write_conll(folder):
+    """train.txt as CoNLL-2003 came, dev.txt and test.txt as BIO."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, scheme, seed in (
+            ("train", 300, "IOB1", 8), ("dev", 60, "BIO", 9),
+            ("test", 20, "BIO", 10)):
+        chance = random.Random(seed)
+        lines = ["-DOCSTART- -X- O", ""]
+        for _ in range(count):
+            lines += ["%s NN %s" % row
+                      for row in tagged_sentence(chance, scheme)] + [""]
+        (folder / (name + ".txt")).write_text("\n".join(lines))
+    return folder

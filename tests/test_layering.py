@@ -19,7 +19,8 @@ LAYERS = {
         "squad_decoding", "squad", "squad_cache", "weights",
         "safetensors_file", "torch_file", "fairseq_model", "tf_checkpoint",
         "weight_names", "downloads", "archives", "table_files", "text_pairs",
-        "classification", "glue", "task_scores", "race"),
+        "classification", "glue", "task_scores", "race", "conll",
+        "word_windows"),
     "TensorFlow, whatever the device": (
         "modeling", "optimization", "input_pipeline"),
     "devices": ("environment", "gpu_environment", "npu_environment"),
@@ -27,7 +28,7 @@ LAYERS = {
                  "warm_start", "preflight", "training", "finetuning",
                  "trained_model", "predictor", "exporting"),
     "scripts": ("create_pretraining_data", "run_pretraining", "run_squad",
-                "run_classifier", "run_multiple_choice",
+                "run_classifier", "run_multiple_choice", "run_tagger",
                 "convert_checkpoint", "train_tokenizer", "predict",
                 "export_model"),
 }

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import conll
 import errors
 import task_scores
 
@@ -53,3 +54,62 @@ def test_what_is_not_installed_is_named(monkeypatch, name, package, labels):
             name)):
         task_scores.check([name], labels)
     task_scores.check(["accuracy"], 2)
+
+
+# Labels of one sentence, those predicted; entities that are right, those
+# predicted, those that there are: counted by hand.
+ENTITIES = [
+    ("B-X I-X O B-Y", "B-X I-X O B-Y", (2, 2, 2)),
+    ("B-X B-X", "B-X I-X", (0, 1, 2)),  # adjacent, taken for one
+    ("B-X I-X", "B-X B-X", (0, 2, 1)),
+    ("B-X I-X I-X", "B-X I-X O", (0, 1, 1)),  # partial overlap
+    ("B-X I-X O", "B-Y I-Y O", (0, 1, 1)),  # another type
+    ("I-X I-X B-X O I-Y", "B-X I-X B-X O B-Y", (3, 3, 3)),  # IOB1
+    ("I-X I-Y", "I-X I-X", (0, 1, 2)),
+    ("B-X O B-Y", "O O B-Y", (1, 1, 2)),
+    ("O O", "O O", (0, 0, 0)), ("O O", "B-X O", (0, 1, 0))]
+
+
+def ratio(part, whole):
+    return part / whole if whole else 0.0
+
+
+@pytest.mark.parametrize("in_bio", [False, True])
+@pytest.mark.parametrize("expected, predicted, counts", ENTITIES)
+def test_entities_count_whole(expected, predicted, counts, in_bio):
+    """Labels in BIO mean the entities that the file's own labels do."""
+    pytest.importorskip("seqeval")
+    sentences = [expected.split(), predicted.split()]
+    if in_bio:
+        sentences = [conll.bio(labels) for labels in sentences]
+    found = task_scores.entity_scores(*([labels] for labels in sentences))
+    right, given, there = counts
+    assert (found["precision"], found["recall"], found["f1"]) == (
+        pytest.approx(ratio(right, given)), pytest.approx(ratio(right, there)),
+        pytest.approx(ratio(2 * right, given + there)))
+
+
+def test_entities_are_also_counted_by_type():
+    pytest.importorskip("seqeval")
+    found = task_scores.entity_scores(
+        [["B-X", "I-X", "O"], ["B-Y", "B-Y"]],
+        [["B-X", "O", "O"], ["B-Y", "B-Z"]])
+    assert found == {
+        "precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 3),
+        "f1": pytest.approx(1 / 3),
+        "precision_X": 0, "recall_X": 0, "f1_X": 0,
+        "precision_Y": 1, "recall_Y": 0.5, "f1_Y": pytest.approx(2 / 3),
+        "precision_Z": 0, "recall_Z": 0, "f1_Z": 0}
+
+
+def test_entities_do_not_go_on_in_the_next_sentence():
+    pytest.importorskip("seqeval")
+    found = task_scores.entity_scores([["B-X"], ["I-X"]], [["B-X"], ["B-X"]])
+    assert found["f1"] == 1
+
+
+def test_seqeval_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
+    with pytest.raises(errors.UserError, match="need seqeval, which is not "
+                       ".*pip install -r requirements-tasks.txt"):
+        task_scores.check_entities()
