@@ -159,7 +159,8 @@ for arguments in json.load(sys.stdin):
 # script: (how its recipes' names begin, how many lists of flags there are)
 RECIPES = {"run_pretraining.py": ("pretrain", 4),
            "run_squad.py": ("squad", 8), "run_classifier.py": ("glue", 8),
-           "run_multiple_choice.py": ("race", 1)}
+           "run_multiple_choice.py": ("race", 1),
+           "run_tagger.py": ("conll", 2)}
 
 
 @pytest.mark.parametrize("script", sorted(RECIPES))
@@ -211,6 +212,21 @@ def test_glue_recipe_is_fairseqs(task):
         assert steps == pytest.approx(updates, rel=0.015)
     assert "# {:,} examples x 10 epochs / {} = {:,} updates".format(
         examples, batch, steps) in path.read_text()
+
+
+# Rate and batch of the cards that the recipes name, and updates: the cards count
+# an incomplete last batch of each epoch.
+@pytest.mark.parametrize("size, rate, batch, updates", [
+    ("base", 2e-5, 16, 2634), ("large", 2e-5, 8, 5268)])
+def test_conll_recipe_is_that_of_its_card(size, rate, batch, updates):
+    path = REPOSITORY / "configs" / "conll2003_{}.flags".format(size)
+    flags = as_dict(read_flags(path))
+    assert float(flags["learning_rate"]) == rate
+    assert int(flags["train_batch_size"]) == batch
+    steps = int(14041 * float(flags["num_train_epochs"]) / batch)
+    assert 0 <= updates - steps <= 3
+    assert "# 14,041 sentences x 3 epochs / {} = {:,} updates".format(
+        batch, steps) in path.read_text()
 
 
 @pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
