@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page and the endpoint that answer questions: results, refusals, marks.
+
+The server itself runs once, for many callers at a time and for a browser.
+"""
+import concurrent.futures
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from conftest import REPOSITORY
+import errors
+import predictor
+import tiny
+from test_plot_run import load
+
+serve = load("serve")
+TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
+CHROMIUM = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny.write_trained(path, ["question_answering"])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reader(folder):
+    return predictor.Predictor(folder, "answer")
+
+
+def client_of(model, **values):
+    """A client of an application that no network is needed for."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    from starlette import testclient
+    return testclient.TestClient(
+        serve.create_app(model, serve.ServeConfig(**values)),
+        base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def client(reader):
+    return client_of(reader, max_text_characters=100,
+                     max_question_characters=10)
+
+
+# --- Answers ----------------------------------------------------------------
+
+
+def test_the_answer_is_the_predictors(client, reader):
+    found = client.post("/answer", json={"question": "Where?", "text": TEXT})
+    expected = reader.answer("Where?", TEXT)
+    del expected["id"]
+    assert found.status_code == 200
+    assert found.json() == expected
+    assert TEXT[found.json()["start"]:found.json()["end"]] == (
+        found.json()["answer"])
+    assert found.headers["cache-control"] == "no-store"
+
+
+def test_there_may_be_no_answer(folder):
+    model = predictor.Predictor(folder, "answer", predictor.Settings(
+        version_2_with_negative=True, null_score_diff_threshold=-1000.0))
+    found = client_of(model).post(
+        "/answer", json={"question": "Where?", "text": TEXT}).json()
+    assert found["answer"] == "" and found["start"] is None
+    assert found["null_odds"] > -1000
+
+
+# --- Refusals ---------------------------------------------------------------
+
+
+def refused(response, status, words):
+    assert response.status_code == status, response.text
+    assert words in response.json()["detail"]
+
+
+@pytest.mark.parametrize("body, status, words", [
+    ('{"question": "a", "text": " "}', 422, "the text is empty"),
+    ('{"question": "", "text": "b"}', 422, "the question is empty"),
+    ('{"text": "b"}', 422, 'question: field required; expected {"question"'),
+    ('{"question": 3, "text": "b"}', 422, "question: "),
+    ('["a", "b"]', 422, 'expected {"question"'),
+    ("{", 422, 'expected {"question"'), ("", 422, 'expected {"question"'),
+    ("[" * 1500, 400, "parsing the body"),
+    ('{"question": "a", "text": "\\ud800"}', 422, "no text at character 0"),
+    (json.dumps({"question": "a", "text": "b" * 101}), 413,
+     "the text has 101 characters, this server takes 100"),
+    (json.dumps({"question": "a" * 11, "text": "b"}), 413,
+     "the question has 11 characters, this server takes 10"),
+    (" " * 2345, 413, "2,345 bytes, this server takes 2,344")])
+def test_what_cannot_be_answered_is_named(client, body, status, words):
+    refused(client.post("/answer", content=body, headers={
+        "Content-Type": "application/json"}), status, words)
+
+
+def test_every_character_may_take_as_many_bytes_as_json_allows(reader):
+    """A smiley escaped is `\\ud83d\\ude00`, twelve bytes."""
+    client = client_of(reader, max_text_characters=2000)
+    body = json.dumps({"question": "\U0001f600" * 9,
+                       "text": "\U0001f600" * 2000})
+    assert client.post("/answer", content=body, headers={
+        "Content-Type": "application/json"}).status_code == 200
+
+
+def test_a_body_without_its_length_is_refused(client):
+    refused(client.post("/answer", content=iter([b"{}"])), 411,
+            "Content-Length")
+
+
+def test_other_sites_names_do_not_lead_here(client, reader):
+    host = {"Host": "example.org"}
+    assert client.get("/", headers=host).status_code == 400
+    assert client.get("/", headers={"Host": "localhost:81"}).status_code == 200
+    opened = client_of(reader, host="0.0.0.0")
+    assert opened.get("/", headers=host).status_code == 200
+
+
+def test_without_its_packages_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(errors.UserError, match="pip install --constraint "
+                       "requirements.txt -r requirements-serve.txt"):
+        serve.create_app(None, serve.ServeConfig())
+
+
+def test_a_port_in_use_is_one_line():
+    with serve.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(errors.UserError, match="--port=%d" % port):
+            serve.listen("127.0.0.1", port)
+
+
+# --- The page ---------------------------------------------------------------
+
+
+def test_the_page_needs_no_other_file_and_writes_no_html():
+    page = serve.PAGE.read_text("utf-8")
+    for word in ("http:", "https:", "//cdn", "src=", "innerHTML", "outerHTML",
+                 "insertAdjacentHTML", "document.write", "eval("):
+        assert word not in page
+    assert page.count("<script>") == page.count("<script") == 1
+
+
+def test_the_policy_admits_the_pages_script_alone(client):
+    """The digest of `1` is that of `printf 1 | openssl dgst -sha256`."""
+    policy = serve.content_security_policy("<p><script>1</script>")
+    assert ("script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s='"
+            in policy)
+    assert client.get("/").headers["content-security-policy"].startswith(
+        "default-src 'none'; ")
+
+
+# --- The server -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The address of a server, ended as Ctrl-C ends it."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "scripts/serve.py", "--port=0",
+             "--model=" + folder], cwd=str(REPOSITORY),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, env=dict(tiny.environment(npu=False),
+                                              TF_CPP_MIN_LOG_LEVEL="3")
+    ) as process:
+        line = process.stdout.readline()
+        assert " answers with " in line, process.stderr.read()
+        yield line.split()[0]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def ask(address, question, text):
+    """What a server says."""
+    body = json.dumps({"question": question, "text": text}).encode()
+    with urllib.request.urlopen(urllib.request.Request(
+            address + "answer", body, {"Content-Type": "application/json"}),
+                                timeout=60) as response:
+        return json.load(response)
+
+
+def test_many_ask_at_a_time(server, reader):
+    asked = [("Where is %d?" % n, "%s And %d." % (TEXT * (1 + n % 3), n))
+             for n in range(36)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda pair: ask(server, *pair), asked))
+    places = [[(one["answer"], one["start"]) for one in results]
+              for results in (found, [reader.answer(*pair)
+                                      for pair in asked])]
+    assert places[0] == places[1]
+
+
+class Meeting:
+    """A Predictor whose calls go on only when two of them are there."""
+
+    def __init__(self, model):
+        self._model = model
+        self._barrier = threading.Barrier(2, timeout=20)
+
+    def answer(self, question, text):
+        self._barrier.wait()
+        return self._model.answer(question, text)
+
+
+def test_a_question_does_not_wait_for_another(reader):
+    pytest.importorskip("fastapi")
+    uvicorn = pytest.importorskip("uvicorn")
+    listening = serve.listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(
+        serve.create_app(Meeting(reader), serve.ServeConfig()),
+        log_level="critical"))
+    thread = threading.Thread(target=server.run,
+                              kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        address = "http://127.0.0.1:%d/" % listening.getsockname()[1]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda question: ask(address, question, TEXT),
+                                 ["Where?", "Who?"]))
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert all(found["nbest"] for found in both)
+
+
+def browse(address, profile):
+    """The page's HTML after its script has run."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    return subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+         "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--user-data-dir=%s" % profile,
+         "--virtual-time-budget=10000", "--dump-dom", address],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120,
+        check=True).stdout.decode("utf-8")
+
+
+def escaped(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(
+        ">", "&gt;")
+
+
+def test_a_browser_shows_the_answer_in_the_text(server, reader, tmp_path):
+    shown = browse(server + "?" + urllib.parse.urlencode(
+        {"text": TEXT, "question": "Where?"}), tmp_path)
+    result = reader.answer("Where?", TEXT)
+    start, end = result["start"], result["end"]
+    assert ('<p id="marked" dir="auto">%s<mark>%s</mark>%s</p>' % (
+        escaped(TEXT[:start]), escaped(TEXT[start:end]), escaped(TEXT[end:]))
+            in shown)
+    assert ">score %.1f %%, characters %d to %d<" % (
+        100 * result["score"], start, end) in shown
+    assert shown.count('<tr tabindex="0">') == len(result["nbest"])
+
+
+def test_a_browser_shows_why_there_is_no_answer(server, tmp_path):
+    shown = browse(server + "?" + urllib.parse.urlencode(
+        {"text": TEXT, "question": "a" * 1001}), tmp_path)
+    assert ("the question has 1,001 characters, this server takes 1,000; "
+            "send a part of it</p>") in shown
+    assert 'aria-live="polite" hidden' in shown
