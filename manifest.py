@@ -22,8 +22,12 @@ FORMAT_VERSION = 1
 _MAX_BYTES = 8 << 20
 
 
+# Sums of some thousand counts still fit 64 bits.
+_COUNT_BITS = 48
+
+
 def _is_count(value):
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << _COUNT_BITS
 
 
 def _is_hash(value):
@@ -50,7 +54,7 @@ def _short(value):
     return reprlib.repr(value)
 
 
-_COUNT = (_is_count, "a whole number >= 0")
+_COUNT = (_is_count, "a whole number >= 0, below 2**%d" % _COUNT_BITS)
 _HASH = (_is_hash, "64 hexadecimal digits")
 _PROBABILITY = (_is_probability, "a number from 0 to 1")
 _TEXT = (lambda value: isinstance(value, str), "a text")

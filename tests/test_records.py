@@ -679,6 +679,7 @@ SHARD = {"name": "a", "records": 1, "bytes": 20, "sha256": "0" * 64}
     ({"shards": [1]}, "shard 1, expected a JSON object"),
     ({"shards": [SHARD, SHARD]}, "shard 'a' twice"),
     ({"shards": [dict(SHARD, records="5")]}, "records '5' of shard 'a'"),
+    ({"shards": [dict(SHARD, records=2 ** 63)]}, "records 9223.* of shard"),
     ({"shards": [dict(SHARD, sha256=None)]}, "sha256 None of shard"),
 ] + [({"shards": [dict(SHARD, name=name)]}, "without a directory") for name in (
     "../a", "/etc/passwd", "..", "", "a/b", "a\\b", "a\0b", None, "\ud800")])
