@@ -159,8 +159,9 @@ def _hf_tensors(directory):
         if os.path.isfile(path + ".index.json"):
             return path, _load_parts(path + ".index.json", load)
     raise errors.UserError("%s has neither model.safetensors nor "
-                           "pytorch_model.bin, nor an index of their parts" %
-                           directory)
+                           "pytorch_model.bin, nor an index of their parts; "
+                           "name the directory of a whole model with --input"
+                           % directory)
 
 
 def _load_bin(path):

@@ -78,8 +78,10 @@ class ExportConfig:
                                        "for --format=%s" % (
                                            self.output, ending, form))
         if self.format == "slim" and self.input_type != "int32":
-            raise errors.UserError("--input_type is given, but a checkpoint "
-                                   "has no input")
+            raise errors.UserError(
+                "--input_type=%s is given, but a checkpoint, which "
+                "--format=slim writes, has no input; leave the flag out" %
+                self.input_type)
 
 
 def main(_):

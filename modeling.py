@@ -277,7 +277,8 @@ class RobertaConfig:
         except errors.UserError as error:
             raise errors.UserError("%s: %s" % (path, error))
         except ValueError as error:
-            raise errors.UserError("%s is not JSON: %s" % (path, error))
+            raise errors.UserError("%s is not JSON: %s; give a model's "
+                                   "config.json" % (path, error))
 
     def to_dict(self):
         """The config as Hugging Face's transformers reads it."""

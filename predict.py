@@ -94,7 +94,9 @@ def read_items(task, path, version_2_with_negative):
         if line.strip():
             items.append(_item(task, path, number, line))
     if not items:
-        raise errors.UserError("%s holds no input" % path)
+        raise errors.UserError("%s holds no input; expected %s" % (
+            path, _EXAMPLES[task] if path.endswith(".jsonl")
+            else "a text a line"))
     names = [item.name for item in items]
     if len(set(names)) < len(names):
         raise errors.UserError("%s: an id stands there twice; each input "
@@ -109,7 +111,8 @@ def _item(task, path, number, line):
     try:
         values = strict_json.loads(line)
     except ValueError as error:
-        raise errors.UserError("%s is not JSON: %s" % (where, error))
+        raise errors.UserError("%s is not JSON: %s; expected an object such "
+                               "as %s" % (where, error, _EXAMPLES[task]))
     if not isinstance(values, dict):
         raise errors.UserError("%s is no JSON object; expected one such as %s"
                                % (where, _EXAMPLES[task]))

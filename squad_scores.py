@@ -83,7 +83,8 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
             % (path, error))
     if not isinstance(value, dict):
         raise errors.UserError(
-            "%s: the outermost JSON value is a %s, but %s must be an object"
+            "%s: the outermost JSON value is a %s, but %s must be an "
+            "object; is it the right file?"
             % (path, type(value).__name__, kind))
     return value
 
