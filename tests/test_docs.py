@@ -39,8 +39,8 @@ TASKS = {"pretraining": "run_pretraining.py", "squad_v1.1": "run_squad.py",
 SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
            "convert_checkpoint.py", "scripts/benchmark.py",
            "train_tokenizer.py", "run_classifier.py",
-           "run_multiple_choice.py", "predict.py", "export_model.py",
-           "scripts/serve.py")
+           "run_multiple_choice.py", "run_tagger.py", "predict.py",
+           "export_model.py", "scripts/serve.py")
 # Pages whose commands run here on tiny models in place of the demo's.
 TUTORIALS = ("data.md", "prediction.md", "export.md")
 
