@@ -214,8 +214,8 @@ def test_glue_recipe_is_fairseqs(task):
         examples, batch, steps) in path.read_text()
 
 
-# Rate and batch of the cards that the recipes name, and updates: the cards count
-# an incomplete last batch of each epoch.
+# Rate and batch of the cards that the recipes name, and updates: the cards
+# count an incomplete last batch of each epoch.
 @pytest.mark.parametrize("size, rate, batch, updates", [
     ("base", 2e-5, 16, 2634), ("large", 2e-5, 8, 5268)])
 def test_conll_recipe_is_that_of_its_card(size, rate, batch, updates):
