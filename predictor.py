@@ -20,6 +20,7 @@ import environment
 import errors
 import preflight
 import squad
+import text_pairs
 import tokenization
 import trained_model
 
@@ -254,16 +255,10 @@ class Predictor:
                 for output, (_, truncated) in zip(outputs, encoded)]
 
     def _encode_pair(self, first, second=None):
-        """(ids, whether texts were cut) of `<s> A </s>[</s> B </s>]`."""
-        parts = [self.tokenizer.encode(text)
-                 for text in (first, second) if text is not None]
-        room = self.max_length - 2 * len(parts)
-        kept = _shares([len(part) for part in parts], room)
-        ids = [self.tokenizer.bos_id]
-        for number, (part, count) in enumerate(zip(parts, kept)):
-            ids += [self.tokenizer.eos_id] * (number > 0)
-            ids += part[:count] + [self.tokenizer.eos_id]
-        return ids, sum(kept) < sum(map(len, parts))
+        """(int32 [T], whether texts were cut), as run_classifier.py reads."""
+        sequence, cut_tokens = text_pairs.encode_pair(
+            first, second, self.tokenizer, self.max_length)
+        return sequence, cut_tokens > 0
 
     def _label(self, logits):
         kind = self.model.values.get("problem_type")
@@ -323,17 +318,6 @@ def _answer(name, predictions, nbest, null_odds):
     if name in null_odds:
         result["null_odds"] = null_odds[name]
     return result
-
-
-def _shares(lengths, room):
-    """Tokens kept of each text: the longest one gives way first."""
-    kept = list(lengths)
-    while sum(kept) > room:
-        longest = kept.index(max(kept))
-        others = sum(kept) - kept[longest]
-        second = max(kept[:longest] + kept[longest + 1:] + [0])
-        kept[longest] = max(room - others, min(second, kept[longest] - 1))
-    return kept
 
 
 def _tokenizer(model, settings):

@@ -64,6 +64,24 @@ def joined(first, second, tokenizer):
     return np.array(ids, np.int32)
 
 
+def encode_pair(text, second, tokenizer, max_seq_length):
+    """(sequence int32 [T], tokens cut off) of a text or a pair of texts.
+
+    Args:
+      text: str.
+      second: str, or None.
+      tokenizer: tokenization.RobertaTokenizer.
+      max_seq_length: tokens of a sequence; longer ones are cut (`kept`).
+    """
+    first = tokenizer.encode(text)
+    other = None if second is None else tokenizer.encode(second)
+    sizes = len(first), len(other or ())
+    left = kept(*sizes, max_seq_length - SPECIAL_TOKENS[other is not None])
+    ids = joined(first[:left[0]], None if other is None else other[:left[1]],
+                 tokenizer)
+    return ids, sum(sizes) - sum(left)
+
+
 def encode(pairs, tokenizer, max_seq_length, *, num_workers=0):
     """The sequences of texts and pairs, from several processes.
 
@@ -93,14 +111,5 @@ def encode(pairs, tokenizer, max_seq_length, *, num_workers=0):
 
 
 def _encoder(tokenizer, max_seq_length):
-    def one(text, second):
-        first = tokenizer.encode(text)
-        other = None if second is None else tokenizer.encode(second)
-        sizes = len(first), len(other or ())
-        room = max_seq_length - SPECIAL_TOKENS[other is not None]
-        left = kept(*sizes, room)
-        ids = joined(first[:left[0]],
-                     None if other is None else other[:left[1]], tokenizer)
-        return ids, sum(sizes) - sum(left)
-
-    return lambda chunk: [one(*pair) for pair in chunk]
+    return lambda chunk: [encode_pair(*pair, tokenizer, max_seq_length)
+                          for pair in chunk]

@@ -170,6 +170,14 @@ def test_the_longest_text_gives_way_first(classifier):
         classifier.classify("a" * 9, "bcd")["scores"])
 
 
+def test_of_texts_as_long_the_second_gives_way(folder):
+    """As in run_classifier.py; an odd room cannot be shared evenly."""
+    model = predictor.Predictor(folder, "classify", predictor.Settings(
+        max_seq_length=15))
+    assert model.classify("a" * 20, "b" * 20)["scores"] == pytest.approx(
+        model.classify("a" * 6, "b" * 5)["scores"])
+
+
 @pytest.mark.parametrize("values, labels, keys", [
     ({}, 1, {"value", "truncated"}),
     ({"problem_type": "multi_label_classification"}, 3,

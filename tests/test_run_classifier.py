@@ -12,6 +12,7 @@ import checkpoints
 import classification
 import errors
 import invented
+import predictor
 import run_classifier
 import tf_checkpoint
 import tiny
@@ -124,6 +125,36 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
     # The new directory is a model of its own.
     assert json.loads((folder.path / "own" / "config.json").read_text())[
         "label2id"] == config["label2id"]
+
+
+def test_a_predictor_says_the_same(folder, trained):
+    """Of texts and of pairs, cut ones among them; see text_pairs.kept."""
+    out = folder.path / "out"
+    rows = [{"text": text * times, "other": other}
+            for (text, _), other in zip(invented.texts(12, 11), [
+                "ab", "kuf " * 20, "dol", ""]) for times in (1, 2, 5)]
+    # As many tokens in both and an odd room: a rule says who gives way.
+    rows.append({"text": "ab" * 20, "other": "cd" * 20})
+    table = folder.path / "pairs.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = predictor.Predictor(str(out), "classify", predictor.Settings(
+        max_seq_length=31))
+    for column, pairs in (
+            ("", [(row["text"], None) for row in rows]),
+            ("other", [(row["text"], row["other"]) for row in rows])):
+        folder.run("same" + column, do_predict=True, predict_file=table,
+                   text_pair_column=column, max_seq_length=31,
+                   init_checkpoint=out / "model.ckpt-75",
+                   bert_config_file=out / "config.json")
+        lines = [json.loads(line) for line in
+                 folder.lines("same" + column, "predictions.jsonl")]
+        found = model.classify_all(pairs)
+        assert any(one["truncated"] for one in found)
+        assert ([one["label"] for one in found]
+                == [line["label"] for line in lines])
+        for one, line in zip(found, lines):
+            assert one["scores"] == pytest.approx(line["probabilities"],
+                                                  abs=1e-5)
 
 
 def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
