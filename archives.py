@@ -55,7 +55,8 @@ def extract(archive, folder, target, *, max_bytes=MAX_BYTES,
                                    "archive than expected" % (archive, folder))
         os.rename(wanted, target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError,
-            NotImplementedError, RuntimeError, OSError) as error:
+            NotImplementedError, RuntimeError, UnicodeError,
+            OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # of this machine's disk; gzip's own have no number
         raise errors.UserError("%s cannot be unpacked: %s; remove it and "

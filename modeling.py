@@ -148,6 +148,8 @@ class Kernels(typing.NamedTuple):
     variable_getter: typing.Optional[typing.Callable] = None
 
 
+# Lists of all variables are made of a config before it is compared with data.
+_MAX_LAYERS = 1000
 _REQUIRED_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "max_position_embeddings")
@@ -223,6 +225,9 @@ class RobertaConfig:
             valid, wanted = 0 <= value < 1, "at least 0 and below 1"
         elif field.name == "pad_token_id":
             valid, wanted = value >= 0, "at least 0"
+        elif field.name == "num_hidden_layers":
+            valid = 0 < value <= _MAX_LAYERS
+            wanted = "from 1 to %d" % _MAX_LAYERS
         else:
             valid, wanted = 0 < value < 2 ** 31, "above 0"
         if not valid:

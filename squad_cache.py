@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQuAD features on disk, so that a second run need not tokenize again.
 
-One .npz file (numbers only, nothing pickled) holds each context and question
-once. Its name comes from everything that the features depend on, so a file
-is never out of date: after a change another one is written beside it.
+One file holds each context and question once: a SHA-256, then an .npz (numbers
+only, nothing pickled) that is parsed only if it has that hash. Its name comes
+from everything that the features depend on, so a file is never out of date:
+after a change another one is written beside it.
 """
 import hashlib
+import io
 import json
 import os
-import zipfile
-import zlib
 
 from absl import logging
 import numpy as np
@@ -17,14 +17,13 @@ import numpy as np
 import squad
 
 # To be raised when the tokenizer, the windows or this file's layout change.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Its ids differ between tokenizers of one vocabulary that treat case in
 # different ways.
 _CASES = "Ab ÇÉ"
 
-_UNREADABLE = (OSError, ValueError, KeyError, IndexError, EOFError,
-               zipfile.BadZipFile, zlib.error)
+_HASH_BYTES = hashlib.sha256().digest_size
 
 
 def load_or_convert(cache_dir, examples, tokenizer, max_seq_length, doc_stride,
@@ -52,7 +51,7 @@ def load_or_convert(cache_dir, examples, tokenizer, max_seq_length, doc_stride,
     key, path = None, None
     if cache_dir:
         key = _key(examples, tokenizer, tokenizer_files, settings)
-        path = os.path.join(str(cache_dir), "features-%s.npz" % key[:20])
+        path = os.path.join(str(cache_dir), "features-%s.cache" % key[:20])
         features = _load(path, key, counts)
         if features is not None:
             return features
@@ -94,11 +93,14 @@ def _save(path, key, features, truncated_questions):
     """Writes the file whole or not at all; a failure is a warning."""
     arrays = dict(_to_arrays(features), key=np.array(key),
                   truncated_questions=np.array(truncated_questions))
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    data = content.getvalue()
     temporary = "%s.%d.incomplete" % (path, os.getpid())
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+            stream.write(hashlib.sha256(data).digest() + data)
         os.replace(temporary, path)
     except OSError as error:
         logging.warning("features are not cached in %s: %s", path, error)
@@ -133,21 +135,20 @@ def _load(path, key, counts):
     """The features in a file, or None when there is none that can be used."""
     try:
         with open(path, "rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("not a whole .npz file")
-            stream.seek(0)
-            loaded = np.load(stream, allow_pickle=False)
-            arrays = {name: loaded[name] for name in loaded.files}
+            digest, data = stream.read(_HASH_BYTES), stream.read()
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("it is damaged")
+        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
         if str(arrays["key"]) != key:
             raise ValueError("it belongs to other data")
-        features = _from_arrays(arrays)
-        truncated = int(arrays["truncated_questions"])
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except (OSError, ValueError) as error:
         logging.warning("features are made anew; %s cannot be used: %s", path,
                         error)
         return None
+    features = _from_arrays(arrays)
+    truncated = int(arrays["truncated_questions"])
     _add(counts, {"truncated_questions": truncated, "features": len(features)})
     logging.info("features=%d from=%s", len(features), path)
     return features

@@ -56,7 +56,8 @@ class TrainedModel(typing.NamedTuple):
 
     def labels(self, count):
         """Names of labels, from id2label of config.json: list [count]."""
-        named = self.values.get("id2label") or {}
+        named = self.values.get("id2label")
+        named = named if isinstance(named, dict) else {}
         return [str(named.get(str(i), "LABEL_%d" % i)) for i in range(count)]
 
     def check_head(self, head):

@@ -52,7 +52,7 @@ def read_hccn_conf(path, devices):
       path: the file.
       devices: how many are wanted.
     """
-    with open(path, encoding="utf-8") as stream:
+    with open(path, encoding="utf-8", errors="replace") as stream:
         found = dict(re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)",
                                 stream.read(), re.MULTILINE))
     missing = [number for number in range(devices) if str(number) not in found]

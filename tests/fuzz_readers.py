@@ -13,13 +13,14 @@ import gzip
 import io
 import json
 import struct
-import typing
 import zipfile
 
 from absl import flags
 from absl.testing import flagsaver
 import numpy as np
 
+from fuzz_base import Reader, of_bytes, of_json, zipped
+import fuzz_task_readers
 import mutations
 import tiny
 import torch_writer
@@ -59,34 +60,6 @@ CONFIG = {
     "id2label": {"0": "no", "1": "yes"}, "torch_dtype": "float32"}
 
 
-class Reader(typing.NamedTuple):
-    """See the module's docstring; `sound` are files that are not damaged."""
-    sound: list
-    make: typing.Callable
-    read: typing.Callable
-
-
-def _json(values, read):
-    """The Reader of JSON texts like these."""
-    texts = [json.dumps(value).encode() for value in values]
-    return Reader(texts, lambda random: mutations.of_json(
-        random.choice(texts), random), read)
-
-
-def _bytes(texts, read, tokens=()):
-    """The Reader of files like these, without regard to their format."""
-    return Reader(texts, lambda random: mutations.of_bytes(
-        random.choice(texts), random, tokens), read)
-
-
-def _zip(members, compression=zipfile.ZIP_STORED):
-    result = io.BytesIO()
-    with zipfile.ZipFile(result, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return result.getvalue()
-
-
 def _members(path):
     with zipfile.ZipFile(str(path)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -121,7 +94,7 @@ def _read_records(path, data):
 def record_files(directory):
     frames = [tfrecord.frame(records.encode_example(features))
               for features in (DYNAMIC, STATIC)]
-    return _bytes(
+    return of_bytes(
         [frames[0] * 5, b"".join(frames), frames[0]],
         functools.partial(_read_records, directory / "a.tfrecord"),
         tokens=frames + [frames[0][:12], b"\x1f\x8b"])
@@ -169,7 +142,7 @@ def manifests(directory):
             vocab_size=20, pad_token_id=1)
         source.masked(np.arange(len(source)), np.zeros(4, np.int64), 1)
         preflight.check_shards(str(directory))
-    return _json([content], read)
+    return of_json([content], read)
 
 
 def unfinished_builds(directory):
@@ -191,7 +164,7 @@ def unfinished_builds(directory):
             output.finish(dict(shard, name="pretrain-0000%d-of-00002"
                                ".tfrecord" % number))
         output.complete()
-    return _json([{"build": build, "shards": [shard]}], read)
+    return of_json([{"build": build, "shards": [shard]}], read)
 
 
 # --- Text -------------------------------------------------------------------
@@ -214,7 +187,7 @@ _TEXT_TOKENS = [b"\n", b"\r\n", b"\n\n", b" ", b"\xef\xbb\xbf", b"\xed\xa0\x80",
 
 
 def texts(directory):
-    return _bytes([TEXT.encode()], functools.partial(
+    return of_bytes([TEXT.encode()], functools.partial(
         _read_corpus, directory / "a.txt"), _TEXT_TOKENS)
 
 
@@ -232,7 +205,7 @@ def json_lines(directory):
 
 def gzip_texts(directory):
     sound = _gzip(TEXT.encode())
-    return _bytes([sound, sound * 2], functools.partial(
+    return of_bytes([sound, sound * 2], functools.partial(
         _read_corpus, directory / "a.txt.gz"), [
             sound, _gzip(b"a b\n" * (1 << 15)), b"\0" * 9])
 
@@ -268,13 +241,13 @@ def _read_tokenizer(directory, name, data):
 
 def vocabularies(directory):
     (directory / "merges.txt").write_text("\n".join(_WORDS), "utf-8")
-    return _json([_vocabulary()], functools.partial(
+    return of_json([_vocabulary()], functools.partial(
         _read_tokenizer, directory, "vocab.json"))
 
 
 def merges(directory):
     (directory / "vocab.json").write_text(json.dumps(_vocabulary()), "utf-8")
-    return _bytes(
+    return of_bytes(
         [("#version: 0.2\n" + "\n".join(_WORDS) + "\n").encode()],
         functools.partial(_read_tokenizer, directory, "merges.txt"),
         ["Ġ".encode(), b" ", b"\n", b"\r\n", b"#version", b"t h",
@@ -289,7 +262,7 @@ def configs(directory):
         config = modeling.RobertaConfig.from_json_file(str(path))
         json.dumps(config.to_dict(), allow_nan=False)
         preflight.check_length(8, config, str(path))
-    return _json([CONFIG], read)
+    return of_json([CONFIG], read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +295,7 @@ def flag_files(directory):
         except SystemExit:
             raise errors.UserError(log.getvalue())
         command_line.build(_Flags, flags.FLAGS)
-    return _bytes([sound], flagsaver.flagsaver(read), [
+    return of_bytes([sound], flagsaver.flagsaver(read), [
         b"--flagfile=%s\n" % bytes(path), b"--fuzzed_number=", b"nan", b"1e999",
         b"--", b"=", b"\n", b"--no", b"'", b"#", b"//", b"9" * 5000, b"\xff",
         b"--help\n", b"--undefok=x\n", b"--flagfile=/\n", b"--flagfile=\n"])
@@ -364,7 +337,7 @@ def questions(directory):
                     found[:4], tokenizer, 40, 8, 16, is_training))
         squad_scores.gold_answers(str(path), squad_scores.read_json(
             str(path), "a SQuAD file"))
-    return _json([_squad(False), _squad(True)], read)
+    return of_json([_squad(False), _squad(True)], read)
 
 
 def predictions(directory):
@@ -376,7 +349,7 @@ def predictions(directory):
         found = squad_scores.read_predictions(str(path))
         squad_scores.mean_scores_v1(gold, found)
         squad_scores.scores(dict(gold), found)
-    return _json([{"q1": "the Town 1", "q2": ""}], read)
+    return of_json([{"q1": "the Town 1", "q2": ""}], read)
 
 
 def null_odds(directory):
@@ -388,7 +361,7 @@ def null_odds(directory):
         found = squad_scores.read_null_odds(str(path))
         if set(gold) <= set(found):
             squad_scores.find_best_thresholds(gold, answers, found)
-    return _json([{"q1": 0.5, "q2": -3.25}], read)
+    return of_json([{"q1": 0.5, "q2": -3.25}], read)
 
 
 def prediction_inputs(directory):
@@ -403,7 +376,7 @@ def prediction_inputs(directory):
             with contextlib.suppress(errors.UserError):
                 predict.read_items(task, str(path), False)
         predict.read_items("classify", str(path), False)
-    return _json([line], read)
+    return of_json([line], read)
 
 
 # --- Checkpoints ------------------------------------------------------------
@@ -447,7 +420,7 @@ def hf_configs(directory):
     def read(data):
         (model / "config.json").write_bytes(data)
         _convert("hf", "tf", model, directory / "tf" / "m")
-    return _json([CONFIG], read)
+    return of_json([CONFIG], read)
 
 
 def hf_indexes(directory):
@@ -458,7 +431,7 @@ def hf_indexes(directory):
     def read(data):
         (model / "model.safetensors.index.json").write_bytes(data)
         _convert("hf", "hf", model, directory / "out")
-    return _json([{"metadata": {"total_size": 1}, "weight_map": {
+    return of_json([{"metadata": {"total_size": 1}, "weight_map": {
         name: part for name in _arrays()}}], read)
 
 
@@ -522,7 +495,7 @@ def torch_zips(directory):
         changed = dict(members)
         name = random.choice(sorted(members) + ["archive/data.pkl"] * 8)
         changed[name] = mutations.of_bytes(members[name], random, _OPCODES)
-        return _zip(changed, random.choice(
+        return zipped(changed, random.choice(
             (zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
     return Reader([sound], make, functools.partial(_read_torch, path))
 
@@ -530,7 +503,7 @@ def torch_zips(directory):
 def torch_chains(directory):
     path = directory / "model.pt"
     torch_writer.save_legacy(path, _state())
-    return _bytes([path.read_bytes()], functools.partial(_read_torch, path),
+    return of_bytes([path.read_bytes()], functools.partial(_read_torch, path),
                   _OPCODES)
 
 
@@ -575,7 +548,7 @@ def tf_data(directory):
     def read(data):
         path.write_bytes(data)
         _convert("tf", "hf", prefix, directory / "out")
-    return _bytes([path.read_bytes()], read)
+    return of_bytes([path.read_bytes()], read)
 
 
 def checkpoint_lists(directory):
@@ -584,7 +557,7 @@ def checkpoint_lists(directory):
              directory / "tf" / "model.ckpt-1")
     path = directory / "tf" / "checkpoint"
     line = b'model_checkpoint_path: "model.ckpt-1"\n'
-    return _bytes(
+    return of_bytes(
         [line + b"all_" + line.replace(b"path", b"paths")],
         lambda data: (path.write_bytes(data),
                       checkpoints.repair(str(path.parent))),
@@ -609,7 +582,7 @@ def fairseq_dictionaries(directory):
     def read(data):
         (model / "dict.txt").write_bytes(data)
         _read_fairseq(directory)
-    return _bytes([sound], read, [
+    return of_bytes([sound], read, [
         b"\n", b" ", b" 1\n", b"<mask> 1\n", b"madeupword0001 0\n", b"\xff",
         b" #fairseq:overwrite", b"9" * 30])
 
@@ -623,7 +596,7 @@ def fairseq_encoders(directory):
     def read(data):
         (model / "encoder.json").write_bytes(data)
         _read_fairseq(directory)
-    return _json([numbers], read)
+    return of_json([numbers], read)
 
 
 def fairseq_models(directory):
@@ -634,12 +607,12 @@ def fairseq_models(directory):
         changed = dict(members)
         changed["archive/data.pkl"] = mutations.of_bytes(
             members["archive/data.pkl"], random, _OPCODES)
-        return _zip(changed)
+        return zipped(changed)
 
     def read(data):
         (model / "model.pt").write_bytes(data)
         _read_fairseq(directory)
-    return Reader([_zip(members)], make, read)
+    return Reader([zipped(members)], make, read)
 
 
 def _read_fairseq(directory):
@@ -658,7 +631,7 @@ def rollbacks(directory):
         skips = divergence.Skips(str(directory))
         skips.resume(40)
         skips.add(40, 50)
-    return _json([{"rollbacks": 2, "skipped": [[40, 47], [100, 120]]}], read)
+    return of_json([{"rollbacks": 2, "skipped": [[40, 47], [100, 120]]}], read)
 
 
 READERS = {function.__name__: function for function in (
@@ -667,4 +640,4 @@ READERS = {function.__name__: function for function in (
     predictions, null_odds, prediction_inputs, hf_configs, hf_indexes,
     safetensors, torch_zips, torch_chains, tf_indexes, tf_data,
     checkpoint_lists, fairseq_dictionaries, fairseq_encoders,
-    fairseq_models, rollbacks)}
+    fairseq_models, rollbacks, *fuzz_task_readers.READERS)}

@@ -148,3 +148,10 @@ def test_damaged_archive_is_refused(tmp_path, write):
 def test_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"<html>")
     assert "neither" in refused(tmp_path, str(tmp_path / "a"))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a", [("Task/\u00e9", b"x")])
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data.replace(b"\xc3\xa9", b"\xff\xa9", 1))
+    assert "cannot be unpacked: 'utf-8'" in refused(tmp_path, path)

@@ -460,7 +460,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_by_name(tmp_path, change,
      "expected"),
     ({"num_hidden_layers": 3}, "layer.2.attention.self.query.weight [32, 32] "
      "is missing"),
-    ({"num_hidden_layers": 2 ** 31 - 1}, "2147483647 layers"),
+    ({"num_hidden_layers": 1000}, "1000 layers"),
     ({"hidden_size": 64}, "is [300, 32], expected [300, 64]"),
     ({"hidden_size": None}, "hidden_size is None"),
     ({"max_position_embeddings": 64}, "is [66, 32], expected [64, 32]"),

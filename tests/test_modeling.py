@@ -469,6 +469,8 @@ def test_cpu_sums_fp16_products_in_float32():
     ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
     ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
+    ({"num_hidden_layers": 1001}, "num_hidden_layers is 1001; it must be from "
+     "1 to 1000"),
     ({"intermediate_size": "12"}, "intermediate_size is '12'"),
     ({"hidden_dropout_prob": 1.0}, "below 1"),
     ({"attention_probs_dropout_prob": -0.1}, "at least 0"),

@@ -69,6 +69,18 @@ def test_addresses_come_from_each_hosts_file(tmp_path):
                 "10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2"]
 
 
+def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
+    (tmp_path / "conf").write_bytes(b"# caf\xe9\naddress_0=192.168.1.7\n")
+    make_table(tmp_path / "t", "--hosts=10.0.0.1", "--devices=1",
+               "--hccn_conf=%s" % (tmp_path / "conf"))
+    assert "192.168.1.7" in (tmp_path / "t").read_text()
+    (tmp_path / "conf").write_bytes(b"address_0=192.168.1.\xe9\n")
+    log = make_table(tmp_path / "t", "--hosts=10.0.0.1", "--devices=1",
+                     "--hccn_conf=%s" % (tmp_path / "conf"), code=1)
+    assert "expected an address such as 10.0.0.1" in log
+    assert len(log.splitlines()) == 1
+
+
 @pytest.mark.parametrize("flags, wanted", [
     (["--hosts=10.0.0.1", "--devices=3"], "invalid choice: 3"),
     (["--hosts=", "--devices=1"], "--hosts is empty"),

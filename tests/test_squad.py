@@ -679,7 +679,7 @@ def test_cached_features_are_the_same(cached):
     assert loaded[0].document.starts.tolist() == (
         made[0].document.starts.tolist())
     files = [p.name for p in cached.directory.iterdir()]
-    assert len(files) == 1 and files[0].endswith(".npz")
+    assert len(files) == 1 and files[0].endswith(".cache")
     results = random_results(made, 1)
     assert decode(examples, loaded, results) == decode(examples, made, results)
 
@@ -716,7 +716,8 @@ def test_every_change_makes_the_features_anew(cached, monkeypatch):
 
 @pytest.mark.parametrize("spoil", [
     lambda data: b"", lambda data: data[:len(data) // 2],
-    lambda data: b"not a zip archive",
+    lambda data: b"not a zip archive", lambda data: data[32:],
+    lambda data: data.replace(b"'descr': '<i4'", b"'descr': (3,) "),
     lambda data: data.replace(b"\x0b\x00\x00\x00", b"\x0c\x00\x00\x00")])
 def test_a_corrupt_cache_is_made_anew(cached, spoil):
     examples = many_examples(40)

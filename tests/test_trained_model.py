@@ -68,6 +68,9 @@ def test_a_directory_stands_for_its_newest_checkpoint(trained):
         assert not model.do_lower_case
     assert model.num_labels("tagging") == 4
     assert model.labels(4) == ["O", "LABEL_1", "TOWN", "LABEL_3"]
+    for wrong in ("text", ["O"], None):
+        other = model._replace(values={"id2label": wrong})
+        assert other.labels(1) == ["LABEL_0"]
 
 
 def test_the_only_checkpoint_needs_no_list(trained, tmp_path):
