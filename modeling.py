@@ -229,7 +229,8 @@ class RobertaConfig:
             valid = 0 < value <= _MAX_LAYERS
             wanted = "from 1 to %d" % _MAX_LAYERS
         else:
-            valid, wanted = 0 < value < 2 ** 31, "above 0"
+            valid = 0 < value < 2 ** 31
+            wanted = "above 0 and below 2**31"
         if not valid:
             raise errors.UserError("%s is %r; it must be %s" % (
                 field.name, value, wanted))
@@ -278,7 +279,8 @@ class RobertaConfig:
                                    "config.json with --bert_config_file")
         try:
             return cls.from_dict(strict_json.loads(
-                read_small(path).decode("utf-8")))
+                read_small(path).decode("utf-8-sig"),
+                object_pairs_hook=strict_json.unique))
         except errors.UserError as error:
             raise errors.UserError("%s: %s" % (path, error))
         except ValueError as error:

@@ -25,6 +25,14 @@ def loads(text, **options):
     return value
 
 
+def unique(pairs):
+    """As `object_pairs_hook`: refuses an object that has a key twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands in it twice")
+    return values
+
+
 def _bounded_int(digits):
     if len(digits) > MAX_DIGITS:
         raise ValueError("a number of %d digits" % len(digits))

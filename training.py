@@ -379,6 +379,10 @@ def _train_once(estimator, input_fn, run, device, guard, stop,
     guard.skipped = device.agree(skipped)
     if latest:
         tf.logging.info("going on from %s, batch %d", latest, first)
+        step = checkpoints.global_step(latest)
+        if step >= num_train_steps:
+            tf.logging.info("step=%d of num_train_steps=%d: nothing is left "
+                            "to train", step, num_train_steps)
     try:
         estimator.train(lambda params: input_fn(first),
                         max_steps=num_train_steps,

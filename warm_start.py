@@ -14,6 +14,7 @@ import errors
 import optimization
 import tf_checkpoint
 import weight_names
+import weights
 
 ENCODER = re.compile(r"bert/(embeddings|encoder)/")
 # Checkpoint variables that are no part of the model.
@@ -21,6 +22,8 @@ _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
     r"^batches_seen)$")
 _EVERYTHING = re.compile("")
+# What a model computes with and no shape of a variable tells.
+_UNSEEN = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
 _MISSING_KEY = re.compile(r"Key (\S+) not found in checkpoint")
 
 
@@ -55,11 +58,13 @@ def check(run, config, parts, required=ENCODER, labels=None):
         _check_fit(latest, found.get_variable_to_shape_map(), wanted,
                    _EVERYTHING, "give another --output_dir for another model "
                    "or task")
+        _check_unseen(latest, config, run.bert_config_file)
     elif run.init_checkpoint:
         shapes = _open(run.init_checkpoint).get_variable_to_shape_map()
         _check_fit(run.init_checkpoint, shapes, wanted, required,
                    "give the checkpoint and the config.json of one model, "
                    "with this project's names (convert_checkpoint.py)")
+        _check_unseen(run.init_checkpoint, config, run.bert_config_file)
 
 
 def _open(path):
@@ -97,6 +102,23 @@ def _check_fit(path, found, wanted, required, mend):
         raise errors.UserError(
             "%s lacks %d variables of the model, %s first; %s" %
             (path, len(missing), missing[0], mend))
+
+
+def _check_unseen(checkpoint, config, config_file):
+    """Compares a config with the config.json beside a checkpoint."""
+    beside = os.path.join(os.path.dirname(checkpoint), "config.json")
+    try:
+        values = weights.read_json(beside)
+    except (OSError, errors.UserError):
+        return  # none, or none of a model
+    for name in _UNSEEN:
+        there, here = values.get(name), getattr(config, name)
+        if there is not None and there != here:
+            raise errors.UserError(
+                "%s has %s %r, but %s beside %s has %r: with another one its "
+                "weights compute something else; give that config, or another "
+                "--output_dir for another model" % (
+                    config_file, name, here, beside, checkpoint, there))
 
 
 def load(path, head=()):

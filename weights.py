@@ -123,15 +123,9 @@ def parse_json(data, path):
       errors.UserError: no JSON, no object, a key twice, or strict_json's
         limits.
     """
-    def unique(pairs):
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise ValueError("a key stands in it twice")
-        return values
-
     try:
-        values = strict_json.loads(data.decode("utf-8"),
-                                   object_pairs_hook=unique)
+        values = strict_json.loads(data.decode("utf-8-sig"),
+                                   object_pairs_hook=strict_json.unique)
     except ValueError as error:
         raise errors.UserError("%s is not the JSON that was expected: %s; copy "
                                "the file again" % (path, error))

@@ -205,7 +205,8 @@ def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
 # --- Flags ------------------------------------------------------------------
 
 # Gets {script: [arguments, ...]} on standard input; parses and checks each as
-# the script would. Prints {"flags": names, "errors": messages}.
+# the script would. Prints {"flags": names, "errors": messages,
+# "defaults": {script: {flag: value}}}.
 _PARSE = """
 import json, runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/scripts"]
@@ -218,7 +219,7 @@ def record(config, **defaults):
     configs.append(config)
 command_line.define, command_line.run = record, lambda main: None
 FLAGS = flags.FLAGS
-before, names, wrong = set(FLAGS), set(FLAGS), []
+before, names, wrong, defaults = set(FLAGS), set(FLAGS), [], {}
 for script, calls in sorted(json.load(sys.stdin).items()):
     configs[:] = []
     runpy.run_path(sys.argv[1] + "/" + script, run_name="__main__")
@@ -232,9 +233,12 @@ for script, calls in sorted(json.load(sys.stdin).items()):
             except (flags.Error, errors.UserError) as error:
                 wrong.append([script, str(error)])
     names |= set(FLAGS)
+    defaults[script] = {name: FLAGS[name].default for name in
+                        set(FLAGS) - before}
     for name in set(FLAGS) - before:
         delattr(FLAGS, name)
-print(json.dumps({"flags": sorted(names), "errors": wrong}))
+print(json.dumps({"flags": sorted(names), "errors": wrong,
+                  "defaults": defaults}))
 """
 
 
@@ -310,6 +314,70 @@ def test_every_flag_in_the_text_is_defined(path, parsed):
         known |= flags_in_source(script)
     named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", prose(path)))
     assert named <= known, named - known
+
+
+def default_tables(path):
+    """[(flag, default as the page says it)] of tables `flag | default`."""
+    rows, inside = [], False
+    for line in path.read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[:2] == ["flag", "default"]:
+            inside = True
+        elif inside and cells[0].startswith("`--"):
+            names = re.findall(r"`--(\w+)`", cells[0])
+            given = [value.strip() for value in cells[1].split(", ")]
+            if len(given) != len(names):
+                given = given[:1] * len(names)
+            rows += zip(names, given)
+    return rows
+
+
+def is_default(text, value):
+    """Whether a page's word for a default is right.
+
+    Words, such as "all cores", stand for a flag that is empty or 0. What None
+    becomes only the script knows.
+    """
+    if value is None:
+        return True
+    text = text.strip("`").replace("\N{MINUS SIGN}", "-")
+    if text in ("True", "False"):
+        return value is (text == "True")
+    if re.fullmatch(r"-?[\d,]+(\.\d+)?(e-?\d+)?", text):
+        return float(value) == float(text.replace(",", ""))
+    return value == text or not value
+
+
+DEFAULTS = {"classification.md": "run_classifier.py",
+            "data.md": "create_pretraining_data.py",
+            "export.md": "export_model.py",
+            "multiple_choice.md": "run_multiple_choice.py",
+            "prediction.md": "predict.py", "pretraining.md":
+            "run_pretraining.py", "resume.md": "run_pretraining.py",
+            "serving.md": "scripts/serve.py", "squad.md": "run_squad.py",
+            "tagging.md": "run_tagger.py", "tokenizer.md":
+            "train_tokenizer.py"}
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES
+                                  if path.name in DEFAULTS], ids=str)
+def test_defaults_are_those_of_the_script(path, parsed):
+    defaults = parsed["defaults"][DEFAULTS[path.name]]
+    rows = default_tables(path)
+    assert len(rows) > 3
+    assert [(name, text, defaults.get(name)) for name, text in rows
+            if name not in defaults
+            or not is_default(text, defaults[name])] == []
+
+
+def test_a_wrong_default_is_noticed():
+    assert is_default("1e-5", 1e-5) and not is_default("1e-5", 2e-5)
+    assert is_default("`auto`", "auto") and not is_default("`auto`", "cpu")
+    assert is_default("False", False) and not is_default("False", True)
+    assert is_default("all cores", 0) and not is_default("all cores", 2)
+    assert is_default("100,000", 100000)
 
 
 # --- Links, paths, messages, numbers ----------------------------------------

@@ -226,6 +226,7 @@ def test_evaluation_is_the_same_every_time(chain, pretrained):
     again = chain.run(PRETRAIN, *PRETRAIN_SHORT, "--eval_batch_size=5",
                       out="pretraining")
     assert not tiny.steps_of(again.log)
+    assert "step=8 of num_train_steps=8: nothing is left" in again.log
     assert read_results(directory) == pytest.approx(results, rel=1e-5)
 
 

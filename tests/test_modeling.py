@@ -469,6 +469,8 @@ def test_cpu_sums_fp16_products_in_float32():
     ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
     ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
+    ({"hidden_size": 2 ** 32}, "hidden_size is 4294967296; it must be above 0 "
+     "and below 2**31"),
     ({"num_hidden_layers": 1001}, "num_hidden_layers is 1001; it must be from "
      "1 to 1000"),
     ({"intermediate_size": "12"}, "intermediate_size is '12'"),
@@ -494,6 +496,7 @@ def test_unsupported_config_value_is_an_error(change, message):
 
 @pytest.mark.parametrize("text, message", [
     ("", "is not JSON"), ("[1]", "expected a JSON object"),
+    ('{"vocab_size": 5, "vocab_size": 6}', "a key stands in it twice"),
     ("{", "is not JSON"), ("[" * 100000, "is not JSON"),
     (json.dumps(dict(SMALL, hidden_act="relu")), "only 'gelu'"),
     ('{"vocab_size": 5}', "lacks hidden_size, num_hidden_layers")])

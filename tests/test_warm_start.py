@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no shape of a variable tells is compared with the config beside it."""
+import json
+
+import pytest
+
+import errors
+import modeling
+import tiny
+import training
+import warm_start
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return tiny.write_trained(tmp_path / "trained", ["masked_lm"])
+
+
+def check(folder, place, **changes):
+    """Checks a config, changed, against a checkpoint; `place` is its flag."""
+    values = json.loads((folder / "trained" / "config.json").read_text())
+    path = folder / "config.json"
+    path.write_text(json.dumps(dict(values, **changes)))
+    run = training.RunConfig(bert_config_file=str(path), do_train=True,
+                             **dict({"output_dir": str(folder / "new")},
+                                    **place))
+    warm_start.check(run, modeling.RobertaConfig.from_json_file(str(path)),
+                     ["masked_lm"])
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("output_dir", "trained"), ("init_checkpoint", "trained/model.ckpt-7")])
+def test_a_config_that_computes_something_else_is_refused(
+        trained, tmp_path, flag, value):
+    place = {flag: str(tmp_path / value)}
+    check(tmp_path, place)
+    check(tmp_path, place, hidden_dropout_prob=0.5)
+    for name, other in (("num_attention_heads", 2), ("pad_token_id", 0),
+                        ("layer_norm_eps", 1e-12)):
+        with pytest.raises(errors.UserError) as caught:
+            check(tmp_path, place, **{name: other})
+        message = str(caught.value)
+        assert "config.json has %s %r" % (name, other) in message
+        assert trained in message
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "{}"])
+def test_without_a_config_beside_it_nothing_is_compared(
+        trained, tmp_path, text):
+    values = (tmp_path / "trained" / "config.json").read_text()
+    place = {"init_checkpoint": trained}
+    check(tmp_path, place)
+    (tmp_path / "trained" / "config.json").unlink()
+    if text is not None:
+        (tmp_path / "trained" / "config.json").write_text(text)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(json.loads(values),
+                                    num_attention_heads=2)))
+    warm_start.check(
+        training.RunConfig(bert_config_file=str(path), do_train=True,
+                           output_dir=str(tmp_path / "new"), **place),
+        modeling.RobertaConfig.from_json_file(str(path)), ["masked_lm"])
