@@ -6,6 +6,7 @@ Each check raises errors.UserError, which says what was given, what was
 expected and how to mend it, or gives a line about what it found. The run
 scripts make the cheap ones, scripts/doctor.py all of them.
 """
+import errno
 import hashlib
 import os
 import shutil
@@ -163,6 +164,7 @@ def check_disk(directory, size, keep):
     place = os.path.abspath(directory)
     while not os.path.exists(place):
         place = os.path.dirname(place)
+    _check_usable(place)
     free = shutil.disk_usage(place).free
     there = len(checkpoints.listed(directory))
     wanted = size * max(1, keep + 1 - there)
@@ -177,6 +179,17 @@ def check_disk(directory, size, keep):
                            "smaller --keep_checkpoint_max", text,
                            gigabytes(wanted - free))
     return text
+
+
+def _check_usable(place):
+    """Raises an OSError unless files can be made in a directory."""
+    if not os.path.isdir(place):
+        number = errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise OSError(number, os.strerror(number), place)
 
 
 def gigabytes(size):
@@ -264,13 +277,40 @@ def check_run(run, config, device, head, *, predictions, choices=1):
     """
     if not run.do_train or device.rank:
         return []
-    disk = check_disk(run.output_dir, checkpoint_bytes(config, head),
+    return ["disk: " + check_room(run, config, head),
+            "memory: " + check_need(run, config, device, head,
+                                    predictions=predictions, choices=choices)]
+
+
+def check_room(run, config, head):
+    """`check_disk` of a run; arguments as of `check_run`."""
+    return check_disk(run.output_dir, checkpoint_bytes(config, head),
                       run.keep_checkpoint_max)
-    memory = check_memory(
+
+
+def check_need(run, config, device, head, *, predictions, choices=1):
+    """`check_memory` of a run; arguments as of `check_run`."""
+    return check_memory(
         lambda size, accumulates: memory_bytes(
             config, head, batch_size=size * choices,
             max_seq_length=run.max_seq_length,
             predictions=predictions, accumulates=accumulates,
             half=device.stores_half, recompute_layers=run.recompute_layers),
         device.memory_bytes(), run)
-    return ["disk: " + disk, "memory: " + memory]
+
+
+def schedule(run, world_size, sequences, num_train_steps):
+    """What a run's steps are in passes over the records, as a text.
+
+    Args:
+      run: training.RunConfig.
+      world_size: devices.
+      sequences: records to train on.
+      num_train_steps: updates.
+    """
+    batch = run.batch_size * world_size
+    return ("%d records, %d in an update (%d x %d x %d: sequences, "
+            "micro-batches, devices); %d updates pass over them %s times" % (
+                sequences, batch, run.train_batch_size,
+                run.num_accumulation_steps, world_size, num_train_steps,
+                "{:,.1f}".format(num_train_steps * batch / sequences)))

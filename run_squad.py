@@ -29,6 +29,9 @@ import training
 import warm_start
 
 FLAGS = flags.FLAGS
+# Of this script, where they are not training.RunConfig's.
+DEFAULTS = {"learning_rate": 1.5e-5, "max_seq_length": 384,
+            "train_batch_size": 48}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,8 +310,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, learning_rate=1.5e-5,
-                        max_seq_length=384, train_batch_size=48)
+    command_line.define(training.RunConfig, **DEFAULTS)
     command_line.define(SquadConfig)
     command_line.define(environment.DeviceConfig)
     command_line.run(main)

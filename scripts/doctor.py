@@ -7,11 +7,16 @@
       --merges_file=merges.txt --input_files_dir=records --output_dir=output
 
 Takes the flags of run_pretraining.py and run_squad.py and checks what they
-name: vocabulary, model config, checkpoint and records against each other;
-files against the counts and checksums of their manifest.json; versions; disk
-and memory. One line a check; exit code 1 when one of them fails.
+name: vocabulary, model config, checkpoint, records and questions against each
+other; files against the counts and checksums of their manifest.json;
+versions; disk and memory. One line a check: ok, warn or ERROR; exit code 1
+when there is an ERROR. With --train_file or --predict_file the defaults are
+run_squad.py's.
 """
+import collections
+import contextlib
 import dataclasses
+import logging
 import pathlib
 import sys
 
@@ -28,6 +33,7 @@ import input_pipeline  # noqa: E402
 import preflight  # noqa: E402
 import run_pretraining  # noqa: E402
 import run_squad  # noqa: E402
+import squad as squad_data  # noqa: E402
 import tokenization  # noqa: E402
 import training  # noqa: E402
 import warm_start  # noqa: E402
@@ -42,6 +48,40 @@ class DoctorConfig:
         1000, "Records whose ids are read; 0 reads all of them.", lower=0)
 
 
+class _Collector(logging.Handler):
+    """Keeps warnings; what is less goes to the handlers it stands in for."""
+
+    def __init__(self, handlers):
+        super().__init__()
+        self._handlers = handlers
+        self.warnings = []
+
+    def emit(self, record):
+        handlers = [h for h in self._handlers if h.filter(record)]
+        if record.levelno >= logging.WARNING and handlers:
+            self.warnings.append(record.getMessage())
+            return
+        for handler in handlers:
+            handler.handle(record)
+
+
+@contextlib.contextmanager
+def collected_warnings():
+    """The warnings that are logged within it, as a list."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    before = [logger.handlers for logger in loggers]
+    collectors = [_Collector(handlers) for handlers in before]
+    found = []
+    for logger, collector in zip(loggers, collectors):
+        collector.warnings = found
+        logger.handlers = [collector]
+    try:
+        yield found
+    finally:
+        for logger, handlers in zip(loggers, before):
+            logger.handlers = handlers
+
+
 class Doctor:
     """Makes the checks that a run's flags allow, and prints what they find."""
 
@@ -51,20 +91,28 @@ class Doctor:
         self._squad = squad
         self._options = options
         self._sample = doctor.sample_records
-        self._config = self._device = None
-        self._failed = []
+        self._config = self._device = self._tokenizer = None
+        self._failed, self._warned = [], []
         self._made = 0
 
     def check(self, name, function):
         """Makes one check; a failed one does not end the others."""
         self._made += 1
-        try:
-            print("ok     %s: %s" % (name, function()), flush=True)
-        except (errors.UserError, OSError) as error:
-            text = (command_line.describe_os_error(error)
-                    if isinstance(error, OSError) else str(error))
-            self._failed.append(name)
-            print("ERROR  %s: %s" % (name, text), flush=True)
+        kind = "ok"
+        with collected_warnings() as warnings:
+            try:
+                text = function()
+            except (errors.UserError, OSError) as error:
+                kind = "ERROR"
+                text = (command_line.describe_os_error(error)
+                        if isinstance(error, OSError) else str(error))
+                self._failed.append(name)
+        if warnings and kind == "ok":
+            kind = "warn"
+            self._warned.append(name)
+        # A warning may say all that there is.
+        texts = warnings + [text] * (not any(text in w for w in warnings))
+        print("%-6s %s: %s" % (kind, name, "; ".join(texts)), flush=True)
 
     def make_all(self):
         """Makes all checks.
@@ -82,18 +130,29 @@ class Doctor:
                 ("evaluation records", self._pretraining.eval_files_dir)):
             if inputs:
                 self._records(name, inputs)
+        for flag in ("train_file", "predict_file"):
+            if getattr(self._squad, flag):
+                self.check(flag, lambda flag=flag: self._questions(
+                    flag == "train_file"))
         if self._config is not None:
             self.check("length", lambda: preflight.check_length(
                 run.max_seq_length, self._config, run.bert_config_file))
             self.check("checkpoint", self._checkpoint)
+            self.check("disk", lambda: preflight.check_room(
+                run, self._config, self._head))
         if self._config is not None and self._device is not None:
-            self.check("disk and memory", self._room)
+            self.check("memory", self._memory)
+        self._conclude()
+
+    def _conclude(self):
         if self._failed:
             raise errors.UserError(
                 "%d of %d checks failed: %s; the lines above say how to mend "
                 "them" % (len(self._failed), self._made,
                           "; ".join(self._failed)))
-        print("all %d checks passed" % self._made)
+        print("all %d checks passed%s" % (
+            self._made, ", look at the warnings: " + "; ".join(self._warned)
+            if self._warned else ""))
 
     def _versions(self):
         self._device = environment.create(self._options)
@@ -116,13 +175,13 @@ class Doctor:
 
     def _vocabulary(self):
         squad = self._squad
-        tokenizer = tokenization.RobertaTokenizer(
+        self._tokenizer = tokenization.RobertaTokenizer(
             squad.vocab_file, squad.merges_file,
             do_lower_case=squad.do_lower_case)
         if self._config is None:
-            return "%d entries" % tokenizer.vocab_size
+            return "%d entries" % self._tokenizer.vocab_size
         return preflight.check_vocabulary(
-            tokenizer, squad.vocab_file, self._config,
+            self._tokenizer, squad.vocab_file, self._config,
             self._run.bert_config_file)
 
     def _records(self, name, inputs):
@@ -133,8 +192,33 @@ class Doctor:
                            inputs, self._squad.vocab_file,
                            self._squad.merges_file))
         if self._config is not None:
-            self.check(name + ", ids", lambda: preflight.check_records(
-                self._source(inputs), self._sample))
+            self.check(name + ", ids", lambda: self._ids(name, inputs))
+
+    def _ids(self, name, inputs):
+        source = self._source(inputs)
+        text = preflight.check_records(source, self._sample)
+        if name != "training records" or self._device is None:
+            return text
+        return "%s; %s" % (text, preflight.schedule(
+            self._run, self._device.world_size, len(source),
+            self._pretraining.num_train_steps))
+
+    def _questions(self, is_training):
+        """What a SQuAD file holds; the first questions become windows."""
+        squad, counts = self._squad, collections.Counter()
+        path = squad.train_file if is_training else squad.predict_file
+        examples = run_squad.read_examples(path, squad, is_training)
+        text = "%s: %d questions on %d contexts" % (
+            path, len(examples), len({e.context for e in examples}))
+        if self._tokenizer is None:
+            return text + "; give --vocab_file to cut them into windows"
+        list(squad_data.convert_examples_to_features(
+            examples[:100], self._tokenizer, self._run.max_seq_length,
+            squad.doc_stride, squad.max_query_length, is_training,
+            counts=counts))
+        return "%s; the first %d give %d windows of up to %d tokens" % (
+            text, min(len(examples), 100), counts["features"],
+            self._run.max_seq_length)
 
     def _source(self, inputs):
         return input_pipeline.MaskedLmSource(
@@ -152,21 +236,29 @@ class Doctor:
             raise errors.UserError("%s; a run passes over it" % wrong)
         return latest or run.init_checkpoint or "none, the run begins anew"
 
-    def _room(self):
-        run = dataclasses.replace(self._run, do_train=True)
+    def _memory(self):
         predictions = (self._pretraining.max_predictions_per_seq
                        if self._head == "masked_lm" else 0)
-        return "; ".join(preflight.check_run(
-            run, self._config, self._device, self._head,
-            predictions=predictions))
+        return preflight.check_need(
+            self._run, self._config, self._device, self._head,
+            predictions=predictions)
+
+
+def _with_squad_defaults(run):
+    """A run whose flags that were not given are run_squad.py's."""
+    return dataclasses.replace(run, **{
+        name: value for name, value in run_squad.DEFAULTS.items()
+        if not FLAGS[name].present})
 
 
 def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     training.set_up_logging(run)
+    squad = command_line.build(run_squad.SquadConfig, FLAGS)
+    if squad.train_file or squad.predict_file:
+        run = _with_squad_defaults(run)
     Doctor(run, command_line.build(run_pretraining.PretrainingConfig, FLAGS),
-           command_line.build(run_squad.SquadConfig, FLAGS),
-           command_line.build(environment.DeviceConfig, FLAGS),
+           squad, command_line.build(environment.DeviceConfig, FLAGS),
            command_line.build(DoctorConfig, FLAGS)).make_all()
 
 

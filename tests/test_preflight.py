@@ -222,20 +222,28 @@ def test_proposals_divide_the_batch(available, size):
 
 # The doctor.
 
-def doctor(place, code):
+def doctor(place, code, **flags):
     model = place / "model"
     return tiny.run(tiny.command(
-        "scripts/doctor.py", [], bert_config_file=model / "config.json",
-        vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
+        "scripts/doctor.py", [], **dict(dict(
+            bert_config_file=model / "config.json",
+            vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
+            output_dir=place / "out", accelerator="cpu"), **flags)),
+                    tiny.environment(npu=False), code=code)
+
+
+def doctor_of_records(place, code, **flags):
+    return doctor(place, code, **dict(dict(
         input_files_dir=place / "records", max_seq_length=tiny.LENGTH,
-        max_predictions_per_seq=tiny.PREDICTIONS, output_dir=place / "out",
-        accelerator="cpu"), tiny.environment(npu=False), code=code)
+        max_predictions_per_seq=tiny.PREDICTIONS), **flags))
 
 
 def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
-    output = doctor(tmp_path, 0)
-    assert output.splitlines()[-1] == "all 9 checks passed"
+    output = doctor_of_records(tmp_path, 0)
+    assert output.splitlines()[-1] == "all 10 checks passed"
     assert "cpu, 1 of 1, Python 3." in output and "TensorFlow " in output
+    assert ("32 in an update (32 x 1 x 1: sequences, micro-batches, devices); "
+            "100000 updates pass over them 160,000.0 times") in output
     assert not (tmp_path / "out").exists()
 
     change_last_record(folder)
@@ -243,9 +251,41 @@ def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     path.write_text(json.dumps(dict(json.loads(path.read_text()),
                                     pad_token_id=0,
                                     max_position_embeddings=12)))
-    output = doctor(tmp_path, 1)
+    output = doctor_of_records(tmp_path, 1)
     assert output.splitlines()[-1] == (
-        "doctor.py: error: 4 of 9 checks failed: vocabulary; training "
+        "doctor.py: error: 4 of 10 checks failed: vocabulary; training "
         "records, files; training records, ids; length; the lines above say "
         "how to mend them")
     assert output.count("ERROR  ") == 4
+
+
+def test_what_may_go_wrong_is_a_warning(folder, tmp_path):
+    (folder / "manifest.json").unlink()
+    lines = doctor_of_records(
+        tmp_path, 0, train_batch_size=10 ** 8).splitlines()
+    assert lines[-1] == ("all 10 checks passed, look at the warnings: "
+                         "training records, ids; memory")
+    warned = [line for line in lines if line.startswith("warn   ")]
+    assert len(warned) == 2
+    assert "no manifest.json beside the records" in warned[0]
+    assert "--num_accumulation_steps=" in warned[1]
+
+
+def test_the_doctor_reads_questions_with_the_defaults_of_their_script(
+        tmp_path):
+    tiny.write_model(tmp_path / "model")
+    tiny.write_squad(tmp_path / "train.json")
+    (tmp_path / "file").write_text('{"data": [')
+    output = doctor(tmp_path, 1, train_file=tmp_path / "train.json",
+                    predict_file=tmp_path / "file",
+                    output_dir=tmp_path / "file" / "out")
+    assert ("train.json: 8 questions on 4 contexts; the first 8 give 8 "
+            "windows of up to 384 tokens") in output
+    assert "ok     length: 384 tokens of 512" in output
+    assert "48 sequences of 384 tokens" in output
+    assert "ERROR  predict_file: %s is not JSON" % (tmp_path / "file") in output
+    assert "ERROR  disk: cannot use '%s': Not a directory" % (
+        tmp_path / "file") in output
+    output = doctor(tmp_path, 1, train_file=tmp_path / "train.json",
+                    max_seq_length=128)
+    assert "ERROR  train_file: --doc_stride is 128" in output
