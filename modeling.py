@@ -3,7 +3,8 @@
 
 Axes, the same letters everywhere: B batch, S tokens of a sequence, H hidden
 size, A heads, D head size (H = A * D), F feed-forward size, V vocabulary,
-N rows of a flattened tensor (B * S, or masked positions of a batch).
+P positions of a sequence whose output is wanted, N rows of a flattened tensor
+(B * S or B * P).
 
 The module knows no flag, no device and no precision by name: what a device
 does its own way comes in as `Kernels`. Variable names are BERT's, so that
@@ -310,7 +311,7 @@ class RobertaModel:
 
     def __init__(self, config, is_training, input_ids, input_mask=None, *,
                  kernels=Kernels(), dropout_seed=None, recompute_layers=False,
-                 scope="bert"):
+                 output_positions=None, scope="bert"):
         """Builds the graph of the encoder.
 
         Args:
@@ -324,6 +325,10 @@ class RobertaModel:
           recompute_layers: whether a layer's activations are computed again
             in the backward pass instead of being kept: less memory, about a
             third more time.
+          output_positions: int32 [B, P], the positions at which alone the last
+            layer's output is wanted, None for all. The layer then has keys
+            and values everywhere and computes the rest at these positions;
+            `get_rows` gives [B * P, H], other layers are whole.
           scope: the outermost variable scope.
 
         Raises:
@@ -348,14 +353,18 @@ class RobertaModel:
             self._shape = tf.shape(input_ids)
             self._static_shape = input_ids.shape.as_list()
             self._hidden = [hidden]  # each [N, H]
+            self._is_whole = output_positions is None
             if input_mask is None:
                 input_mask = tf.not_equal(input_ids, config.pad_token_id)
             mask = _attention_mask(input_mask)
             with tf.variable_scope("encoder"):
                 for index in range(config.num_hidden_layers):
                     with tf.variable_scope("layer_%d" % index):
-                        hidden = layers.transform(hidden, mask, self._shape,
-                                                  recompute=recompute_layers)
+                        is_last = index == config.num_hidden_layers - 1
+                        hidden = layers.transform(
+                            hidden, mask, self._shape,
+                            recompute=recompute_layers,
+                            positions=output_positions if is_last else None)
                     self._hidden.append(hidden)
 
     def _batched(self, rows):
@@ -367,6 +376,9 @@ class RobertaModel:
 
     def get_sequence_output(self):
         """The last layer's hidden states, [B, S, H], compute dtype."""
+        if not self._is_whole:
+            raise ValueError("the last layer was computed at output_positions "
+                             "alone; get_rows() has them")
         return self._batched(self._hidden[-1])
 
     def get_rows(self):
@@ -375,7 +387,8 @@ class RobertaModel:
 
     def get_all_encoder_layers(self):
         """Each layer's hidden states, a list of [B, S, H]."""
-        return [self._batched(rows) for rows in self._hidden[1:]]
+        return ([self._batched(rows) for rows in self._hidden[1:-1]]
+                + [self.get_sequence_output()])
 
     def get_embedding_output(self):
         """The embeddings after LayerNorm and dropout, [B, S, H]."""
@@ -453,7 +466,7 @@ class _Layers:
         hidden = self._drop(hidden, rate, self._seed(rate))
         return tf.cast(hidden, kernels.compute_dtype), words
 
-    def transform(self, hidden, mask, shape, *, recompute):
+    def transform(self, hidden, mask, shape, *, recompute, positions=None):
         """One transformer layer.
 
         Args:
@@ -461,19 +474,28 @@ class _Layers:
           mask: float32 [B, 1, 1, S], 0 or a large negative number.
           shape: int32 [2], B and S.
           recompute: see RobertaModel.
+          positions: int32 [B, P], where the output is wanted; None: everywhere.
 
         Returns:
           [N, H].
         """
         config = self._config
+        length = shape[1]
+        if positions is not None:
+            starts = tf.range(shape[0])[:, tf.newaxis] * shape[1]
+            wanted = tf.reshape(positions + starts, [-1])  # [B * P]
+            length = tf.shape(positions)[1]
         rates = (config.attention_probs_dropout_prob,
                  config.hidden_dropout_prob, config.hidden_dropout_prob)
         seeds = [self._seed(rate) for rate in rates]
 
-        def layer(hidden):
+        def layer(seen):
+            hidden = (seen if positions is None
+                      else self._kernels.gather(seen, wanted))
             with tf.variable_scope("attention"):
                 with tf.variable_scope("self"):
-                    context = self._attend(hidden, mask, shape, seeds[0])
+                    context = self._attend(hidden, seen, mask, shape, length,
+                                           seeds[0])
                 with tf.variable_scope("output"):
                     hidden = self._add_and_norm(context, hidden, seeds[1])
             with tf.variable_scope("intermediate"):
@@ -496,40 +518,56 @@ class _Layers:
         return layer_norm(hidden + residual, self._config.layer_norm_eps,
                           self._kernels)
 
-    def _attend(self, hidden, mask, shape, seed):
-        """Multi-head self-attention without its output projection, [N, H]."""
+    def _attend(self, hidden, seen, mask, shape, length, seed):
+        """Multi-head attention of hidden to seen, before its output product.
+
+        Args:
+          hidden: [N, H], the rows that ask: `seen`, or some of it.
+          seen: [B * S, H].
+          mask, shape: see `transform`.
+          length: rows of a sequence that ask: S or P.
+          seed: of the dropout, or None.
+
+        Returns:
+          [N, H].
+        """
         config, matmul = self._config, self._kernels.matmul
         heads = config.num_attention_heads
         size = config.hidden_size // heads
 
-        def by_head(rows):
-            split = tf.reshape(rows, [shape[0], shape[1], heads, size])
-            return tf.transpose(split, [0, 2, 1, 3])  # [B, A, S, D]
+        def by_head(rows, length):
+            split = tf.reshape(rows, [shape[0], length, heads, size])
+            return tf.transpose(split, [0, 2, 1, 3])  # [B, A, length, D]
 
-        query, key, value = (by_head(rows) for rows in self._project(hidden))
+        if hidden is seen:
+            projected = self._project(seen, ("query", "key", "value"))
+        else:
+            projected = (self._project(hidden, ("query",))
+                         + self._project(seen, ("key", "value")))
+        query, key, value = map(by_head, projected,
+                                (length, shape[1], shape[1]))
         scores = matmul(query * (1.0 / math.sqrt(size)), key,
-                        transpose_b=True)  # [B, A, S, S]
+                        transpose_b=True)  # [B, A, length, S]
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) + mask)
         weights = tf.cast(weights, hidden.dtype)
         weights = self._drop(weights, config.attention_probs_dropout_prob, seed)
-        context = matmul(weights, value)  # [B, A, S, D]
+        context = matmul(weights, value)  # [B, A, length, D]
         return tf.reshape(tf.transpose(context, [0, 2, 1, 3]),
                           [-1, config.hidden_size])  # [N, H]
 
-    def _project(self, hidden):
-        """Query, key and value, each [N, H], by one matrix product."""
+    def _project(self, rows, names):
+        """Some of query, key and value, each [N, H], by one product."""
         width = self._config.hidden_size
         kernels, biases = [], []
-        for name in ("query", "key", "value"):
+        for name in names:
             with tf.variable_scope(name):
                 kernel, bias = dense_variables(
-                    width, width, self._config.initializer_range,
-                    hidden.dtype)
+                    width, width, self._config.initializer_range, rows.dtype)
             kernels.append(kernel)
             biases.append(bias)
-        product = self._kernels.matmul(hidden, tf.concat(kernels, axis=1))
+        product = self._kernels.matmul(rows, tf.concat(kernels, axis=1))
         product = tf.nn.bias_add(product, tf.concat(biases, axis=0))
-        return tf.split(product, 3, axis=1)
+        return tf.split(product, len(names), axis=1)
 
 
 def recomputed(function, rows):

@@ -85,11 +85,10 @@ def masked_lm_sums(config, features, kernels, *, is_training,
     model = modeling.RobertaModel(
         config, is_training, features["input_ids"], features["input_mask"],
         kernels=kernels, dropout_seed=dropout_seed,
-        recompute_layers=recompute_layers)
-    rows = kernels.gather(model.get_rows(), flat_positions(
-        features["masked_lm_positions"], features["input_ids"]))  # [B * P, H]
+        recompute_layers=recompute_layers,
+        output_positions=features["masked_lm_positions"])
     logits = modeling.masked_lm_logits(
-        config, rows, model.get_embedding_table(), kernels)
+        config, model.get_rows(), model.get_embedding_table(), kernels)
     labels = tf.reshape(features["masked_lm_ids"], [-1])
     weights = tf.reshape(features["masked_lm_weights"], [-1])
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -101,13 +100,6 @@ def masked_lm_sums(config, features, kernels, *, is_training,
     each = {"loss": loss, "masked_lm_accuracy": right}
     return ({name: tf.reduce_sum(value * weights)
              for name, value in each.items()}, each, weights)
-
-
-def flat_positions(positions, input_ids):
-    """Positions [B, P] as rows of the flattened [B * S, H]: [B * P]."""
-    shape = tf.shape(input_ids)
-    starts = tf.range(shape[0])[:, tf.newaxis] * shape[1]
-    return tf.reshape(positions + starts, [-1])
 
 
 def build_model_fn(config, run, task, device, save_timer, guard=None):

@@ -233,6 +233,10 @@ def test_layer_norm_eps_has_an_effect_in_every_precision():
         assert norms[1] < 0.9 * norms[0]
 
 
+def test_no_sequence_gives_no_hidden_states():
+    assert run_model(config_of(), np.zeros([0, 5])).shape == (0, 5, 8)
+
+
 # Dropout.
 
 DROPPING = dict(is_training=True, dropout_seed=np.array([3, 4], np.int32))
@@ -294,6 +298,59 @@ def test_recomputed_layers_give_the_same_loss_and_gradients():
         one, other = (value.values if hasattr(value, "values") else value
                       for value in (one, other))
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+# The last layer at some positions alone.
+
+# In any order, the same one twice, and one that is padding.
+POSITIONS = np.array([[4, 0, 3, 6], [7, 2, 2, 5]], np.int32)
+
+
+def dense_values(values):
+    return [np.concatenate([value.indices[:, np.newaxis], value.values], 1)
+            if hasattr(value, "values") else value for value in values]
+
+
+def loss_and_gradients_at(picks):
+    """A fetch: rows at POSITIONS, a loss of them, and all its gradients."""
+    def fetch(model):
+        rows = model.get_rows()
+        if picks:
+            rows = tf.gather(rows, (POSITIONS + [[0], [len(IDS[0])]]).ravel())
+        factors = np.random.RandomState(0).randn(POSITIONS.size, 8)
+        loss = tf.reduce_mean(tf.square(tf.cast(rows, tf.float32)) * factors)
+        return [rows, loss] + tf.gradients(loss, tf.trainable_variables())
+    return fetch
+
+
+@pytest.mark.parametrize("tolerance, layers, options", [
+    (1e-6, 2, {}),
+    (1e-6, 1, {}),
+    (1e-6, 2, {"recompute_layers": True}),
+    (1e-6, 2, {"input_mask": np.array([[1] * 3 + [0] * 5, [1] * 8])}),
+    (1e-6, 2, {"kernels": kernels_of()}),
+    (2e-2, 2, {"kernels": kernels_of(manual_fp16=True)})])
+def test_last_layer_at_some_positions_is_the_whole_one_there(
+        tolerance, layers, options):
+    config = config_of(num_hidden_layers=layers, initializer_range=0.3)
+    whole = run_model(config, IDS, loss_and_gradients_at(True), **options)
+    part = run_model(config, IDS, loss_and_gradients_at(False),
+                     output_positions=POSITIONS, **options)
+    assert len(whole) == len(part) > 16 * layers
+    for one, other in zip(dense_values(whole), dense_values(part)):
+        np.testing.assert_allclose(other, one, tolerance, tolerance)
+
+
+def test_rows_at_some_positions_have_a_static_shape_and_no_sequence():
+    model = modeling.RobertaModel(config_of(), False, tf.constant(IDS),
+                                  output_positions=tf.constant(POSITIONS))
+    assert model.get_rows().shape.as_list() == [8, 8]
+    assert not [op.name for op in tf.get_default_graph().get_operations()
+                for tensor in op.outputs if tensor.shape.num_elements() is None]
+    for whole in (model.get_sequence_output, model.get_all_encoder_layers,
+                  model.get_pooled_output):
+        with pytest.raises(ValueError, match="output_positions"):
+            whole()
 
 
 # Variables.
