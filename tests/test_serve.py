@@ -5,7 +5,6 @@ The server itself runs once, for many callers at a time and for a browser.
 """
 import concurrent.futures
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import urllib.request
 
 import pytest
 
+import browser
 from conftest import REPOSITORY
 import errors
 import predictor
@@ -23,8 +23,6 @@ from test_plot_run import load
 
 serve = load("serve")
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
-CHROMIUM = next(filter(None, map(shutil.which, (
-    "chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -237,41 +235,111 @@ def test_a_question_does_not_wait_for_another(reader):
     assert all(found["nbest"] for found in both)
 
 
-def browse(address, profile):
-    """The page's HTML after its script has run."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    return subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
-         "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--user-data-dir=%s" % profile,
-         "--virtual-time-budget=10000", "--dump-dom", address],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120,
-        check=True).stdout.decode("utf-8")
+@pytest.fixture(scope="module")
+def window(server, tmp_path_factory):
+    """A browser.Browser that shows the page."""
+    with browser.opened(tmp_path_factory.mktemp("profile")) as found:
+        found.open(server)
+        yield found
 
 
-def escaped(text):
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(
-        ">", "&gt;")
+def ask_by_hand(window, question, text):
+    """Types both and presses Enter; waits for what comes of it."""
+    window.run("document.getElementById('result').hidden = true")
+    window.type("#text", text)
+    window.type("#question", question)
+    window.press_enter("#question")
+    window.wait_for("!document.getElementById('ask').disabled && ("
+                    "!document.getElementById('result').hidden || "
+                    "document.getElementById('problem').textContent)")
 
 
-def test_a_browser_shows_the_answer_in_the_text(server, reader, tmp_path):
-    shown = browse(server + "?" + urllib.parse.urlencode(
-        {"text": TEXT, "question": "Where?"}), tmp_path)
-    result = reader.answer("Where?", TEXT)
-    start, end = result["start"], result["end"]
-    assert ('<p id="marked" dir="auto">%s<mark>%s</mark>%s</p>' % (
-        escaped(TEXT[:start]), escaped(TEXT[start:end]), escaped(TEXT[end:]))
-            in shown)
-    assert ">score %.1f %%, characters %d to %d<" % (
-        100 * result["score"], start, end) in shown
-    assert shown.count('<tr tabindex="0">') == len(result["nbest"])
+def parts(window):
+    """[text before, marked, after] as the page shows them."""
+    return window.run(
+        "return Array.from(document.getElementById('marked').childNodes,"
+        " node => node.textContent)")
 
 
-def test_a_browser_shows_why_there_is_no_answer(server, tmp_path):
-    shown = browse(server + "?" + urllib.parse.urlencode(
-        {"text": TEXT, "question": "a" * 1001}), tmp_path)
-    assert ("the question has 1,001 characters, this server takes 1,000; "
-            "send a part of it</p>") in shown
-    assert 'aria-live="polite" hidden' in shown
+def split(text, entry):
+    return [text[:entry["start"]], text[entry["start"]:entry["end"]],
+            text[entry["end"]:]]
+
+
+# What a keyboard has; a smiley is more than WebDriver can type.
+TYPED = TEXT[2:]
+
+
+def test_who_types_a_question_sees_the_answer_in_the_text(window, reader):
+    ask_by_hand(window, "Where?", TYPED)
+    result = reader.answer("Where?", TYPED)
+    assert parts(window) == split(TYPED, result)
+    assert window.run("return document.getElementById('answer').innerText"
+                      ) == result["answer"]
+    assert window.run("return document.getElementById('score').innerText") == (
+        "%.1f %% among the candidates, characters %d to %d" % (
+            100 * result["score"], result["start"], result["end"]))
+    assert window.run("return Array.from(document.querySelectorAll("
+                      "'#nbest td:last-child'), cell => cell.textContent)"
+                      ) == [entry["text"] for entry in result["nbest"]]
+    # "<b>" was text and stayed text.
+    assert window.run("return document.querySelector('#marked b')") is None
+
+
+def test_pointing_at_a_candidate_marks_it(window, reader):
+    ask_by_hand(window, "Where?", TYPED)
+    entries = reader.answer("Where?", TYPED)["nbest"]
+    window.point_at("#nbest tr:nth-child(3)")
+    assert parts(window) == split(TYPED, entries[2])
+    assert window.run("return document.querySelector('#marked mark').className"
+                      ) == "other"
+    window.point_at("h1")
+    assert parts(window) == split(TYPED, entries[0])
+
+
+def test_a_link_with_text_and_question_asks_at_once(window, server, reader):
+    window.open(server + "?" + urllib.parse.urlencode(
+        {"text": TEXT, "question": "Where?"}))
+    window.wait_for("!document.getElementById('result').hidden")
+    assert parts(window) == split(TEXT, reader.answer("Where?", TEXT))
+
+
+def test_the_page_says_why_there_is_no_answer(window, server):
+    window.open(server)
+    ask_by_hand(window, "a" * 1001, TYPED)
+    assert window.run("return document.getElementById('problem').innerText"
+                      ) == ("the question has 1,001 characters, this server "
+                            "takes 1,000; send a part of it")
+    assert window.run("return document.getElementById('result').hidden")
+    ask_by_hand(window, "Where?", TYPED)
+    assert window.run("return document.getElementById('problem').innerText"
+                      ) == ""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_the_page_fits_its_window(window, server, width):
+    window.resize(width, 800)
+    window.open(server)
+    ask_by_hand(window, "Where?", "x" * 300 + " " + TYPED)
+    assert window.run("return document.documentElement.scrollWidth") <= width
+    outside = window.run("""
+        return Array.from(document.querySelectorAll("body *")).filter(each =>
+            each.getBoundingClientRect().right > arguments[0] ||
+            each.tagName !== "INPUT" && each.scrollWidth > each.clientWidth &&
+            each.clientWidth > 0).map(each => each.tagName + each.id)""",
+                         width)
+    assert outside == []
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_words_stand_out_from_what_is_behind_them(window, server, is_dark):
+    """4.5 to 1, for small letters. Source: W3C, WCAG 2.1, 1.4.3."""
+    if is_dark:
+        window.darken()
+    window.open(server)
+    ask_by_hand(window, "Where?", TYPED)
+    contrasts = browser.contrasts(window)
+    assert len(contrasts) > 20
+    assert [each for each in contrasts if each[1] < 4.5] == []
+    assert (window.run("return getComputedStyle(document.body).color")
+            == "rgb(28, 35, 48)") is not is_dark
