@@ -31,6 +31,9 @@ KINDS = collections.OrderedDict((
     ("missed", "has an answer, none was given"),
     ("should be empty", "has no answer, one was given")))
 _LISTED = 10  # of the n-best list
+# Characters of a context that stay beside a mark, and how many further ones
+# are folded away at least.
+_NEAR, _FAR = 320, 600
 
 
 class Question(typing.NamedTuple):
@@ -179,6 +182,27 @@ def pieces(context, gold, predicted):
                and end <= predicted[1])
 
 
+def folded(text, is_first, is_last):
+    """(beginning, middle, end) of unmarked text; the middle is folded away.
+
+    What is near a mark stays, and the beginning of a context without marks.
+    The middle is "" where little would be saved; cuts are at blanks.
+
+    Args:
+      text: a part of a context without a mark in it.
+      is_first: whether the context begins with it, so no mark is before it.
+      is_last: whether the context ends with it.
+    """
+    first = 0 if is_first and not is_last else _NEAR
+    last = len(text) - (0 if is_last else _NEAR)
+    if last - first < _FAR:
+        return text, "", ""
+    first = text.rfind(" ", 0, first) + 1 or first
+    blank = text.find(" ", last)
+    last = blank if blank >= 0 else last
+    return text[:first], text[first:last], text[last:]
+
+
 # --- The page ---------------------------------------------------------------
 
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -190,10 +214,12 @@ _PAGE = string.Template("""<!DOCTYPE html>
 <style>
 :root { --page: #f4f5f7; --card: #fff; --ink: #1c2330; --pale: #667085;
  --line: #e1e4ea; --gold: #bfe8cf; --predicted: #ffd3b0; --wrong: #c0392b;
- --partial: #b7791f; --missed: #5b5fc7; --empty: #0f766e; --right: #93a1b0; }
+ --partial: #96620f; --missed: #5b5fc7; --empty: #0f766e; --right: #93a1b0;
+ --edge: #c2571a; }
 @media (prefers-color-scheme: dark) {
 :root { --page: #14171c; --card: #1d2229; --ink: #e6e9ee; --pale: #98a2b3;
- --line: #323a45; --gold: #1f5a3b; --predicted: #7a4318; } }
+ --line: #323a45; --gold: #1f5a3b; --predicted: #7a4318;
+ --edge: #ff9c5b; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 24px 20px 60px; max-width: 60rem;
  background: var(--page); color: var(--ink);
@@ -228,8 +254,16 @@ h2 { font-size: 1.08rem; margin: .5rem 0; }
 .context { margin: 0 0 .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 mark { color: var(--ink); border-radius: 3px; padding: 1px 0; }
 .gold { background: var(--gold); }
-.predicted { background: var(--predicted); }
-.both { background: linear-gradient(var(--gold) 50%, var(--predicted) 50%); }
+.predicted { background: var(--predicted);
+ border-bottom: 2px solid var(--edge); }
+.both { background: linear-gradient(var(--gold) 50%, var(--predicted) 50%);
+ border-bottom: 2px solid var(--edge); }
+details.more, details.more summary { display: inline; margin: 0;
+ font-size: 1em; }
+details.more::details-content { display: none; }
+details.more[open]::details-content { display: inline; }
+details.more summary { border-bottom: 1px dotted; }
+details.more[open] summary { display: none; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 td, th { padding: 3px 12px 3px 0; text-align: left; vertical-align: top;
  font-weight: 400; overflow-wrap: anywhere; }
@@ -238,7 +272,8 @@ td.number { width: 11rem; white-space: nowrap;
  font-variant-numeric: tabular-nums; }
 .share { display: inline-block; height: .62em; border-radius: 2px;
  margin-left: 8px; background: var(--right); }
-details { margin-top: .5rem; font-size: .92rem; }
+.nbest { margin-top: .5rem; font-size: .92rem; }
+label.off { cursor: default; color: var(--pale); border-style: dashed; }
 summary { cursor: pointer; color: var(--pale); }
 em { color: var(--pale); }
 $filters
@@ -315,9 +350,11 @@ def _filter_inputs(kinds, counts, shown):
     labels = ['<label class="all" for="all">all %s</label>' % _share(
         len(shown), sum(counts[kind] for kind in kinds))]
     labels += [
-        '<label class="{0}" for="{0}" title="{1}"><i class="{0}-colour"></i>'
-        "{2} {3}</label>".format(
-            _css(kind), KINDS[kind], kind, _share(listed[kind], counts[kind]))
+        '<label class="{0}{1}" for="{0}" title="{2}{3}">'
+        '<i class="{0}-colour"></i>{4} {5}</label>'.format(
+            _css(kind), "" if listed[kind] else " off", KINDS[kind],
+            "" if listed[kind] else "; a higher --limit shows some", kind,
+            _share(listed[kind], counts[kind]))
         for kind in kinds]
     return radios + "\n" + "\n".join(labels)
 
@@ -340,7 +377,8 @@ def _article(question):
     gold = gold_spans(question)
     predicted = predicted_span(question, gold)
     return ('<article class="%s"><div class="head">%s</div>\n'
-            '<h2 dir="auto">%s</h2>\n<p class="context" dir="auto">%s</p>\n'
+            '<h2 dir="auto">%s</h2>\n'
+            '<div class="context" dir="auto">%s</div>\n'
             "%s%s</article>" % (
                 _css(kind), "".join(head),
                 html.escape(str(question.entry.get("question", ""))),
@@ -349,14 +387,26 @@ def _article(question):
 
 
 def _marked(parts):
-    """The context; `pieces`' parts within <mark>."""
+    """The context: `pieces`' parts within <mark>, what is far from one folded.
+    """
     names = {(True, False): "gold", (False, True): "predicted",
              (True, True): "both"}
-    marked = []
-    for text, *flags in parts:
-        name, text = names.get(tuple(flags)), html.escape(text)
-        marked.append('<mark class="%s">%s</mark>' % (name, text)
-                      if name else text)
+    parts, marked = list(parts), []
+    for number, (text, *flags) in enumerate(parts):
+        name = names.get(tuple(flags))
+        if name:
+            marked.append('<mark class="%s">%s</mark>' % (
+                name, html.escape(text)))
+            continue
+        begin, middle, end = folded(text, number == 0,
+                                    number == len(parts) - 1)
+        marked.append(html.escape(begin))
+        if middle:
+            marked.append(
+                '<details class="more"><summary>… {:,} more characters … '
+                "</summary>{}</details>".format(len(middle),
+                                                html.escape(middle)))
+        marked.append(html.escape(end))
     return "".join(marked)
 
 
@@ -380,8 +430,8 @@ def _nbest(question):
         'style="width:%.1fem"></span></td><td dir="auto">%s</td></tr>' % (
             100 * answer["probability"], 6 * answer["probability"],
             _text(answer["text"])) for answer in question.nbest[:_LISTED])
-    return ("\n<details><summary>n-best list (%d of %d)</summary><table>%s"
-            "</table></details>" % (min(_LISTED, len(question.nbest)),
+    return ('\n<details class="nbest"><summary>n-best list (%d of %d)</summary>'
+            "<table>%s</table></details>" % (min(_LISTED, len(question.nbest)),
                                     len(question.nbest), rows))
 
 

@@ -2,10 +2,12 @@
 """The page of the worst answers: order, kinds, marks, nothing unescaped."""
 import html.parser
 import json
+import re
 import types
 
 import pytest
 
+import browser
 import errors
 from test_plot_run import load
 
@@ -109,6 +111,57 @@ def test_a_page_shows_what_the_files_say(tmp_path):
                   "none in the file", "n-best list (2 of 2)"):
         assert words in page.text, words
     assert "%.2f" % (100 / 7) in page.text
+
+
+def test_what_is_far_from_a_mark_is_folded(tmp_path):
+    far = "far away " * 200
+    inspect.main(write_files(tmp_path, "At first " + far + CONTEXT + far))
+    page = Page(str(tmp_path / "page.html"))
+    folds = [tag for tag, attributes in page.tags
+             if attributes.get("class") == "more"]
+    assert len(folds) == 12  # before and behind, of six questions
+    # Nothing is lost, and words stay whole.
+    shown = re.sub("… [0-9,]+ more characters … ", "", page.text)
+    assert shown.count("At first " + far + CONTEXT + far) == 6
+    # Behind "Belgora": a full stop and 1,800 characters, less 320.
+    assert "… 1,481 more characters … " in page.text
+
+
+@pytest.mark.parametrize("is_first, is_last, lengths", [
+    (True, False, (0, 3683, 317)), (False, True, (320, 3680, 0)),
+    (False, False, (320, 3363, 317)), (True, True, (320, 3680, 0))])
+def test_a_context_keeps_what_is_near_its_marks(is_first, is_last, lengths):
+    text = "abc " * 1000
+    parts = inspect.folded(text, is_first, is_last)
+    assert "".join(parts) == text
+    assert tuple(map(len, parts)) == lengths
+    assert inspect.folded(text[:900], is_first, is_last) == (
+        text[:900], "", "")
+    assert "".join(inspect.folded("x" * 1500, is_first, is_last)) == (
+        "x" * 1500)
+
+
+def test_a_browser_folds_unfolds_and_filters(tmp_path):
+    inspect.main(write_files(tmp_path, "far away " * 200 + CONTEXT))
+    with browser.opened(tmp_path / "profile") as window:
+        window.open((tmp_path / "page.html").as_uri())
+        height = "return document.querySelector('.context').offsetHeight"
+        before = window.run(height)
+        window.click(".more summary")
+        assert window.run(height) > 2 * before
+        window.click("label.missed")
+        assert window.run("return Array.from(document.querySelectorAll("
+                          "'article')).filter(each => each.offsetParent).map("
+                          "each => each.className)") == ["missed"] * 2
+        window.click("label.all")
+        for _ in ("light", "dark"):  # 4.5: see test_serve.py
+            contrasts = browser.contrasts(window)
+            assert len(contrasts) > 40
+            assert [each for each in contrasts if each[1] < 4.5] == []
+            window.darken()
+        window.resize(360, 800)
+        assert window.run(
+            "return document.documentElement.scrollWidth") == 360
 
 
 def test_a_page_needs_nothing_else_and_escapes_all(tmp_path):
