@@ -290,10 +290,7 @@ def evaluate_and_predict(tuning, data, labels, metrics, tokenizer, run, task):
                       run, task, labels.outputs)
     if data.evaluation:
         results = evaluation_results(labels, metrics, data.evaluation, outputs)
-        training.write_results(
-            os.path.join(run.output_dir, "eval_results.txt"), results)
-        tf.logging.info("%s", " ".join("%s=%.6g" % item
-                                       for item in results.items()))
+        training.report_results(run, results)
     for (name, examples), values in zip(data.predict,
                                         outputs[len(data.evaluation):]):
         write_predictions(run, task, labels, name, examples, values)

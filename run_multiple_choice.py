@@ -144,13 +144,10 @@ def predictions_of(questions, outputs):
 
 
 def evaluate(tuning, articles, tokenizer, run, task):
-    """Writes eval_results.txt."""
+    """Scores eval_part: eval_results.txt, a log line, scalars."""
     outputs = predict(tuning, task.eval_part, articles, tokenizer, run, task)
     results = evaluation_results(questions_of(articles), outputs)
-    training.write_results(os.path.join(run.output_dir, "eval_results.txt"),
-                           results)
-    tf.logging.info("%s", " ".join("%s=%.6g" % item
-                                   for item in sorted(results.items())))
+    training.report_results(run, results)
 
 
 def answer(tuning, articles, tokenizer, run, task):

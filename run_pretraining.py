@@ -183,8 +183,6 @@ def evaluate(estimator, source, run, task):
                for name in ("masked_lm_loss", "masked_lm_accuracy")}
     results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
     results["global_step"] = int(measured["global_step"])
-    tf.logging.info("%s", " ".join("%s=%.6g" % item
-                                   for item in sorted(results.items())))
     training.report_results(run, results)
 
 

@@ -249,8 +249,6 @@ def write_predictions(data, results, answerable, run, task):
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
     training.report_results(run, scores)
-    tf.logging.info("%s", " ".join("%s=%.4f" % item
-                                   for item in scores.items()))
 
 
 def _gold(task):

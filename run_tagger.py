@@ -257,10 +257,7 @@ def evaluate_and_predict(tuning, data, names, encoded, run):
     scored = sum(len(sentence.words) for sentence in data.evaluation)
     if data.evaluation:
         results = evaluation_results(names, data.evaluation, outputs[:scored])
-        training.write_results(
-            os.path.join(run.output_dir, "eval_results.txt"), results)
-        tf.logging.info("%s", " ".join("%s=%.6g" % item
-                                       for item in results.items()))
+        training.report_results(run, results)
     if data.predict:
         path = os.path.join(run.output_dir, "predictions.txt")
         training.write_text(path, conll.text_of(with_labels(

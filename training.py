@@ -472,13 +472,16 @@ def _reason(error, output_dir):
 
 
 def report_results(run, results):
-    """Writes an evaluation: eval_results.txt, and scalars under `eval/`.
+    """Logs an evaluation, writes eval_results.txt, and scalars under `eval/`.
 
     Args:
       run: RunConfig.
-      results: {name: number}; global_step is the step of the scalars, else
-        that of the checkpoint evaluated.
+      results: {name: number}. Whole numbers are counts, and no scalars;
+        global_step is the step of the scalars, else that of the checkpoint
+        evaluated.
     """
+    tf.logging.info("%s", " ".join("%s=%.6g" % item
+                                   for item in sorted(results.items())))
     write_results(os.path.join(run.output_dir, "eval_results.txt"), results)
     step = results.get("global_step")
     if step is None:
@@ -487,7 +490,7 @@ def report_results(run, results):
     writer = progress.scalar_writer(run.log_dir, "eval")
     progress.add_scalars(writer, {
         "eval/" + name: value for name, value in results.items()
-        if name != "global_step"}, step)
+        if isinstance(value, float)}, step)
     writer.close()
 
 

@@ -72,6 +72,12 @@ def test_a_model_learns_and_writes_what_the_server_reads(folder, trained):
     assert results["examples"] == 60
     assert results["accuracy"] > 0.9  # chance is 0.5
     assert results["loss"] < 0.4
+    scalars = tiny.scalars_of(folder.path / "out")
+    assert scalars["eval/accuracy"] == {75: pytest.approx(
+        results["accuracy"])}
+    assert {"loss", "accuracy", "learning_rate", "gradient_norm",
+            "eval/loss"} <= set(scalars)
+    assert "eval/examples" not in scalars
     lines = folder.lines("out", "SST-2.tsv")
     assert lines[0] == "index\tprediction"
     rows = [line.split("\t") for line in lines[1:]]

@@ -47,6 +47,10 @@ def test_a_model_learns_and_answers(folder, forked):
     assert set(results) == {"accuracy", "accuracy_middle", "accuracy_high",
                             "loss", "questions"}
     assert results["accuracy"] > 0.8  # chance is 0.25
+    scalars = tiny.scalars_of(folder / "out")
+    assert list(scalars["eval/accuracy_high"].values()) == [
+        pytest.approx(results["accuracy_high"])]
+    assert "eval/questions" not in scalars
     found = json.loads((folder / "out" / "predictions.json").read_text())
     gold = {question.question_id: race.letter(question.answer)
             for article in race.read(str(folder / "RACE" / "test"), True)

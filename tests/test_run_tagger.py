@@ -69,6 +69,10 @@ def test_a_model_learns_and_labels(folder, trained):
     assert results["sentences"] == 60
     # Labels drawn at random find hardly any entity.
     assert results["f1"] > 0.8 and results["accuracy"] > 0.9
+    scalars = tiny.scalars_of(folder / "out")
+    assert list(scalars["eval/f1_PER"].values()) == [
+        pytest.approx(results["f1_PER"])]
+    assert "eval/words" not in scalars
     gold, found = (conll.read(str(path), label_column=-1) for path in (
         folder / "data" / "test.txt", folder / "out" / "predictions.txt"))
     assert [one.words for one in found] == [one.words for one in gold]
