@@ -6,8 +6,9 @@
 
 A run is a directory with TensorBoard event files: the --output_dir of a run
 script, or its --out_log_dir. Loss and learning rate come first, then whatever
-else was logged: gradient norm, accuracy, loss scale, sequences a second. Where
-a run was resumed or rolled back, what came later counts.
+else was logged: gradient norm, accuracy, loss scale, sequences a second. What
+was evaluated is a ring beside what was trained. Where a run was resumed or
+rolled back, what came later counts.
 """
 import collections
 import math
@@ -26,13 +27,20 @@ import pictures  # noqa: E402
 import squad_scores  # noqa: E402
 
 # Drawn first, in this order; other scalars follow by name.
-FIRST = ("loss", "learning_rate", "gradient_norm", "masked_lm_accuracy",
-         "perplexity", "loss_scale", "overflows", "examples_per_second")
+FIRST = ("loss", "learning_rate", "accuracy", "span_accuracy",
+         "masked_lm_accuracy", "perplexity", "gradient_norm", "weight_norm",
+         "loss_scale", "overflows", "examples_per_second",
+         "tokens_per_second")
+# Scalars of evaluations, and what run_pretraining.py calls its loss in one.
+EVALUATION, EVALUATED_LOSS = "eval/", "eval/masked_lm_loss"
 # Drawn as they are: smoothing would hide where they change.
 EXACT = ("learning_rate", "loss_scale", "overflows", "global_step")
 LOGARITHMIC = {"perplexity": 10, "gradient_norm": 10, "loss_scale": 2}
+_RING = {"linestyle": "", "marker": "o", "markersize": 8, "fillstyle": "none",
+         "markeredgewidth": 1.6}
+_LINES = ("-", "--", ":")
 _COLUMNS = 2
-_MARKED = 30  # curves of up to so many points show them
+_MARKED = 30  # curves of up to so many points show them, and are exact
 
 
 class Curve(typing.NamedTuple):
@@ -154,41 +162,74 @@ def tags_of(runs, wanted):
             raise errors.UserError("--tags: no run has %s; there are %s" % (
                 ", ".join(missing), ", ".join(sorted(known))))
         return tags
+    known -= {evaluation_of(tag, known) for tag in known}
     return ([tag for tag in FIRST if tag in known]
             + sorted(known.difference(FIRST)))
 
 
+def evaluation_of(tag, known):
+    """The scalar of evaluations that belongs to one of training, or None."""
+    names = [EVALUATION + tag] + [EVALUATED_LOSS] * (tag == "loss")
+    return next((name for name in names if name in known), None)
+
+
+def shown(tags, curves):
+    """All scalars that are drawn of a run, evaluations beside their own."""
+    pairs = [(tag, evaluation_of(tag, set(curves).difference(tags)))
+             for tag in tags]
+    return [tag for pair in pairs for tag in pair if tag in curves]
+
+
+def style_of(number):
+    """Colour and line of a run; lines change where colours are used up."""
+    lines, place = divmod(number, len(pictures.COLOURS))
+    return {"color": pictures.COLOURS[place],
+            "linestyle": _LINES[lines % len(_LINES)]}
+
+
 def draw(pyplot, runs, tags, weight):
-    """A figure with a panel for each scalar and a line for each run."""
+    """A figure with a panel for each scalar and a line for each run.
+
+    Args:
+      pyplot: matplotlib's.
+      runs: {name: {tag: Curve}}.
+      tags: the scalars, in order.
+      weight: of smoothing, from 0 to below 1.
+    """
     columns = min(_COLUMNS, len(tags))
     rows = -(-len(tags) // columns)
     figure, panels = pyplot.subplots(
         rows, columns, figsize=(6.4 * columns, 2.9 * rows + 0.6),
         squeeze=False, sharex=True)
-    panels = list(panels.flat)
+    panels, has_rings = list(panels.flat), False
     for panel, tag in zip(panels, tags):
         for number, curves in enumerate(runs.values()):
+            style = style_of(number)
             if tag in curves:
-                colour = pictures.COLOURS[number % len(pictures.COLOURS)]
-                _draw_curve(panel, curves[tag], colour,
+                _draw_curve(panel, curves[tag], style,
                             0.0 if tag in EXACT else weight)
+            rings = evaluation_of(tag, set(curves).difference(tags))
+            if rings:
+                panel.plot(*curves[rings], **dict(style, **_RING))
+                has_rings = True
         _dress(panel, tag)
     for panel in panels[len(tags):]:
         panel.set_visible(False)
     for panel in panels[max(0, len(tags) - columns):len(tags)]:
         panel.set_xlabel("step")
         panel.tick_params(labelbottom=True)
-    _add_legend(figure, pyplot, list(runs))
+    _add_legend(figure, pyplot, list(runs), has_rings)
     return figure
 
 
-def _draw_curve(panel, curve, colour, weight):
-    marker = "." if len(curve.steps) <= _MARKED else None
+def _draw_curve(panel, curve, style, weight):
+    is_short = len(curve.steps) <= _MARKED
+    weight, marker = (0.0, ".") if is_short else (weight, None)
     if weight:
-        panel.plot(curve.steps, curve.values, color=colour, alpha=0.25,
-                   linewidth=0.9)
-    panel.plot(curve.steps, smooth(curve.values, weight), color=colour,
-               linewidth=1.6, marker=marker)
+        panel.plot(curve.steps, curve.values, color=style["color"],
+                   alpha=0.25, linewidth=0.9)
+    panel.plot(curve.steps, smooth(curve.values, weight), linewidth=1.6,
+               marker=marker, **style)
 
 
 def _dress(panel, tag):
@@ -204,6 +245,8 @@ def _dress(panel, tag):
         if LOGARITHMIC[tag] == 10:
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter("{x:g}")
+            if values.max() > 3 * values.min():  # else all nine are needed
+                panel.yaxis.get_minor_locator().set_params(subs=(2, 5))
     elif tag == "learning_rate":
         panel.yaxis.set_major_formatter("{x:.1e}")
     elif tag == "overflows":  # counted
@@ -212,14 +255,18 @@ def _dress(panel, tag):
         panel.yaxis.get_major_locator().set_params(integer=True)
 
 
-def _add_legend(figure, pyplot, names):
-    lines = [pyplot.Line2D([], [], linewidth=2.4, color=pictures.COLOURS[
-        number % len(pictures.COLOURS)]) for number in range(len(names))]
+def _add_legend(figure, pyplot, names, has_rings):
+    lines = [pyplot.Line2D([], [], linewidth=2.4, **style_of(number))
+             for number in range(len(names))]
+    if has_rings:
+        names = names + ["evaluated"]
+        lines.append(pyplot.Line2D([], [], color="0.3", **_RING))
+    columns = min(len(names), 4)
     height = figure.get_size_inches()[1]
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / height), h_pad=1.2)
+    room = 0.22 + 0.23 * -(-len(names) // columns)  # inches
+    figure.tight_layout(rect=(0, 0, 1, 1 - room / height), h_pad=1.2)
     figure.legend(lines, names, loc="upper left", frameon=False,
-                  bbox_to_anchor=(0.01, 1 - 0.05 / height),
-                  ncol=min(len(names), 4))
+                  bbox_to_anchor=(0.01, 1 - 0.05 / height), ncol=columns)
 
 
 def main(arguments):
@@ -234,8 +281,8 @@ def main(arguments):
     for name, curves in runs.items():
         print("%s: %s" % (name, " ".join(
             ["step=%d" % max(c.steps[-1] for c in curves.values())]
-            + ["%s=%.6g" % (tag, curves[tag].values[-1]) for tag in tags
-               if tag in curves])))
+            + ["%s=%.6g" % (tag, curves[tag].values[-1])
+               for tag in shown(tags, curves)])))
     print(arguments.output)
 
 
@@ -248,7 +295,8 @@ if __name__ == "__main__":
                         help="the picture (default: runs.png)")
     parser.add_argument("--smoothing", type=float, default=0.6,
                         help="weight of the past in the bold line, from 0 to "
-                             "below 1 (default: 0.6); the pale one is exact")
+                             "below 1 (default: 0.6); the pale one is exact, "
+                             "and so are curves of a few points")
     parser.add_argument("--tags", default="",
                         help="comma-separated scalars (default: all)")
     parser.run(main)

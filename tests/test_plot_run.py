@@ -103,14 +103,50 @@ def test_a_panel_for_each_scalar_and_a_line_for_each_run(tmp_path):
     panels = [panel for panel in figure.axes if panel.get_visible()]
     assert [panel.get_title(loc="left") for panel in panels] == [
         "loss", "learning rate", "gradient norm", "loss scale", "overflows"]
-    # Smoothed ones have a pale line beside the bold one.
-    assert [len(panel.lines) for panel in panels] == [4, 2, 4, 1, 2]
+    # Curves of a few points are drawn as they are.
+    assert [len(panel.lines) for panel in panels] == [2, 2, 2, 1, 2]
     legend, = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["first",
                                                                 "second"]
     plot_run.pictures.save(figure, tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.incomplete"))
+
+
+def test_many_points_are_smoothed_and_evaluations_are_rings(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    write_events(tmp_path / "run", *[
+        (step, {"loss": 5.0 / step, "learning_rate": 1e-4})
+        for step in range(1, 50)])
+    write_events(tmp_path / "run", (49, {
+        "eval/masked_lm_loss": 0.25, "eval/perplexity": 1.3}), start=900.0)
+    # A directory that was only evaluated.
+    write_events(tmp_path / "other", (7, {"eval/masked_lm_loss": 0.5}))
+    runs = plot_run.read_runs([tmp_path / "run", tmp_path / "other"])
+    tags = plot_run.tags_of(runs, "")
+    assert tags == ["loss", "learning_rate", "eval/perplexity"]
+    figure = plot_run.draw(pyplot, runs, tags, 0.6)
+    lines = [panel.lines for panel in figure.axes if panel.get_visible()]
+    # The exact one is pale, the smoothed one bold; a ring a run.
+    assert [len(one) for one in lines] == [4, 1, 1]
+    assert [line.get_alpha() for line in lines[0]] == [0.25] + [None] * 3
+    assert [list(line.get_xydata()[0]) for line in lines[0][2:]] == [
+        [49, 0.25], [7, 0.5]]
+    assert [line.get_marker() for line in lines[0]] == ["None"] * 2 + ["o"] * 2
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "run", "other", "evaluated"]
+    assert plot_run.shown(tags, runs["run"]) == [
+        "loss", "eval/masked_lm_loss", "learning_rate", "eval/perplexity"]
+    # Asked for by name, it has a panel of its own.
+    assert plot_run.shown(["loss", "eval/masked_lm_loss"], runs["run"]) == [
+        "loss", "eval/masked_lm_loss"]
+
+
+def test_no_two_runs_look_alike():
+    styles = [tuple(plot_run.style_of(number).values())
+              for number in range(21)]
+    assert len(set(styles)) == 21
 
 
 def test_histograms_turn_log_odds_into_probabilities():
