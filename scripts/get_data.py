@@ -69,10 +69,13 @@ class Item(typing.NamedTuple):
         return sum(remote.size for remote in self.files.values())
 
 
-# Sizes and checksums: huggingface/datasets at 040102f (dataset_infos.json of
-# squad, squad_v2, glue, race), which recorded them from these addresses.
+# Licences: as the homes state them, and Hugging Face's cards of multi_nli and
+# winograd_wsc. Sizes and checksums: huggingface/datasets at 040102f
+# (dataset_infos.json of squad, squad_v2, glue, race), which recorded them from
+# these addresses.
 _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
+_TASKS_PAGE = "https://gluebenchmark.com/tasks"
 _SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 _HUB = "https://huggingface.co/FacebookAI/"
 
@@ -92,11 +95,10 @@ def _unpack(folder):
     return finish
 
 
-def _glue(folder, archive, size, sha256):
+def _glue(folder, archive, size, sha256, licence, home=_TASKS_PAGE):
     return Item("glue/" + folder,
                 {archive: downloads.Remote(_GLUE + archive, size, sha256)},
-                "that of its source, see its home",
-                "https://gluebenchmark.com/tasks", _unpack(folder))
+                licence, home, _unpack(folder))
 
 
 def _model(name, revision, config, weights):
@@ -149,10 +151,14 @@ def _make_mrpc(source, target):
 _TASKS = {
     "cola": _glue(
         "CoLA", "CoLA.zip", 376971,
-        "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff"),
+        "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
+        "none; its authors expect research to be fair use in the US",
+        "https://nyu-mll.github.io/CoLA/"),
     "sst-2": _glue(
         "SST-2", "SST-2.zip", 7439277,
-        "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
+        "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa",
+        "none stated",
+        "https://nlp.stanford.edu/sentiment/"),
     "mrpc": Item("glue/MRPC", {
         "mrpc_dev_ids.tsv": downloads.Remote(
             _GLUE + "mrpc_dev_ids.tsv", 6222, "971d7767d81b997fd9060ade0ec23c"
@@ -168,27 +174,36 @@ _TASKS = {
                  "details.aspx?id=52398", _make_mrpc),
     "qqp": _glue(
         "QQP", "QQP-clean.zip", 41696084,
-        "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0"),
+        "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0",
+        "Quora's terms of service: non-commercial use",
+        "https://quoradata.quora.com/First-Quora-Dataset-Release-"
+        "Question-Pairs"),
     "sts-b": _glue(
         "STS-B", "STS-B.zip", 802872,
-        "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85"),
+        "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
+        "differs by the source of its texts, see its home"),
     "mnli": _glue(
         "MNLI", "MNLI.zip", 312783507,
-        "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633"),
+        "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
+        "OANC's; of its fiction CC BY 3.0, CC BY-SA 3.0 and others",
+        "https://cims.nyu.edu/~sbowman/multinli/"),
     "qnli": _glue(
         "QNLI", "QNLIv2.zip", 10627589,
-        "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5"),
+        "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
+        "CC BY-SA 4.0, as SQuAD, of which it is made"),
     "rte": _glue(
         "RTE", "RTE.zip", 697150,
-        "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
+        "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee",
+        "none stated"),
     "wnli": _glue(
         "WNLI", "WNLI.zip", 28999,
-        "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
+        "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46",
+        "CC BY 4.0, as the Winograd schemas of which it is made",
+        "https://cs.nyu.edu/~davise/papers/WinogradSchemas/WS.html"),
     "ax": Item("glue/AX", {"AX.tsv": downloads.Remote(
         _GLUE + "AX.tsv", 222257,
         "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")},
-               "that of its source, see its home",
-               "https://gluebenchmark.com/diagnostics")}
+               "none stated", "https://gluebenchmark.com/diagnostics")}
 ITEMS = dict({
     "squad_v1.1": _squad("1.1", (
         30288272,
