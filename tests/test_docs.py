@@ -23,7 +23,8 @@ READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
 PAIRS = (READMES,) + tuple(
     (path.with_name(path.name.replace(".zh-CN", "")), path)
     for path in sorted(REPOSITORY.glob("docs/*.zh-CN.md")))
-PAGES = READMES + (REPOSITORY / "CHANGELOG.md",) + tuple(
+PAGES = READMES + (REPOSITORY / "CHANGELOG.md",
+                   REPOSITORY / "CONTRIBUTING.md") + tuple(
     sorted(REPOSITORY.glob("docs/*.md")))
 NEEDS = re.compile(r"(needs .*(GPU|NPU|network|data|MPI)|"
                    r"需要.*(GPU|NPU|联网|数据|MPI))")
@@ -43,7 +44,8 @@ SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
            "run_multiple_choice.py", "run_tagger.py", "predict.py",
            "export_model.py", "scripts/serve.py")
 # Pages whose commands run here on tiny models in place of the demo's.
-TUTORIALS = ("data.md", "prediction.md", "export.md")
+TUTORIALS = ("data.md", "pretraining.md", "squad.md", "prediction.md",
+             "export.md")
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")
