@@ -91,6 +91,12 @@ def write_task(folder, name):
     return str(folder)
 
 
+def labelled(name):
+    """[(file, header, row)] of a task's training and development sets."""
+    return [(file, *FORMATS[name]["train.tsv"])
+            for file in ("train.tsv", "dev.tsv")]
+
+
 @pytest.mark.parametrize("name", glue.TASKS)
 def test_each_task_is_read_in_its_own_format(tmp_path, name):
     directory = write_task(tmp_path, name)

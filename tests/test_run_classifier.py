@@ -11,9 +11,11 @@ import pytest
 import checkpoints
 import classification
 import errors
+import glue
 import invented
 import predictor
 import run_classifier
+import test_glue
 import tf_checkpoint
 import tiny
 import training
@@ -184,6 +186,32 @@ def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
         assert len(lines) == count
         assert {line.split("\t")[1] for line in lines} <= set(
             invented.MNLI_LABELS)
+
+
+@pytest.mark.parametrize("name", sorted(set(glue.TASKS) - {"SST-2", "MNLI"}))
+def test_the_other_tasks_of_glue_run_from_files_to_the_servers(folder, name):
+    """One step on GLUE's own columns; SST-2 and MNLI stand above."""
+    data = folder.path / "glue" / name
+    test_glue.write_task(data, name)
+    labels = glue.TASKS[name].labels or ("0.5", "4.75")
+    for file, header, fields in test_glue.labelled(name):
+        test_glue.write(data / file, header, *(
+            [labels[number % 2] if field in labels + ("3.750",) else field
+             for field in fields] for number in range(8)))
+    folder.run("glue-" + name, task=name, data_dir=data, do_train=True,
+               do_eval=True, do_predict=True, num_train_epochs=1,
+               train_batch_size=8)
+    assert set(glue.TASKS[name].metrics) | {"loss", "examples"} == set(
+        folder.results("glue-" + name))
+    assert folder.results("glue-" + name)["examples"] == 8
+    header, line = folder.lines("glue-" + name, name + ".tsv")
+    assert header == "index\tprediction"
+    index, value = line.split("\t")
+    assert index == "0"
+    if glue.TASKS[name].labels:
+        assert value in glue.TASKS[name].labels
+    else:
+        assert re.fullmatch(r"[0-5]\.\d{3}", value)
 
 
 def test_a_regression_comes_close(folder):
