@@ -27,6 +27,7 @@ import errors
 
 _TRUE = ("true", "t", "1", "yes", "y")
 _FALSE = ("false", "f", "0", "no", "n")
+_LARGEST = 2 ** 31 - 1
 
 
 def flag(default, help_text, *, choices=None, lower=None, upper=None):
@@ -73,6 +74,8 @@ class _Parser(flags.ArgumentParser):
             raise ValueError("expected " + self.syntactic_help)
 
     def _check(self, value):
+        if self._kind in (int, float):
+            self._check_size(value)
         choices = self._metadata["choices"]
         lower, upper = self._metadata["lower"], self._metadata["upper"]
         if choices is not None and value not in choices:
@@ -80,6 +83,18 @@ class _Parser(flags.ArgumentParser):
         # `not >=` instead of `<`, so that nan is refused too.
         if ((lower is not None and not value >= lower)
                 or (upper is not None and not value <= upper)):
+            raise ValueError("expected " + self.syntactic_help)
+
+    def _check_size(self, value):
+        # Nothing here counts further, and TensorFlow's int32 cannot.
+        if (self._kind is int and self._metadata["upper"] is None
+                and abs(value) > _LARGEST):
+            raise ValueError("expected %s, at most %d" % (
+                self.syntactic_help, _LARGEST))
+        has_bounds = (self._metadata["lower"] is not None
+                      or self._metadata["upper"] is not None)
+        is_infinite = value in (float("inf"), -float("inf"))
+        if value != value or has_bounds and is_infinite:
             raise ValueError("expected " + self.syntactic_help)
 
     def flag_type(self):
@@ -189,13 +204,31 @@ def _parse(argv):
                     "--flagfile one a line" % error)
 
 
-def run(main):
+def _refuse_arguments(arguments):
+    """Refuses words that are no flags, such as the last of `--flag word`."""
+    if not arguments:
+        return
+    switch = arguments[0].lower() in _TRUE + _FALSE
+    raise errors.UserError(
+        "%r is no flag; expected --name=value%s; --help lists the flags" % (
+            arguments[0], ", such as --do_train=%s with no blank before it" %
+            arguments[0] if switch else ""))
+
+
+def run(main, takes_arguments=False):
     """Parses the flags and calls `main(arguments)`, as absl's `app.run`.
 
     `errors.UserError` and `OSError` become one line and exit code 1.
+
+    Args:
+      main: function of the arguments, the script's name among them.
+      takes_arguments: whether there may be some besides flags; what is
+        passed over unread may have been meant as the value of a flag.
     """
     def guarded(argv):
         try:
+            if not takes_arguments:
+                _refuse_arguments(argv[1:])
             result = main(argv)
             sys.stdout.flush()
             return result

@@ -47,7 +47,7 @@ class DeviceConfig:
         "CPU.", choices=("auto", "cpu", "gpu", "npu"))
     cpu_threads: int = command_line.flag(
         0, "CPU threads of an operation; 0 takes all cores. Sums are rounded "
-        "alike only with the same number.", lower=0)
+        "alike only with the same number.", lower=0, upper=1024)
     manual_fp16: bool = command_line.flag(
         False, "Compute the encoder in fp16, with float32 weights, LayerNorm, "
         "softmax and loss.")

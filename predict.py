@@ -324,4 +324,4 @@ def main(arguments):
 if __name__ == "__main__":
     command_line.define(PredictConfig)
     command_line.define(predictor.Settings)
-    command_line.run(main)
+    command_line.run(main, takes_arguments=True)

@@ -254,9 +254,10 @@ def check_memory(estimate, available, run):
 
 def fitting_batch(estimate, batch_size, available):
     """The largest divisor of batch_size that fits, 0 when 1 does not."""
-    for size in range(batch_size, 0, -1):
-        if (batch_size % size == 0
-                and estimate(size, size < batch_size) <= available):
+    small = [size for size in range(1, int(batch_size ** 0.5) + 1)
+             if batch_size % size == 0]
+    for size in [batch_size // size for size in small] + small[::-1]:
+        if estimate(size, size < batch_size) <= available:
             return size
     return 0
 

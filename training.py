@@ -27,6 +27,11 @@ import warm_start
 import weights
 
 
+# Of an update on one device: their places are counted in int32, four choices
+# to a question.
+_MAX_TOKENS = 2 ** 29
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Flags that the run scripts share."""
@@ -54,11 +59,11 @@ class RunConfig:
     learning_rate: float = command_line.flag(
         1e-4, "Highest learning rate.", lower=0)
     adam_beta1: float = command_line.flag(
-        0.9, "Decay of the first moment.", lower=0, upper=1)
+        0.9, "Decay of the first moment, below 1.", lower=0, upper=1)
     adam_beta2: float = command_line.flag(
-        0.98, "Decay of the second moment.", lower=0, upper=1)
+        0.98, "Decay of the second moment, below 1.", lower=0, upper=1)
     adam_epsilon: float = command_line.flag(
-        1e-6, "Added to the root of the second moment.", lower=0)
+        1e-6, "Added to the root of the second moment; above 0.", lower=0)
     weight_decay_rate: float = command_line.flag(
         0.01, "Decoupled weight decay; not of biases and LayerNorm.", lower=0)
     clip_norm: float = command_line.flag(
@@ -105,6 +110,24 @@ class RunConfig:
         if not self.output_dir:
             raise errors.UserError("no output directory is given; name one "
                                    "with --output_dir")
+        # A step would divide by zero.
+        for name, wrong, wanted in (
+                ("adam_beta1", self.adam_beta1 == 1, "below 1"),
+                ("adam_beta2", self.adam_beta2 == 1, "below 1"),
+                ("adam_epsilon", self.adam_epsilon == 0, "above 0")):
+            if wrong:
+                raise errors.UserError(
+                    "--%s is %g; expected a number %s, such as RoBERTa's %g" %
+                    (name, getattr(self, name), wanted,
+                     type(self).__dataclass_fields__[name].default))
+        tokens = self.batch_size * self.max_seq_length
+        if tokens > _MAX_TOKENS:
+            raise errors.UserError(
+                "--train_batch_size=%d, --num_accumulation_steps=%d and "
+                "--max_seq_length=%d make %d tokens an update; expected at "
+                "most %d on a device, so use smaller ones" % (
+                    self.train_batch_size, self.num_accumulation_steps,
+                    self.max_seq_length, tokens, _MAX_TOKENS))
 
     @property
     def batch_size(self):

@@ -332,4 +332,4 @@ def main(arguments):
 
 if __name__ == "__main__":
     command_line.define(DataConfig)
-    command_line.run(main)
+    command_line.run(main, takes_arguments=True)

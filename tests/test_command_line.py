@@ -15,7 +15,7 @@ import errors
 
 # A script of its own: absl's flags are one global set a process.
 SCRIPT = '''
-import dataclasses, json, typing
+import dataclasses, json, os, typing
 from absl import flags
 import command_line, errors
 
@@ -28,6 +28,7 @@ class Config:
     is_on: bool = command_line.flag(False, "A switch.")
     is_off: bool = command_line.flag(True, "Another switch.")
     share: typing.Optional[float] = command_line.flag(None, "A share.")
+    count: int = command_line.flag(0, "A count.", lower=0)
     whole: typing.Optional[bool] = command_line.flag(None, "Or not.")
 
     def __post_init__(self):
@@ -43,10 +44,10 @@ def main(arguments):
     print(json.dumps(dict(dataclasses.asdict(config), rest=arguments[1:])))
 
 command_line.define(Config, rate=0.25)
-command_line.run(main)
+command_line.run(main, takes_arguments="ARGUMENTS" in os.environ)
 '''
 DEFAULTS = dict(size=3, rate=0.25, name="a", path="", is_on=False, is_off=True,
-                share=None, whole=None, rest=[])
+                share=None, count=0, whole=None, rest=[])
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("script") / "script.py"
     path.write_text(SCRIPT)
 
-    def run(*arguments):
+    def run(*arguments, **variables):
         done = subprocess.run(
             [sys.executable, str(path)] + list(arguments),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-            env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+            env=dict(os.environ, PYTHONPATH=str(REPOSITORY), **variables))
         return (done.returncode, done.stdout.decode(),
                 done.stderr.decode().splitlines())
 
@@ -73,15 +74,31 @@ def script(tmp_path_factory):
     (["--is_on", "--nois_off"], {"is_on": True, "is_off": False}),
     (["--is_on=True", "--is_off=false", "--whole=1"],
      {"is_on": True, "is_off": False, "whole": True}),
+    (["--count=2147483647", "--share=inf"],
+     {"count": 2147483647, "share": float("inf")}),
     # An empty value is the default, whatever the type.
     (["--size=", "--rate=", "--name=", "--path=", "--is_on=", "--is_off=",
       "--share=", "--whole="], {}),
-    (["one", "--size", "5", "two"], {"size": 5, "rest": ["one", "two"]}),
+    (["--size", "5"], {"size": 5}),
 ])
 def test_flags_become_a_config(script, arguments, changes):
     code, output, lines = script(*arguments)
     assert (code, lines) == (0, [])
     assert json.loads(output) == dict(DEFAULTS, **changes)
+
+
+def test_words_that_are_no_flags_are_refused_where_none_are_taken(script):
+    words = ["one", "--size", "5", "two"]
+    code, output, _ = script(*words, ARGUMENTS="yes")
+    assert code == 0
+    assert json.loads(output) == dict(DEFAULTS, size=5, rest=["one", "two"])
+    code, output, lines = script(*words)
+    assert (code, output, len(lines)) == (1, "", 1)
+    assert "'one' is no flag; expected --name=value; --help" in lines[0]
+    # absl reads `--is_on` and leaves the word behind it.
+    code, output, lines = script("--is_on", "False")
+    assert (code, output, len(lines)) == (1, "", 1)
+    assert "such as --do_train=False with no blank before it" in lines[0]
 
 
 def test_flag_file_with_comments(script, tmp_path):
@@ -97,6 +114,8 @@ def test_flag_file_with_comments(script, tmp_path):
     ("--size=2.5", ["a whole number"]), ("--size=0", ["from 1 to 9"]),
     ("--size=10", ["from 1 to 9"]), ("--rate=-1", ["a number >= 0"]),
     ("--rate=nan", ["a number >= 0"]), ("--share=x", ["a number"]),
+    ("--rate=inf", ["a number >= 0"]), ("--share=nan", ["a number"]),
+    ("--count=2147483648", ["a whole number >= 0, at most 2147483647"]),
     ("--name=c", ["one of 'a', 'b'"]), ("--is_on=maybe", ["true or false"]),
     ("--nam=b", ["nam", "name"]), ("--unknown=1", ["unknown", "--help"]),
     ("--path=bad", ["--path is bad; use a good one"]),

@@ -219,7 +219,8 @@ define, configs = command_line.define, []
 def record(config, **defaults):
     define(config, **defaults)
     configs.append(config)
-command_line.define, command_line.run = record, lambda main: None
+command_line.define = record
+command_line.run = lambda main, takes_arguments=False: None
 FLAGS = flags.FLAGS
 before, names, wrong, defaults = set(FLAGS), set(FLAGS), [], {}
 for script, calls in sorted(json.load(sys.stdin).items()):
