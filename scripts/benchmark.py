@@ -5,24 +5,26 @@
     python scripts/benchmark.py --output_dir=benchmark
     python scripts/benchmark.py --peers --stages=tokenizer,features
     python scripts/benchmark.py --stages=pipeline,scaling,growth
+    python scripts/benchmark.py --draw=one/benchmark.csv,two/benchmark.csv
 
 Contenders of a stage take turns, round by round, so that a machine that
 slows down slows them all; the median of the rounds counts. Prints a table,
 writes benchmark.csv and, where matplotlib is installed, benchmark.png.
 Ratios of processor seconds hold where others use the machine too.
 
-Peers are timed where they import: tokenizers, tiktoken, transformers (with
-PyTorch), datasets.
+Peers are timed where they import, each in a process of its own: tokenizers,
+tiktoken, transformers (with PyTorch) and datasets in this Python or in that of
+--peers_python, google-research/bert from --bert_dir.
 """
 import csv
 import dataclasses
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 import typing
 
@@ -34,12 +36,13 @@ from absl import logging  # noqa: E402
 import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 
+import benchmark_contenders  # noqa: E402
+import benchmark_peers  # noqa: E402
 import benchmark_stages  # noqa: E402
 import command_line  # noqa: E402
 import errors  # noqa: E402
 import pictures  # noqa: E402
 from benchmark_stages import OURS  # noqa: E402
-from benchmark_stages import installed  # noqa: E402
 
 FLAGS = flags.FLAGS
 DEMO = REPOSITORY / "demo"
@@ -53,6 +56,13 @@ class BenchmarkConfig:
         "Stages to time, comma separated.")
     peers: bool = command_line.flag(
         False, "Also time the peers that are installed.")
+    peers_python: str = command_line.flag(
+        "", "Another Python, where those peers are that this one lacks.")
+    bert_dir: str = command_line.flag(
+        "", "A checkout of google-research/bert, timed on TensorFlow 1.15.")
+    draw: str = command_line.flag(
+        "", "benchmark.csv of earlier runs, comma separated: joined and drawn "
+        "into output_dir, nothing is timed.")
     rounds: int = command_line.flag(5, "Rounds of each stage.", lower=1)
     output_dir: str = command_line.flag(
         "benchmark", "Directory of benchmark.csv and benchmark.png.")
@@ -63,8 +73,10 @@ class BenchmarkConfig:
     text_file: str = command_line.flag(
         str(DEMO / "text.txt"), "Text to tokenize and to build records from.")
     text_megabytes: float = command_line.flag(
-        0.0, "How large a text records are built from: text_file is repeated; "
-        "0 takes it once.", lower=0.0)
+        0.0, "How large a text records are built from: text_file again and "
+        "again, its rare words spelled anew; 0 takes it once.", lower=0.0)
+    cold_megabytes: float = command_line.flag(
+        10.0, "Text of the stage cold, made likewise.", lower=0.0)
     record_length: int = command_line.flag(
         512, "Tokens of the records that the stage data builds.", lower=8,
         upper=512)
@@ -107,6 +119,7 @@ class BenchmarkConfig:
 class Row(typing.NamedTuple):
     """One line of the table."""
     stage: str
+    title: str
     contender: str
     rate: float  # units a second, the median
     unit: str
@@ -118,11 +131,11 @@ class Row(typing.NamedTuple):
     megabytes: float  # most of the processes that it started, 0 if none
 
 
-def time_stage(stage, contenders, rounds, peak):
+def time_stage(stage, title, contenders, rounds, peak):
     """Times contenders in turns after one warm-up.
 
     Args:
-      stage: its name.
+      stage, title: its name, and what it times.
       contenders: list of Contender, ours first.
       rounds: turns of each.
       peak: floating-point operations a second of a large matrix product.
@@ -136,36 +149,29 @@ def time_stage(stage, contenders, rounds, peak):
     for number in range(rounds + 1):
         turn = contenders[::-1] if number % 2 else contenders
         for contender in turn:
-            run = _timed(contender)
+            run = benchmark_contenders.timed(contender.call)
             if number:
                 runs[contender.name].append(run)
             bar.update()
     bar.close()
-    return [_row(stage, contender, contenders[0], runs, peak)
+    return [_row(stage, title, contender, contenders[0], runs, peak)
             for contender in contenders]
 
 
-class Run(typing.NamedTuple):
-    """What one call took."""
-    seconds: float
-    cpu_seconds: float  # of this process and those it waited for
-    megabytes: float
+def start_peers(stage, settings, work):
+    """PeerProcess of every peer of a stage that is installed."""
+    values = dataclasses.asdict(settings)
+    for name in benchmark_peers.PEERS.get(stage, ()):
+        for python in filter(None, (sys.executable, settings.peers_python)):
+            peer = benchmark_contenders.PeerProcess(
+                python, stage, name, values, work, stage == "data")
+            if peer.contender:
+                yield peer
+                break
+            peer.close()
 
 
-def _timed(contender):
-    cpu, start = _cpu_seconds(), time.perf_counter()
-    result = contender.call()
-    return Run(time.perf_counter() - start, _cpu_seconds() - cpu,
-               result if isinstance(result, float) else 0.0)
-
-
-def _cpu_seconds():
-    usages = [resource.getrusage(who) for who in (
-        resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _row(stage, contender, ours, runs, peak):
+def _row(stage, title, contender, ours, runs, peak):
     """A contender's Row from the Runs of all of them."""
     own = runs[contender.name]
 
@@ -176,7 +182,7 @@ def _row(stage, contender, ours, runs, peak):
 
     seconds = statistics.median(run.seconds for run in own)
     wall = ratios("seconds")
-    return Row(stage, contender.name, contender.amount / seconds,
+    return Row(stage, title, contender.name, contender.amount / seconds,
                contender.unit, statistics.median(wall), min(wall), max(wall),
                statistics.median(ratios("cpu_seconds")),
                contender.flops / seconds / peak if peak else 0.0,
@@ -185,14 +191,15 @@ def _row(stage, contender, ours, runs, peak):
 
 def fits(rows):
     """Lines through the costs of the stage scaling, as texts."""
-    of = {row.contender: row for row in rows if row.stage == "scaling"}
-    for name in ("num_layers", "batch_size") if of else ():
-        own = [of[OURS]] + [of["%d x %s" % (times, name)] for times in (2, 3)]
+    own = [row for row in rows if row.stage == "scaling"]
+    factors = benchmark_stages.FACTORS + (1,)
+    for name in benchmark_stages.SCALED if own else ():
+        scaled = [row for row in own if row.contender.startswith(name)]
         for field, kind in (("ratio", "time"), ("cpu_ratio", "CPU time")):
-            costs = [getattr(row, field) for row in own]
-            slope, start = np.polyfit([1, 2, 3], costs, 1)
-            off = max(abs(start + slope * times - cost) / cost
-                      for times, cost in enumerate(costs, 1))
+            costs = [getattr(row, field) for row in scaled + own[:1]]
+            slope, start = np.polyfit(factors, costs, 1)
+            off = max(abs(start + slope * factor - cost) / cost
+                      for factor, cost in zip(factors, costs))
             yield ("%s of a step = %.2f + %.2f x %s, both relative to the "
                    "first; off by at most %.1f %%" % (
                        kind, start, slope, name, 100 * off))
@@ -213,7 +220,7 @@ def matmul_rate(size=1536, rounds=8):
     return 2.0 * size ** 3 / min(times)
 
 
-def machine():
+def machine(versions):
     """One line about the machine and the versions."""
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -222,11 +229,11 @@ def machine():
                           if line.startswith("model name")), model)
     about = "%s, %d cores, Python %s" % (model, os.cpu_count(),
                                         platform.python_version())
-    packages = ("tensorflow", "torch", "transformers", "datasets",
-                "tokenizers")
-    return ", ".join([about] + [
-        "%s %s" % (name, sys.modules[name].__version__) for name in packages
-        if name in sys.modules])
+    if "tensorflow" in sys.modules:
+        versions = dict(versions,
+                        tensorflow=sys.modules["tensorflow"].__version__)
+    return ", ".join([about] + ["%s %s" % item
+                                for item in sorted(versions.items())])
 
 
 def table(rows):
@@ -253,29 +260,92 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
-def draw(path, rows, title):
-    """Bars of each stage's rates, one panel a stage; False: no matplotlib."""
-    if not installed("matplotlib"):
+def read_csv(path):
+    """The rows of a CSV that `write_csv` wrote."""
+    kinds = typing.get_type_hints(Row)
+    with open(path, newline="") as stream:
+        try:
+            return [Row(**{name: kinds[name](text)
+                           for name, text in line.items()})
+                    for line in csv.DictReader(stream)]
+        except (TypeError, ValueError, KeyError):
+            raise errors.UserError(
+                "%s is no benchmark.csv of this version; expected the columns "
+                "%s" % (path, ",".join(Row._fields)))
+
+
+def draw(path, rows):
+    """Bars of each stage's rates, one panel each; False: no matplotlib."""
+    try:
+        pyplot = pictures.load_pyplot("benchmark.py")
+    except errors.UserError:
         return False
-    pyplot = pictures.load_pyplot("benchmark.py")
-    stages = list(dict.fromkeys(row.stage for row in rows))
-    figure, panels = pyplot.subplots(
-        len(stages), 1, figsize=(8, 1.6 * len(stages) + 0.8), squeeze=False)
-    for stage, panel in zip(stages, panels[:, 0]):
-        own = [row for row in rows if row.stage == stage][::-1]
-        bars = panel.barh([row.contender for row in own],
-                          [row.rate for row in own],
-                          color=["tab:blue" if row.contender.startswith(OURS)
-                                 else "tab:gray" for row in own])
-        for bar, row in zip(bars, own):
-            panel.text(bar.get_width(), bar.get_y() + bar.get_height() / 2,
-                       " {:,.3g}".format(row.rate), va="center")
-        panel.set_title("%s (%s)" % (stage, own[0].unit), loc="left")
-        panel.margins(x=0.15)
-    figure.suptitle(title, fontsize=8)
+    keys = list(dict.fromkeys((row.stage, row.title) for row in rows))
+    panels = [[row for row in rows if (row.stage, row.title) == key][::-1]
+              for key in keys]
+    heights = [0.55 + len(panel) for panel in panels]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(9, 0.3 * sum(heights) + 0.4 * len(panels)),
+        squeeze=False, gridspec_kw={"height_ratios": heights})
+    for (_, title), panel, axis in zip(keys, panels, axes[:, 0]):
+        _draw_panel(axis, title, panel)
+    axes[-1, 0].set_xlabel(
+        "times: how much faster this suite's first line is, the median of "
+        "paired rounds (and their spread)", fontsize=8, loc="left")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path, dpi=110)
+    pyplot.close(figure)
     return True
+
+
+def _draw_panel(axis, title, rows):
+    """One stage: rates as bars, our ratio against each beside it."""
+    most = max(row.rate for row in rows)
+    for place, row in enumerate(rows):
+        is_ours = row.contender.startswith(OURS)
+        axis.barh(place, row.rate / most, color=pictures.COLOURS[0]
+                  if is_ours else "#b3b3b3")
+        against = ("" if place == len(rows) - 1 else
+                   "   %.2f times (%.2f to %.2f)" % (row.ratio, row.lowest,
+                                                    row.highest))
+        axis.text(row.rate / most + 0.01, place, _number(row.rate) + " "
+                  + row.unit + against, va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)))
+    axis.set_yticklabels([row.contender for row in rows], fontsize=8)
+    axis.set_xlim(0, 1.65)
+    axis.set_xticks([])
+    axis.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=9)
+    for side in ("top", "right", "bottom"):
+        axis.spines[side].set_visible(False)
+
+
+def _number(rate):
+    return "{:,.0f}".format(rate) if rate >= 1000 else "{:,.3g}".format(rate)
+
+
+def time_all(settings):
+    """(rows, {package: version} of the peers, rate of matrix products)."""
+    needs_peak = {"step", "precision", "predict"} & set(settings.stage_names)
+    peak = matmul_rate() if needs_peak else 0.0
+    rows, versions = [], {}
+    for name in settings.stage_names:
+        peers = []
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                contenders = list(benchmark_stages.STAGES[name](settings, work))
+                if settings.peers:
+                    peers += start_peers(name, settings, work)
+                contenders += [peer.contender for peer in peers]
+                title = benchmark_stages.TITLES[name].format(
+                    **dataclasses.asdict(settings))
+                rows += time_stage(name, title, contenders, settings.rounds,
+                                   peak)
+            finally:
+                for peer in peers:
+                    peer.close()
+        for contender in contenders:
+            versions.update(contender.versions)
+    return rows, versions, peak
 
 
 def main(_):
@@ -283,23 +353,20 @@ def main(_):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     os.makedirs(settings.output_dir, exist_ok=True)
-    needs_peak = {"step", "predict", "pipeline"} & set(settings.stage_names)
-    peak = matmul_rate() if needs_peak else 0.0
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        for name in settings.stage_names:
-            rows += time_stage(name, list(
-                benchmark_stages.STAGES[name](settings, work)),
-                               settings.rounds, peak)
-    about = machine()
-    sys.stdout.write("%s\n\n%s\n" % (about, table(rows)))
-    sys.stdout.write("".join("\n%s\n" % line for line in fits(rows)))
-    if peak:
-        sys.stdout.write("\nmatrix-product rate: %.0f GFLOP/s\n" %
-                         (peak / 1e9))
+    if settings.draw:
+        rows = [row for path in settings.draw.split(",")
+                for row in read_csv(path)]
+        sys.stdout.write(table(rows) + "\n")
+    else:
+        rows, versions, peak = time_all(settings)
+        sys.stdout.write("%s, %s\n\n%s\n" % (
+            time.strftime("%Y-%m-%d"), machine(versions), table(rows)))
+        sys.stdout.write("".join("\n%s\n" % line for line in fits(rows)))
+        if peak:
+            sys.stdout.write("\nmatrix-product rate: %.0f GFLOP/s\n" %
+                             (peak / 1e9))
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
-    if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows,
-                about):
+    if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows):
         sys.stdout.write("no picture: pip install -r "
                          "requirements-plots.txt\n")
 

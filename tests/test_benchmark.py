@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: turns, ratios, text that grows, peers in their processes."""
+import subprocess
+import sys
+import types
+
+import pytest
+
+from conftest import REPOSITORY
+import errors
+
+sys.path.append(str(REPOSITORY / "scripts"))
+import benchmark  # noqa: E402
+import benchmark_contenders  # noqa: E402
+import benchmark_peers  # noqa: E402
+import benchmark_stages  # noqa: E402
+
+TEXT = "the cat sat\nthe cat saw an Ant\n"
+
+
+def row(**changes):
+    return benchmark.Row(**dict(
+        stage="step", title="Step", contender="peer", rate=2.0, unit="x/s",
+        ratio=1.5, lowest=1.25, highest=2.0, cpu_ratio=1.0, peak_share=0.0,
+        megabytes=0.0, **changes))
+
+
+def contender(name, seconds, amount=1.0):
+    return benchmark_contenders.Contender(
+        name, "x/s", amount,
+        lambda: benchmark_contenders.Run(next(seconds), 1.0, 7.0))
+
+
+def test_ratios_are_of_the_same_round_and_the_warm_up_is_left_out():
+    rows = benchmark.time_stage("step", "Step", [
+        contender("ours", iter([99.0, 1.0, 2.0, 4.0])),
+        contender("peer", iter([99.0, 6.0, 4.0, 12.0]), amount=2.0)], 3, 0.0)
+    ours, peer = rows
+    assert (ours.rate, ours.ratio) == (0.5, 1.0)
+    assert peer.rate == pytest.approx(2.0 / 6.0)
+    # 6 / 1, 4 / 2 and 12 / 4 seconds, for twice the work.
+    assert (peer.lowest, peer.ratio, peer.highest) == (1.0, 1.5, 3.0)
+    assert (peer.cpu_ratio, peer.megabytes) == (0.5, 7.0)
+
+
+def test_a_line_is_put_through_the_costs():
+    def costs(*ratios):
+        names = ["this suite", "num_layers=2", "num_layers=8", "batch_size=4",
+                 "batch_size=16"]
+        return [row()._replace(stage="scaling", contender=name, ratio=ratio,
+                               cpu_ratio=1.0)
+                for name, ratio in zip(names, ratios)]
+
+    lines = list(benchmark.fits(costs(1.0, 0.6, 1.8, 0.55, 1.9)))
+    assert lines[0].startswith("time of a step = 0.20 + 0.80 x num_layers")
+    assert lines[0].endswith("off by at most 0.0 %")
+    assert lines[2].startswith("time of a step = 0.10 + 0.90 x batch_size")
+    assert not list(benchmark.fits([row()]))
+
+
+def test_operations_of_one_layer_by_hand():
+    settings = types.SimpleNamespace(hidden_size=2, vocab_size=5, num_layers=1)
+    # Keys and values of 6 tokens; 2 predictions ask, and see 3 tokens each.
+    assert benchmark_stages._forward_flops(settings, 6, 3, 2) == (
+        2 * 6 * 2 * 4 + 2 * 2 * 10 * 4 + 4 * 2 * 3 * 2 + 2 * 2 * 2 * (5 + 2))
+
+
+def test_every_stage_has_a_title_and_every_peer_a_stage():
+    assert set(benchmark_stages.TITLES) == set(benchmark_stages.STAGES)
+    assert set(benchmark_peers.PEERS) <= set(benchmark_stages.STAGES)
+
+
+def test_grown_text_spells_rare_words_anew(tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text(TEXT)
+    path = benchmark_contenders.grown_text(
+        str(source), str(tmp_path), 3 * len(TEXT) / 1e6)
+    copies = open(path).read().split("\n\n\n")[:3]
+    assert copies[0] == TEXT.rstrip("\n")
+    assert len(set(copies)) == 3
+    for copy in copies:
+        assert len(copy) == len(copies[0])
+        assert copy.split()[:2] == ["the", "cat"] == copy.split()[3:5]
+        assert copy.split()[-1][0].isupper()
+
+
+def test_rows_survive_a_file(tmp_path):
+    path = tmp_path / "benchmark.csv"
+    rows = [row(), row()._replace(title="a, b", megabytes=1.5)]
+    benchmark.write_csv(str(path), rows)
+    assert benchmark.read_csv(str(path)) == rows
+    path.write_text("stage,rate\nstep,fast\n")
+    with pytest.raises(errors.UserError, match="no benchmark.csv"):
+        benchmark.read_csv(str(path))
+
+
+# Peers.
+
+PEER = """
+import sys
+sys.path.append(%r)
+import benchmark_contenders
+def peer():
+    %s
+    return benchmark_contenders.Contender(
+        "", "x/s", 3.0, lambda: print("noise"), versions={"peer": "1.0"})
+benchmark_contenders.serve(peer)
+"""
+
+
+def start(monkeypatch, tmp_path, statement, watched=False):
+    (tmp_path / "scripts").mkdir(exist_ok=True)
+    (tmp_path / "scripts" / "benchmark_peers.py").write_text(
+        PEER % (str(REPOSITORY / "scripts"), statement))
+    monkeypatch.setattr(benchmark_contenders, "REPOSITORY", tmp_path)
+    return benchmark_contenders.PeerProcess(
+        sys.executable, "step", "peer", {}, str(tmp_path), watched)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_peer_runs_in_its_own_process(monkeypatch, tmp_path, watched):
+    peer = start(monkeypatch, tmp_path, "pass", watched)
+    made = peer.contender
+    assert (made.name, made.unit, made.amount) == ("peer", "x/s", 3.0)
+    assert made.versions == {"peer": "1.0"}
+    for _ in range(2):
+        run = benchmark_contenders.timed(made.call)
+        assert 0 <= run.seconds < 60
+    peer.close()
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, tmp_path):
+    peer = start(monkeypatch, tmp_path, "raise ImportError")
+    assert peer.contender is None
+    peer.close()
+
+
+def test_a_peer_that_fails_says_why(monkeypatch, tmp_path):
+    with pytest.raises(errors.UserError, match="peer failed: .*no such thing"):
+        start(monkeypatch, tmp_path, "raise ValueError('no such thing')")
+
+
+# The script.
+
+def test_script_times_stages_and_draws_earlier_ones(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"),
+               "--output_dir=%s" % tmp_path]
+    small = ["--stages=tokenizer,step", "--rounds=1", "--num_layers=1",
+             "--hidden_size=64", "--vocab_size=300", "--batch_size=2",
+             "--sequence_length=8", "--predictions=2"]
+    printed = subprocess.check_output(command + small,
+                                      universal_newlines=True)
+    assert "| step | this suite |" in printed
+    assert "GFLOP/s" in printed
+    rows = benchmark.read_csv(str(tmp_path / "benchmark.csv"))
+    assert [one.stage for one in rows] == ["tokenizer", "step"]
+    assert rows[1].title == ("Training step, 1 layers, H 64, V 300, 2 x 8, "
+                             "2 masked")
+    again = subprocess.check_output(
+        command + ["--draw=%s" % (tmp_path / "benchmark.csv")],
+        universal_newlines=True)
+    assert "| step | this suite |" in again
