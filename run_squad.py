@@ -224,7 +224,7 @@ def write_predictions(data, results, answerable, run, task):
     """predictions.json, nbest_predictions.json and null_odds.json.
 
     Where the file has answers, also eval_results.txt: the official scores,
-    for v2.0 with the best null thresholds.
+    for v2.0 with the best null thresholds and a suggested one.
     """
     def decode(threshold):
         return squad.decode(
@@ -263,11 +263,13 @@ def _gold(task):
 
 
 def _scores_v2(gold, predictions, answers, null_odds):
-    """exact, f1, and both with the thresholds that suit them best."""
+    """exact, f1, both with the thresholds that suit them best, and advice."""
     scores = {name: 100.0 * sum(values.values()) / len(gold)
               for name, values in zip(("exact", "f1"), squad_scores.scores(
                   gold, predictions))}
     scores.update(squad_scores.find_best_thresholds(gold, answers, null_odds))
+    scores["suggested_thresh"] = squad_scores.suggested_threshold(
+        gold, answers, null_odds)
     return scores
 
 

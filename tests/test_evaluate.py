@@ -238,6 +238,22 @@ def test_answering_nothing_can_be_best():
     assert best["best_f1"] == 50.0 and best["best_f1_thresh"] == 0.0
 
 
+# Right answers whose null odds, 1, forbid them at threshold 0, and wrong ones
+# to questions without an answer: gains and losses of a threshold of 1. The
+# gain has to exceed 2 sqrt(gains + losses), nearly.
+@pytest.mark.parametrize("gains, losses, wanted", [
+    (3, 0, 0.0), (5, 0, 1.0), (7, 2, 0.0), (10, 2, 1.0)])
+def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
+        gains, losses, wanted):
+    gold = {"right%d" % i: ["x"] for i in range(gains + 500)}
+    gold.update(("wrong%d" % i, []) for i in range(losses))
+    odds = dict.fromkeys(gold, 1.0)
+    odds.update(("right%d" % i, -1.0) for i in range(gains, gains + 500))
+    odds.update(("wrong%d" % i, 0.5) for i in range(losses))
+    answers = dict.fromkeys(gold, "x")
+    assert squad_scores.suggested_threshold(gold, answers, odds) == wanted
+
+
 GOOD = dataset({"a": ["x"]})
 
 
