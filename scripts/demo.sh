@@ -73,13 +73,13 @@ stage "pre-training" pretraining "$PYTHON" run_pretraining.py \
     --flagfile=demo/pretrain.flags --input_files_dir="$OUT_DIR/records_train" \
     --eval_files_dir="$OUT_DIR/records_eval" \
     --output_dir="$OUT_DIR/pretraining"
-PRETRAINED=$OUT_DIR/pretraining/model.ckpt-600
+PRETRAINED=$OUT_DIR/pretraining/model.ckpt-1200
 
 fine_tune "baseline: a model that learned nothing" untrained 1.1 \
     --learning_rate=0 --num_train_epochs=0
 fine_tune "baseline: SQuAD v1.1 without pre-training" without_pretraining 1.1 \
-    --num_train_epochs=8
-fine_tune "SQuAD v1.1" squad_v1.1 1.1 --num_train_epochs=8 \
+    --num_train_epochs=6
+fine_tune "SQuAD v1.1" squad_v1.1 1.1 --num_train_epochs=6 \
     --init_checkpoint="$PRETRAINED"
 fine_tune "SQuAD v2.0" squad_v2.0 2.0 --num_train_epochs=5 \
     --init_checkpoint="$PRETRAINED" --version_2_with_negative=True

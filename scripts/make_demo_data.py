@@ -7,7 +7,7 @@ Everything is invented: towns, people and rivers are named by joined
 syllables. A paragraph states two facts about each of two of them, in any
 order:
 
-    The mayor of Belgora is Dovin. Ulrik was born in 1712. ...
+    The mayor of Blevgora is Drovin. Olvrik was born in 1712. ...
 
 Facts are drawn anew for each paragraph, so only reading it answers a question
 about it. A question of v2.0 without an answer asks for a fact about one of
@@ -36,11 +36,15 @@ DEV_PARAGRAPHS = 80
 FACTS = 4  # in a paragraph, half of them about each subject
 QUESTIONS = 3  # with an answer, to a paragraph
 UNANSWERABLE = 2  # at most, to a paragraph of v2.0
-MERGES = 320
+MERGES = 360
 HELD_OUT = 6  # every sixth name is kept for evaluation
 
-_STARTS = ("Bel Dor Fal Gan Hes Jor Kel Lim Mar Nev Ost Pel Quin Rad Sel Tar "
-           "Ul Vos Wil Yar Zim Bra Cro Dre Fri Gla Kru Pla Sto Tri").split()
+# No start with an end makes a place of GeoNames with 500 inhabitants or more, a
+# name of the census of the United States, or an English, German, French,
+# Italian, Spanish or Dutch word (searched in November 2026).
+_STARTS = ("Blev Blis Chalv Crin Drov Dwar Falb Glav Glon Holv Jask Jelf Jorv "
+           "Kelv Krol Lurv Nolv Olv Plez Plon Prel Quend Skuld Slorn Snav "
+           "Thrun Velb Vran Yolv Zolv").split()
 _ENDS = {
     "town": "gora mund stead wick holm dale minster ford brun lund "
             "haven moor burn cote".split(),
