@@ -5,10 +5,12 @@ The file `checkpoint` in a run's directory lists them; TensorFlow restores the
 one it names as the newest. This module strikes damaged ones off that list,
 and those of a run that diverged.
 """
+import fcntl
 import glob
 import os
 import re
 import shutil
+import time
 
 import tensorflow.compat.v1 as tf
 
@@ -45,6 +47,44 @@ class Saver(tf.train.Saver):
         if os.path.abspath(path) == self._restored:
             return path
         return super().save(sess, save_path, global_step, **options)
+
+
+# {directory: descriptor} of those that this process trains in.
+_CLAIMED = {}
+# A killed run's last processes may hold on for so long.
+_CLAIM_SECONDS = 3
+
+
+def claim(directory):
+    """Keeps other processes from training in a directory.
+
+    The claim ends with the process, however that ends. Where a file system
+    knows no locks, there is none.
+
+    Raises:
+      errors.UserError: another process trains there.
+    """
+    place = os.path.realpath(directory)
+    if place in _CLAIMED:
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    deadline = time.monotonic() + _CLAIM_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise errors.UserError(
+                    "another run trains in %s; wait for its end, or give "
+                    "another --output_dir" % directory)
+            time.sleep(0.1)
+        except OSError as error:
+            tf.logging.info("%s cannot be locked: %s", directory,
+                            error.strerror)
+            break
+    _CLAIMED[place] = descriptor
 
 
 def newest(directory):

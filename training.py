@@ -545,6 +545,8 @@ def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
 
     A damaged checkpoint found there is passed over.
 
+    No other process trains there then (`checkpoints.claim`).
+
     Args:
       run: RunConfig.
       config: modeling.RobertaConfig.
@@ -554,7 +556,9 @@ def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
     """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
-    checkpoints.repair(run.output_dir, removes=rank == 0)
+    if run.do_train and rank == 0:
+        checkpoints.claim(run.output_dir)
+    checkpoints.repair(run.output_dir, removes=run.do_train and rank == 0)
     path = os.path.join(run.output_dir, "config.json")
     is_there = os.path.exists(path) and os.path.samefile(
         path, run.bert_config_file)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which checkpoint a run goes on from when files are damaged or missing."""
+import fcntl
 import os
 
 import pytest
@@ -8,6 +9,7 @@ import tensorflow.compat.v1 as tf
 import checkpoints
 import errors
 import tf_checkpoint
+import tiny
 import training
 
 
@@ -178,6 +180,35 @@ def test_what_was_just_restored_is_not_written_again(run):
     assert os.path.getmtime(name) == 1
     run.saver.save(run.session, run.prefix(), 4)
     assert run.steps() == [2, 3, 4]
+
+
+# Two runs in one directory.
+
+def test_a_second_run_in_a_directory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_CLAIM_SECONDS", 0.2)
+    other = os.open(str(tmp_path), os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)  # as another process holds it
+    with pytest.raises(errors.UserError, match="another run trains in"):
+        checkpoints.claim(str(tmp_path))
+    os.close(other)  # as the kernel does when it is killed
+    checkpoints.claim(str(tmp_path))
+    checkpoints.claim(str(tmp_path))  # is this process's own
+    other = os.open(str(tmp_path), os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_leaves_alone_what_a_run_is_writing(run, tmp_path):
+    unfinished = tmp_path / "run" / "model.ckpt-4_temp_1"
+    unfinished.mkdir()
+    path = tiny.write_model(tmp_path / "model") / "config.json"
+    for trains in (False, True):
+        settings = training.RunConfig(
+            bert_config_file=str(path), output_dir=run.path, do_train=trains)
+        training.prepare_output(settings, training.model_config(settings))
+        assert unfinished.exists() is not trains
 
 
 # Errors of TensorFlow that a user can mend.

@@ -42,10 +42,10 @@ SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
            "convert_checkpoint.py", "scripts/benchmark.py",
            "train_tokenizer.py", "run_classifier.py",
            "run_multiple_choice.py", "run_tagger.py", "predict.py",
-           "export_model.py", "scripts/serve.py")
+           "export_model.py", "scripts/serve.py", "scripts/doctor.py")
 # Pages whose commands run here on tiny models in place of the demo's.
-TUTORIALS = ("data.md", "pretraining.md", "squad.md", "prediction.md",
-             "export.md")
+TUTORIALS = ("data.md", "pretraining.md", "squad.md", "resume.md",
+             "prediction.md", "export.md")
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")
