@@ -383,6 +383,13 @@ def test_a_wrong_default_is_noticed():
     assert is_default("100,000", 100000)
 
 
+def test_the_index_names_every_page():
+    text = (REPOSITORY / "docs" / "README.md").read_text("utf-8")
+    pages = {path.name for path in REPOSITORY.glob("docs/*.md")}
+    linked = set(re.findall(r"\]\(([\w.-]+\.md)\)", text))
+    assert pages - {"README.md"} == linked
+
+
 # --- Links, paths, messages, numbers ----------------------------------------
 
 
