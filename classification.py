@@ -143,6 +143,20 @@ def labels_in(examples):
     return Labels(tuple(sorted(names, key=int if is_whole else None)))
 
 
+def named_labels(text):
+    """The names in --labels: comma separated, each once.
+
+    Raises:
+      errors.UserError: a name is empty or stands there twice.
+    """
+    names = tuple(text.split(","))
+    if not all(names) or len(set(names)) < len(names) or len(names) < 2:
+        raise errors.UserError(
+            "--labels=%s; expected at least two different names, comma "
+            "separated, in the order of their ids" % text)
+    return names
+
+
 def labels_of_config(values):
     """Labels that a config.json names, None where it names none.
 

@@ -63,7 +63,8 @@ class BuildConfig:
         None, "Files to write; default: one for %d MB of input."
         % (SHARD_BYTES >> 20), lower=1, upper=99999)
     num_workers: typing.Optional[int] = command_line.flag(
-        None, "Processes; default: one a core.", lower=1)
+        None, "Processes; default: one a core.", lower=1,
+        upper=worker_pool.MAX_WORKERS)
     overwrite: bool = command_line.flag(
         False, "Replace the records that are in the output.")
     runner: typing.Optional[str] = command_line.flag(

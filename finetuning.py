@@ -47,6 +47,7 @@ import progress
 import training
 import warm_start
 import weight_names
+import worker_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,13 @@ class TaskConfig:
     predict_batch_size: int = command_line.flag(
         8, "Sequences of a batch in prediction.", lower=1)
     num_train_epochs: float = command_line.flag(
-        2.0, "Passes over the training features.", lower=0)
+        2.0, "Passes over the training features.", lower=0, upper=100000)
     warmup_proportion: float = command_line.flag(
         0.06, "Share of the steps over which the learning rate rises.",
         lower=0, upper=1)
     num_workers: int = command_line.flag(
-        0, "Processes that tokenize; 0 takes all cores.", lower=0)
+        0, "Processes that tokenize; 0 takes all cores.", lower=0,
+        upper=worker_pool.MAX_WORKERS)
 
 
 class Sequences(typing.NamedTuple):

@@ -87,6 +87,10 @@ class ClassifierConfig(finetuning.TaskConfig):
                 "--data_dir is given with --task=generic; name one of GLUE's "
                 "tasks with --task, or files with --train_file, --eval_file "
                 "and --predict_file")
+        if self.label_column in (self.text_column, self.text_pair_column):
+            raise errors.UserError(
+                "--label_column=%s is also a column of texts; a model would "
+                "read the label off the text" % self.label_column)
         if self.labels and self.regression:
             raise errors.UserError("--labels and --regression are both given; "
                                    "a regression has numbers, no labels")
@@ -158,7 +162,8 @@ def decide_labels(run, task, train):
     if task.regression:
         wanted = classification.Labels(())
     elif task.labels:
-        wanted = classification.Labels(tuple(task.labels.split(",")))
+        wanted = classification.Labels(
+            classification.named_labels(task.labels))
     elif task.is_glue:
         wanted = classification.Labels(glue.TASKS[task.task].labels)
     values = finetuning.trained_config(run)

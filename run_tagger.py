@@ -93,7 +93,8 @@ def decide_labels(run, task, train):
     Raises:
       errors.UserError: there are none, or not those that are wanted.
     """
-    wanted = tuple(filter(None, task.labels.split(",")))
+    wanted = (classification.named_labels(task.labels) if task.labels
+              else ())
     values = finetuning.trained_config(run)
     saved = values and classification.labels_of_config(values)
     if not saved or saved.is_regression:

@@ -194,7 +194,11 @@ def _checked_answer(where, context, answer):
     found = context[max(start, 0):max(start, 0) + len(text)]
     if start >= 0 and text.strip() and found == text:
         return text, start
-    place = context.find(text) if text.strip() else -1
+    if not text.strip():
+        raise _InvalidAnswer(
+            "%s has an empty answer, %.50r; mend the file, or leave such "
+            "questions out with --skip_invalid_answers=True" % (where, text))
+    place = context.find(text)
     raise _InvalidAnswer(
         "%s: at answer_start %d stands %.50r, not the answer %.50r%s; mend "
         "the file, or leave such questions out with "
@@ -352,8 +356,9 @@ def _encode(examples, tokenizer, num_workers):
     chunks = list(_chunks(examples))
     remaining = iter(examples)
     documents = {}
-    results = worker_pool.map_ordered(chunks, _chunk_encoder, (tokenizer,),
-                                      num_workers)
+    results = worker_pool.map_ordered(
+        chunks, _chunk_encoder, (tokenizer,),
+        max(1, min(num_workers, len(chunks))))
     for (contexts, _), (new_documents, queries) in zip(chunks, results):
         documents.update(zip(contexts, new_documents))
         # The query first: zip must not take an example and then stop.

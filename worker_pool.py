@@ -20,6 +20,8 @@ import errors
 # for memory.
 _ITEMS_A_WORKER = 2
 _WATCH_SECONDS = 0.5
+# More are a slip of the pen, and would be the end of the machine.
+MAX_WORKERS = 1024
 
 _function = None  # of a worker, what `create` returned
 

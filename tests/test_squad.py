@@ -111,6 +111,18 @@ def test_v2_data_needs_the_flag(tmp_path, fields):
         squad.read_examples(path, True, False)
 
 
+def test_no_more_processes_start_than_there_is_work(monkeypatch):
+    asked = []
+
+    def map_ordered(items, create, arguments, num_workers):
+        asked.append(num_workers)
+        return map(create(*arguments), items)
+
+    monkeypatch.setattr(squad.worker_pool, "map_ordered", map_ordered)
+    features([example()], num_workers=500)
+    assert asked == [1]
+
+
 def test_invalid_answers_are_errors_or_left_out(tmp_path):
     start = CONTEXT.index("Anna Bell") + 1
     path = write(tmp_path, dataset(question(), question(
@@ -131,7 +143,8 @@ def test_invalid_answers_are_errors_or_left_out(tmp_path):
 def test_answers_outside_the_context_are_invalid(tmp_path, text, start):
     path = write(tmp_path, dataset(question(
         answers=[{"text": text, "answer_start": start}])))
-    with pytest.raises(errors.UserError, match="answer_start"):
+    with pytest.raises(errors.UserError, match="answer_start" if text.strip()
+                       else "has an empty answer"):
         squad.read_examples(path, True, False)
     with pytest.raises(errors.UserError, match="nothing is left"):
         squad.read_examples(path, True, False, skip_invalid_answers=True)
