@@ -24,6 +24,7 @@
 """
 import dataclasses
 import functools
+import logging
 import os
 import platform
 import shutil
@@ -350,6 +351,15 @@ def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
     return tf.cast(stored, dtype)
 
 
+def _disable_v2_behavior():
+    """The one compatibility spot: TensorFlow 2 builds then behave as 1.15."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it calls its own function deprecated
+    tf.disable_v2_behavior()
+    logger.setLevel(level)
+
+
 def create(options, environ=None):
     """The device that the options ask for, ready to use.
 
@@ -361,8 +371,7 @@ def create(options, environ=None):
       errors.UserError: the accelerator asked for by name is not usable here.
     """
     environ = os.environ if environ is None else environ
-    # The one compatibility spot: TensorFlow 2 builds then behave as 1.15.
-    tf.disable_v2_behavior()
+    _disable_v2_behavior()
     if options.use_xla:
         # On a CPU XLA compiles nothing without it. TensorFlow reads it once,
         # at the first look for devices.

@@ -12,6 +12,7 @@ writes under another name, computes random sequences with what it wrote and
 with the graph of training, and gives the name only where both agree.
 """
 import contextlib
+import math
 import os
 import shutil
 import typing
@@ -382,6 +383,16 @@ def _remove(path):
         os.remove(path)
 
 
+def _check_place(path, model):
+    """Refuses a place whose replacement would take the model away."""
+    place = os.path.realpath(path)
+    home = os.path.realpath(model.directory)
+    if os.path.commonpath([place, home]) == place:
+        raise errors.UserError(
+            "--output=%s holds the model that is exported; give another "
+            "--output" % path)
+
+
 def export(model, head, form, path, *, shape=Shape(), input_type=tf.int32,
            top_k=5, tolerance=None, overwrite=False):
     """Writes a model and compares it with the graph of training.
@@ -405,6 +416,7 @@ def export(model, head, form, path, *, shape=Shape(), input_type=tf.int32,
         more than the tolerance; nothing is left behind then.
     """
     model.check_head(head)
+    _check_place(path, model)
     if tolerance is None:
         tolerance = TOLERANCES.get(head, TOLERANCE)
     environment.create(environment.DeviceConfig(accelerator="cpu"))
@@ -413,6 +425,11 @@ def export(model, head, form, path, *, shape=Shape(), input_type=tf.int32,
     with _new_path(path, overwrite) as temporary:
         FORMATS[form].write(built, model, temporary)
         largest = compare(model, head, form, temporary, shape, input_type)
+        if not math.isfinite(largest):
+            raise errors.UserError(
+                "%s was not written: outputs of %s are NaN or infinite; the "
+                "model has diverged, give an earlier checkpoint" % (
+                    path, model.checkpoint))
         if not largest <= tolerance:
             raise errors.UserError(
                 "%s was not written: its outputs differ from those of "

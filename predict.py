@@ -13,6 +13,7 @@ The tasks are answer, fill-mask, classify and embed. Without --text and
 import dataclasses
 import json
 import logging
+import os
 import sys
 import typing
 
@@ -145,10 +146,19 @@ def check_flags(task, options):
         if getattr(options, name) and task != of:
             raise errors.UserError("--%s belongs to %s, but the task is %s" % (
                 name, of, task))
-    if task == "embed" and options.output_file and (
-            not options.output_file.endswith(".npy")):
+    output = options.output_file
+    if task == "embed" and output and not output.endswith(".npy"):
         raise errors.UserError("--output_file=%s: vectors go to a .npy file" %
-                               options.output_file)
+                               output)
+    if task != "embed" and output.endswith(".npy"):
+        raise errors.UserError(
+            "--output_file=%s: a .npy file holds the vectors of embed, but "
+            "the task is %s; give a name in .jsonl" % (output, task))
+    if options.input_file and os.path.exists(output) and os.path.samefile(
+            output, options.input_file):
+        raise errors.UserError(
+            "--output_file=%s is the --input_file; results would replace it, "
+            "give another name" % output)
 
 
 # --- Prediction -------------------------------------------------------------

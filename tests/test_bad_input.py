@@ -82,6 +82,11 @@ CASES = {
          ["line 1 is not JSON"]),
         ("no place for results", ANSWER + QUESTION + [
             "--output_file=$BAD/p.json/a.jsonl"], ["p.json"]),
+        ("answers as vectors", ANSWER + QUESTION + ["--output_file=$OUT.npy"],
+         ["embed"]),
+        ("results onto the input", ANSWER + [
+            "--input_file=$BAD/squad.json", "--output_file=$BAD/squad.json"],
+         ["would replace it"]),
         ("beyond the positions", ANSWER + QUESTION + [
             "--max_seq_length=600"], ["600"]),
     ],
@@ -96,6 +101,10 @@ CASES = {
         ("slim has no input", ["--format=slim", "--input_type=int64"],
          ["--input_type"]),
         ("output is there", ["--output=$BAD/text"], ["--overwrite"]),
+        ("output onto the model", ["--output=$MODEL", "--overwrite"],
+         ["holds the model"]),
+        ("output above the model", ["--output=$MODEL/..", "--overwrite"],
+         ["holds the model"]),
     ],
     "run_classifier.py": [
         ("nothing to do", ["--do_train=False"], ["--do_train"]),

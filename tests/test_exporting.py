@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from conftest import GOLDEN
 import errors
 import exporting
+import tf_checkpoint
 import tiny
 import trained_model
 
@@ -145,6 +146,23 @@ def test_what_differs_is_not_left_behind(model, tmp_path):
                      **arguments)
     assert path.read_bytes() != before
     assert [one.name for one in tmp_path.iterdir()] == ["s.pb"]
+
+
+def test_a_model_that_has_diverged_is_named_as_such(model, tmp_path):
+    tensors = dict(model.tensors)
+    name = "cls/squad/output_bias"
+    tensors[name] = tensors[name]._replace(
+        read=lambda: np.full([2], np.nan, np.float32))
+    prefix = str(tmp_path / "broken")
+    with open(prefix + ".data-00000-of-00001", "wb") as stream:
+        index = tf_checkpoint.write_data(stream, dict(sorted(
+            tensors.items())))
+    with open(prefix + ".index", "wb") as stream:
+        stream.write(index)
+    with pytest.raises(errors.UserError, match="broken are NaN or infinite"):
+        exporting.export(model._replace(checkpoint=prefix), "squad",
+                         "saved_model", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_that_is_not_there_is_refused(model, tmp_path):
