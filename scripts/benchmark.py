@@ -13,8 +13,8 @@ writes benchmark.csv and, where matplotlib is installed, benchmark.png.
 Ratios of processor seconds hold where others use the machine too.
 
 Peers are timed where they import, each in a process of its own: tokenizers,
-tiktoken, transformers (with PyTorch) and datasets in this Python or in that of
---peers_python, google-research/bert from --bert_dir.
+tiktoken, transformers (with PyTorch) and datasets in --peers_python or in this
+Python, google-research/bert from --bert_dir.
 """
 import csv
 import dataclasses
@@ -57,7 +57,7 @@ class BenchmarkConfig:
     peers: bool = command_line.flag(
         False, "Also time the peers that are installed.")
     peers_python: str = command_line.flag(
-        "", "Another Python, where those peers are that this one lacks.")
+        "", "The Python that has the peers; those it lacks run in this one.")
     bert_dir: str = command_line.flag(
         "", "A checkout of google-research/bert, timed on TensorFlow 1.15.")
     draw: str = command_line.flag(
@@ -162,7 +162,7 @@ def start_peers(stage, settings, work):
     """PeerProcess of every peer of a stage that is installed."""
     values = dataclasses.asdict(settings)
     for name in benchmark_peers.PEERS.get(stage, ()):
-        for python in filter(None, (sys.executable, settings.peers_python)):
+        for python in filter(None, (settings.peers_python, sys.executable)):
             peer = benchmark_contenders.PeerProcess(
                 python, stage, name, values, work, stage == "data")
             if peer.contender:
