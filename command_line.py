@@ -76,6 +76,8 @@ class _Parser(flags.ArgumentParser):
     def _check(self, value):
         if self._kind in (int, float):
             self._check_size(value)
+        elif self._kind is str and "\0" in value:
+            raise ValueError("expected a text without a zero byte")
         choices = self._metadata["choices"]
         lower, upper = self._metadata["lower"], self._metadata["upper"]
         if choices is not None and value not in choices:

@@ -161,10 +161,7 @@ def check_disk(directory, size, keep):
       size: bytes of a checkpoint.
       keep: how many are kept.
     """
-    place = os.path.abspath(directory)
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    _check_usable(place)
+    place = _usable(directory)
     free = shutil.disk_usage(place).free
     there = len(checkpoints.listed(directory))
     wanted = size * max(1, keep + 1 - there)
@@ -181,14 +178,21 @@ def check_disk(directory, size, keep):
     return text
 
 
-def _check_usable(place):
-    """Raises an OSError unless files can be made in a directory."""
+def _usable(directory):
+    """The part of a directory's path that is there.
+
+    Raises:
+      OSError: no file or directory can be made in it.
+    """
+    place = os.path.abspath(directory)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
     if not os.path.isdir(place):
         number = errno.ENOTDIR
     elif not os.access(place, os.W_OK | os.X_OK):
         number = errno.EACCES
     else:
-        return
+        return place
     raise OSError(number, os.strerror(number), place)
 
 
@@ -285,6 +289,7 @@ def check_run(run, config, device, head, *, predictions, choices=1):
 
 def check_room(run, config, head):
     """`check_disk` of a run; arguments as of `check_run`."""
+    _usable(run.log_dir)
     return check_disk(run.output_dir, checkpoint_bytes(config, head),
                       run.keep_checkpoint_max)
 

@@ -27,6 +27,9 @@ import warm_start
 import weights
 
 
+# What TensorFlow does not take for part of a name.
+_PATTERN = re.compile("[*?\\[\\]\\\\\x00-\x1f\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Of an update on one device: their places are counted in int32, four choices
 # to a question.
 _MAX_TOKENS = 2 ** 29
@@ -110,6 +113,16 @@ class RunConfig:
         if not self.output_dir:
             raise errors.UserError("no output directory is given; name one "
                                    "with --output_dir")
+        if _PATTERN.search(self.output_dir):
+            raise errors.UserError(
+                "--output_dir=%r: TensorFlow takes *, ?, [, ] and \\ in the "
+                "name of a checkpoint for a pattern, and could not go on from "
+                "it; give a name without them and without control characters"
+                % self.output_dir)
+        if _SURROGATE.search(self.out_log_dir):
+            raise errors.UserError(
+                "--out_log_dir=%r is not UTF-8, which TensorFlow writes names "
+                "in; give another name" % self.out_log_dir)
         # A step would divide by zero.
         for name, wrong, wanted in (
                 ("adam_beta1", self.adam_beta1 == 1, "below 1"),

@@ -69,6 +69,10 @@ def check(run, config, parts, required=ENCODER, labels=None):
 
 def _open(path):
     """A reader of --init_checkpoint, whose files are whole."""
+    if re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
+        raise errors.UserError(
+            "--init_checkpoint=%s is one file of a checkpoint; give what is "
+            "common to its names, %s" % (path, os.path.splitext(path)[0]))
     wrong = (checkpoints.damage(path)
              if os.path.exists(tf_checkpoint.index_file(path)) else "")
     if wrong:

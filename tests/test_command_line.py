@@ -131,6 +131,14 @@ def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
     assert all(word in lines[0] for word in words), lines[0]
 
 
+def test_a_zero_byte_is_no_part_of_a_path(script, tmp_path):
+    path = tmp_path / "recipe.flags"
+    path.write_bytes(b"--path=a\0b\n")
+    code, output, lines = script("--flagfile=%s" % path)
+    assert (code, output, len(lines)) == (1, "", 1)
+    assert "expected a text without a zero byte" in lines[0]
+
+
 def test_a_flag_file_that_is_not_utf8_is_one_line(script, tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_bytes(b"--path=\xff\n")

@@ -175,3 +175,11 @@ def test_tensorflows_talk_of_itself_is_left_out(text, is_kept):
     assert training._is_of_use(record) == is_kept
     line = training._Formatter().format(record)
     assert line.endswith(" I " + text)
+
+
+@pytest.mark.parametrize("name", ["a*", "a?", "a[1]", "a\\b", "a\nb",
+                                  "a\udcff"])
+def test_directories_that_could_not_be_resumed_are_refused(name):
+    with pytest.raises(errors.UserError, match="for a pattern"):
+        training.RunConfig(output_dir=name)
+    training.RunConfig(output_dir="a b/\u4e2d'\"%s{}")

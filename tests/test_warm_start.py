@@ -44,6 +44,13 @@ def test_a_config_that_computes_something_else_is_refused(
         assert trained in message
 
 
+@pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
+def test_a_file_of_a_checkpoint_is_not_its_name(trained, tmp_path, ending):
+    with pytest.raises(errors.UserError, match="one file of a checkpoint; .*"
+                       "model.ckpt-7$"):
+        check(tmp_path, {"init_checkpoint": trained + ending})
+
+
 @pytest.mark.parametrize("text", [None, "no JSON", "{}"])
 def test_without_a_config_beside_it_nothing_is_compared(
         trained, tmp_path, text):
