@@ -14,6 +14,7 @@ with the graph of training, and gives the name only where both agree.
 import contextlib
 import math
 import os
+import re
 import shutil
 import typing
 
@@ -356,6 +357,11 @@ def compare(model, head, form, path, shape, input_type):
 # --- Export -----------------------------------------------------------------
 
 
+# Words of TensorFlow's messages.
+_NO_ROOM = re.compile("No space left on device|Disk quota exceeded|"
+                      "File too large")
+
+
 @contextlib.contextmanager
 def _new_path(path, overwrite):
     """A path to write to, which becomes `path` when all went well."""
@@ -371,6 +377,16 @@ def _new_path(path, overwrite):
         if os.path.lexists(path):
             os.replace(path, old)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+    except tf.errors.OpError as error:
+        found = _NO_ROOM.search(str(error))
+        if not found:
+            raise
+        raise errors.UserError(
+            "%s cannot be written: %s; free some space, or choose another "
+            "--output" % (path, found.group()))
     finally:
         _remove(temporary)
         _remove(old)

@@ -10,6 +10,7 @@
 The tasks are answer, fill-mask, classify and embed. Without --text and
 --input_file it asks, until the input ends (Ctrl-D).
 """
+import contextlib
 import dataclasses
 import json
 import logging
@@ -196,8 +197,21 @@ def predict_all(model, items):
 # --- Output -----------------------------------------------------------------
 
 
-def _json(value):
-    return json.dumps(value, ensure_ascii=False)
+def _json(value, encoding="utf-8", **options):
+    """JSON; characters are escaped where the encoding lacks one of them.
+
+    Halves of surrogate pairs, which JSON may hold, are in none.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, **options)
+    return text
+
+
+def _encoding():
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def _plain(result):
@@ -211,13 +225,13 @@ def write_results(results, path):
     """Writes results where they belong; a file appears when complete."""
     if not path:
         for result in results:
-            sys.stdout.write(_json(_plain(result)) + "\n")
+            sys.stdout.write(_json(_plain(result), _encoding()) + "\n")
     elif path.endswith(".npy"):
         _write_vectors(results, path)
     elif path.endswith(".json"):
         answers = {result["id"]: result.get("answer", result)
                    for result in results}
-        _write(path, [json.dumps(answers, indent=2, ensure_ascii=False)])
+        _write(path, [_json(answers, indent=2)])
     else:
         _write(path, map(_json, results))
 
@@ -274,7 +288,12 @@ def _ask(prompt):
     if sys.stdin.isatty():
         sys.stdout.write(prompt)
         sys.stdout.flush()
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            "the input cannot be read (%s); set PYTHONIOENCODING=utf-8, or "
+            "give a file with --input_file" % error)
     return line.rstrip("\r\n") if line else None
 
 
@@ -301,7 +320,9 @@ def converse(model):
             lines = readable(result)
         except errors.UserError as error:
             lines = ["error: %s" % error]
-        sys.stdout.write("".join(line + "\n" for line in lines))
+        text = "".join(line + "\n" for line in lines)
+        sys.stdout.write(text.encode(_encoding(), "backslashreplace").decode(
+            _encoding()))
         sys.stdout.flush()
 
 
@@ -328,7 +349,9 @@ def main(arguments):
     if items is None:
         converse(model)
     else:
-        write_results(predict_all(model, items), options.output_file)
+        # Closed first, so that its bar ends before a message is written.
+        with contextlib.closing(predict_all(model, items)) as results:
+            write_results(results, options.output_file)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from conftest import GOLDEN
+from conftest import GOLDEN, REPOSITORY
 import errors
 import exporting
 import tf_checkpoint
@@ -163,6 +163,26 @@ def test_a_model_that_has_diverged_is_named_as_such(model, tmp_path):
         exporting.export(model._replace(checkpoint=prefix), "squad",
                          "saved_model", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["saved_model", "frozen", "slim"])
+def test_a_full_disk_is_one_line_that_names_the_place(model, tmp_path, forked,
+                                                      form):
+    path = str(tmp_path / "out") + ENDINGS[form]
+    with open(str(tmp_path / "run.py"), "w") as stream:
+        stream.write(
+            "import resource, runpy, signal, sys\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+            "sys.path.insert(0, %r)\n"
+            "runpy.run_path(%r, run_name='__main__')\n" % (
+                str(REPOSITORY), str(REPOSITORY / "export_model.py")))
+    log = forked(str(tmp_path / "run.py"), "--task=squad", code=1,
+                 model=model.directory, format=form, output=path)
+    last = log.splitlines()[-1]
+    assert "Traceback" not in log and path in last
+    assert "File too large" in last
+    assert [one.name for one in tmp_path.iterdir()] == ["run.py"]
 
 
 def test_a_head_that_is_not_there_is_refused(model, tmp_path):

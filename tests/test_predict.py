@@ -146,3 +146,29 @@ def test_the_prompt_goes_on_after_a_mistake(folder, monkeypatch, capsys):
 def test_the_task_stands_first(arguments):
     with pytest.raises(errors.UserError, match="python predict.py answer"):
         predict.main(arguments)
+
+
+@pytest.mark.parametrize("encoding, shown", [
+    ("utf-8", '{"id": "\u00e9"}'), ("ascii", '{"id": "\\u00e9"}')])
+def test_characters_that_an_output_lacks_are_escaped(monkeypatch, encoding,
+                                                     shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    predict.write_results([{"id": "\u00e9"}], "")
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == shown + "\n"
+
+
+def test_an_input_of_another_encoding_is_named(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(
+        io.BytesIO("\u00e9\n".encode("utf-8")), encoding="ascii"))
+    with pytest.raises(errors.UserError, match="PYTHONIOENCODING=utf-8"):
+        predict._ask("")
+
+
+def test_half_a_surrogate_pair_is_escaped(tmp_path):
+    for name in ("a.jsonl", "a.json"):
+        path = tmp_path / name
+        predict.write_results([{"id": "\ud800", "answer": "\u00e9"}],
+                              str(path))
+        assert "\\ud800" in path.read_text("utf-8")
