@@ -297,13 +297,17 @@ def _ask(prompt):
     return line.rstrip("\r\n") if line else None
 
 
+_PROMPTS = {"classify": "text (of a pair: both, a tab between them): ",
+            "fill-mask": "text with <mask>: "}
+
+
 def converse(model):
     """Asks for inputs and shows results until the input ends."""
     text = ""
     while True:
         question = ""
         if not (model.task == "answer" and text):
-            text = _ask("text: ")
+            text = _ask(_PROMPTS.get(model.task, "text: "))
             if text is None:
                 return
             if not text.strip():
@@ -316,7 +320,11 @@ def converse(model):
                 text = ""
                 continue
         try:
-            result, = predict(model, [Item("1", text, question=question)])
+            first, tab, second = text.partition("\t")
+            item = Item("1", text, question=question)
+            if model.task == "classify" and tab:
+                item = Item("1", first, second)
+            result, = predict(model, [item])
             lines = readable(result)
         except errors.UserError as error:
             lines = ["error: %s" % error]

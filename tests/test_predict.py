@@ -141,6 +141,19 @@ def test_the_prompt_goes_on_after_a_mistake(folder, monkeypatch, capsys):
     assert words.count("%") == 5
 
 
+def test_the_prompt_takes_a_pair_with_a_tab_in_it(tmp_path, monkeypatch,
+                                                  capsys):
+    tiny.write_trained(tmp_path, ["classification"])
+    model = predictor.Predictor(str(tmp_path), "classify")
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\tcd\nab cd\n"))
+    predict.converse(model)
+    lines = capsys.readouterr().out.splitlines()
+    expected = [predict.readable(model.classify(*texts))
+                for texts in (("ab", "cd"), ("ab cd",))]
+    assert lines == expected[0] + expected[1]
+    assert expected[0] != expected[1]
+
+
 @pytest.mark.parametrize("arguments", [["predict.py"], ["predict.py", "guess"],
                                        ["predict.py", "answer", "more"]])
 def test_the_task_stands_first(arguments):
