@@ -14,9 +14,9 @@ A script brings its flags, its data and its graph:
     def predictions(features):
         return {"logits": [B, ...]}
 
-and its `main` is then, with run, task, config and device from the flags:
+and its `main` is then, with run, task and device from the flags:
 
-    finetuning.check(run, task, config, tokenizer)     # before data is read
+    config, tokenizer = finetuning.begin(run, task)     # before data is read
     warm_start.check(run, config, ["tagging"],
                      finetuning.required(run, "cls/tagging/"), labels=5)
     train = Sequences(...) if run.do_train else None
@@ -44,6 +44,7 @@ import errors
 import input_pipeline
 import preflight
 import progress
+import tokenization
 import training
 import warm_start
 import weight_names
@@ -118,21 +119,28 @@ class Model(typing.NamedTuple):
     chance: typing.Optional[float] = None
 
 
-def check(run, task, config, tokenizer, *, others=()):
-    """Refuses flags that do not go together, before data is read.
+def begin(run, task, *, others=()):
+    """Sets up logging and reads the model's config and tokenizer.
+
+    Flags that do not go together are refused, before data is read.
 
     Args:
       run: training.RunConfig.
       task: TaskConfig.
-      config: modeling.RobertaConfig.
-      tokenizer: tokenization.RobertaTokenizer.
       others: names of flags beside do_train and do_predict that are work to
         do, such as do_eval.
+
+    Returns:
+      (modeling.RobertaConfig, tokenization.RobertaTokenizer).
 
     Raises:
       errors.UserError: there is nothing to do, no checkpoint to do it with, or
         vocabulary, lengths and model do not belong together.
     """
+    training.set_up_logging(run)
+    config = training.model_config(run)
+    tokenizer = tokenization.RobertaTokenizer(
+        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
     wanted = ("do_train", *others, "do_predict")
     if not (run.do_train or any(getattr(task, name) for name in wanted[1:])):
         raise errors.UserError("nothing to do: give %s" % " or ".join(
@@ -146,6 +154,7 @@ def check(run, task, config, tokenizer, *, others=()):
             "%s holds no checkpoint to predict with; name one with "
             "--init_checkpoint, or train with --do_train=True" %
             run.output_dir)
+    return config, tokenizer
 
 
 def required(run, head):

@@ -34,7 +34,7 @@ _LENGTH_STEP = 32  # lengths of batches, as in training's prediction
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(squad.AnswerConfig):
     """How to predict; what run_squad.py has too is the same there."""
     bert_config_file: str = command_line.flag(
         "", "The model's config. Default: config.json beside the checkpoint.")
@@ -60,17 +60,6 @@ class Settings:
     doc_stride: typing.Optional[int] = command_line.flag(
         None, "Tokens from one window of a long text to the next. Default: a "
         "third of max_seq_length, 128 at most.", lower=1)
-    max_query_length: int = command_line.flag(
-        64, "Tokens of a question; more are cut off.", lower=1)
-    n_best_size: int = command_line.flag(
-        20, "Answers listed for each question.", lower=1)
-    max_answer_length: int = command_line.flag(
-        30, "Tokens of an answer.", lower=1)
-    version_2_with_negative: bool = command_line.flag(
-        False, "Whether questions may have no answer (SQuAD v2.0).")
-    null_score_diff_threshold: float = command_line.flag(
-        0.0, "No answer is given where its score exceeds the best answer's "
-        "by more than this.")
     top_k: int = command_line.flag(
         5, "Words listed for each <mask>.", lower=1)
     pooling: str = command_line.flag(

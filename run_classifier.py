@@ -28,7 +28,6 @@ import modeling
 import table_files
 import task_scores
 import text_pairs
-import tokenization
 import training
 import warm_start
 
@@ -305,11 +304,7 @@ def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     task = command_line.build(ClassifierConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    training.set_up_logging(run)
-    config = training.model_config(run)
-    tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
-    finetuning.check(run, task, config, tokenizer, others=("do_eval",))
+    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
     # All input is read, and refused, before anything is written.
     data = read_data(run, task)
     labels = decide_labels(run, task, data.train)

@@ -21,7 +21,6 @@ import errors
 import finetuning
 import modeling
 import race
-import tokenization
 import training
 import warm_start
 
@@ -174,11 +173,7 @@ def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     task = command_line.build(MultipleChoiceConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    training.set_up_logging(run)
-    config = training.model_config(run)
-    tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
-    finetuning.check(run, task, config, tokenizer, others=("do_eval",))
+    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
     warm_start.check(run, config, ["multiple_choice"],
                      finetuning.required(run, "cls/multiple_choice/"))
     # All input is read, and refused, before anything is written.

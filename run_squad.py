@@ -24,7 +24,6 @@ import modeling
 import squad
 import squad_cache
 import squad_scores
-import tokenization
 import training
 import warm_start
 
@@ -35,23 +34,12 @@ DEFAULTS = {"learning_rate": 1.5e-5, "max_seq_length": 384,
 
 
 @dataclasses.dataclass(frozen=True)
-class SquadConfig(finetuning.TaskConfig):
+class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
     """Flags of this script, those of every fine-tuning script among them."""
     train_file: str = command_line.flag("", "SQuAD JSON to train on.")
     predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
     doc_stride: int = command_line.flag(
         128, "Tokens from one window of a long context to the next.", lower=1)
-    max_query_length: int = command_line.flag(
-        64, "Tokens of a question; more are cut off.", lower=1)
-    n_best_size: int = command_line.flag(
-        20, "Answers listed for each question.", lower=1)
-    max_answer_length: int = command_line.flag(
-        30, "Tokens of an answer.", lower=1)
-    version_2_with_negative: bool = command_line.flag(
-        False, "Whether questions may have no answer (SQuAD v2.0).")
-    null_score_diff_threshold: float = command_line.flag(
-        0.0, "No answer is given where its score exceeds the best answer's "
-        "by more than this.")
     answerability_head: bool = command_line.flag(
         False, "v2.0: a classifier on <s> whose loss is added to the span "
         "loss (RoBERTa paper, section 5.2).")
@@ -277,11 +265,7 @@ def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    training.set_up_logging(run)
-    config = training.model_config(run)
-    tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
-    finetuning.check(run, task, config, tokenizer)
+    config, tokenizer = finetuning.begin(run, task)
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(run, config, heads,
                      finetuning.required(run, "cls/squad/"))

@@ -26,7 +26,6 @@ import errors
 import finetuning
 import modeling
 import task_scores
-import tokenization
 import training
 import warm_start
 import word_windows
@@ -270,11 +269,7 @@ def main(_):
     run = command_line.build(training.RunConfig, FLAGS)
     task = command_line.build(TaggerConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    training.set_up_logging(run)
-    config = training.model_config(run)
-    tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
-    finetuning.check(run, task, config, tokenizer, others=("do_eval",))
+    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
     # All input is read, and refused, before anything is written.
     data = read_data(run, task)
     names = decide_labels(run, task, data.train)

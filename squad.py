@@ -13,12 +13,14 @@ Source: google-research/bert, run_squad.py (windows and labels); fairseq's
 RoBERTa, hub_interface.py (layout of a pair).
 """
 import collections
+import dataclasses
 import functools
 import typing
 
 from absl import logging
 import numpy as np
 
+import command_line
 import errors
 import squad_scores
 from squad_decoding import decode  # noqa: F401, a part of this interface
@@ -28,6 +30,22 @@ import worker_pool
 _SPECIAL_TOKENS = 4
 # Examples in one piece of work for a process.
 _CHUNK_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """Flags of every script that answers questions."""
+    max_query_length: int = command_line.flag(
+        64, "Tokens of a question; more are cut off.", lower=1)
+    n_best_size: int = command_line.flag(
+        20, "Answers listed for each question.", lower=1)
+    max_answer_length: int = command_line.flag(
+        30, "Tokens of an answer.", lower=1)
+    version_2_with_negative: bool = command_line.flag(
+        False, "Whether questions may have no answer (SQuAD v2.0).")
+    null_score_diff_threshold: float = command_line.flag(
+        0.0, "No answer is given where its score exceeds the best answer's "
+        "by more than this.")
 
 
 class Example(typing.NamedTuple):

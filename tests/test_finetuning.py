@@ -10,7 +10,6 @@ import finetuning
 import modeling
 import preflight
 import tiny
-import tokenization
 import training
 import warm_start
 
@@ -90,21 +89,32 @@ def test_choices_stand_side_by_side(static):
     assert features["index"].tolist() == [0, 1] + [-1] * static
 
 
-@pytest.fixture
-def model(tmp_path):
-    folder = tiny.write_model(tmp_path / "model")
-    return (modeling.RobertaConfig.from_json_file(str(folder / "config.json")),
-            tokenization.RobertaTokenizer(str(folder / "vocab.json"),
-                                          str(folder / "merges.txt")))
+def begun(folder, monkeypatch, run, task):
+    monkeypatch.setattr(training, "set_up_logging", lambda run: None)
+    files = {name: str(tiny.write_model(folder / "model") / file)
+             for name, file in (("bert_config_file", "config.json"),
+                                ("vocab_file", "vocab.json"),
+                                ("merges_file", "merges.txt"))}
+    return finetuning.begin(
+        run_of(bert_config_file=files.pop("bert_config_file"), **run),
+        finetuning.TaskConfig(**files, **task))
+
+
+def test_a_run_begins_with_its_model_and_tokenizer(tmp_path, monkeypatch):
+    config, tokenizer = begun(tmp_path, monkeypatch, {"do_train": True},
+                              {"do_lower_case": True})
+    assert config.vocab_size == tokenizer.vocab_size == tiny.VOCAB_SIZE
+    assert tokenizer.encode("AB") == tokenizer.encode("ab")
 
 
 @pytest.mark.parametrize("run, task, message", [
     ({}, {}, "nothing to do: give --do_train=True or --do_predict=True"),
     ({"do_train": True, "max_seq_length": 600}, {}, "--max_seq_length is 600"),
     ({}, {"do_predict": True}, "/nonexistent holds no checkpoint")])
-def test_what_cannot_work_is_refused(model, run, task, message):
+def test_what_cannot_work_is_refused(tmp_path, monkeypatch, run, task,
+                                     message):
     with pytest.raises(errors.UserError, match=message):
-        finetuning.check(run_of(**run), finetuning.TaskConfig(**task), *model)
+        begun(tmp_path, monkeypatch, run, task)
 
 
 def test_prediction_alone_needs_a_trained_head():
