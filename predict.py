@@ -13,14 +13,12 @@ The tasks are answer, fill-mask, classify and embed. Without --text and
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import sys
 import typing
 
 from absl import flags
 import numpy as np
-import tensorflow.compat.v1 as tf
 import tqdm
 
 import command_line
@@ -28,6 +26,7 @@ import errors
 import predictor
 import squad
 import strict_json
+import training
 import weights
 
 FLAGS = flags.FLAGS
@@ -345,7 +344,7 @@ def main(arguments):
     options = command_line.build(PredictConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     check_flags(task, options)
-    tf.get_logger().setLevel(logging.WARNING)
+    training.set_up_warnings()
     items = None
     if options.input_file:
         items = read_items(task, options.input_file,

@@ -154,12 +154,22 @@ class RunConfig:
 
 def set_up_logging(run):
     """Our lines and TensorFlow's warnings, each once, with a time."""
+    level = logging.DEBUG if run.verbose_logging else logging.INFO
+    _set_up_logger(level, filters=not run.verbose_logging)
+
+
+def set_up_warnings():
+    """Warnings alone, for scripts whose output is an answer."""
+    _set_up_logger(logging.WARNING, filters=True)
+
+
+def _set_up_logger(level, filters):
     logger = tf.get_logger()
-    logger.setLevel(logging.DEBUG if run.verbose_logging else logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False  # absl's handler would say it again
     for handler in logger.handlers:
         handler.setFormatter(_Formatter())
-        if not run.verbose_logging:
+        if filters:
             handler.addFilter(_is_of_use)
 
 

@@ -11,7 +11,6 @@ otherwise; it knows no passwords, and keeps and logs nothing of what is asked.
 import base64
 import dataclasses
 import hashlib
-import logging
 import pathlib
 import re
 import socket
@@ -21,11 +20,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from absl import flags  # noqa: E402
-import tensorflow.compat.v1 as tf  # noqa: E402
 
 import command_line  # noqa: E402
 import errors  # noqa: E402
 import predictor  # noqa: E402
+import training  # noqa: E402
 
 FLAGS = flags.FLAGS
 PAGE = pathlib.Path(__file__).with_suffix(".html")
@@ -225,7 +224,7 @@ def main(_):
     options = command_line.build(ServeConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     _, _, uvicorn = _import()
-    tf.get_logger().setLevel(logging.WARNING)
+    training.set_up_warnings()
     listening = listen(options.host, options.port)
     model = predictor.Predictor(options.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")

@@ -93,6 +93,11 @@ def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
         one["id"]: one["answer"] for one in results}
 
 
+def test_an_answer_comes_without_talk(folder, forked):
+    log = forked("predict.py", "embed", model=folder, text="ab")
+    assert "deprecated" not in log and "Instructions" not in log
+
+
 def test_a_file_appears_when_it_is_complete(tmp_path):
     def broken():
         yield {"id": "1"}
