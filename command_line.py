@@ -236,6 +236,10 @@ def run(main, takes_arguments=False):
             return result
         except errors.UserError as error:
             return fail(error)
+        except KeyboardInterrupt:
+            sys.stderr.write("%s: interrupted\n" %
+                             os.path.basename(sys.argv[0]))
+            return sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return sys.exit(128 + signal.SIGPIPE)

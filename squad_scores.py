@@ -45,6 +45,8 @@ class ScriptParser(argparse.ArgumentParser):
             sys.stdout.flush()
         except errors.UserError as error:
             self.fail(error)
+        except KeyboardInterrupt:
+            self.exit(128 + signal.SIGINT, "%s: interrupted\n" % self.prog)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit(128 + signal.SIGPIPE)

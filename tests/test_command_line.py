@@ -39,6 +39,8 @@ def main(arguments):
     config = command_line.build(Config, flags.FLAGS)
     if config.path == "missing":
         open("/nonexistent/file")
+    if config.path == "interrupted":
+        raise KeyboardInterrupt
     if config.path == "bug":
         raise RuntimeError("a bug")
     print(json.dumps(dict(dataclasses.asdict(config), rest=arguments[1:])))
@@ -129,6 +131,11 @@ def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
     assert (code, output, len(lines)) == (1, "", 1)
     assert lines[0].startswith("script.py: error: ")
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_an_interrupted_script_ends_without_a_traceback(script):
+    code, output, lines = script("--path=interrupted")
+    assert (code, output, lines) == (130, "", ["script.py: interrupted"])
 
 
 def test_a_zero_byte_is_no_part_of_a_path(script, tmp_path):
