@@ -46,7 +46,9 @@ def test_a_model_learns_and_answers(folder, forked):
                (line.split(" = ") for line in lines)}
     assert set(results) == {"accuracy", "accuracy_middle", "accuracy_high",
                             "loss", "questions"}
-    assert results["accuracy"] > 0.8  # chance is 0.25
+    # Chance is 0.25 and 1.386. The right option looks unlike the others, so
+    # one that learned nothing may prefer it by luck, but is not sure of it.
+    assert results["accuracy"] > 0.9 and results["loss"] < 0.3
     scalars = tiny.scalars_of(folder / "out")
     assert list(scalars["eval/accuracy_high"].values()) == [
         pytest.approx(results["accuracy_high"])]
