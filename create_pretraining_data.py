@@ -286,7 +286,13 @@ def run(build, config):
         logging.warning("--dupe_factor=%d is ignored: with dynamic masking "
                         "each sequence is written once", config.dupe_factor)
     files = _expand_inputs(build)
-    num_shards = build.shards(sum(f.size for f in files))
+    total = sum(f.size for f in files)
+    num_shards = build.shards(total)
+    if num_shards > total:
+        raise errors.UserError(
+            "--num_shards is %d, but --input_file=%s has %d bytes; expected "
+            "fewer shards than bytes, one for %d MB is usual" % (
+                num_shards, build.input_file, total, SHARD_BYTES >> 20))
     settings = manifest_settings(build, config)
     output = _open_output(build, num_shards, settings, _identity(files, config))
     try:

@@ -91,6 +91,22 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
     return value
 
 
+def check_output(flag, path, inputs):
+    """Refuses an output that would replace one of the inputs.
+
+    Args:
+      flag: the output's, for the message.
+      path: of the output.
+      inputs: paths, None for one that is not given.
+    """
+    for other in inputs:
+        if (other and os.path.exists(other) and os.path.exists(path)
+                and os.path.samefile(path, other)):
+            raise errors.UserError(
+                "%s=%s is an input; it would be replaced, give another name" %
+                (flag, path))
+
+
 def _read_up_to(stream, size):
     """At most so many bytes; read(size) would take the memory of them all."""
     data = bytearray()

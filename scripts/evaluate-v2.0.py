@@ -218,6 +218,9 @@ def main(arguments):
     if not arguments.out_file:
         print(json.dumps(result, indent=2))
         return
+    squad_scores.check_output(
+        "--out-file", arguments.out_file,
+        (arguments.data_file, arguments.pred_file, arguments.na_prob_file))
     with open(arguments.out_file, "w") as stream:
         json.dump(result, stream)
 

@@ -439,6 +439,9 @@ def main(arguments):
     if arguments.limit < 1:
         raise errors.UserError("--limit=%d: expected a whole number >= 1"
                                % arguments.limit)
+    squad_scores.check_output("--output", arguments.output, (
+        arguments.dataset, arguments.predictions, arguments.nbest,
+        arguments.null_odds))
     questions = read_questions(arguments)
     page = render(questions, worst(questions, arguments.limit), arguments)
     draft = arguments.output + ".incomplete"

@@ -112,10 +112,14 @@ def check_addresses(name, addresses):
 def write(path, table):
     """Writes JSON; the file appears when it is complete."""
     temporary = "%s.%d.incomplete" % (path, os.getpid())
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(table, stream, indent=2)
-        stream.write("\n")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            json.dump(table, stream, indent=2)
+            stream.write("\n")
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -154,6 +154,8 @@ CASES = {
          ["address_0"]),
         ("no place for it", ["--device_ips=10.0.0.2,10.0.0.3",
                              "--output=$BAD/p.json/a.json"], ["p.json"]),
+        ("output is a directory",
+         ["--device_ips=10.0.0.2,10.0.0.3", "--output=$BAD/none"], ["none"]),
         ("unknown flag", ["--host=1"], ["--help"]),
     ],
     "scripts/evaluate-v1.1.py": [
@@ -166,6 +168,9 @@ CASES = {
          ["list.json"]),
     ],
     "scripts/evaluate-v2.0.py": [
+        ("result onto the data", ["$BAD/squad.json", "$BAD/p.json",
+                                  "--out-file=$BAD/squad.json"],
+         ["would be replaced"]),
         ("missing odds", ["$BAD/squad.json", "$BAD/p.json",
                           "--na-prob-file=$BAD/missing.json"],
          ["missing.json"]),

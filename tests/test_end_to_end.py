@@ -438,6 +438,8 @@ WRONG_FOR_CREATE = [
     ("share of 0", ["--masked_lm_prob=0"], ["--masked_lm_prob"]),
     ("share of 1", ["--masked_lm_prob=1"], ["--masked_lm_prob"]),
     ("length of 2", ["--max_seq_length=2"], ["max_seq_length"]),
+    ("more shards than text", ["--num_shards=99999", "--input_file="
+                               "$BAD/shape.json"], ["fewer shards"]),
 ]
 WRONG_FOR_PRETRAINING = [
     ("nothing to do", ["--do_train=False"], ["--do_train", "--do_eval"]),
