@@ -362,7 +362,8 @@ def test_a_model_that_is_not_whole_is_refused_by_name(tmp_path, model, change,
 
 @pytest.mark.parametrize("settings, expected", [
     ({"encoder_layers": 3}, "layers.2.self_attn.q_proj.weight"),
-    ({"encoder_layers": 10 ** 9}, "1000000000 layers"),
+    ({"encoder_layers": 900}, "the config has 900 layers"),
+    ({"encoder_layers": 10 ** 9}, "must be from 1 to 1000"),
     ({"encoder_layers": "2"}, "does not say encoder_layers"),
     ({"encoder_attention_heads": 0}, "num_attention_heads is 0"),
     ({"max_positions": 512}, "is [66, 32], expected [514, 32]"),
