@@ -241,15 +241,18 @@ def table(rows):
     lines = ["| stage | contender | rate | this suite against it, wall "
              "(spread) | CPU seconds | share of matrix-product rate | peak "
              "memory |", "|---|---|---|---|---|---|---|"]
+    title = None
     for row in rows:
         share = "%.0f %%" % (100 * row.peak_share) if row.peak_share else ""
         memory = "%.0f MB" % row.megabytes if row.megabytes else ""
         lines.append("| %s | %s | %s %s | %.2f (%.2f to %.2f) | %.2f | %s | "
                      "%s |" % (
-                         row.stage, row.contender, "{:,.4g}".format(row.rate)
+                         "" if row.title == title else row.title,
+                         row.contender, "{:,.4g}".format(row.rate)
                          if row.rate < 1000 else "{:,.0f}".format(row.rate),
                          row.unit, row.ratio, row.lowest, row.highest,
                          row.cpu_ratio, share, memory))
+        title = row.title
     return "\n".join(lines)
 
 

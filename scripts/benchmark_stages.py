@@ -250,10 +250,9 @@ TITLES = {
     "tokenizer": "Tokenizer, warm, one thread",
     "cold": "Tokenizer from nothing, {cold_megabytes:g} MB of text",
     "data": "Building: " + _BUILT,
-    "growth": "Building, large and small: " + _BUILT,
+    "growth": "Building from {text_megabytes:g} MB of text and from a fiftieth",
     "features": "SQuAD features, 384 / 128, one core",
-    "pipeline": "Input pipeline, masks drawn anew, and the training step, "
-                + _BATCH,
+    "pipeline": "Input pipeline and training step, " + _BATCH,
     "step": "Training step, " + _BATCH,
     "precision": "Training step in other ways, " + _BATCH,
     "scaling": "Training step of other sizes, " + _BATCH,

@@ -150,7 +150,7 @@ def test_script_times_stages_and_draws_earlier_ones(tmp_path):
              "--sequence_length=8", "--predictions=2"]
     printed = subprocess.check_output(command + small,
                                       universal_newlines=True)
-    assert "| step | this suite |" in printed
+    assert "2 masked | this suite |" in printed
     assert "GFLOP/s" in printed
     rows = benchmark.read_csv(str(tmp_path / "benchmark.csv"))
     assert [one.stage for one in rows] == ["tokenizer", "step"]
@@ -159,4 +159,11 @@ def test_script_times_stages_and_draws_earlier_ones(tmp_path):
     again = subprocess.check_output(
         command + ["--draw=%s" % (tmp_path / "benchmark.csv")],
         universal_newlines=True)
-    assert "| step | this suite |" in again
+    assert "2 masked | this suite |" in again
+
+
+def test_the_page_shows_the_numbers_of_its_file():
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text("utf-8")
+    rows = benchmark.read_csv(str(REPOSITORY / "docs" / "benchmarks.csv"))
+    assert len(rows) > 20
+    assert benchmark.table(rows) in page
