@@ -3,7 +3,7 @@
 #
 # Sets up and runs the main job on the bundled data: text to records,
 # pre-training, SQuAD v1.1 and v2.0, both evaluations, and baselines that show
-# what the training is worth. Six to nine minutes on two cores.
+# what the training is worth. About eight minutes on two cores.
 #
 #   bash scripts/demo.sh
 #
