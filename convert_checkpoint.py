@@ -20,18 +20,18 @@ import os
 import sys
 import typing
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
-import command_line
-import errors
-import fairseq_model
-import modeling
-import safetensors_file
-import tf_checkpoint
-import torch_file
-import weight_names
-import weights
+import configuration
+from common import command_line, errors, files
+from weights import (
+    fairseq_model,
+    lazy_tensors,
+    safetensors_file,
+    tf_checkpoint,
+    torch_file,
+)
+from weights import names as weight_names
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 # What Hugging Face keeps beside a vocabulary; taken along where it is.
@@ -71,10 +71,10 @@ class Model(typing.NamedTuple):
     """An input, its tensors under Hugging Face's names and not yet read."""
     path: str  # for messages
     kind: str  # "hf", "fairseq" or "tf"
-    tensors: typing.Dict[str, weights.Tensor]
+    tensors: typing.Dict[str, lazy_tensors.Tensor]
     values: dict  # of config.json
     config_bytes: typing.Optional[bytes]  # the file, if there is one
-    config: modeling.RobertaConfig
+    config: configuration.RobertaConfig
     parts: typing.Set[str]  # of weight_names.PARTS
     left_out: list  # (name, reason)
     tokenizer: typing.Dict[str, bytes]  # file name -> content
@@ -124,8 +124,8 @@ def _read_config(path):
     if not os.path.isfile(path):
         raise errors.UserError("%s does not exist; expected the model's config "
                                "beside its weights" % path)
-    data = weights.read_small(path)
-    return weights.parse_json(data, path), data
+    data = files.read_small(path)
+    return files.parse_json(data, path), data
 
 
 def _read_hf(options):
@@ -170,16 +170,16 @@ def _load_bin(path):
         raise errors.UserError("%s holds no dict of weights; expected one that "
                                "transformers saved" % path)
     for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, weights.Tensor):
+        if not isinstance(name, str) or not isinstance(value, lazy_tensors.Tensor):
             raise errors.UserError("%s: %s is no tensor; expected weights "
-                                   "alone" % (path, weights.quoted(str(name))))
+                                   "alone" % (path, lazy_tensors.quoted(str(name))))
     return {name: value._replace(source=name)
             for name, value in values.items()}
 
 
 def _load_parts(index_file, load):
     """The tensors of all files that an index names."""
-    places = weights.read_json(index_file).get("weight_map")
+    places = files.read_json(index_file).get("weight_map")
     if not isinstance(places, dict) or not all(
             isinstance(place, str) for place in places.values()):
         raise errors.UserError("%s has no weight_map from names to files" %
@@ -190,18 +190,18 @@ def _load_parts(index_file, load):
                 or not place.isprintable()):
             raise errors.UserError("%s names the file %s; expected one in its "
                                    "own directory" %
-                                   (index_file, weights.quoted(place)))
+                                   (index_file, lazy_tensors.quoted(place)))
         part = load(os.path.join(os.path.dirname(index_file), place))
         for name, tensor in part.items():
             if places.get(name) != place:
                 raise errors.UserError(
                     "%s holds %s, which %s does not expect there" %
-                    (place, weights.quoted(name), index_file))
+                    (place, lazy_tensors.quoted(name), index_file))
         tensors.update(part)
     for name in places:
         if name not in tensors:
             raise errors.UserError("%s expects %s in %s, which lacks it" % (
-                index_file, weights.quoted(name), places[name]))
+                index_file, lazy_tensors.quoted(name), places[name]))
     return tensors
 
 
@@ -229,12 +229,12 @@ def _read_fairseq(options):
     config = _roberta_config(path, loaded.config, len(loaded.tensors))
     tokenizer = {}
     if vocab_file:
-        tokenizer[VOCAB] = weights.read_small(vocab_file)
+        tokenizer[VOCAB] = files.read_small(vocab_file)
     elif loaded.vocabulary:
         tokenizer[VOCAB] = json.dumps(loaded.vocabulary,
                                       ensure_ascii=False).encode("utf-8")
     if merges_file:
-        tokenizer[MERGES] = weights.read_small(merges_file)
+        tokenizer[MERGES] = files.read_small(merges_file)
     parts = weight_names.parts_in_hf(loaded.tensors, config, [])
     return Model(path, "fairseq", loaded.tensors, loaded.config, None, config,
                  parts, loaded.left_out, _warned(tokenizer, directory))
@@ -268,7 +268,7 @@ def _read_tf(options):
         elif variable is None:
             tensors[name] = tensor
         else:
-            tensors[variable.hf] = (weights.transposed(tensor)
+            tensors[variable.hf] = (lazy_tensors.transposed(tensor)
                                     if variable.is_kernel else tensor)
     return Model(prefix, "tf", tensors, values, config_bytes, config, parts,
                  left_out, _tokenizer_files(directory, options, config))
@@ -279,7 +279,7 @@ _READERS = {"hf": _read_hf, "fairseq": _read_fairseq, "tf": _read_tf}
 
 def _tokenizer_files(directory, options, config):
     """{file name: content} of a vocabulary, given or beside the input."""
-    files = {}
+    companions = {}
     given = {VOCAB: options.vocab_file, MERGES: options.merges_file}
     names = list(given)
     if not any(given.values()):
@@ -287,21 +287,21 @@ def _tokenizer_files(directory, options, config):
     for name in names:
         path = given.get(name) or os.path.join(directory, name)
         if given.get(name) or os.path.isfile(path):
-            files[name] = weights.read_small(path)
+            companions[name] = files.read_small(path)
             if name == VOCAB:
-                weights.read_vocabulary(path, config.vocab_size)
-    return _warned(files, directory)
+                lazy_tensors.read_vocabulary(path, config.vocab_size)
+    return _warned(companions, directory)
 
 
-def _warned(files, directory):
+def _warned(companions, directory):
     """The same files; says so when a tokenizer would not be complete."""
-    missing = [name for name in (VOCAB, MERGES) if name not in files]
+    missing = [name for name in (VOCAB, MERGES) if name not in companions]
     if missing:
         logging.warning(
             "no %s in %s: the output has no complete tokenizer; give "
             "--vocab_file and --merges_file", " and ".join(missing),
             directory or ".")
-    return files
+    return companions
 
 
 # Checking.
@@ -316,7 +316,7 @@ def _architectures(values):
 def _roberta_config(path, values, tensors):
     """The RobertaConfig of config.json; refuses what the file cannot hold."""
     try:
-        config = modeling.RobertaConfig.from_dict(values)
+        config = configuration.RobertaConfig.from_dict(values)
     except errors.UserError as error:
         raise errors.UserError("config of %s: %s" % (path, error))
     if config.num_hidden_layers > tensors:
@@ -337,7 +337,7 @@ def _without_copies(model):
         if original not in tensors and original.startswith("lm_head"):
             tensors[original] = copy
         elif original in tensors:
-            if not weights.same_bytes(copy, tensors[original]):
+            if not lazy_tensors.same_bytes(copy, tensors[original]):
                 raise errors.UserError(
                     "%s: %s differs from %s; RoBERTa's output layer is tied to "
                     "its embeddings, and a model where it is not cannot be "
@@ -371,7 +371,7 @@ def _variables(model):
 
 def _missing(model):
     return ["%s %s is missing" % (
-        model.name_of(variable), weights.shape_text(
+        model.name_of(variable), lazy_tensors.shape_text(
             model.shape_of(variable, variable.shape)))
             for variable in _variables(model)
             if variable.hf not in model.tensors]
@@ -379,8 +379,8 @@ def _missing(model):
 
 def _unexpected(model):
     known = {variable.hf for variable in _variables(model)}
-    return ["%s %s is not expected" % (weights.quoted(tensor.source),
-                                       weights.shape_text(tensor.shape))
+    return ["%s %s is not expected" % (lazy_tensors.quoted(tensor.source),
+                                       lazy_tensors.shape_text(tensor.shape))
             for name, tensor in model.tensors.items() if name not in known]
 
 
@@ -397,11 +397,11 @@ def _misshapen(model):
                 free = tensor.shape[0]
             shape = tuple(free if size is None else size
                           for size in variable.shape)
-            if tensor.shape != shape or not weights.count(tensor.shape):
+            if tensor.shape != shape or not lazy_tensors.count(tensor.shape):
                 faults.append("%s is %s, expected %s" % (
-                    tensor.source, weights.shape_text(
+                    tensor.source, lazy_tensors.shape_text(
                         model.shape_of(variable, tensor.shape)),
-                    weights.shape_text(model.shape_of(variable, shape))))
+                    lazy_tensors.shape_text(model.shape_of(variable, shape))))
             elif tensor.dtype not in ("F32", "F16", "BF16"):
                 faults.append("%s is of type %s, expected F32, F16 or BF16" %
                               (tensor.source, tensor.dtype))
@@ -455,11 +455,11 @@ def _config_bytes(model, dtype):
 
 def _small_files(model, directory, dtype, overwrite):
     """{path: bytes} of config and tokenizer; without what is there already."""
-    files = {os.path.join(directory, "config.json"): _config_bytes(model,
+    contents = {os.path.join(directory, "config.json"): _config_bytes(model,
                                                                    dtype)}
     for name, data in model.tokenizer.items():
-        files[os.path.join(directory, name)] = data
-    return {path: data for path, data in files.items()
+        contents[os.path.join(directory, name)] = data
+    return {path: data for path, data in contents.items()
             if overwrite or not _holds(path, data)}
 
 
@@ -478,9 +478,9 @@ def _lines(model, tensors, name_of):
         tensor, name = model.tensors[variable.hf], name_of(variable)
         new = tensors[name]
         lines[name] = "%s %s %s -> %s %s %s" % (
-            tensor.source, tensor.dtype, weights.shape_text(
+            tensor.source, tensor.dtype, lazy_tensors.shape_text(
                 model.shape_of(variable, tensor.shape)),
-            name, new.dtype, weights.shape_text(new.shape))
+            name, new.dtype, lazy_tensors.shape_text(new.shape))
     return lines
 
 
@@ -492,22 +492,22 @@ def _write_tf(model, options, report):
                                (prefix, os.path.join(prefix, "model.ckpt")))
     tensors = {}
     for variable in _variables(model):
-        tensor = weights.float32(model.tensors[variable.hf])
-        tensors[variable.tf] = (weights.transposed(tensor)
+        tensor = lazy_tensors.float32(model.tensors[variable.hf])
+        tensors[variable.tf] = (lazy_tensors.transposed(tensor)
                                 if variable.is_kernel else tensor)
     lines = _lines(model, tensors, lambda variable: variable.tf)
     small = _small_files(model, os.path.dirname(prefix), "float32",
                          options.overwrite)
     data, index = (tf_checkpoint.data_file(prefix),
                    tf_checkpoint.index_file(prefix))
-    with weights.NewFiles([data] + list(small) + [index],
-                          overwrite=options.overwrite) as files:
+    with files.NewFiles([data] + list(small) + [index],
+                          overwrite=options.overwrite) as output:
         for path, content in small.items():
-            files.write(path, content)
-        with files.open(data) as stream:
+            output.write(path, content)
+        with output.open(data) as stream:
             content = tf_checkpoint.write_data(
                 stream, tensors, lambda name, _: report(lines[name]))
-        files.write(index, content)
+        output.write(index, content)
 
 
 def _write_hf(model, options, report):
@@ -525,11 +525,11 @@ def _write_hf(model, options, report):
     lines = _lines(model, tensors, name_of)
     small = _small_files(model, options.output, dtype, options.overwrite)
     path = os.path.join(options.output, "model.safetensors")
-    with weights.NewFiles(list(small) + [path],
-                          overwrite=options.overwrite) as files:
+    with files.NewFiles(list(small) + [path],
+                          overwrite=options.overwrite) as output:
         for name, content in small.items():
-            files.write(name, content)
-        with files.open(path) as stream:
+            output.write(name, content)
+        with output.open(path) as stream:
             safetensors_file.write(
                 stream, tensors, lambda name, _: report(lines[name]))
 

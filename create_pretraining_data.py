@@ -20,18 +20,17 @@ import sys
 import time
 import typing
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
-import command_line
-import corpus
-import errors
-import manifest
-import record_builder
-import shard_output
-import text_files
 import tokenization
-import worker_pool
+from common import command_line, errors, worker_pool
+from pretraining_data import (
+    corpus,
+    manifest,
+    record_builder,
+    shard_output,
+    text_files,
+)
 
 SHARD_BYTES = 128 << 20  # of input, where --num_shards is not given
 RUNNERS = ("DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner",
@@ -243,20 +242,20 @@ def _expand_inputs(build):
     if build.runner is None:
         return text_files.expand_inputs(build.input_file)
     try:
-        import beam_builder  # pylint: disable=g-import-not-at-top
+        from pretraining_data import beam_builder  # pylint: disable=g-import-not-at-top
     except ImportError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise errors.UserError(
             "--runner=%s needs Apache Beam, which is not installed; pip "
-            "install -r requirements-beam.txt, or leave --runner out to build "
+            "install -r requirements/beam.txt, or leave --runner out to build "
             "on this machine" % build.runner)
     return beam_builder.expand_inputs(build.input_file)
 
 
 def _open_output(build, num_shards, settings, source):
     if build.runner is not None and "://" in build.output_file:
-        import beam_builder
+        from pretraining_data import beam_builder
         return beam_builder.RemoteOutput(build.output_file, num_shards,
                                          settings, build.overwrite)
     if build.is_single:
@@ -345,7 +344,7 @@ def _write_shards(build, config, files, output):
 
 def _write_with_beam(build, config, files, output):
     """As _write_shards, by the workers of a Beam runner."""
-    import beam_builder
+    from pretraining_data import beam_builder
     begin = time.monotonic()
     with open(build.vocab_file, "rb") as vocab:
         with open(build.merges_file, "rb") as merges:

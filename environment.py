@@ -1,354 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does its own way, behind one contract; the CPU's device.
-
-`create` is the only place that chooses a device. Every device has
-
-    name              "cpu", "gpu" or "npu"
-    rank, world_size  this process among those that train together
-    kernels           modeling.Kernels
-    static_shapes     whether every batch must have the same shape
-    stops_together    whether all processes can end after the same step
-    runs_between_steps  whether another graph runs between two steps at no
-                      cost to speak of
-    average(tensors)  their means over all processes
-    agree(number)     rank 0's number, in every process
-    micro_batches(optimizer, losses, run)   the innermost optimizer
-    wrap_optimizer(optimizer, run)   averages, scales the loss
-    overflow(optimizer)         what the hook reports of the loss scale
-    without_nan(loss)           the loss as TensorFlow may see it
-    estimator(model_fn, run, num_train_steps)   trains, evaluates, predicts
-    hooks()           session hooks it needs in training
-    stores_half       whether activations are kept in 16 bits
-    memory_bytes()    its memory, None where it is not known
-    versions()        {name: version} of what it computes with
-"""
-import dataclasses
-import functools
+"""The choice of a device: the only place that makes it."""
 import logging
 import os
-import platform
-import shutil
-import tempfile
-import typing
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-import command_line
-import errors
-import modeling
-import optimization
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceConfig:
-    """Flags about devices, precision and loss scale."""
-    accelerator: str = command_line.flag(
-        "auto", "Where to compute; auto takes an NPU, else a GPU, else the "
-        "CPU.", choices=("auto", "cpu", "gpu", "npu"))
-    cpu_threads: int = command_line.flag(
-        0, "CPU threads of an operation; 0 takes all cores. Sums are rounded "
-        "alike only with the same number.", lower=0, upper=1024)
-    manual_fp16: bool = command_line.flag(
-        False, "Compute the encoder in fp16, with float32 weights, LayerNorm, "
-        "softmax and loss.")
-    use_fp16_cls: bool = command_line.flag(
-        False, "Compute the LM head and the pooler in fp16 too.")
-    use_fp16: bool = command_line.flag(
-        False, "TensorFlow's automatic mixed precision (GPU).")
-    use_xla: bool = command_line.flag(False, "Compile with XLA.")
-    npu_bert_loss_scale: typing.Optional[float] = command_line.flag(
-        None, "Loss scale on any device: -1 off, 0 dynamic, >= 1 fixed. "
-        "Default: 0 with half precision, else -1.")
-    init_loss_scale_value: float = command_line.flag(
-        2.0 ** 15, "First value of a dynamic loss scale.", lower=1)
-    horovod: bool = command_line.flag(
-        False, "Train in several processes with Horovod (CPU, GPU).")
-    distributed: bool = command_line.flag(
-        False, "Train on RANK_SIZE NPUs, this process being RANK_ID.")
-    npu_bert_fused_gelu: bool = command_line.flag(
-        False, "NPU: its own GELU, the tanh form, up to 5e-4 off the exact "
-        "one.")
-    npu_bert_npu_dropout: bool = command_line.flag(
-        True, "NPU: its own dropout instead of TensorFlow's stateless one.")
-    npu_gather: bool = command_line.flag(
-        True, "NPU: embedding look-ups with a dense gradient.")
-    npu_bert_use_tdt: bool = command_line.flag(
-        True, "NPU: hand batches to the device ahead of time.")
-    npu_bert_job_start_file: str = command_line.flag(
-        "", "NPU: job file of an older launcher; empty reads the environment.")
-    hcom_parallel: bool = command_line.flag(
-        True, "NPU: average gradients while the backward pass goes on.")
-    npu_gradient_split: str = command_line.flag(
-        "", "NPU: shares of the gradients that are averaged together, in per "
-        "cent, comma separated, summing to 100. Default: the adapter's.")
-    precision_mode: str = command_line.flag(
-        "", "NPU: precision mode of the graph compiler. Default: "
-        "must_keep_origin_dtype with manual_fp16, allow_mix_precision with "
-        "use_fp16, else the adapter's own (products in fp16 on an Ascend "
-        "910).")
-    profiling: bool = command_line.flag(
-        False, "NPU: write a profile into output_dir/profiling.")
-    data_dump: bool = command_line.flag(
-        False, "NPU: dump operators' outputs into output_dir/dump.")
-    over_dump: bool = command_line.flag(
-        False, "NPU: dump operators that overflow into output_dir/dump.")
-
-    def __post_init__(self):
-        if self.manual_fp16 and self.use_fp16:
-            raise errors.UserError(
-                "--manual_fp16 and --use_fp16 are both given; they are two "
-                "ways to compute in fp16, take one of them")
-        if self.data_dump and self.over_dump:
-            raise errors.UserError(
-                "--data_dump and --over_dump are both given; CANN writes one "
-                "of the two dumps at a time, run again for the other")
-        scale = self.npu_bert_loss_scale
-        if scale is not None and not (scale in (-1, 0) or scale >= 1):
-            raise errors.UserError(
-                "--npu_bert_loss_scale is %s; expected -1 (off), 0 (dynamic) "
-                "or a number >= 1" % scale)
-        if self.npu_gradient_split:
-            _check_split(self.npu_gradient_split)
-
-    @property
-    def half_precision(self):
-        """Whether anything is computed in fp16."""
-        return self.manual_fp16 or self.use_fp16 or self.use_fp16_cls
-
-    @property
-    def loss_scale(self):
-        """-1 off, 0 dynamic, >= 1 fixed."""
-        if self.npu_bert_loss_scale is None:
-            return 0 if self.half_precision else -1
-        return self.npu_bert_loss_scale
-
-
-def _check_split(text):
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        shares = []
-    if not shares or min(shares) <= 0 or abs(sum(shares) - 100) > 1e-6:
-        raise errors.UserError(
-            "--npu_gradient_split is %r; expected positive numbers, comma "
-            "separated, that sum to 100" % text)
-
-
-# A container's own limit of memory, by version of Linux's control groups.
-_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max",
-                     "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-class Processes:
-    """One process; the base of those that are several."""
-    rank = 0
-    world_size = 1
-    local_rank = 0
-
-    def average(self, tensors):
-        """Their means over all processes, as a list."""
-        return list(tensors)
-
-    def agree(self, number):
-        """Rank 0's whole number, in every process."""
-        return number
-
-    def hooks(self):
-        """Hooks that give every process the same start."""
-        return []
-
-
-class Device:
-    """The CPU, and what other devices share with it."""
-    name = "cpu"
-    static_shapes = False
-    stops_together = True
-    runs_between_steps = True
-
-    def __init__(self, options, processes):
-        """
-        Args:
-          options: DeviceConfig.
-          processes: Processes.
-        """
-        self._options = options
-        self._processes = processes
-        self._scratch = None
-
-    @property
-    def rank(self):
-        return self._processes.rank
-
-    @property
-    def world_size(self):
-        return self._processes.world_size
-
-    def average(self, tensors):
-        return self._processes.average(tensors)
-
-    def agree(self, number):
-        return self._processes.agree(number)
-
-    def hooks(self):
-        return self._processes.hooks()
-
-    @property
-    def stores_half(self):
-        return False
-
-    def memory_bytes(self):
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-        for path in _CONTAINER_LIMITS:
-            if os.path.exists(path):
-                with open(path, encoding="ascii") as stream:
-                    text = stream.read().strip()
-                if text.isdigit():
-                    limits.append(int(text))
-        return min(limits)
-
-    def versions(self):
-        return {"Python": platform.python_version(),
-                "TensorFlow": tf.__version__, "NumPy": np.__version__}
-
-    @property
-    def kernels(self):
-        options = self._options
-        half = tf.float16
-        return modeling.Kernels(
-            matmul=self._matmul,
-            compute_dtype=half if options.manual_fp16 else tf.float32,
-            head_dtype=half if options.use_fp16_cls else tf.float32,
-            variable_getter=float32_variable)
-
-    @staticmethod
-    def _matmul(a, b, transpose_b=False):
-        """Half operands and results, products summed in float32.
-
-        The numerics of tensor cores; TF 1.15's own fp16 product on a CPU
-        takes a hundred times as long.
-        """
-        product = _tall_matmul if transpose_b and _is_tall(b) else (
-            functools.partial(tf.matmul, transpose_b=transpose_b))
-        if a.dtype != tf.float16:
-            return product(a, b)
-        return tf.cast(product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)),
-                       tf.float16)
-
-    def micro_batches(self, optimizer, losses, run):
-        """The innermost optimizer: gradients of one update's micro-batches."""
-        each = None if run.allreduce_post_accumulation else self.average
-        return optimization.MicroBatches(
-            optimizer, losses, run.num_accumulation_steps, each)
-
-    def wrap_optimizer(self, optimizer, run):
-        """The chain around an optimizer: averaging, then the loss scale."""
-        if run.allreduce_post_accumulation:
-            optimizer = optimization.Averaged(optimizer, self.average)
-        if self._options.loss_scale < 0:
-            return optimizer
-        return optimization.LossScaled(optimizer, self._loss_scale())
-
-    def _loss_scale(self):
-        fixed = self._options.loss_scale
-        return optimization.LossScale(
-            fixed or self._options.init_loss_scale_value, dynamic=not fixed)
-
-    def overflow(self, optimizer):
-        """{"loss_scale": scalar, "finite": bool [G]}, or {} without a scale.
-
-        G counts the gradients in the order of compute_gradients.
-        """
-        if self._options.loss_scale < 0:
-            return {}
-        return {"loss_scale": optimizer.loss_scale,
-                "finite": optimizer.finite}
-
-    def without_nan(self, loss):
-        """The loss that TensorFlow watches: a step that overflows is no end.
-
-        The progress hook stops a run whose loss is lost for good.
-        """
-        return tf.where(tf.is_finite(loss), loss, tf.zeros_like(loss))
-
-    def session_config(self):
-        """tf.ConfigProto of every session."""
-        options = self._options
-        config = tf.ConfigProto(
-            allow_soft_placement=True,
-            intra_op_parallelism_threads=options.cpu_threads)
-        if options.use_xla:
-            config.graph_options.optimizer_options.global_jit_level = (
-                tf.OptimizerOptions.ON_1)
-        if options.use_fp16:
-            rewriter = config.graph_options.rewrite_options
-            rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
-        return config
-
-    def estimator(self, model_fn, run, num_train_steps):
-        """A TPUEstimator that computes on this device.
-
-        Ranks other than 0 save nothing and work in a directory that goes with
-        the process.
-        """
-        del num_train_steps
-        saves = self.rank == 0
-        config = tf.estimator.tpu.RunConfig(
-            model_dir=run.output_dir if saves else self._scratch_dir(),
-            tf_random_seed=run.random_seed,
-            session_config=self.session_config(),
-            save_checkpoints_steps=(run.save_checkpoints_steps
-                                    if saves else None),
-            save_checkpoints_secs=None,
-            keep_checkpoint_max=run.keep_checkpoint_max,
-            save_summary_steps=0, log_step_count_steps=None)
-        return tf.estimator.tpu.TPUEstimator(
-            model_fn=model_fn, config=config, use_tpu=False,
-            train_batch_size=run.train_batch_size,
-            eval_batch_size=run.train_batch_size,
-            predict_batch_size=run.train_batch_size)
-
-    def _scratch_dir(self):
-        if self._scratch is None:
-            self._scratch = tempfile.mkdtemp(prefix="roberta_rank_")
-        return self._scratch
-
-    def close(self):
-        """Removes what the process left behind."""
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-def _is_tall(matrix):
-    shape = matrix.shape.as_list()
-    return len(shape) == 2 and shape[0] > 8 * shape[1]
-
-
-def _tall_matmul(a, b):
-    """a [N, H] times the transpose of a tall b [V, H], as the LM head does.
-
-    TensorFlow's CPU product takes 2.4 times as long to read a tall matrix
-    transposed on the right as untransposed on the left (160 x 512 x 50265).
-    """
-    @tf.custom_gradient
-    def product(a, b):
-        def gradient(upstream):
-            return (tf.matmul(upstream, b),
-                    tf.matmul(upstream, a, transpose_a=True))
-        return tf.transpose(tf.matmul(b, a, transpose_b=True)), gradient
-
-    return product(a, b)
-
-
-def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
-    """Variable getter: weights live in float32, whatever is asked for.
-
-    Source: Micikevicius et al. 2017 (arXiv:1710.03740), section 3.1.
-    """
-    stored = getter(name, shape, tf.float32, *args, **kwargs)
-    if dtype is None or dtype == tf.float32:
-        return stored
-    return tf.cast(stored, dtype)
+import cpu_environment
+import device
+import gpu_environment
+import npu_environment
+from common import errors
+from device import DeviceConfig  # noqa: F401 (a public name)
 
 
 def _disable_v2_behavior():
@@ -364,7 +26,7 @@ def create(options, environ=None):
     """The device that the options ask for, ready to use.
 
     Args:
-      options: DeviceConfig.
+      options: device.DeviceConfig.
       environ: the process's variables; None means os.environ.
 
     Raises:
@@ -378,18 +40,15 @@ def create(options, environ=None):
         environ["TF_XLA_FLAGS"] = (environ.get("TF_XLA_FLAGS", "")
                                    + " --tf_xla_cpu_global_jit")
     name, reason = _choose(options.accelerator)
-    processes = Processes()
+    processes = device.Processes()
     if name != "npu":
         _refuse_ranks(options, environ, name)
     if name != "npu" and options.horovod:
-        import gpu_environment
         processes = gpu_environment.HorovodProcesses()
     tf.logging.info("device=%s reason=%s", name, reason)
     if name == "npu":
-        import npu_environment
         return npu_environment.create(options, environ)
     if name == "gpu":
-        import gpu_environment
         return gpu_environment.Gpu(options, processes)
     if options.use_fp16:
         tf.logging.warning("--use_fp16 changes nothing on a CPU: TensorFlow "
@@ -397,12 +56,11 @@ def create(options, environ=None):
     if options.manual_fp16:
         tf.logging.info("fp16 on a CPU: operands and results are fp16, "
                         "products are summed in float32; slower than float32")
-    return Device(options, processes)
+    return cpu_environment.Cpu(options, processes)
 
 
 def _choose(accelerator):
     """(name, why) of the device; errors for one that is not usable."""
-    import npu_environment
     npu_lacks = npu_environment.missing()
     if accelerator == "npu":
         if npu_lacks:
@@ -418,7 +76,7 @@ def _choose(accelerator):
     if accelerator == "gpu":
         raise errors.UserError(
             "--accelerator=gpu, but TensorFlow %s sees no GPU; install "
-            "requirements-gpu.txt and a matching CUDA, or use "
+            "requirements/gpu.txt and a matching CUDA, or use "
             "--accelerator=cpu" % tf.__version__)
     return "cpu", "no NPU adapter imports and TensorFlow sees no GPU"
 

@@ -14,14 +14,12 @@ import logging
 import sys
 import typing
 
-from absl import flags
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import command_line
-import errors
-import exporting
-import preflight
-import trained_model
+from common import command_line, errors
+from inference import exporting, trained_model
+from training import preflight
 
 FLAGS = flags.FLAGS
 
@@ -36,7 +34,7 @@ class ExportConfig:
         "encoder", "Which head to export.",
         choices=tuple(trained_model.HEADS))
     format: str = command_line.flag(
-        "saved_model", "What to write; onnx needs requirements-onnx.txt.",
+        "saved_model", "What to write; onnx needs requirements/onnx.txt.",
         choices=tuple(exporting.FORMATS))
     output: str = command_line.flag(
         "", "File (frozen: .pb, onnx: .onnx) or directory to write.")

@@ -5,17 +5,13 @@ import subprocess
 
 import tensorflow.compat.v1 as tf
 
-import environment
-import errors
+import device
+from common import errors
 
 
-class Gpu(environment.Device):
+class Gpu(device.Device):
     """One GPU a process: fp16 as the graph says, memory as it is needed."""
     name = "gpu"
-
-    @staticmethod
-    def _matmul(a, b, transpose_b=False):
-        return tf.matmul(a, b, transpose_b=transpose_b)
 
     @property
     def stores_half(self):
@@ -56,7 +52,7 @@ class Gpu(environment.Device):
         return config
 
 
-class HorovodProcesses(environment.Processes):
+class HorovodProcesses(device.Processes):
     """Processes started by horovodrun, one a device."""
 
     def __init__(self):

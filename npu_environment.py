@@ -16,9 +16,9 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-import environment
-import errors
-import modeling
+import device
+from common import errors
+from kernels import gather
 
 _DEVICES_PER_SERVER = 8
 # Precision modes that lower no float32 to fp16.
@@ -39,7 +39,7 @@ def create(options, environ):
     """The NPU that the process's variables name.
 
     Args:
-      options: environment.DeviceConfig.
+      options: device.DeviceConfig.
       environ: the process's variables; what the adapter insists on and is
         not set is added to them.
 
@@ -98,7 +98,7 @@ def _number(environ, name, default, least):
     return int(text)
 
 
-class _NpuProcesses(environment.Processes):
+class _NpuProcesses(device.Processes):
     """Ranks that average through HCCL."""
 
     def __init__(self, rank, world_size):
@@ -114,7 +114,7 @@ class _NpuProcesses(environment.Processes):
                 for tensor in tensors]
 
 
-class Npu(environment.Device):
+class Npu(device.Device):
     """One NPU a process; ranks share the output directory."""
     name = "npu"
     static_shapes = True
@@ -129,9 +129,6 @@ class Npu(environment.Device):
         # Left to itself, the adapter computes products in fp16 and keeps
         # what goes between them in float32.
         return self._options.half_precision
-
-    def memory_bytes(self):
-        return None
 
     def versions(self):
         return dict(super().versions(), CANN=_cann_version())
@@ -158,10 +155,6 @@ class Npu(environment.Device):
                 embed=lambda table, ids: (tf.gather(table, ids), table))
         return kernels
 
-    @staticmethod
-    def _matmul(a, b, transpose_b=False):
-        return tf.matmul(a, b, transpose_b=transpose_b)
-
     def without_nan(self, loss):
         # The NPU saturates instead of giving inf or nan, and has no operator
         # that looks for them.
@@ -182,13 +175,15 @@ class Npu(environment.Device):
         distributed = self.world_size > 1
         if distributed:
             from npu_bridge.estimator.npu.npu_optimizer import (
-                NPUDistributedOptimizer)
+                NPUDistributedOptimizer,
+            )
             self._split_gradients()
             optimizer = NPUDistributedOptimizer(optimizer)
         if self._options.loss_scale < 0:
             return optimizer
         from npu_bridge.estimator.npu.npu_loss_scale_optimizer import (
-            NPULossScaleOptimizer)
+            NPULossScaleOptimizer,
+        )
         self._manager = self._loss_scale_manager()
         return NPULossScaleOptimizer(optimizer, self._manager,
                                      is_distributed=distributed)
@@ -205,7 +200,9 @@ class Npu(environment.Device):
 
     def _loss_scale_manager(self):
         from npu_bridge.estimator.npu.npu_loss_scale_manager import (
-            ExponentialUpdateLossScaleManager, FixedLossScaleManager)
+            ExponentialUpdateLossScaleManager,
+            FixedLossScaleManager,
+        )
         fixed = self._options.loss_scale
         if fixed:
             return FixedLossScaleManager(loss_scale=fixed)
@@ -315,7 +312,7 @@ def _normalize(x, gamma, beta, epsilon):
 
 def _embed(table, ids):
     """Rows and table with a dense gradient by a sum the NPU has."""
-    return modeling.gather(table, ids), table
+    return gather(table, ids), table
 
 
 def loop_length(wanted, num_train_steps, save_checkpoints_steps):

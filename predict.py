@@ -17,17 +17,14 @@ import os
 import sys
 import typing
 
-from absl import flags
 import numpy as np
 import tqdm
+from absl import flags
 
-import command_line
-import errors
-import predictor
 import squad
-import strict_json
-import training
-import weights
+from common import command_line, errors, files
+from inference import predictor
+from training import logs
 
 FLAGS = flags.FLAGS
 # Batches that are computed between two writes.
@@ -110,7 +107,7 @@ def _item(task, path, number, line):
         return Item(str(number), line)
     where = "%s, line %d" % (path, number)
     try:
-        values = strict_json.loads(line)
+        values = files.loads(line)
     except ValueError as error:
         raise errors.UserError("%s is not JSON: %s; expected an object such "
                                "as %s" % (where, error, _EXAMPLES[task]))
@@ -236,8 +233,8 @@ def write_results(results, path):
 
 
 def _write(path, lines):
-    with weights.NewFiles([path], overwrite=True) as files:
-        with files.open(path) as stream:
+    with files.NewFiles([path], overwrite=True) as output:
+        with output.open(path) as stream:
             for line in lines:
                 stream.write((line + "\n").encode("utf-8"))
 
@@ -253,9 +250,9 @@ def _write_vectors(results, path):
         lines.append(_json(dict(result, row=row, rows=part.shape[0])))
         row += part.shape[0]
     index = path[:-len(".npy")] + ".jsonl"
-    with weights.NewFiles([index, path], overwrite=True) as files:
-        files.write(index, ("\n".join(lines) + "\n").encode("utf-8"))
-        with files.open(path) as stream:
+    with files.NewFiles([index, path], overwrite=True) as output:
+        output.write(index, ("\n".join(lines) + "\n").encode("utf-8"))
+        with output.open(path) as stream:
             np.save(stream, np.concatenate(vectors))
 
 
@@ -344,7 +341,7 @@ def main(arguments):
     options = command_line.build(PredictConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     check_flags(task, options)
-    training.set_up_warnings()
+    logs.set_up_warnings()
     items = None
     if options.input_file:
         items = read_items(task, options.input_file,

@@ -14,22 +14,22 @@ import json
 import os
 import typing
 
-from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import classification
-import command_line
 import environment
-import errors
-import finetuning
-import glue
 import modeling
-import table_files
-import task_scores
-import text_pairs
-import training
-import warm_start
+from common import command_line, errors, files
+from tasks import (
+    classification,
+    finetuning,
+    glue,
+    sequences,
+    table_files,
+    task_scores,
+)
+from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
 GENERIC = "generic"
@@ -222,9 +222,9 @@ def build_model(config, run, labels, device, chance=None):
         chance=chance)
 
 
-def sequences(name, examples, tokenizer, run, task, labels=None):
+def sequences_of(name, examples, tokenizer, run, task, labels=None):
     """finetuning.Sequences of examples, with their label ids if asked for."""
-    encoded = text_pairs.encode(
+    encoded = sequences.encode(
         [(example.text, example.pair) for example in examples], tokenizer,
         run.max_seq_length, num_workers=task.num_workers)
     tf.logging.info("%s: examples=%d truncated=%d cut_tokens=%d", name,
@@ -247,7 +247,7 @@ def predict(tuning, sets, tokenizer, run, task, outputs):
     """
     examples = [example for each in sets for example in each]
     found = np.zeros([len(examples), outputs], np.float32)
-    for index, values in tuning.predict(sequences(
+    for index, values in tuning.predict(sequences_of(
             "evaluation and prediction", examples, tokenizer, run, task)):
         found[index] = values["outputs"]
     return np.split(found, np.cumsum([len(each) for each in sets])[:-1])
@@ -283,7 +283,7 @@ def write_predictions(run, task, labels, name, examples, outputs):
             json.dumps(line, ensure_ascii=False) + "\n" for line in
             classification.prediction_lines(labels, examples, outputs))
     path = os.path.join(run.output_dir, name)
-    training.write_text(path, text)
+    files.write_text(path, text)
     tf.logging.info("%d predictions in %s", len(examples), path)
 
 
@@ -294,14 +294,14 @@ def evaluate_and_predict(tuning, data, labels, metrics, tokenizer, run, task):
                       run, task, labels.outputs)
     if data.evaluation:
         results = evaluation_results(labels, metrics, data.evaluation, outputs)
-        training.report_results(run, results)
+        eval_results.report_results(run, results)
     for (name, examples), values in zip(data.predict,
                                         outputs[len(data.evaluation):]):
         write_predictions(run, task, labels, name, examples, values)
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
+    run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(ClassifierConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
@@ -318,7 +318,7 @@ def main(_):
     device = environment.create(options)
     train = chance = None
     if run.do_train:
-        train = sequences("training", data.train, tokenizer, run, task, labels)
+        train = sequences_of("training", data.train, tokenizer, run, task, labels)
         chance = classification.chance_loss(labels, train.values["label"])
     tuning = finetuning.FineTuning(
         build_model(config, run, labels, device, chance), train,
@@ -333,7 +333,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, learning_rate=1e-5,
+    command_line.define(run_config.RunConfig, learning_rate=1e-5,
                         train_batch_size=16, weight_decay_rate=0.1)
     command_line.define(ClassifierConfig, num_train_epochs=10.0)
     command_line.define(environment.DeviceConfig)

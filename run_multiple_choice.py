@@ -10,19 +10,15 @@ import dataclasses
 import math
 import os
 
-from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import classification
-import command_line
 import environment
-import errors
-import finetuning
 import modeling
-import race
-import training
-import warm_start
+from common import command_line, errors, files
+from tasks import classification, finetuning, race
+from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
 
@@ -146,7 +142,7 @@ def evaluate(tuning, articles, tokenizer, run, task):
     """Scores eval_part: eval_results.txt, a log line, scalars."""
     outputs = predict(tuning, task.eval_part, articles, tokenizer, run, task)
     results = evaluation_results(questions_of(articles), outputs)
-    training.report_results(run, results)
+    eval_results.report_results(run, results)
 
 
 def answer(tuning, articles, tokenizer, run, task):
@@ -155,7 +151,7 @@ def answer(tuning, articles, tokenizer, run, task):
     outputs = predict(tuning, task.predict_part, articles, tokenizer, run,
                       task)
     path = os.path.join(run.output_dir, "predictions.json")
-    training.write_json(path, predictions_of(questions, outputs))
+    files.write_json(path, predictions_of(questions, outputs))
     tf.logging.info("%d answers in %s", len(questions), path)
 
 
@@ -170,7 +166,7 @@ def read_data(run, task):
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
+    run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(MultipleChoiceConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
@@ -197,7 +193,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, learning_rate=1e-5,
+    command_line.define(run_config.RunConfig, learning_rate=1e-5,
                         train_batch_size=16, weight_decay_rate=0.1)
     command_line.define(MultipleChoiceConfig, num_train_epochs=4.0)
     command_line.define(environment.DeviceConfig)

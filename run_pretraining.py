@@ -10,20 +10,29 @@ import os
 import re
 import typing
 
-from absl import flags
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import command_line
 import environment
-import errors
-import input_pipeline
-import manifest as manifests
 import modeling
-import preflight
-import progress
-import records
-import training
-import warm_start
+from common import command_line, errors
+from pretraining_data import manifest as manifests
+from pretraining_data import records
+from training import (
+    checkpoints,
+    divergence,
+    eval_results,
+    input_pipeline,
+    logs,
+    loop,
+    masked_lm_batches,
+    model_directory,
+    preflight,
+    progress,
+    run_config,
+    train_step,
+    warm_start,
+)
 
 FLAGS = flags.FLAGS
 
@@ -113,16 +122,16 @@ def build_model_fn(config, run, task, device, save_timer, guard=None):
             dropout_seed=dropout_seed, recompute_layers=run.recompute_layers)
         return sums
 
-    losses = training.Losses(
+    losses = train_step.Losses(
         compute, lambda features: tf.reduce_sum(features["masked_lm_weights"]))
 
     def model_fn(features, labels, mode, params):
         del labels, params
         # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = ("" if training.latest_checkpoint(run.output_dir)
+        init_checkpoint = ("" if checkpoints.newest(run.output_dir)
                            else run.init_checkpoint)
         if mode == tf.estimator.ModeKeys.TRAIN:
-            return training.train_spec(
+            return train_step.train_spec(
                 losses, features, config=config, run=run, device=device,
                 num_train_steps=task.num_train_steps,
                 num_warmup_steps=task.num_warmup_steps,
@@ -145,7 +154,7 @@ def build_model_fn(config, run, task, device, save_timer, guard=None):
 
 
 def _source(inputs, config, run, task):
-    return input_pipeline.MaskedLmSource(
+    return masked_lm_batches.MaskedLmSource(
         inputs, max_seq_length=run.max_seq_length,
         max_predictions=task.max_predictions_per_seq,
         masked_lm_prob=task.masked_lm_prob,
@@ -160,14 +169,14 @@ def _training_batches(source, run, task, device):
     else:
         order = records.RecordOrder(source.shard_counts, run.random_seed,
                                     task.shuffle_window)
-    return input_pipeline.MaskedLmBatches(
+    return masked_lm_batches.MaskedLmBatches(
         source, batch_size=run.batch_size, rank=device.rank,
         world_size=device.world_size, seed=run.random_seed, order=order)
 
 
 def evaluate(estimator, source, run, task):
     """Evaluates, logs and writes eval_results.txt."""
-    batches = input_pipeline.MaskedLmBatches(
+    batches = masked_lm_batches.MaskedLmBatches(
         source, batch_size=task.eval_batch_size, seed=run.random_seed)
     steps = batches.steps
     if task.max_eval_steps:
@@ -175,7 +184,7 @@ def evaluate(estimator, source, run, task):
     tf.logging.info("evaluating %d of %d sequences",
                     min(steps * task.eval_batch_size, len(source)),
                     len(source))
-    with training.reported(batches):
+    with loop.reported(batches):
         measured = estimator.evaluate(
             lambda params: input_pipeline.dataset(batches, 0, steps),
             steps=steps)
@@ -183,7 +192,7 @@ def evaluate(estimator, source, run, task):
                for name in ("masked_lm_loss", "masked_lm_accuracy")}
     results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
     results["global_step"] = int(measured["global_step"])
-    training.report_results(run, results)
+    eval_results.report_results(run, results)
 
 
 def _check(run, task, config):
@@ -196,7 +205,7 @@ def _check(run, task, config):
             "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
             "must be shorter" % (task.num_warmup_steps, task.num_train_steps))
     if not (run.do_train or run.init_checkpoint
-            or training.latest_checkpoint(run.output_dir)):
+            or checkpoints.newest(run.output_dir)):
         raise errors.UserError(
             "%s holds no checkpoint to evaluate; name one with "
             "--init_checkpoint, or train with --do_train=True" %
@@ -217,7 +226,7 @@ def _tokenizer(run, inputs):
                            error)
         return None
     built = manifests.read_manifest(records.expand_inputs(inputs)) or {}
-    return training.TokenizerFiles(*paths, built.get("do_lower_case", False))
+    return model_directory.TokenizerFiles(*paths, built.get("do_lower_case", False))
 
 
 # Without training, an untrained head would guess at random.
@@ -225,11 +234,11 @@ _TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
+    run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(PretrainingConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    training.set_up_logging(run)
-    config = training.model_config(run)
+    logs.set_up_logging(run)
+    config = run_config.model_config(run)
     _check(run, task, config)
     device = environment.create(options)
     sources = {}
@@ -243,15 +252,15 @@ def main(_):
             run, config, device, "masked_lm",
             predictions=task.max_predictions_per_seq):
         tf.logging.info("%s", line)
-    training.prepare_output(run, config, device.rank, tokenizer=_tokenizer(
+    model_directory.prepare_output(run, config, device.rank, tokenizer=_tokenizer(
         run, task.input_files_dir if run.do_train else task.eval_files_dir))
-    save_timer, guard = progress.SaveTimer(), training.new_guard(run)
+    save_timer, guard = progress.SaveTimer(), divergence.new_guard(run)
     estimator = device.estimator(
         build_model_fn(config, run, task, device, save_timer, guard), run,
         task.num_train_steps)
     if run.do_train:
         batches = _training_batches(sources["train"], run, task, device)
-        training.train(
+        loop.train(
             estimator, batches,
             lambda first: input_pipeline.dataset(batches, first), run=run,
             device=device, num_train_steps=task.num_train_steps,
@@ -262,7 +271,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig)
+    command_line.define(run_config.RunConfig)
     command_line.define(PretrainingConfig)
     command_line.define(environment.DeviceConfig)
     command_line.run(main)

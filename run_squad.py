@@ -12,20 +12,18 @@ import math
 import os
 import typing
 
-from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import command_line
 import environment
-import errors
-import finetuning
 import modeling
 import squad
 import squad_cache
-import squad_scores
-import training
-import warm_start
+from common import command_line, errors, files
+from question_answering import squad_scores
+from tasks import finetuning
+from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
 # Of this script, where they are not training.RunConfig's.
@@ -221,11 +219,11 @@ def write_predictions(data, results, answerable, run, task):
             answerable_logits=answerable)
 
     predictions, nbest, null_odds = decode(task.null_score_diff_threshold)
-    files = {"predictions.json": predictions, "nbest_predictions.json": nbest}
+    outputs = {"predictions.json": predictions, "nbest_predictions.json": nbest}
     if task.version_2_with_negative:
-        files["null_odds.json"] = null_odds
-    for name, value in files.items():
-        training.write_json(os.path.join(run.output_dir, name), value)
+        outputs["null_odds.json"] = null_odds
+    for name, value in outputs.items():
+        files.write_json(os.path.join(run.output_dir, name), value)
     tf.logging.info("%d answers in %s", len(predictions), os.path.join(
         run.output_dir, "predictions.json"))
     gold = _gold(task)
@@ -236,7 +234,7 @@ def write_predictions(data, results, answerable, run, task):
                             null_odds)
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
-    training.report_results(run, scores)
+    eval_results.report_results(run, scores)
 
 
 def _gold(task):
@@ -262,7 +260,7 @@ def _scores_v2(gold, predictions, answers, null_odds):
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
+    run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     config, tokenizer = finetuning.begin(run, task)
@@ -294,7 +292,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, **DEFAULTS)
+    command_line.define(run_config.RunConfig, **DEFAULTS)
     command_line.define(SquadConfig)
     command_line.define(environment.DeviceConfig)
     command_line.run(main)

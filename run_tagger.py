@@ -14,21 +14,15 @@ import dataclasses
 import os
 import typing
 
-from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import flags
 
-import classification
-import command_line
-import conll
 import environment
-import errors
-import finetuning
 import modeling
-import task_scores
-import training
-import warm_start
-import word_windows
+from common import command_line, errors, files
+from tasks import classification, conll, finetuning, task_scores, word_windows
+from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
 # At tokens that no label belongs to.
@@ -257,16 +251,16 @@ def evaluate_and_predict(tuning, data, names, encoded, run):
     scored = sum(len(sentence.words) for sentence in data.evaluation)
     if data.evaluation:
         results = evaluation_results(names, data.evaluation, outputs[:scored])
-        training.report_results(run, results)
+        eval_results.report_results(run, results)
     if data.predict:
         path = os.path.join(run.output_dir, "predictions.txt")
-        training.write_text(path, conll.text_of(with_labels(
+        files.write_text(path, conll.text_of(with_labels(
             data.predict, names, outputs[scored:])))
         tf.logging.info("%d labelled words in %s", len(outputs) - scored, path)
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
+    run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(TaggerConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
@@ -301,7 +295,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, learning_rate=2e-5,
+    command_line.define(run_config.RunConfig, learning_rate=2e-5,
                         train_batch_size=16)
     command_line.define(TaggerConfig, num_train_epochs=3.0)
     command_line.define(environment.DeviceConfig)

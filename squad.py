@@ -17,14 +17,12 @@ import dataclasses
 import functools
 import typing
 
-from absl import logging
 import numpy as np
+from absl import logging
 
-import command_line
-import errors
-import squad_scores
-from squad_decoding import decode  # noqa: F401, a part of this interface
-import worker_pool
+from common import command_line, errors, worker_pool
+from question_answering import squad_scores
+from question_answering.squad_decoding import decode  # noqa: F401, a part of this interface
 
 # <s> before the question, </s></s> after it, </s> at the end.
 _SPECIAL_TOKENS = 4

@@ -11,8 +11,8 @@ import io
 import json
 import os
 
-from absl import logging
 import numpy as np
+from absl import logging
 
 import squad
 

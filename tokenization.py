@@ -19,8 +19,7 @@ import re
 import numpy as np
 import regex
 
-import errors
-import strict_json
+from common import errors, files
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
@@ -363,7 +362,7 @@ def _read_vocabulary(path):
     """dict, token -> id, from vocab.json; ids 0 to V - 1, each once."""
     text = _read_text(path, "vocabulary")
     try:
-        ids = strict_json.loads(text)
+        ids = files.loads(text)
     except ValueError as error:
         raise errors.UserError("the vocabulary %r is not JSON: %s" % (
             str(path), error))

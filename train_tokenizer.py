@@ -4,7 +4,7 @@
     python train_tokenizer.py --input_file='corpus/*.txt' --vocab_size=32000 \
         --output_dir=model
 
-Hugging Face's `tokenizers` (requirements-tokenizer.txt) counts and merges; text
+Hugging Face's `tokenizers` (requirements/tokenizer.txt) counts and merges; text
 is read, cut into lines and stripped as create_pretraining_data.py does it. The
 special tokens get RoBERTa's ids: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> the
 last. Before the files get their names, this project's tokenizer must agree
@@ -21,16 +21,12 @@ import sys
 import tempfile
 import typing
 
-from absl import flags
-from absl import logging
 import tqdm
+from absl import flags, logging
 
-import command_line
-import corpus
-import errors
-import text_files
-import tfrecord
 import tokenization
+from common import command_line, errors, files
+from pretraining_data import corpus, text_files
 
 FILES = ("vocab.json", "merges.txt")
 # 256 bytes and the special tokens: a vocabulary without a merge.
@@ -83,7 +79,7 @@ def load_library():
     except ImportError:
         raise errors.UserError(
             "train_tokenizer.py needs the package tokenizers; pip install -r "
-            "requirements-tokenizer.txt")
+            "requirements/tokenizer.txt")
     return tokenizers
 
 
@@ -95,9 +91,9 @@ class Reader:
       lines, characters: what has been read.
     """
 
-    def __init__(self, config, files):
+    def __init__(self, config, inputs):
         self._config = config
-        self._files = files
+        self._files = inputs
         self._random = random.Random(0)
         self.sample = []
         self.lines = self.characters = 0
@@ -192,9 +188,9 @@ def write_drafts(config, vocabulary, pairs):
     """Writes both files under temporary names; returns their paths."""
     os.makedirs(config.output_dir, exist_ok=True)
     drafts = [config.path(name) + _DRAFT for name in FILES]
-    tfrecord.write_atomically(drafts[0], (json.dumps(
+    files.write_atomically(drafts[0], (json.dumps(
         vocabulary, ensure_ascii=False) + "\n").encode("utf-8"))
-    tfrecord.write_atomically(drafts[1], "".join(
+    files.write_atomically(drafts[1], "".join(
         ["#version: 0.2\n"] + ["%s %s\n" % pair for pair in pairs]
     ).encode("utf-8"))
     return drafts
@@ -232,7 +228,7 @@ def check(library, paths, sample):
         if ids != wanted or ours.decode(ids) != line:
             raise errors.UserError(
                 "tokenizers %s and this project's tokenizer disagree on the "
-                "line %.60r; pip install -r requirements-tokenizer.txt gives "
+                "line %.60r; pip install -r requirements/tokenizer.txt gives "
                 "the release that is known to agree"
                 % (library.__version__, line))
     return tokens, newer
@@ -276,9 +272,9 @@ def run(config):
       OSError: a file cannot be read or written.
     """
     library = load_library()
-    files = text_files.expand_inputs(config.input_file)
+    inputs = text_files.expand_inputs(config.input_file)
     _refuse_existing(config)
-    reader = Reader(config, files)
+    reader = Reader(config, inputs)
     pairs = train_merges(library, config, reader)
     if not reader.lines:
         raise errors.UserError("--input_file=%s holds only white space; "

@@ -31,18 +31,22 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from absl import flags  # noqa: E402
-from absl import logging  # noqa: E402
-import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
-
 import benchmark_contenders  # noqa: E402
 import benchmark_peers  # noqa: E402
 import benchmark_stages  # noqa: E402
-import command_line  # noqa: E402
-import errors  # noqa: E402
+import numpy as np  # noqa: E402
 import pictures  # noqa: E402
+import tqdm  # noqa: E402
+from absl import (
+    flags,  # noqa: E402
+    logging,  # noqa: E402
+)
 from benchmark_stages import OURS  # noqa: E402
+
+from common import (
+    command_line,  # noqa: E402
+    errors,  # noqa: E402
+)
 
 FLAGS = flags.FLAGS
 DEMO = REPOSITORY / "demo"
@@ -371,7 +375,7 @@ def main(_):
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
     if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows):
         sys.stdout.write("no picture: pip install -r "
-                         "requirements-plots.txt\n")
+                         "requirements/plots.txt\n")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ import tempfile
 import time
 import typing
 
+import numpy as np
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))
 
-import errors  # noqa: E402
+from common import errors  # noqa: E402
 
 
 class Run(typing.NamedTuple):
@@ -233,3 +235,53 @@ def _respelling(number):
         others = "".join(generator.sample(letters, len(letters)))
         table.update(zip(letters + letters.upper(), others + others.upper()))
     return str.maketrans(table)
+
+
+def lines_of(path):
+    with open(path, encoding="utf-8") as text:
+        return [line.rstrip("\n") for line in text if line.strip()]
+
+
+def encoding_of(lines, encode):
+    """(unit, megabytes, call) of encoding line by line."""
+    return ("MB/s", sum(len(line.encode("utf-8")) for line in lines) / 1e6,
+            lambda: [encode(line) for line in lines])
+
+
+def from_nothing(lines, new_encode):
+    """The same with an encoder that is made anew in each call."""
+    unit, megabytes, _ = encoding_of(lines, None)
+    return unit, megabytes, lambda: encoding_of(lines, new_encode())[2]()
+
+
+def cold_lines(settings, work):
+    return lines_of(grown_text(
+        settings.text_file, work, settings.cold_megabytes))
+
+
+def masked_batch(settings):
+    """Random sequences without padding, every position of a mask different."""
+    random = np.random.RandomState(0)
+    size, length = settings.batch_size, settings.sequence_length
+    count = min(settings.predictions, length)
+
+    def ids(*shape):
+        return random.randint(4, settings.vocab_size - 1, shape).astype(
+            np.int32)
+
+    return {"input_ids": ids(size, length),
+            "input_mask": np.ones((size, length), np.int32),
+            "masked_lm_positions": np.stack([np.sort(random.choice(
+                length, count, replace=False)) for _ in range(size)]).astype(
+                    np.int32),
+            "masked_lm_ids": ids(size, count),
+            "masked_lm_weights": np.ones((size, count), np.float32)}
+
+
+def sizes(settings):
+    """A model's sizes by the names of BERT's and RoBERTa's configs."""
+    width = settings.hidden_size
+    return {"vocab_size": settings.vocab_size, "hidden_size": width,
+            "num_hidden_layers": settings.num_layers,
+            "num_attention_heads": width // 64,
+            "intermediate_size": 4 * width}

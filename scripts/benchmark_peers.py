@@ -13,39 +13,16 @@ import shutil
 import sys
 import types
 
-import numpy as np
-
 import benchmark_contenders
+import numpy as np
+from benchmark_contenders import Contender, versions
+
 import squad
 import tokenization
-from benchmark_contenders import Contender
-from benchmark_contenders import versions
 
 # The pattern of GPT-2, which RoBERTa's vocabulary was made with.
 _PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
             r"|\s+(?!\S)|\s+")
-
-
-def lines_of(path):
-    with open(path, encoding="utf-8") as text:
-        return [line.rstrip("\n") for line in text if line.strip()]
-
-
-def encoding_of(lines, encode):
-    """(unit, megabytes, call) of encoding line by line."""
-    return ("MB/s", sum(len(line.encode("utf-8")) for line in lines) / 1e6,
-            lambda: [encode(line) for line in lines])
-
-
-def from_nothing(lines, new_encode):
-    """The same with an encoder that is made anew in each call."""
-    unit, megabytes, _ = encoding_of(lines, None)
-    return unit, megabytes, lambda: encoding_of(lines, new_encode())[2]()
-
-
-def cold_lines(settings, work):
-    return lines_of(benchmark_contenders.grown_text(
-        settings.text_file, work, settings.cold_megabytes))
 
 
 # --- Tokenizers and what is built with them ---------------------------------
@@ -84,22 +61,22 @@ def _tiktoken_encode(settings):
 
 def _tokenizers(settings, _):
     import tokenizers
-    return Contender("", *encoding_of(lines_of(settings.text_file),
+    return Contender("", *benchmark_contenders.encoding_of(benchmark_contenders.lines_of(settings.text_file),
                                       _tokenizers_encode(settings)),
                      versions=versions(tokenizers))
 
 
 def _tokenizers_cold(settings, work):
     import tokenizers
-    return Contender("", *from_nothing(
-        cold_lines(settings, work), lambda: _tokenizers_encode(settings)),
+    return Contender("", *benchmark_contenders.from_nothing(
+        benchmark_contenders.cold_lines(settings, work), lambda: _tokenizers_encode(settings)),
                      versions=versions(tokenizers))
 
 
 def _tiktoken(settings, _):
     import tiktoken
-    return Contender("", *encoding_of(
-        lines_of(settings.text_file),
+    return Contender("", *benchmark_contenders.encoding_of(
+        benchmark_contenders.lines_of(settings.text_file),
         _tiktoken_encode(settings)().encode_ordinary),
                      versions=versions(tiktoken))
 
@@ -108,8 +85,8 @@ def _tiktoken_cold(settings, work):
     """Without the time that its ranks take to be read."""
     import tiktoken
     new = _tiktoken_encode(settings)
-    return Contender("", *from_nothing(
-        cold_lines(settings, work), lambda: new().encode_ordinary),
+    return Contender("", *benchmark_contenders.from_nothing(
+        benchmark_contenders.cold_lines(settings, work), lambda: new().encode_ordinary),
                      versions=versions(tiktoken))
 
 
@@ -159,41 +136,13 @@ def _transformers_features(settings, _):
 # --- Training steps ---------------------------------------------------------
 
 
-def masked_batch(settings):
-    """Random sequences without padding, every position of a mask different."""
-    random = np.random.RandomState(0)
-    size, length = settings.batch_size, settings.sequence_length
-    count = min(settings.predictions, length)
-
-    def ids(*shape):
-        return random.randint(4, settings.vocab_size - 1, shape).astype(
-            np.int32)
-
-    return {"input_ids": ids(size, length),
-            "input_mask": np.ones((size, length), np.int32),
-            "masked_lm_positions": np.stack([np.sort(random.choice(
-                length, count, replace=False)) for _ in range(size)]).astype(
-                    np.int32),
-            "masked_lm_ids": ids(size, count),
-            "masked_lm_weights": np.ones((size, count), np.float32)}
-
-
-def sizes(settings):
-    """A model's sizes by the names of BERT's and RoBERTa's configs."""
-    width = settings.hidden_size
-    return {"vocab_size": settings.vocab_size, "hidden_size": width,
-            "num_hidden_layers": settings.num_layers,
-            "num_attention_heads": width // 64,
-            "intermediate_size": 4 * width}
-
-
 def _transformers_step(settings, _):
     """One update of Hugging Face's RobertaForMaskedLM."""
     import torch
     import transformers
-    batch = masked_batch(settings)
+    batch = benchmark_contenders.masked_batch(settings)
     model = transformers.RobertaForMaskedLM(transformers.RobertaConfig(
-        max_position_embeddings=514, type_vocab_size=1, **sizes(settings)))
+        max_position_embeddings=514, type_vocab_size=1, **benchmark_contenders.sizes(settings)))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4,
                                   betas=(0.9, 0.98), eps=1e-6)
@@ -224,8 +173,8 @@ def _bert_step(settings, _, next_sentence=True):
     import modeling
     import optimization
     import run_pretraining
-    batch = masked_batch(settings)
-    config = modeling.BertConfig(**sizes(settings))
+    batch = benchmark_contenders.masked_batch(settings)
+    config = modeling.BertConfig(**benchmark_contenders.sizes(settings))
     features = {name: tf.constant(value) for name, value in batch.items()}
     model = modeling.BertModel(
         config, True, features["input_ids"], features["input_mask"],

@@ -7,14 +7,12 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-
 import benchmark_contenders
-import benchmark_peers
+import numpy as np
+from benchmark_contenders import REPOSITORY, Contender
+
 import squad
 import tokenization
-from benchmark_contenders import Contender
-from benchmark_contenders import REPOSITORY
 
 OURS = "this suite"
 
@@ -28,13 +26,13 @@ def _encode(settings):
 
 
 def _tokenizer(settings, _):
-    yield Contender(OURS, *benchmark_peers.encoding_of(
-        benchmark_peers.lines_of(settings.text_file), _encode(settings)))
+    yield Contender(OURS, *benchmark_contenders.encoding_of(
+        benchmark_contenders.lines_of(settings.text_file), _encode(settings)))
 
 
 def _cold(settings, work):
-    yield Contender(OURS, *benchmark_peers.from_nothing(
-        benchmark_peers.cold_lines(settings, work), lambda: _encode(settings)))
+    yield Contender(OURS, *benchmark_contenders.from_nothing(
+        benchmark_contenders.cold_lines(settings, work), lambda: _encode(settings)))
 
 
 def _data(settings, work):
@@ -112,15 +110,16 @@ def _pipeline(settings, work):
 def _feeding(settings, work, steps):
     """A call that takes so many batches from the input pipeline."""
     import tensorflow.compat.v1 as tf
-    import input_pipeline
-    import records
+
+    from pretraining_data import records
+    from training import input_pipeline, masked_lm_batches
     vocab_size = tokenization.RobertaTokenizer(
         settings.vocab_file, settings.merges_file).vocab_size
-    source = input_pipeline.MaskedLmSource(
+    source = masked_lm_batches.MaskedLmSource(
         os.path.join(work, "records"), vocab_size=vocab_size, pad_token_id=1,
         max_seq_length=settings.sequence_length,
         max_predictions=settings.predictions)
-    batches = input_pipeline.MaskedLmBatches(
+    batches = masked_lm_batches.MaskedLmBatches(
         source, batch_size=settings.batch_size, seed=1,
         order=records.RecordOrder(source.shard_counts, 1, 100000))
     with tf.Graph().as_default():
@@ -143,31 +142,31 @@ def _precision(settings, _):
 
 
 def _model_config(settings):
-    import modeling
-    return modeling.RobertaConfig(**benchmark_peers.sizes(settings))
+    import configuration
+    return configuration.RobertaConfig(**benchmark_contenders.sizes(settings))
 
 
 def training_step(settings, micro_batches=1, **options):
     """(tokens, call, flops) of one update."""
     import tensorflow.compat.v1 as tf
+
     import environment
-    import progress
     import run_pretraining
-    import training
+    from training import progress, run_config, train_step
     device = environment.create(environment.DeviceConfig(**options))
-    run = training.RunConfig(
+    run = run_config.RunConfig(
         output_dir=tempfile.gettempdir(), num_accumulation_steps=micro_batches,
         train_batch_size=settings.batch_size // micro_batches)
     config = _model_config(settings)
-    losses = training.Losses(
+    losses = train_step.Losses(
         lambda features, is_training, seed: run_pretraining.masked_lm_sums(
             config, features, device.kernels, is_training=is_training,
             dropout_seed=seed)[0],
         lambda features: tf.reduce_sum(features["masked_lm_weights"]))
     with tf.Graph().as_default():
         features = {name: tf.constant(value) for name, value
-                    in benchmark_peers.masked_batch(settings).items()}
-        spec = training.train_spec(
+                    in benchmark_contenders.masked_batch(settings).items()}
+        spec = train_step.train_spec(
             losses, features, config=config, run=run, device=device,
             num_train_steps=1000000, num_warmup_steps=10, init_checkpoint="",
             save_timer=progress.SaveTimer())
@@ -217,9 +216,10 @@ def _predict(settings, _):
 def _prediction(settings, features, max_length):
     """A call that runs all features through the model."""
     import tensorflow.compat.v1 as tf
+
     import environment
-    import input_pipeline
     import modeling
+    from training import input_pipeline
     device = environment.create(environment.DeviceConfig())
     config = _model_config(settings)
     batches = input_pipeline.FeatureBatches(

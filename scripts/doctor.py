@@ -25,18 +25,23 @@ sys.path.insert(0, str(REPOSITORY))
 
 from absl import flags  # noqa: E402
 
-import checkpoints  # noqa: E402
-import command_line  # noqa: E402
 import environment  # noqa: E402
-import errors  # noqa: E402
-import input_pipeline  # noqa: E402
-import preflight  # noqa: E402
 import run_pretraining  # noqa: E402
 import run_squad  # noqa: E402
 import squad as squad_data  # noqa: E402
 import tokenization  # noqa: E402
-import training  # noqa: E402
-import warm_start  # noqa: E402
+from common import (
+    command_line,  # noqa: E402
+    errors,  # noqa: E402
+)
+from training import (
+    checkpoints,  # noqa: E402
+    logs,
+    masked_lm_batches,  # noqa: E402
+    preflight,  # noqa: E402
+    run_config,  # noqa: E402
+    warm_start,  # noqa: E402
+)
 
 FLAGS = flags.FLAGS
 
@@ -162,7 +167,7 @@ class Doctor:
             + ["%s %s" % item for item in self._device.versions().items()])
 
     def _model(self):
-        self._config = training.model_config(self._run)
+        self._config = run_config.model_config(self._run)
         return "%s, %.1f million parameters" % (
             self._run.bert_config_file,
             preflight.parameters(self._config, self._head) / 1e6)
@@ -221,7 +226,7 @@ class Doctor:
             self._run.max_seq_length)
 
     def _source(self, inputs):
-        return input_pipeline.MaskedLmSource(
+        return masked_lm_batches.MaskedLmSource(
             inputs, max_seq_length=self._run.max_seq_length,
             max_predictions=self._pretraining.max_predictions_per_seq,
             vocab_size=self._config.vocab_size,
@@ -252,8 +257,8 @@ def _with_squad_defaults(run):
 
 
 def main(_):
-    run = command_line.build(training.RunConfig, FLAGS)
-    training.set_up_logging(run)
+    run = command_line.build(run_config.RunConfig, FLAGS)
+    logs.set_up_logging(run)
     squad = command_line.build(run_squad.SquadConfig, FLAGS)
     if squad.train_file or squad.predict_file:
         run = _with_squad_defaults(run)
@@ -263,7 +268,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(training.RunConfig, output_dir=".")
+    command_line.define(run_config.RunConfig, output_dir=".")
     command_line.define(run_pretraining.PretrainingConfig)
     command_line.define(run_squad.SquadConfig)
     command_line.define(environment.DeviceConfig)

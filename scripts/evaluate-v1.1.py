@@ -7,14 +7,13 @@
 prints {"exact_match": ..., "f1": ...}. A question without a prediction scores
 0 and is named on standard error.
 """
-import argparse
 import json
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import squad_scores  # noqa: E402
+from question_answering import squad_scores  # noqa: E402
 
 EXPECTED_VERSION = "1.1"
 

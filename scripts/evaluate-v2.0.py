@@ -9,7 +9,6 @@ over those with (HasAns) and without (NoAns) an answer. --na-prob-file adds the
 best thresholds, --out-image-dir draws precision-recall curves. A question
 without a prediction scores 0 and is named on standard error.
 """
-import argparse
 import json
 import math
 import os
@@ -18,9 +17,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import errors  # noqa: E402
 import pictures  # noqa: E402
-import squad_scores  # noqa: E402
+
+from common import errors  # noqa: E402
+from question_answering import squad_scores  # noqa: E402
 
 
 def define_arguments(parser):
@@ -39,7 +39,7 @@ def define_arguments(parser):
     parser.add_argument("--out-image-dir", "-p", metavar="out_images",
                         help="draw precision-recall curves into this "
                              "directory; needs --na-prob-file and "
-                             "requirements-plots.txt")
+                             "requirements/plots.txt")
     parser.add_argument("--verbose", "-v", action="store_true",
                         help="write each question's scores to standard error")
 

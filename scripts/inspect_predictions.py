@@ -20,8 +20,8 @@ import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import errors  # noqa: E402
-import squad_scores  # noqa: E402
+from common import errors  # noqa: E402
+from question_answering import squad_scores  # noqa: E402
 
 CORRECT = "correct"
 # kind: what it means

@@ -21,10 +21,12 @@ sys.path.insert(0, str(REPOSITORY))
 
 from absl import flags  # noqa: E402
 
-import command_line  # noqa: E402
-import errors  # noqa: E402
-import predictor  # noqa: E402
-import training  # noqa: E402
+from common import (
+    command_line,  # noqa: E402
+    errors,  # noqa: E402
+)
+from inference import predictor  # noqa: E402
+from training import logs  # noqa: E402
 
 FLAGS = flags.FLAGS
 PAGE = pathlib.Path(__file__).with_suffix(".html")
@@ -69,7 +71,7 @@ def _import():
     except ImportError as error:
         raise errors.UserError(
             "serve.py needs the package %s; pip install --constraint "
-            "requirements.txt -r requirements-serve.txt" % error.name)
+            "requirements.txt -r requirements/serve.txt" % error.name)
     return fastapi, pydantic, uvicorn
 
 
@@ -224,7 +226,7 @@ def main(_):
     options = command_line.build(ServeConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     _, _, uvicorn = _import()
-    training.set_up_warnings()
+    logs.set_up_warnings()
     listening = listen(options.host, options.port)
     model = predictor.Predictor(options.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")

@@ -8,13 +8,13 @@
 #                         [--test] [--horovod]
 #
 #   --cpu      TensorFlow for the CPU (requirements.txt), the default.
-#   --gpu      TensorFlow for NVIDIA GPUs (requirements-gpu.txt).
+#   --gpu      TensorFlow for NVIDIA GPUs (requirements/gpu.txt).
 #   --system-site-packages
 #              The TensorFlow that the Python has already: Ascend hosts, where
 #              it was installed with CANN. Implied where the Python that is
 #              chosen has TensorFlow and the Ascend adapter.
-#   --test     Adds what the tests need (requirements-test.txt).
-#   --horovod  Compiles and adds Horovod (requirements-horovod.txt). HOROVOD_*
+#   --test     Adds what the tests need (requirements/test.txt).
+#   --horovod  Compiles and adds Horovod (requirements/horovod.txt). HOROVOD_*
 #              variables choose its parts; without any: Gloo, no MPI, no NCCL.
 #
 # A .venv keeps its kind of TensorFlow until another is asked for.
@@ -164,7 +164,7 @@ is_same() { cmp -s "$REPOSITORY/$1" "$STATE/$1"; }
 
 requirements_file() {
   if [[ $(state kind) == gpu ]]; then
-    echo requirements-gpu.txt
+    echo requirements/gpu.txt
   else
     echo requirements.txt
   fi
@@ -175,10 +175,10 @@ has_requirements() {
   is_same "$(requirements_file)" && is_same requirements.txt
 }
 
-has_test() { is_same requirements-test.txt; }
+has_test() { is_same requirements/test.txt; }
 
 has_horovod() {
-  is_same requirements-horovod.txt &&
+  is_same requirements/horovod.txt &&
       [[ $(state horovod_settings) == "$(horovod_settings)" ]]
 }
 
@@ -279,6 +279,7 @@ pip_install() {
 install_file() {
   say "installing $1"
   (cd "$REPOSITORY" && pip_install --requirement "$1")
+  mkdir -p "$STATE/requirements"
   cp "$REPOSITORY/$1" "$STATE/$1"
 }
 
@@ -291,7 +292,7 @@ install_beside_system() {
 }
 
 install_requirements() {
-  rm -f "$STATE/requirements-horovod.txt"  # It depends on TensorFlow.
+  rm -f "$STATE/requirements/horovod.txt"  # It depends on TensorFlow.
   if [[ $(state kind) == system-site-packages ]]; then
     install_beside_system
   else
@@ -324,7 +325,7 @@ horovod_settings() {
 # A Horovod that was there before stays, with the settings it had.
 keep_horovod() {
   local setting
-  if [[ -z $with_horovod && -e $STATE/requirements-horovod.txt ]]; then
+  if [[ -z $with_horovod && -e $STATE/requirements/horovod.txt ]]; then
     with_horovod=yes
     while read -r setting; do
       export "${setting?}"
@@ -366,7 +367,7 @@ compile_horovod() {
 }
 
 install_horovod() {
-  local file=$REPOSITORY/requirements-horovod.txt requirement target
+  local file=$REPOSITORY/requirements/horovod.txt requirement target
   requirement=$(grep '^horovod==' "$file")
   grep -v '^horovod==' "$file" > "$STATE/horovod_tools.txt"
   changing pip_install --requirement "$STATE/horovod_tools.txt"
@@ -383,7 +384,8 @@ install_horovod() {
          "was compiled for another machine, remove $target"
   }
   horovod_settings > "$STATE/horovod_settings"
-  cp "$file" "$STATE/requirements-horovod.txt"
+  mkdir -p "$STATE/requirements"
+  cp "$file" "$STATE/requirements/horovod.txt"
 }
 
 # --- All of it --------------------------------------------------------------
@@ -400,7 +402,7 @@ main() {
   keep_horovod
   [[ -z $reason ]] || make_environment
   has_requirements || changing install_requirements
-  [[ -z $with_test ]] || has_test || changing install_file requirements-test.txt
+  [[ -z $with_test ]] || has_test || changing install_file requirements/test.txt
   [[ -z $with_horovod ]] || has_horovod || install_horovod
   say "$VENV_DIR is ready: Python $(state version), TensorFlow" \
       "$(state tensorflow); took $SECONDS s"

@@ -53,7 +53,7 @@ def fork(script, arguments):
 
 def main():
     sys.path.insert(0, str(REPOSITORY))
-    import training  # pylint: disable=unused-import
+    from training import train_step  # pylint: disable=unused-import
     for line in iter(sys.stdin.readline, ""):
         script, *arguments = json.loads(line)
         print(json.dumps(fork(str(REPOSITORY / script), arguments)),

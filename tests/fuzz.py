@@ -25,10 +25,10 @@ import time
 import traceback
 import types
 
-from conftest import REPOSITORY
 import fuzz_readers
+from conftest import REPOSITORY
 
-import errors
+from common import errors
 
 SECONDS = 2
 MEMORY_BYTES = 1 << 30

@@ -15,40 +15,33 @@ import json
 import struct
 import zipfile
 
-from absl import flags
-from absl.testing import flagsaver
-import numpy as np
-
-from fuzz_base import Reader, of_bytes, of_json, zipped
 import fuzz_task_readers
 import mutations
+import numpy as np
+import test_fairseq_model
 import tiny
 import torch_writer
+from absl import flags
+from absl.testing import flagsaver
+from fuzz_base import Reader, of_bytes, of_json, zipped
 
-import checkpoints
-import command_line
+import configuration
 import convert_checkpoint
-import corpus
-import divergence
-import errors
-import fairseq_model
-import input_pipeline
-import manifest
-import modeling
 import predict
-import preflight
-import records
-import safetensors_file
-import shard_output
 import squad
-import squad_scores
-import test_fairseq_model
-import tf_checkpoint
-import tfrecord
 import tokenization
-import torch_file
-import weight_names
-import weights
+from common import command_line, errors, tfrecord
+from pretraining_data import corpus, manifest, records, shard_output
+from question_answering import squad_scores
+from training import checkpoints, divergence, masked_lm_batches, preflight
+from weights import (
+    fairseq_model,
+    lazy_tensors,
+    safetensors_file,
+    tf_checkpoint,
+    torch_file,
+)
+from weights import names as weight_names
 
 CONFIG = {
     "model_type": "roberta", "vocab_size": 20, "hidden_size": 8,
@@ -137,7 +130,7 @@ def manifests(directory):
 
     def read(data):
         (directory / "manifest.json").write_bytes(data)
-        source = input_pipeline.MaskedLmSource(
+        source = masked_lm_batches.MaskedLmSource(
             str(directory), max_seq_length=8, max_predictions=2,
             vocab_size=20, pad_token_id=1)
         source.masked(np.arange(len(source)), np.zeros(4, np.int64), 1)
@@ -259,7 +252,7 @@ def configs(directory):
 
     def read(data):
         path.write_bytes(data)
-        config = modeling.RobertaConfig.from_json_file(str(path))
+        config = configuration.RobertaConfig.from_json_file(str(path))
         json.dumps(config.to_dict(), allow_nan=False)
         preflight.check_length(8, config, str(path))
     return of_json([CONFIG], read)
@@ -384,7 +377,7 @@ def prediction_inputs(directory):
 
 def _arrays():
     random = np.random.RandomState(3)
-    config = modeling.RobertaConfig.from_dict(CONFIG)
+    config = configuration.RobertaConfig.from_dict(CONFIG)
     return {variable.hf: random.rand(*variable.shape).astype(np.float32)
             for variable in weight_names.variables(
                 {weight_names.BASE, "masked_lm"}, config)}
@@ -396,7 +389,7 @@ def _write_model(directory):
     (directory / "config.json").write_text(json.dumps(CONFIG))
     with open(str(directory / "model.safetensors"), "wb") as stream:
         safetensors_file.write(stream, {
-            name: weights.Tensor("F32", array.shape, lambda array=array: array,
+            name: lazy_tensors.Tensor("F32", array.shape, lambda array=array: array,
                                  name) for name, array in _arrays().items()})
     return directory
 
@@ -473,7 +466,7 @@ def _read_torch(path, data):
     torch_file.attributes(found)
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         _read_all({name: value for name, value in found["model"].items()
-                   if isinstance(value, weights.Tensor)})
+                   if isinstance(value, lazy_tensors.Tensor)})
 
 
 def _state():

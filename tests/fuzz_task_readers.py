@@ -12,27 +12,27 @@ import shutil
 import sys
 import tarfile
 
-import tensorflow.compat.v1 as tf
-
-from fuzz_base import Reader, of_bytes, of_json, zipped
 import mutations
+import tensorflow.compat.v1 as tf
 import tiny
+from conftest import REPOSITORY
+from fuzz_base import Reader, of_bytes, of_json, zipped
 
-import archives
-import classification
-import conll
-import errors
-import progress
-import race
 import squad
 import squad_cache
-import table_files
-import text_pairs
 import tokenization
-import trained_model
-import word_windows
-
-from conftest import REPOSITORY
+from common import errors
+from inference import trained_model
+from scripts import archives
+from tasks import (
+    classification,
+    conll,
+    race,
+    sequences,
+    table_files,
+    word_windows,
+)
+from training import progress
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import inspect_predictions  # noqa: E402 pylint: disable=wrong-import-position
@@ -56,7 +56,7 @@ def _read_table(path, tokenizer, data):
             table = table_files.read(str(path), quoting=quoting)
             examples = classification.examples_of(
                 table, classification.Columns("text", "pair", "label"))
-            text_pairs.encode([(e.text, e.pair) for e in examples[:9]],
+            sequences.encode([(e.text, e.pair) for e in examples[:9]],
                               tokenizer, 16, num_workers=1)
             classification.labels_in(examples).ids(examples)
     table_files.read(str(path), header=("a", "b", "c"), quoting="none",
@@ -133,9 +133,9 @@ def articles(directory):
         (folder / "1.txt").write_bytes(data)
         for needs_answers in (True, False):
             found = race.read(str(folder), needs_answers)
-            sequences = race.Sequences(found, tokenizer, 16, num_workers=1)
-            for index in range(min(len(sequences), 4)):
-                sequences[index]
+            encoded = race.Sequences(found, tokenizer, 16, num_workers=1)
+            for index in range(min(len(encoded), 4)):
+                encoded[index]
     return of_json([sound], read)
 
 

@@ -9,16 +9,23 @@ put there, with a spike planted in the batches from FIRST to before END.
 import pathlib
 import sys
 
-import numpy as np
-
 import conftest  # pylint: disable=unused-import
-import environment
-import input_pipeline
-import progress
-import records
-import run_pretraining
+import numpy as np
 import tiny
-import training
+
+import environment
+import run_pretraining
+from pretraining_data import records
+from training import (
+    divergence,
+    input_pipeline,
+    logs,
+    loop,
+    masked_lm_batches,
+    model_directory,
+    progress,
+    run_config,
+)
 
 
 def write_drawn_tokens(folder):
@@ -33,7 +40,7 @@ def write_drawn_tokens(folder):
     return str(folder)
 
 
-class Planted(input_pipeline.MaskedLmBatches):
+class Planted(masked_lm_batches.MaskedLmBatches):
     """Some batches have labels drawn from the whole vocabulary."""
 
     def __init__(self, *arguments, bad=(), **options):
@@ -67,7 +74,7 @@ class Pretraining:
 
     def __call__(self, name, bad=(), *, is_evaluated=False, **flags):
         """Trains; gives the loss of evaluation where asked to."""
-        run = training.RunConfig(
+        run = run_config.RunConfig(
             bert_config_file=str(self.folder / "model" / "config.json"),
             output_dir=str(self.folder / name), train_batch_size=16,
             max_seq_length=32, learning_rate=3e-3, save_checkpoints_steps=25,
@@ -77,9 +84,9 @@ class Pretraining:
             max_predictions_per_seq=6, masked_lm_prob=0.2, eval_batch_size=64)
         device = environment.create(environment.DeviceConfig(
             accelerator="cpu", npu_bert_loss_scale=0, horovod=self.horovod))
-        config = training.model_config(run)
-        training.prepare_output(run, config, device.rank)
-        timer, guard = progress.SaveTimer(), training.new_guard(run)
+        config = run_config.model_config(run)
+        model_directory.prepare_output(run, config, device.rank)
+        timer, guard = progress.SaveTimer(), divergence.new_guard(run)
         estimator = device.estimator(run_pretraining.build_model_fn(
             config, run, task, device, timer, guard), run, self.steps)
         source = run_pretraining._source(self.records, config, run, task)
@@ -88,7 +95,7 @@ class Pretraining:
             world_size=device.world_size, seed=run.random_seed, bad=bad,
             order=records.RecordOrder(source.shard_counts, run.random_seed,
                                       1000))
-        training.train(estimator, batches,
+        loop.train(estimator, batches,
                        lambda first: input_pipeline.dataset(batches, first),
                        run=run, device=device, num_train_steps=self.steps,
                        save_timer=timer, guard=guard)
@@ -101,7 +108,7 @@ class Pretraining:
 
 def main(folder, *numbers):
     steps, first, end = map(int, numbers)
-    training.set_up_logging(training.RunConfig(
+    logs.set_up_logging(run_config.RunConfig(
         bert_config_file="none", output_dir="none"))
     Pretraining(pathlib.Path(folder), steps, horovod=True)(
         "two", range(first, end), divergence_guard="rollback")

@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-import archives
-import errors
+from common import errors
+from scripts import archives
 
 
 def write_zip(path, members, attributes=None):

@@ -9,7 +9,6 @@ import re
 import shutil
 
 import pytest
-
 import refusals
 import tiny
 
@@ -235,7 +234,7 @@ FOREIGN = ("Unknown command line flag", "unrecognized arguments:",
 
 def test_every_message_explained_is_one_of_the_code():
     code = "".join(path.read_text("utf-8") for pattern in (
-        "*.py", "scripts/*.py") for path in refusals.REPOSITORY.glob(pattern))
+        "*.py", "*/*.py", "scripts/*.py") for path in refusals.REPOSITORY.glob(pattern))
     code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
     messages = [message for message in refusals.explained()
                 if not message.startswith(FOREIGN)]

@@ -8,14 +8,16 @@ import subprocess
 import sys
 
 import pytest
+from test_create_pretraining_data import (
+    command,
+    digests,
+    make_text,
+    vocabulary,  # pylint: disable=W0611
+)
 
 import create_pretraining_data as script
-import errors
-import record_builder
-from test_create_pretraining_data import command
-from test_create_pretraining_data import digests
-from test_create_pretraining_data import make_text
-from test_create_pretraining_data import vocabulary  # pylint: disable=W0611
+from common import errors
+from pretraining_data import record_builder
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(not HAS_BEAM,
@@ -218,7 +220,7 @@ def test_files_may_have_addresses(build, corpus_folder, tmp_path, addresses):
 
 @needs_beam
 def test_other_machines_get_the_modules_as_a_package(tmp_path):
-    import beam_builder
+    from pretraining_data import beam_builder
     options = beam_builder._options(
         "FlinkRunner", "--flink_master=host:8081 --parallelism=4",
         str(tmp_path)).get_all_options()
@@ -237,7 +239,7 @@ def test_other_machines_get_the_modules_as_a_package(tmp_path):
 def test_without_beam_a_line_says_what_to_install(build, tmp_path):
     with pytest.raises(errors.UserError) as error:
         build("beam", runner="DirectRunner")
-    assert "pip install -r requirements-beam.txt" in str(error.value)
+    assert "pip install -r requirements/beam.txt" in str(error.value)
     assert not (tmp_path / "beam").exists()
 
 

@@ -5,9 +5,9 @@ import sys
 import types
 
 import pytest
-
 from conftest import REPOSITORY
-import errors
+
+from common import errors
 
 sys.path.append(str(REPOSITORY / "scripts"))
 import benchmark  # noqa: E402

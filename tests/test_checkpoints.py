@@ -5,12 +5,11 @@ import os
 
 import pytest
 import tensorflow.compat.v1 as tf
-
-import checkpoints
-import errors
-import tf_checkpoint
 import tiny
-import training
+
+from common import errors
+from training import checkpoints, loop, model_directory, run_config
+from weights import tf_checkpoint
 
 
 class Directory:
@@ -205,9 +204,9 @@ def test_an_evaluation_leaves_alone_what_a_run_is_writing(run, tmp_path):
     unfinished.mkdir()
     path = tiny.write_model(tmp_path / "model") / "config.json"
     for trains in (False, True):
-        settings = training.RunConfig(
+        settings = run_config.RunConfig(
             bert_config_file=str(path), output_dir=run.path, do_train=trains)
-        training.prepare_output(settings, training.model_config(settings))
+        model_directory.prepare_output(settings, run_config.model_config(settings))
         assert unfinished.exists() is not trains
 
 
@@ -231,11 +230,11 @@ class Batches:
      "out of memory: OOM when .*--train_batch_size")])
 def test_errors_about_files_and_memory_are_one_line(error, message):
     with pytest.raises(errors.UserError, match=message):
-        with training.reported(Batches(), "out"):
+        with loop.reported(Batches(), "out"):
             raise error
 
 
 def test_other_errors_keep_their_traceback():
     with pytest.raises(tf.errors.InternalError):
-        with training.reported(Batches(), "out"):
+        with loop.reported(Batches(), "out"):
             raise tf.errors.InternalError(None, None, "a bug")

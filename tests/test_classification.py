@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-import classification
-import errors
+from common import errors
+from tasks import classification
 
 LABELS = classification.Labels(("no", "yes", "so"))
 NUMBERS = classification.Labels(())

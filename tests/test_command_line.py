@@ -8,16 +8,15 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import REPOSITORY
-import command_line
-import errors
+
+from common import command_line, errors
 
 # A script of its own: absl's flags are one global set a process.
 SCRIPT = '''
 import dataclasses, json, os, typing
 from absl import flags
-import command_line, errors
+from common import command_line, errors
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -2,8 +2,8 @@
 """Files of labelled words, and what their labels mean."""
 import pytest
 
-import conll
-import errors
+from common import errors
+from tasks import conll
 
 
 def write(path, text):

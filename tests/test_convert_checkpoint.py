@@ -13,13 +13,11 @@ import safetensors.numpy
 import tensorflow.compat.v1 as tf
 import torch_writer
 
+import configuration
 import convert_checkpoint
-import errors
-import modeling
-import safetensors_file
-import tf_checkpoint
-import weight_names
-import weights
+from common import errors, files
+from weights import lazy_tensors, safetensors_file, tf_checkpoint
+from weights import names as weight_names
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
@@ -68,7 +66,7 @@ def tf_model(directory, arrays, values, name="model.ckpt"):
     kinds = {"f4": "F32", "i8": "I64", "f8": "F64"}
     with open(tf_checkpoint.data_file(str(prefix)), "wb") as stream:
         index = tf_checkpoint.write_data(stream, {
-            key: weights.Tensor(kinds[array.dtype.str[1:]], array.shape,
+            key: lazy_tensors.Tensor(kinds[array.dtype.str[1:]], array.shape,
                                 lambda array=array: array, key)
             for key, array in arrays.items()})
     pathlib.Path(str(prefix) + ".index").write_bytes(index)
@@ -315,7 +313,7 @@ def test_half_precision_becomes_float32_exactly(tmp_path, kind):
         else:
             bits = (array.view(np.uint32) >> 16).astype(np.uint16)
             expected[name] = (array.view(np.uint32) & 0xFFFF0000).view("f4")
-        tensors[name] = weights.Tensor(
+        tensors[name] = lazy_tensors.Tensor(
             "F16" if kind == "float16" else "BF16", array.shape,
             lambda bits=bits: bits, name)
     given = hf_model(tmp_path / "given", {}, values)
@@ -513,13 +511,13 @@ VOCABULARY = {"token%d" % i: i for i in range(300)}
 def test_tokenizer_files_go_along(tmp_path, caplog):
     values, arrays = golden("masked_lm")
     given = hf_model(tmp_path / "given", arrays, values)
-    files = {"vocab.json": json.dumps(VOCABULARY), "merges.txt": "#version\n",
+    contents = {"vocab.json": json.dumps(VOCABULARY), "merges.txt": "#version\n",
              "tokenizer_config.json": "{}", "special_tokens_map.json": "{}"}
-    for name, text in files.items():
+    for name, text in contents.items():
         (given / name).write_text(text)
     convert("hf", "tf", given, tmp_path / "tf" / "m")
     convert("tf", "hf", tmp_path / "tf" / "m", tmp_path / "hf")
-    for name, text in files.items():
+    for name, text in contents.items():
         assert (tmp_path / "hf" / name).read_text() == text
     assert not caplog.records
 
@@ -583,7 +581,7 @@ def test_a_directory_is_no_prefix(tmp_path):
 
 @pytest.mark.parametrize("target", ["hf", "tf"])
 def test_nothing_is_left_where_writing_failed(tmp_path, monkeypatch, target):
-    read = weights.read_exactly
+    read = files.read_exactly
     calls = []
 
     def failing(*arguments):
@@ -591,7 +589,7 @@ def test_nothing_is_left_where_writing_failed(tmp_path, monkeypatch, target):
         if len(calls) > 20:
             raise OSError(28, "No space left on device")
         return read(*arguments)
-    monkeypatch.setattr(weights, "read_exactly", failing)
+    monkeypatch.setattr(files, "read_exactly", failing)
     with pytest.raises(OSError) as caught:
         convert("hf", target, GOLDEN / "masked_lm", tmp_path / "new" / "m")
     assert caught.value.filename is not None
@@ -628,13 +626,13 @@ def test_an_interrupted_overwrite_shows_no_mixture(tmp_path, monkeypatch):
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     values = dict(golden("masked_lm")[0], vocab_size=500, hidden_size=128,
                   intermediate_size=512, num_hidden_layers=10)
-    config = modeling.RobertaConfig.from_dict(values)
+    config = configuration.RobertaConfig.from_dict(values)
     variables = weight_names.variables({"encoder", "masked_lm"}, config)
-    sizes = [4 * weights.count(variable.shape) for variable in variables]
+    sizes = [4 * lazy_tensors.count(variable.shape) for variable in variables]
     given = hf_model(tmp_path / "given", {}, values)
     with open(str(given / "model.safetensors"), "wb") as stream:
         safetensors_file.write(stream, {
-            variable.hf: weights.zeros("F32", variable.shape, variable.hf)
+            variable.hf: lazy_tensors.zeros("F32", variable.shape, variable.hf)
             for variable in variables})
     convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "warm" / "up")
     tracemalloc.start()

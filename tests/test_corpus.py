@@ -6,10 +6,8 @@ import json
 import numpy as np
 import pytest
 
-import corpus
-import errors
-import packing
-import text_files
+from common import errors
+from pretraining_data import corpus, packing, text_files
 
 EOS = 2
 

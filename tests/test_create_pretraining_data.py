@@ -13,23 +13,22 @@ import subprocess
 import sys
 import time
 
+import conftest
 import numpy as np
 import pytest
 
-import conftest
-import corpus
 import create_pretraining_data as script
-import errors
-import manifest
-import packing
-import record_builder
-import records
-import shard_output
-import text_files
-import tf_example
-import tfrecord
 import tokenization
-import worker_pool
+from common import errors, tf_example, tfrecord, worker_pool
+from pretraining_data import (
+    corpus,
+    manifest,
+    packing,
+    record_builder,
+    records,
+    shard_output,
+    text_files,
+)
 
 WORDS = "the river runs past seven towns and Ölsk is older than all".split()
 DOCUMENTS = 200

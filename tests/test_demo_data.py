@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import REPOSITORY
 
 import squad
-import squad_scores
 import tokenization
-from conftest import REPOSITORY
+from question_answering import squad_scores
 
 DEMO = REPOSITORY / "demo"
 GENERATED = ("config.json", "dev-v1.1.json", "dev-v2.0.json", "eval_text.txt",

@@ -4,12 +4,11 @@ import math
 import random
 import tempfile
 
+import planted
 import pytest
 
-import divergence
-import errors
-import planted
-import training
+from common import errors
+from training import checkpoints, divergence, train_step
 
 
 class Feed:
@@ -201,7 +200,7 @@ def test_a_planted_spike_is_rolled_back(pretraining, log_lines):
     # Step 240 took 256 batches: 16 were passed over, none overflowed.
     last = [line for line in log_lines if line.startswith("step=240 ")][-1]
     assert " overflows=0" in last
-    assert training.checkpoints.batches_seen(training.latest_checkpoint(
+    assert train_step.checkpoints.batches_seen(checkpoints.newest(
         str(pretraining.folder / "planted"))) == 256
 
 

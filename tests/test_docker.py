@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import REPOSITORY
 
 FILES = sorted(REPOSITORY.glob("docker/Dockerfile.*"))

@@ -16,7 +16,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import REPOSITORY
 
 READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
@@ -214,7 +213,7 @@ import json, runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/scripts"]
 from absl import flags
 from absl.testing import flagsaver
-import command_line, errors, training
+from common import command_line, errors
 define, configs = command_line.define, []
 def record(config, **defaults):
     define(config, **defaults)
@@ -416,7 +415,7 @@ def test_files_named_in_the_text_are_there(path):
     names = re.findall(r"`((?:scripts|configs|docs|tests|\.ci)/[\w./{},*-]*)`",
                        prose(path))
     if path in READMES:
-        names += re.findall(r"`(\w+\.py)`", prose(path))
+        names += re.findall(r"`([\w/]+\.py)`", prose(path))
         assert len(names) > 20
     for name in names:
         group = re.search(r"\{(.*)\}", name)
@@ -435,7 +434,7 @@ def test_no_path_of_one_machine(path):
 @pytest.mark.parametrize("path", READMES, ids=ids(READMES))
 def test_messages_are_those_of_the_code(path):
     code = "".join(file.read_text("utf-8") for pattern in (
-        "*.py", "scripts/*.sh") for file in REPOSITORY.glob(pattern))
+        "*.py", "*/*.py", "scripts/*.sh") for file in REPOSITORY.glob(pattern))
     code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
     table = re.split(r"^## ", prose(path), flags=re.MULTILINE)[-2]
     messages = re.findall(r"^\| `([^`]*)`", table, re.MULTILINE)

@@ -4,12 +4,12 @@ import hashlib
 import os
 import types
 
-import pytest
-
 import broken_server
+import pytest
 from broken_server import answer, file, in_turn, status
-import downloads
-import errors
+
+from common import errors
+from scripts import downloads
 
 DATA = bytes(range(256)) * 40  # 10,240 bytes
 PATIENCE = downloads.Patience(timeout=5.0, attempts=3, wait=0.0)

@@ -13,13 +13,12 @@ import typing
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
-
-from conftest import GOLDEN
-from conftest import REPOSITORY
-import records
 import refusals
+import tensorflow.compat.v1 as tf
 import tiny
+from conftest import GOLDEN, REPOSITORY
+
+from pretraining_data import records
 
 DATA = REPOSITORY / "tests" / "data"
 CREATE = """create_pretraining_data.py

@@ -8,13 +8,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
 from conftest import REPOSITORY
+
+import cpu_environment
 import environment
-import errors
 import npu_environment
 import optimization
-import training
+from common import errors
+from device import Processes
+from training import run_config
 
 
 def create(environ=None, **options):
@@ -50,7 +52,7 @@ def test_auto_takes_a_gpu_before_the_cpu(no_accelerator, monkeypatch,
 
 
 @pytest.mark.parametrize("accelerator, message", [
-    ("gpu", "sees no GPU; install requirements-gpu.txt"),
+    ("gpu", "sees no GPU; install requirements/gpu.txt"),
     ("npu", "no npu_bridge")])
 def test_accelerator_that_is_not_usable_is_an_error(
         no_accelerator, accelerator, message):
@@ -125,8 +127,8 @@ def test_kernels_have_the_precision_of_the_flags(options, encoder, head):
     assert (kernels.compute_dtype, kernels.head_dtype) == (encoder, head)
 
 
-def run_config(**changes):
-    return training.RunConfig(output_dir="/nonexistent", **changes)
+def new_run(**changes):
+    return run_config.RunConfig(output_dir="/nonexistent", **changes)
 
 
 def loss_scale_at_first(**options):
@@ -134,8 +136,8 @@ def loss_scale_at_first(**options):
     with tf.Graph().as_default(), tf.Session() as session:
         weight = tf.get_variable("weight", initializer=1.0)
         chain = device.wrap_optimizer(device.micro_batches(
-            optimization.AdamW(0.1), lambda index: (weight, {}), run_config()),
-            run_config())
+            optimization.AdamW(0.1), lambda index: (weight, {}), new_run()),
+            new_run())
         chain.compute_gradients(tf.constant(1.0))
         report = device.overflow(chain)
         session.run(tf.global_variables_initializer())
@@ -152,7 +154,7 @@ def test_first_loss_scale(options, wanted):
 
 # Processes.
 
-class TwoProcesses(environment.Processes):
+class TwoProcesses(Processes):
     """The first of two, the other one's tensors being 0."""
     world_size = 2
 
@@ -164,9 +166,9 @@ class TwoProcesses(environment.Processes):
 @pytest.mark.parametrize("count", [1, 3])
 def test_gradients_are_averaged_once(after, count):
     """Whether before or after the micro-batches are summed."""
-    run = run_config(num_accumulation_steps=count,
+    run = new_run(num_accumulation_steps=count,
                      allreduce_post_accumulation=after)
-    device = environment.Device(environment.DeviceConfig(), TwoProcesses())
+    device = cpu_environment.Cpu(environment.DeviceConfig(), TwoProcesses())
     weight = tf.get_variable("weight", initializer=1.0)
     chain = device.wrap_optimizer(device.micro_batches(
         optimization.AdamW(0.1), lambda index: (6.0 * weight, {}), run), run)
@@ -180,10 +182,10 @@ def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
     def model_fn(features, params):
         del features, params
 
-    processes = environment.Processes()
+    processes = Processes()
     processes.rank, processes.world_size = 1, 2
-    run = run_config(save_checkpoints_steps=7)
-    device = environment.Device(environment.DeviceConfig(), processes)
+    run = new_run(save_checkpoints_steps=7)
+    device = cpu_environment.Cpu(environment.DeviceConfig(), processes)
     config = device.estimator(model_fn, run, 10).config
     assert config.save_checkpoints_steps is None
     assert config.save_checkpoints_secs is None
@@ -212,7 +214,7 @@ def test_two_dumps_at_once_are_refused():
 def test_fp16_on_an_npu_without_a_loss_scale_is_a_warning(log_lines, flags,
                                                           is_warned):
     device = npu_environment.Npu(environment.DeviceConfig(**flags),
-                                 environment.Processes())
+                                 Processes())
     device._warn_of_underflow()
     warned = [line for line in log_lines if "small gradients" in line]
     assert bool(warned) == is_warned
@@ -228,7 +230,9 @@ def test_cpu_threads_reach_the_session():
 # XLA.
 
 COMPILED = '''
+import cpu_environment
 import environment
+from device import Processes
 import tensorflow.compat.v1 as tf
 device = environment.create(environment.DeviceConfig(use_xla=True))
 x = tf.placeholder(tf.float32, [4, 4])

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-
-import errors
-import squad_scores
 from conftest import REPOSITORY
+
+from common import errors
+from question_answering import squad_scores
 
 # Made for the corners: articles, punctuation, several golds, an answer that is
 # nothing but an article, odds outside [0, 1], ties.
@@ -153,7 +153,7 @@ def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "pip install -r requirements-plots.txt" in done.stderr
+    assert "pip install -r requirements/plots.txt" in done.stderr
 
 
 def test_images_without_probabilities_are_reported(evaluate):

@@ -9,13 +9,12 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-from conftest import GOLDEN, REPOSITORY
-import errors
-import exporting
-import tf_checkpoint
 import tiny
-import trained_model
+from conftest import GOLDEN, REPOSITORY
+
+from common import errors
+from inference import exporting, trained_model
+from weights import tf_checkpoint
 
 REFERENCES = {
     "mlm": ("masked_lm", {"logits": "mlm_logits"}, 3e-5),
@@ -220,7 +219,7 @@ def test_onnx_without_its_packages_is_one_clear_line(model, tmp_path):
     try:
         import tf2onnx  # noqa: F401
     except ImportError:
-        with pytest.raises(errors.UserError, match="requirements-onnx.txt"):
+        with pytest.raises(errors.UserError, match="requirements/onnx.txt"):
             exporting.export(model, "squad", "onnx", str(tmp_path / "a.onnx"))
         assert not list(tmp_path.iterdir())
     else:

@@ -10,8 +10,8 @@ import safetensors.numpy
 import torch_writer
 
 import convert_checkpoint
-import errors
-import fairseq_model
+from common import errors
+from weights import fairseq_model
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
 SIZES = dict(encoder_layers=2, encoder_embed_dim=32, encoder_ffn_embed_dim=64,

@@ -3,29 +3,29 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import environment
-import errors
-import finetuning
-import modeling
-import preflight
 import tiny
-import training
-import warm_start
 
-CONFIG = modeling.RobertaConfig(
+import configuration
+import cpu_environment
+import environment
+from common import errors
+from device import Processes
+from tasks import finetuning
+from training import logs, preflight, run_config, warm_start
+
+CONFIG = configuration.RobertaConfig(
     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=12)
 
 
 def run_of(**more):
-    return training.RunConfig(**dict(dict(
+    return run_config.RunConfig(**dict(dict(
         output_dir="/nonexistent", train_batch_size=4), **more))
 
 
 def device_of():
-    return environment.Device(environment.DeviceConfig(),
-                              environment.Processes())
+    return cpu_environment.Cpu(environment.DeviceConfig(),
+                              Processes())
 
 
 @pytest.mark.parametrize("count, epochs, accumulation, wanted", [
@@ -90,7 +90,7 @@ def test_choices_stand_side_by_side(static):
 
 
 def begun(folder, monkeypatch, run, task):
-    monkeypatch.setattr(training, "set_up_logging", lambda run: None)
+    monkeypatch.setattr(logs, "set_up_logging", lambda run: None)
     files = {name: str(tiny.write_model(folder / "model") / file)
              for name, file in (("bert_config_file", "config.json"),
                                 ("vocab_file", "vocab.json"),

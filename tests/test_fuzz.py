@@ -2,13 +2,12 @@
 """A few inputs of tests/fuzz.py for each reader; by hand it runs thousands."""
 import random
 
-import pytest
-
 import fuzz
 import fuzz_readers
 import mutations
+import pytest
 
-import errors
+from common import errors
 
 
 @pytest.mark.parametrize("name", sorted(fuzz_readers.READERS))

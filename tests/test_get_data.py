@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import broken_server
-import downloads
-import errors
+import pytest
 from conftest import REPOSITORY
 from test_archives import write_tar, write_zip
+
+from common import errors
+from scripts import downloads
 
 SCRIPT = REPOSITORY / "scripts" / "get_data.py"
 

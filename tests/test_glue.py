@@ -2,9 +2,8 @@
 """GLUE's files, each format by hand, and the server's."""
 import pytest
 
-import classification
-import errors
-import glue
+from common import errors
+from tasks import classification, glue
 
 MNLI = ("index promptID pairID genre sentence1_binary_parse "
         "sentence2_binary_parse sentence1_parse sentence2_parse sentence1 "

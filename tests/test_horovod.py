@@ -6,11 +6,11 @@ import re
 import sys
 
 import numpy as np
-import pytest
-
-import checkpoints
 import planted
+import pytest
 import tiny
+
+from training import checkpoints
 
 pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import errors
-import input_pipeline
-import records
-import training
+from common import errors
+from pretraining_data import records
+from training import input_pipeline, loop, masked_lm_batches
 
 VOCAB = 60
 MASK = VOCAB - 1
@@ -70,12 +69,12 @@ def dynamic(tmp_path_factory):
 
 
 def source_of(inputs, **changes):
-    return input_pipeline.MaskedLmSource(inputs, **dict(SETTINGS, **changes))
+    return masked_lm_batches.MaskedLmSource(inputs, **dict(SETTINGS, **changes))
 
 
 def training_batches(source, batch_size=4, seed=7, **options):
     order = records.RecordOrder(source.shard_counts, seed, 5)
-    return input_pipeline.MaskedLmBatches(
+    return masked_lm_batches.MaskedLmBatches(
         source, batch_size=batch_size, seed=seed, order=order, **options)
 
 
@@ -177,7 +176,7 @@ def test_static_records_come_as_they_are(tmp_path):
     source = source_of(write_records(tmp_path, static=True))
     assert not source.dynamic and source_of(
         write_records(tmp_path / "d")).dynamic
-    batches = input_pipeline.MaskedLmBatches(source, batch_size=13)
+    batches = masked_lm_batches.MaskedLmBatches(source, batch_size=13)
     batch = as_dict(batches, 0)
     for row, ids in enumerate(sequences_of(13)):
         example = static_example(ids)
@@ -188,9 +187,9 @@ def test_static_records_come_as_they_are(tmp_path):
 # Evaluation.
 
 def test_masks_of_evaluation_are_always_the_same(dynamic):
-    large = as_dict(input_pipeline.MaskedLmBatches(
+    large = as_dict(masked_lm_batches.MaskedLmBatches(
         source_of(dynamic), batch_size=13, seed=7), 0)
-    small = input_pipeline.MaskedLmBatches(source_of(dynamic), batch_size=5,
+    small = masked_lm_batches.MaskedLmBatches(source_of(dynamic), batch_size=5,
                                            seed=7)
     assert small.steps == 3
     parts = [as_dict(small, step) for step in range(3)]
@@ -205,7 +204,7 @@ def test_masks_of_evaluation_are_not_those_of_training(dynamic):
     indices = np.arange(13)
     trained = [source.masked(indices, np.full(13, epoch), 7)
                for epoch in range(3)]
-    evaluated = as_dict(input_pipeline.MaskedLmBatches(
+    evaluated = as_dict(masked_lm_batches.MaskedLmBatches(
         source, batch_size=13, seed=7), 0)
     for masks in trained:
         differing = (masks["masked_lm_positions"]
@@ -214,7 +213,7 @@ def test_masks_of_evaluation_are_not_those_of_training(dynamic):
 
 
 def test_last_batch_of_an_evaluation_is_filled_with_weight_0(dynamic):
-    batches = input_pipeline.MaskedLmBatches(source_of(dynamic), batch_size=5)
+    batches = masked_lm_batches.MaskedLmBatches(source_of(dynamic), batch_size=5)
     last = as_dict(batches, 2)
     assert [len(value) for value in last.values()] == [5] * 5
     assert (last["input_ids"][3:] == 1).all()
@@ -337,7 +336,7 @@ def test_error_in_a_batch_reaches_the_user(tmp_path):
         input_pipeline.dataset(batches, 0)).get_next()
     with tf.Session() as session:
         with pytest.raises(errors.UserError) as caught:
-            with training.reported(batches):
+            with loop.reported(batches):
                 session.run(features)
     assert "b.tfrecord" in str(caught.value)
     assert "record 5" in str(caught.value)
@@ -354,10 +353,10 @@ def test_corrupt_records_are_passed_over_when_asked(tmp_path):
 def test_a_tensorflow_error_of_another_kind_stays_one(dynamic):
     batches = training_batches(source_of(dynamic))
     with pytest.raises(tf.errors.OutOfRangeError):
-        with training.reported(batches):
+        with loop.reported(batches):
             raise tf.errors.OutOfRangeError(None, None, "end")
     with pytest.raises(errors.UserError, match="--train_batch_size"):
-        with training.reported(batches):
+        with loop.reported(batches):
             raise tf.errors.ResourceExhaustedError(None, None, "no memory")
 
 
@@ -390,7 +389,7 @@ def test_nothing_is_shuffled_where_it_is_not_wanted(dynamic):
         assert set(pools.indices(step)) == {
             (4 * step + place) % 30 for place in range(4)}
     source = source_of(dynamic)
-    batches = input_pipeline.MaskedLmBatches(
+    batches = masked_lm_batches.MaskedLmBatches(
         source, batch_size=5, order=input_pipeline.FrontToBack(len(source)))
     numbers = [unmasked(as_dict(batches, step))[:, 1] - 4
                for step in range(3)]

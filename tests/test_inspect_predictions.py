@@ -5,11 +5,11 @@ import json
 import re
 import types
 
-import pytest
-
 import browser
-import errors
+import pytest
 from test_plot_run import load
+
+from common import errors
 
 inspect = load("inspect_predictions")
 

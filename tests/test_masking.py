@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import errors
-import masking
+from common import errors
+from pretraining_data import masking
 
 V = 50265
 MASK = V - 1

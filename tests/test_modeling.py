@@ -7,11 +7,16 @@ import typing
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
 from conftest import GOLDEN
+
+import configuration
+import cpu_environment
 import environment
-import errors
+import kernels as kernel_functions
 import modeling
+from common import errors
+from device import Processes
+from kernels import Kernels
 
 SMALL = dict(vocab_size=40, hidden_size=8, num_hidden_layers=2,
              num_attention_heads=2, intermediate_size=12,
@@ -19,11 +24,11 @@ SMALL = dict(vocab_size=40, hidden_size=8, num_hidden_layers=2,
 
 
 def config_of(**changes):
-    return modeling.RobertaConfig(**dict(SMALL, **changes))
+    return configuration.RobertaConfig(**dict(SMALL, **changes))
 
 
 def golden_config(name):
-    return modeling.RobertaConfig.from_json_file(
+    return configuration.RobertaConfig.from_json_file(
         str(GOLDEN / name / "config.json"))
 
 
@@ -47,8 +52,8 @@ class Golden(typing.NamedTuple):
 
 def kernels_of(**options):
     """What the CPU's device computes with."""
-    return environment.Device(environment.DeviceConfig(**options),
-                              environment.Processes()).kernels
+    return cpu_environment.Cpu(environment.DeviceConfig(**options),
+                              Processes()).kernels
 
 
 def load_masked_lm(checkpoint, **options):
@@ -226,7 +231,7 @@ def test_pad_token_id_moves_positions_and_mask():
 
 
 def test_layer_norm_eps_has_an_effect_in_every_precision():
-    for kernels in (modeling.Kernels(), kernels_of(manual_fp16=True)):
+    for kernels in (Kernels(), kernels_of(manual_fp16=True)):
         norms = [np.linalg.norm(run_model(config_of(layer_norm_eps=epsilon),
                                           IDS, kernels=kernels))
                  for epsilon in (1e-5, 1.0)]
@@ -269,7 +274,7 @@ def test_every_place_drops_by_a_seed_of_its_own():
 
     config = config_of(attention_probs_dropout_prob=0.2)
     values = run_model(config, IDS, lambda model: [s for _, s in seeds],
-                       kernels=modeling.Kernels(dropout=dropout), **DROPPING)
+                       kernels=Kernels(dropout=dropout), **DROPPING)
     # The embeddings, then weights, attention output and layer output.
     assert [rate for rate, _ in seeds] == [0.1] + [0.2, 0.1, 0.1] * 2
     assert len({tuple(value) for value in values}) == len(values)
@@ -278,7 +283,7 @@ def test_every_place_drops_by_a_seed_of_its_own():
 def test_dropout_keeps_the_mean():
     rows = tf.ones([400, 50])
     with tf.Session() as session:
-        found = session.run(modeling.dropout(rows, 0.25, [1, 2]))
+        found = session.run(kernel_functions.dropout(rows, 0.25, [1, 2]))
     assert set(np.unique(found)) == {0.0, np.float32(1 / 0.75)}
     assert abs(found.mean() - 1.0) < 0.02
 
@@ -422,7 +427,7 @@ def test_pooler_exists_only_where_it_is_asked_for():
         encoder_variables(), **dense_of("bert/pooler/dense", 8, 8))
 
 
-def new_weights(seed, build, kernels=modeling.Kernels()):
+def new_weights(seed, build, kernels=Kernels()):
     def fetch(model):
         build(model)
         return {v.op.name: v for v in tf.global_variables()}
@@ -453,7 +458,7 @@ def test_gelu_is_the_exact_one():
     values = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0]
     wanted = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in values]
     with tf.Session() as session:
-        found = session.run(modeling.gelu(tf.constant(values)))
+        found = session.run(kernel_functions.gelu(tf.constant(values)))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
@@ -471,13 +476,13 @@ def plain_embed(table):
 
 
 @pytest.mark.parametrize("shapes, kernel, plain", [
-    ([(5, 4)], modeling.gelu, plain_gelu),
+    ([(5, 4)], kernel_functions.gelu, plain_gelu),
     ([(5, 4), (4,), (4,)],
-     lambda *inputs: modeling.normalize(*inputs, epsilon=0.1),
+     lambda *inputs: kernel_functions.normalize(*inputs, epsilon=0.1),
      plain_normalize),
-    ([(6, 4)], lambda table: modeling.gather(table, tf.constant([1, 3, 1])),
+    ([(6, 4)], lambda table: kernel_functions.gather(table, tf.constant([1, 3, 1])),
      lambda table: tf.gather(table, [1, 3, 1])),
-    ([(6, 4)], lambda table: modeling.embed(table, tf.constant([1, 3, 1])),
+    ([(6, 4)], lambda table: kernel_functions.embed(table, tf.constant([1, 3, 1])),
      plain_embed),
     ([(3, 4), (40, 4)],
      lambda a, b: kernels_of().matmul(a, b, transpose_b=True),
@@ -547,7 +552,7 @@ def test_cpu_sums_fp16_products_in_float32():
 ])
 def test_unsupported_config_value_is_an_error(change, message):
     with pytest.raises(errors.UserError) as caught:
-        modeling.RobertaConfig.from_dict(dict(SMALL, **change))
+        configuration.RobertaConfig.from_dict(dict(SMALL, **change))
     assert message in str(caught.value)
 
 
@@ -561,7 +566,7 @@ def test_config_error_names_the_file(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(errors.UserError) as caught:
-        modeling.RobertaConfig.from_json_file(str(path))
+        configuration.RobertaConfig.from_json_file(str(path))
     assert str(path) in str(caught.value) and message in str(caught.value)
 
 
@@ -569,28 +574,28 @@ def test_config_that_is_not_utf8_is_an_error(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'{"name": "\xff"}')
     with pytest.raises(errors.UserError, match="config.json"):
-        modeling.RobertaConfig.from_json_file(str(path))
+        configuration.RobertaConfig.from_json_file(str(path))
 
 
 def test_no_config_is_an_error():
     with pytest.raises(errors.UserError, match="--bert_config_file"):
-        modeling.RobertaConfig.from_json_file("")
+        configuration.RobertaConfig.from_json_file("")
 
 
 def test_config_reports_keys_it_does_not_know():
-    config = modeling.RobertaConfig.from_dict(
+    config = configuration.RobertaConfig.from_dict(
         dict(SMALL, use_cache=True, zeta=1, attn_scale=2))
     assert config.unknown_keys == ("attn_scale", "zeta")
 
 
 def test_config_comes_back_from_its_dictionary():
     config = config_of(layer_norm_eps=1e-6, classifier_dropout=0.2)
-    assert modeling.RobertaConfig.from_dict(config.to_dict()) == config
+    assert configuration.RobertaConfig.from_dict(config.to_dict()) == config
     assert "classifier_dropout" not in config_of().to_dict()
 
 
 def test_large_config_of_the_real_model(shared):
-    config = modeling.RobertaConfig.from_json_file(
+    config = configuration.RobertaConfig.from_json_file(
         str(shared / "data" / "roberta" / "roberta_large_config.json"))
     assert config.unknown_keys == () and config.max_sequence_length == 512
     assert (config.num_hidden_layers, config.hidden_size) == (24, 1024)

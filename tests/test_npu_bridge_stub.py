@@ -9,11 +9,10 @@ import sys
 import threading
 import uuid
 
+import npu_ranks
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import npu_ranks
 
 tf.disable_v2_behavior()
 

@@ -4,18 +4,17 @@
 What the stand-in cannot show (lowering to fp16, operators, timing) is not
 shown here either.
 """
-from concurrent import futures
 import json
 import os
 import re
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
 import pytest
-
-from conftest import REPOSITORY
 import tiny
+from conftest import REPOSITORY
 
 STATE = ("loss_scale", "good_steps", "bad_steps", "batches_seen")
 OVERFLOW = 4  # the step in which one is planted

@@ -5,14 +5,15 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
 from conftest import GOLDEN
+
+import configuration
+import cpu_environment
 import environment
-import modeling
 import optimization
-import progress
 import run_pretraining
-import training
+from device import Processes
+from training import progress, run_config
 
 TRAJECTORY = np.load(str(GOLDEN / "training" / "trajectory.npz"))
 FEATURES = ("input_ids", "input_mask", "masked_lm_positions", "masked_lm_ids",
@@ -27,14 +28,14 @@ class Trainer:
                  options=None, **settings):
         settings = dict({"learning_rate": 0.005}, **settings)
         count = settings.get("num_accumulation_steps", 1)
-        run = training.RunConfig(
+        run = run_config.RunConfig(
             output_dir="/nonexistent", init_checkpoint=checkpoint,
             train_batch_size=sequences // count, **settings)
         task = run_pretraining.PretrainingConfig(
             num_train_steps=steps, num_warmup_steps=warmup_steps)
-        device = environment.Device(environment.DeviceConfig(**options or {}),
-                                    environment.Processes())
-        config = modeling.RobertaConfig.from_json_file(
+        device = cpu_environment.Cpu(environment.DeviceConfig(**options or {}),
+                                    Processes())
+        config = configuration.RobertaConfig.from_json_file(
             str(GOLDEN / "masked_lm" / "config.json"))
         model_fn = run_pretraining.build_model_fn(config, run, task, device,
                                                   progress.SaveTimer())

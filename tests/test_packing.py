@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-import corpus
-import packing
+from pretraining_data import corpus, packing
 
 EOS = 2
 

@@ -5,9 +5,9 @@ import importlib.util
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import errors
 from conftest import REPOSITORY
+
+from common import errors
 
 
 def load(name):

@@ -8,11 +8,11 @@ import json
 
 import numpy as np
 import pytest
-
-import errors
-import predict
-import predictor
 import tiny
+
+import predict
+from common import errors
+from inference import predictor
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import concurrent.futures
 
 import numpy as np
 import pytest
-
-import errors
-import predictor
-import squad
 import tiny
+
+import squad
+from common import errors
+from inference import predictor
 
 TEXT = "Town 1 lies on river bbb, and town 2 on river ccc."
 

@@ -5,15 +5,14 @@ import types
 
 import numpy as np
 import pytest
-
-import errors
-import input_pipeline
-import manifest as manifests
-import modeling
-import preflight
-import records
 import tiny
+
+import configuration
 import tokenization
+from common import errors
+from pretraining_data import manifest as manifests
+from pretraining_data import records
+from training import masked_lm_batches, preflight
 
 
 def config(**changes):
@@ -21,7 +20,7 @@ def config(**changes):
                   num_hidden_layers=2, num_attention_heads=4,
                   intermediate_size=64)
     values.update(changes)
-    return modeling.RobertaConfig(**values)
+    return configuration.RobertaConfig(**values)
 
 
 def test_512_tokens_need_514_positions():
@@ -85,7 +84,7 @@ def change_last_record(folder):
 
 
 def source(folder, vocab_size=tiny.VOCAB_SIZE):
-    return input_pipeline.MaskedLmSource(
+    return masked_lm_batches.MaskedLmSource(
         str(folder), max_seq_length=tiny.LENGTH,
         max_predictions=tiny.PREDICTIONS, vocab_size=vocab_size,
         pad_token_id=1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import errors
-import progress
+from common import errors
+from training import progress
 
 # What the hook reads of tf.train.SessionRunValues.
 Values = collections.namedtuple("Values", ["results"])

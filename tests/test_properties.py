@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every input, on inputs that Hypothesis invents and shrinks."""
 import hypothesis
-from hypothesis import strategies as st
 import numpy as np
 import pytest
-
 import test_masking
 import test_packing
 import test_squad
 import test_tokenization
+from hypothesis import strategies as st
 
-import masking
-import packing
 import squad
-import squad_decoding
+from pretraining_data import masking, packing
+from question_answering import squad_decoding
 from tokenization import RobertaTokenizer
 
 # The same inputs every time, however slow the machine.

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-
-import errors
-import race
 import tiny
+
 import tokenization
+from common import errors
+from tasks import race
 
 ARTICLE = {"article": "Dol kuf.\nMer zog.", "id": "middle7.txt",
            "questions": ["Wab ?", "Wab _ fen ."],

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records: TensorFlow's bytes, damage, order, manifest."""
-from concurrent import futures
 import errno
 import hashlib
 import json
 import os
 import struct
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import errors
-import manifest as manifest_module
-import records
-import tf_example
-import tfrecord
+from common import errors, tf_example, tfrecord
+from pretraining_data import manifest as manifest_module
+from pretraining_data import records
 
 HEADER = 12  # bytes before a record's data
 FRAME = 16  # bytes around a record's data

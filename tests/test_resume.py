@@ -15,10 +15,10 @@ import time
 
 import numpy as np
 import pytest
-
-import checkpoints
-import tf_checkpoint
 import tiny
+
+from training import checkpoints
+from weights import tf_checkpoint
 
 STEPS = 200
 KILLS = int(os.environ.get("RESUME_KILLS", 3))

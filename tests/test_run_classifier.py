@@ -5,20 +5,18 @@ import json
 import re
 import shutil
 
+import invented
 import numpy as np
 import pytest
-
-import checkpoints
-import classification
-import errors
-import glue
-import invented
-import predictor
-import run_classifier
 import test_glue
-import tf_checkpoint
 import tiny
-import training
+
+import run_classifier
+from common import errors
+from inference import predictor
+from tasks import classification, glue
+from training import checkpoints, run_config
+from weights import tf_checkpoint
 
 SCRIPT = "run_classifier.py"
 
@@ -264,7 +262,7 @@ def decided(tmp_path, saved, train=(), **flags):
     """Names of the labels of a prediction with a config's labels."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(saved))
-    run = training.RunConfig(output_dir=str(tmp_path / "out"),
+    run = run_config.RunConfig(output_dir=str(tmp_path / "out"),
                              bert_config_file=str(path),
                              do_train=bool(train))
     return run_classifier.decide_labels(

@@ -3,17 +3,19 @@
 import json
 import math
 
+import invented
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import environment
-import invented
-import modeling
-import race
-import run_multiple_choice
 import tiny
-import training
+
+import configuration
+import cpu_environment
+import environment
+import run_multiple_choice
+from device import Processes
+from tasks import race
+from training import run_config
 
 
 def flags_of(folder, out, **more):
@@ -110,12 +112,12 @@ def test_predictions_hold_letters():
 
 
 def test_loss_is_a_cross_entropy_over_options():
-    config = modeling.RobertaConfig(
+    config = configuration.RobertaConfig(
         vocab_size=40, hidden_size=8, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=12, initializer_range=0.5)
-    run = training.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
-    device = environment.Device(environment.DeviceConfig(),
-                                environment.Processes())
+    run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
+    device = cpu_environment.Cpu(environment.DeviceConfig(),
+                                Processes())
     model = run_multiple_choice.build_model(config, run, device)
     ids = np.random.RandomState(0).randint(3, 40, [2, 4, 6])
     labels = [3, 1]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import configuration
+import kernels
 import modeling
 import run_pretraining
 
-CONFIG = modeling.RobertaConfig(
+CONFIG = configuration.RobertaConfig(
     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=12, initializer_range=0.5)
 IDS = np.array([[0, 5, 39, 2, 2, 39, 8, 2], [0, 9, 39, 2, 10, 2, 1, 1]])
@@ -33,7 +35,7 @@ def test_sums_are_over_weighted_positions_alone():
     tf.set_random_seed(3)
     features = tensors()
     sums, each, weights = run_pretraining.masked_lm_sums(
-        CONFIG, features, modeling.Kernels(), is_training=False)
+        CONFIG, features, kernels.Kernels(), is_training=False)
     with tf.variable_scope("", reuse=True):
         model = modeling.RobertaModel(CONFIG, False, features["input_ids"])
         logits = modeling.masked_lm_logits(CONFIG, model.get_rows(),
@@ -65,7 +67,7 @@ def test_accuracy_counts_labels_that_score_highest():
         tf.int32)
     with tf.variable_scope("", reuse=True):
         sums, _, _ = run_pretraining.masked_lm_sums(
-            CONFIG, features, modeling.Kernels(), is_training=False)
+            CONFIG, features, kernels.Kernels(), is_training=False)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         assert session.run(sums["masked_lm_accuracy"]) == 2

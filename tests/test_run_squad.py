@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import configuration
+import kernels
 import modeling
 import run_squad
-import training
+from training import run_config
 
-CONFIG = modeling.RobertaConfig(
+CONFIG = configuration.RobertaConfig(
     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=12, initializer_range=0.5, hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0)
-RUN = training.RunConfig(output_dir="/nonexistent", train_batch_size=4)
+RUN = run_config.RunConfig(output_dir="/nonexistent", train_batch_size=4)
 IDS = np.array([[0, 5, 6, 2, 2, 7, 8, 2], [0, 9, 2, 2, 10, 2, 1, 1]])
 STARTS, ENDS = [5, 0], [6, 0]
 
@@ -28,7 +30,7 @@ def evaluate(task, ids=IDS):
             ("input_ids", ids), ("start_position", STARTS),
             ("end_position", ENDS))}
         sums = run_squad.span_sums(CONFIG, task, features,
-                                   modeling.Kernels(), None, RUN)
+                                   kernels.Kernels(), None, RUN)
         with tf.variable_scope("", reuse=True):
             model = modeling.RobertaModel(CONFIG, False,
                                           features["input_ids"])

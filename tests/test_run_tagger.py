@@ -3,19 +3,20 @@
 import json
 import math
 
+import invented
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import conll
-import environment
-import errors
-import invented
-import modeling
-import run_tagger
 import tiny
-import training
-import word_windows
+
+import configuration
+import cpu_environment
+import environment
+import run_tagger
+from common import errors
+from device import Processes
+from tasks import conll, word_windows
+from training import run_config
 
 
 def flags_of(folder, out, **more):
@@ -133,7 +134,7 @@ def test_what_cannot_work_is_one_line(folder, forked, flags, message):
 
 def decide(folder, labels="", do_train=False, train=(), **config):
     (folder / "config.json").write_text(json.dumps(config))
-    run = training.RunConfig(output_dir=str(folder / "none"),
+    run = run_config.RunConfig(output_dir=str(folder / "none"),
                              do_train=do_train,
                              bert_config_file=str(folder / "config.json"))
     return run_tagger.decide_labels(
@@ -209,12 +210,12 @@ def test_labels_follow_first_tokens():
 
 
 def test_loss_is_a_mean_over_labelled_tokens():
-    config = modeling.RobertaConfig(
+    config = configuration.RobertaConfig(
         vocab_size=40, hidden_size=8, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=12, initializer_range=0.5)
-    run = training.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
-    device = environment.Device(environment.DeviceConfig(),
-                                environment.Processes())
+    run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
+    device = cpu_environment.Cpu(environment.DeviceConfig(),
+                                Processes())
     model = run_tagger.build_model(config, run, 3, device)
     ids = np.random.RandomState(0).randint(3, 40, [2, 5])
     labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import errors
-import safetensors_file
-import weights
+from common import errors
+from weights import lazy_tensors, safetensors_file
 
 HEADER = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
           "b": {"dtype": "F16", "shape": [1], "data_offsets": [24, 26]}}
@@ -46,8 +45,8 @@ def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
 
 
 def test_tensors_are_aligned_and_marked_as_pytorch_ones(tmp_path):
-    tensors = {"a": weights.zeros("F16", (3,), ""),
-               "b": weights.zeros("F32", (2,), "")}
+    tensors = {"a": lazy_tensors.zeros("F16", (3,), ""),
+               "b": lazy_tensors.zeros("F32", (2,), "")}
     path = tmp_path / "file"
     with open(str(path), "wb") as stream:
         safetensors_file.write(stream, tensors)
@@ -60,9 +59,9 @@ def test_tensors_are_aligned_and_marked_as_pytorch_ones(tmp_path):
 
 def test_a_transposed_view_is_written_in_its_own_order(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    tensor = weights.Tensor("F32", (2, 3), lambda: array, "x")
+    tensor = lazy_tensors.Tensor("F32", (2, 3), lambda: array, "x")
     with open(str(tmp_path / "file"), "wb") as stream:
-        safetensors_file.write(stream, {"x": weights.transposed(tensor)})
+        safetensors_file.write(stream, {"x": lazy_tensors.transposed(tensor)})
     np.testing.assert_array_equal(
         safetensors_file.load(str(tmp_path / "file"))["x"].read(), array.T)
 

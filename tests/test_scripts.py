@@ -14,10 +14,9 @@ import sys
 import time
 
 import pytest
-
-import modeling
-
 from conftest import REPOSITORY
+
+import configuration
 
 SHELL_FILES = sorted(REPOSITORY.glob("scripts/*.sh")) + [
     REPOSITORY / ".ci" / "run"]
@@ -138,7 +137,7 @@ _PARSE = """
 import json, runpy, sys
 from absl import flags
 from absl.testing import flagsaver
-import command_line
+from common import command_line
 command_line.run = lambda main: None
 define, configs = command_line.define, []
 def record(config, **defaults):
@@ -259,7 +258,7 @@ def test_flag_file_begins_with_launch_hardware_result_source(path):
     ("tiny", 2, 128, 2, 512), ("base", 12, 768, 12, 3072),
     ("large", 24, 1024, 16, 4096)])
 def test_model_config_is_complete(size, layers, hidden, heads, feed_forward):
-    config = modeling.RobertaConfig.from_json_file(
+    config = configuration.RobertaConfig.from_json_file(
         str(REPOSITORY / "configs" / "roberta_{}.json".format(size)))
     assert (config.num_hidden_layers, config.hidden_size,
             config.num_attention_heads, config.intermediate_size) == (
@@ -370,7 +369,7 @@ def test_set_up_adds_test_requirements_to_what_is_there(set_up):
     set_up.run()
     set_up.log.unlink()
     assert set_up.run("--test")[0] == 0
-    assert "requirements-test.txt" in set_up.calls()
+    assert "requirements/test.txt" in set_up.calls()
     assert "venv" not in set_up.calls().replace(str(set_up.venv), "")
     assert set_up.run("--test") == (0, "")
 
@@ -499,7 +498,8 @@ def test_an_unknown_argument_is_refused(set_up):
 # --- Requirements -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("requirements*.txt")),
+@pytest.mark.parametrize("path", [REPOSITORY / "requirements.txt"] + sorted(
+    (REPOSITORY / "requirements").glob("*.txt")),
                          ids=lambda path: path.name)
 def test_every_pin_has_a_reason(path):
     lines = path.read_text().splitlines()

@@ -6,15 +6,14 @@ import os
 import re
 
 import pytest
-
 from conftest import REPOSITORY
-import convert_checkpoint
-import errors
-import manifest
-import preflight
-import records
 
-SOURCES = sorted(path for pattern in ("*.py", "scripts/*.py")
+import convert_checkpoint
+from common import errors
+from pretraining_data import manifest, records
+from training import preflight
+
+SOURCES = sorted(path for pattern in ("*.py", "[!.t]*/*.py", "t[!e]*/*.py")
                  for path in REPOSITORY.glob(pattern))
 # Dotted names that run what they are given.
 RUNNERS = re.compile(

@@ -12,14 +12,14 @@ import threading
 import urllib.parse
 import urllib.request
 
-import pytest
-
 import browser
-from conftest import REPOSITORY
-import errors
-import predictor
+import pytest
 import tiny
+from conftest import REPOSITORY
 from test_plot_run import load
+
+from common import errors
+from inference import predictor
 
 serve = load("serve")
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
@@ -128,7 +128,7 @@ def test_other_sites_names_do_not_lead_here(client, reader):
 def test_without_its_packages_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(errors.UserError, match="pip install --constraint "
-                       "requirements.txt -r requirements-serve.txt"):
+                       "requirements.txt -r requirements/serve.txt"):
         serve.create_app(None, serve.ServeConfig())
 
 

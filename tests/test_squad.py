@@ -10,14 +10,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
-import errors
 import squad
 import squad_cache
-import squad_decoding
-import squad_scores
 import tokenization
-from conftest import REPOSITORY
+from common import errors
+from question_answering import squad_decoding, squad_scores
 
 CONTEXT = ("Varn lies on the Odra. Its mill, built in 1780, burned down twice;"
            " Anna Bell paid for the third.")

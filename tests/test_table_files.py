@@ -2,8 +2,8 @@
 """Tables with tabs, commas and JSON lines, and what is wrong with one."""
 import pytest
 
-import errors
-import table_files
+from common import errors
+from tasks import table_files
 
 
 def write(folder, name, text):

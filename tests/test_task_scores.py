@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-import conll
-import errors
-import task_scores
+from common import errors
+from tasks import conll, task_scores
 
 EXPECTED = [1, 1, 1, 0, 0, 0, 0, 0]
 PREDICTED = [1, 1, 0, 1, 0, 0, 0, 0]  # 2 true, 1 false positive; 1 false neg.
@@ -50,7 +49,7 @@ def test_metrics_that_do_not_fit_are_refused(name, labels, message):
 def test_what_is_not_installed_is_named(monkeypatch, name, package, labels):
     monkeypatch.setitem(sys.modules, package, None)  # then it does not import
     with pytest.raises(errors.UserError, match=(
-            "the metric %s needs .*pip install -r requirements-tasks.txt" %
+            "the metric %s needs .*pip install -r requirements/tasks.txt" %
             name)):
         task_scores.check([name], labels)
     task_scores.check(["accuracy"], 2)
@@ -111,5 +110,5 @@ def test_entities_do_not_go_on_in_the_next_sentence():
 def test_seqeval_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     with pytest.raises(errors.UserError, match="need seqeval, which is not "
-                       ".*pip install -r requirements-tasks.txt"):
+                       ".*pip install -r requirements/tasks.txt"):
         task_scores.check_entities()

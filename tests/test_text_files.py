@@ -5,8 +5,8 @@ import gzip
 import numpy as np
 import pytest
 
-import errors
-import text_files
+from common import errors
+from pretraining_data import text_files
 
 
 def read(path):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layout of texts and pairs, and which tokens go when there are too many."""
 import pytest
-
-import text_pairs
 import tiny
+
 import tokenization
+from tasks import sequences
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def one_at_a_time(first, second, room):
 
 
 def test_the_longer_text_is_cut_first():
-    assert text_pairs.kept(10, 3, 8) == (5, 3)
+    assert sequences.kept(10, 3, 8) == (5, 3)
     for room in range(0, 9):
         for first in range(10):
             for second in range(10):
-                assert text_pairs.kept(first, second, room) == (
+                assert sequences.kept(first, second, room) == (
                     one_at_a_time(first, second, room))
 
 
 def test_texts_and_pairs_stand_between_special_tokens(tokenizer):
     a, b = tokenizer.encode("a"), tokenizer.encode("b")
-    encoded = text_pairs.encode([("a", None), ("a", "b"), ("", "")],
+    encoded = sequences.encode([("a", None), ("a", "b"), ("", "")],
                                 tokenizer, 16)
     assert [ids.tolist() for ids in encoded.sequences] == [
         [0] + a + [2], [0] + a + [2, 2] + b + [2], [0, 2, 2, 2]]
@@ -42,7 +42,7 @@ def test_texts_and_pairs_stand_between_special_tokens(tokenizer):
 
 
 def test_cut_tokens_are_counted(tokenizer):
-    encoded = text_pairs.encode(
+    encoded = sequences.encode(
         [("abcdefgh", None), ("abcdef", "xy"), ("abc", "d")], tokenizer, 8)
     texts = [tokenizer.decode([i for i in ids.tolist() if i > 3])
              for ids in encoded.sequences]
@@ -52,7 +52,7 @@ def test_cut_tokens_are_counted(tokenizer):
 
 def test_several_processes_keep_the_order(tokenizer):
     pairs = [("dol %d" % number, None) for number in range(1200)]
-    alone = text_pairs.encode(pairs, tokenizer, 16, num_workers=1)
-    several = text_pairs.encode(pairs, tokenizer, 16, num_workers=2)
+    alone = sequences.encode(pairs, tokenizer, 16, num_workers=1)
+    several = sequences.encode(pairs, tokenizer, 16, num_workers=2)
     assert [ids.tolist() for ids in alone.sequences] == [
         ids.tolist() for ids in several.sequences]

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import errors
-import tf_checkpoint
-import weights
+from common import errors
+from weights import lazy_tensors, tf_checkpoint
 
 
 def tensor(array, dtype="F32"):
-    return weights.Tensor(dtype, array.shape, lambda: array, "")
+    return lazy_tensors.Tensor(dtype, array.shape, lambda: array, "")
 
 
 def written(directory, arrays):

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-import errors
 import tokenization
+from common import errors
 from tokenization import RobertaTokenizer
 
 MERGES = ["Ġ l", "o w", "e r", "l ow", "Ġl ow", "n e", "ne w", "Ġ new", "s t",

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch_writer
 
-import errors
-import torch_file
-import weights
+from common import errors
+from weights import lazy_tensors, torch_file
 
 WRITERS = [torch_writer.save, torch_writer.save_legacy]
 DICT = b"ccollections\nOrderedDict\n)R"
@@ -42,7 +41,7 @@ def test_tensors_and_plain_values_are_read(tmp_path, writer):
     for name, array in value["model"].items():
         tensor = read["model"][name]
         assert tensor.shape == array.shape
-        assert weights.DTYPES[tensor.dtype] == array.dtype
+        assert lazy_tensors.DTYPES[tensor.dtype] == array.dtype
         np.testing.assert_array_equal(tensor.read(), array)
 
 
@@ -220,7 +219,7 @@ def test_changed_bytes_give_the_documented_error_or_a_value(tmp_path, writer):
             read = torch_file.load(path)
             if isinstance(read, dict) and isinstance(read.get("model"), dict):
                 for tensor_read in read["model"].values():
-                    if isinstance(tensor_read, weights.Tensor):
+                    if isinstance(tensor_read, lazy_tensors.Tensor):
                         tensor_read.read()
         except errors.UserError:
             pass

@@ -5,13 +5,13 @@ import json
 import logging
 
 import pytest
-
-import errors
-import tokenization
-import train_tokenizer
 from conftest import REPOSITORY
 from tiny import command
 from tiny import run as run_command
+
+import tokenization
+import train_tokenizer
+from common import errors
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -144,5 +144,5 @@ def test_the_command_line(tmp_path):
     output = run_command(arguments + ["--overwrite"],
                          {"PYTHONPATH": str(tmp_path)}, code=1)
     assert output.startswith("train_tokenizer.py: error: ")
-    assert "pip install -r requirements-tokenizer.txt" in output
+    assert "pip install -r requirements/tokenizer.txt" in output
     assert output.count("\n") == 1

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-from conftest import GOLDEN
-import errors
 import tiny
-import trained_model
+from conftest import GOLDEN
+
+from common import errors
+from inference import trained_model
 
 
 @pytest.mark.parametrize("name, head, outputs, atol", [

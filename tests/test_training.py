@@ -7,19 +7,25 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-
-import errors
-import input_pipeline
-import modeling
-import tfrecord
 import tiny
-import training
+
+import configuration
+from common import errors, files, tfrecord
+from training import (
+    eval_results,
+    input_pipeline,
+    logs,
+    loop,
+    model_directory,
+    run_config,
+    train_step,
+)
 
 
 def reason(error):
     """The message that becomes of an error, None where it stays as it is."""
     try:
-        with training.reported(input_pipeline.Batches(), "/nonexistent"):
+        with loop.reported(input_pipeline.Batches(), "/nonexistent"):
             raise error
     except errors.UserError as found:
         return str(found)
@@ -52,7 +58,7 @@ def test_error_of_a_batch_comes_before_tensorflows():
     with pytest.raises(TypeError):
         batches(0)
     with pytest.raises(TypeError, match="makes no batches"):
-        with training.reported(batches):
+        with loop.reported(batches):
             raise tf.errors.UnknownError(None, None, "TypeError: ...")
 
 
@@ -60,28 +66,28 @@ def test_error_of_a_batch_comes_before_tensorflows():
 
 def test_results_are_lines_of_key_and_value(tmp_path):
     path = tmp_path / "eval_results.txt"
-    training.write_results(str(path), {"b": 1.5, "a": 2})
+    eval_results.write_results(str(path), {"b": 1.5, "a": 2})
     assert path.read_text() == "a = 2\nb = 1.5\n"
 
 
 def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path,
                                                         monkeypatch):
     path = tmp_path / "predictions.json"
-    training.write_json(str(path), {"q": "größer"})
+    files.write_json(str(path), {"q": "größer"})
 
     def full(number):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tfrecord.os, "fsync", full)
     with pytest.raises(OSError) as caught:
-        training.write_json(str(path), {"q": "x" * 10})
+        files.write_json(str(path), {"q": "x" * 10})
     assert caught.value.filename == str(path)
     assert os.listdir(str(tmp_path)) == ["predictions.json"]
     assert "größer" in path.read_text(encoding="utf-8")
 
 
-def run_config(tmp_path, **changes):
-    return training.RunConfig(output_dir=str(tmp_path / "out"), **changes)
+def new_run(tmp_path, **changes):
+    return run_config.RunConfig(output_dir=str(tmp_path / "out"), **changes)
 
 
 CONFIG = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1,
@@ -92,31 +98,31 @@ CONFIG = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1,
 def test_output_has_the_config_that_hugging_face_reads(tmp_path):
     source = tmp_path / "config.json"
     source.write_text(json.dumps(dict(CONFIG, layer_norm_eps=1e-6)))
-    run = run_config(tmp_path, bert_config_file=str(source),
+    run = new_run(tmp_path, bert_config_file=str(source),
                      out_log_dir=str(tmp_path / "logs"))
-    config = training.model_config(run)
-    training.prepare_output(run, config)
+    config = run_config.model_config(run)
+    model_directory.prepare_output(run, config)
     written = tmp_path / "out" / "config.json"
     values = json.loads(written.read_text())
     assert values["model_type"] == "roberta"
-    assert modeling.RobertaConfig.from_dict(values) == config
+    assert configuration.RobertaConfig.from_dict(values) == config
     assert (tmp_path / "logs").is_dir()
     # A run from its own output leaves the file alone.
     written.write_text(json.dumps(dict(CONFIG, name="mine")))
-    run = run_config(tmp_path, bert_config_file=str(written))
-    training.prepare_output(run, training.model_config(run))
+    run = new_run(tmp_path, bert_config_file=str(written))
+    model_directory.prepare_output(run, run_config.model_config(run))
     assert json.loads(written.read_text())["name"] == "mine"
 
 
 def test_output_has_the_tokenizer_of_the_run(tmp_path):
     out = tmp_path / "out"
     base = tiny.write_model(tmp_path / "base")
-    run = run_config(tmp_path, bert_config_file=str(base / "config.json"))
-    config = training.model_config(run)
+    run = new_run(tmp_path, bert_config_file=str(base / "config.json"))
+    config = run_config.model_config(run)
 
     def prepare(directory, lowers, rank=0):
-        training.prepare_output(run, config, rank, tokenizer=(
-            training.TokenizerFiles(str(directory / "vocab.json"), str(
+        model_directory.prepare_output(run, config, rank, tokenizer=(
+            model_directory.TokenizerFiles(str(directory / "vocab.json"), str(
                 directory / "merges.txt"), lowers)))
     prepare(base, False, rank=1)
     assert not list(out.iterdir())  # rank 0 writes
@@ -135,7 +141,7 @@ def test_output_has_the_tokenizer_of_the_run(tmp_path):
 def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(dict(CONFIG, rotary=True)))
-    training.model_config(run_config(tmp_path, bert_config_file=str(path)))
+    run_config.model_config(new_run(tmp_path, bert_config_file=str(path)))
     assert ["rotary" in line for line in log_lines] == [True]
 
 
@@ -143,7 +149,7 @@ def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
 
 def test_micro_batches_are_parts_of_the_batch():
     batch = tf.constant(np.arange(24).reshape(6, 4))
-    parts = [training._micro_batch(batch, tf.constant(i), 3)
+    parts = [train_step._micro_batch(batch, tf.constant(i), 3)
              for i in range(3)]
     assert parts[0].shape.as_list() == [2, 4]
     with tf.Session() as session:
@@ -154,8 +160,8 @@ def test_micro_batches_are_parts_of_the_batch():
 
 def test_dropout_seeds_differ_by_all_that_counts(tmp_path):
     with tf.Session() as session:
-        seeds = [tuple(session.run(training._dropout_seed(
-            run_config(tmp_path, random_seed=seed, num_accumulation_steps=2),
+        seeds = [tuple(session.run(train_step._dropout_seed(
+            new_run(tmp_path, random_seed=seed, num_accumulation_steps=2),
             rank, tf.constant(seen, tf.int64), tf.constant(index))))
                  for seed in (0, 1) for rank in (0, 1) for seen in (0, 1)
                  for index in (0, 1)]
@@ -172,8 +178,8 @@ def test_dropout_seeds_differ_by_all_that_counts(tmp_path):
 def test_tensorflows_talk_of_itself_is_left_out(text, is_kept):
     record = logging.LogRecord("tensorflow", logging.INFO, "f.py", 1, text,
                                (), None)
-    assert training._is_of_use(record) == is_kept
-    line = training._Formatter().format(record)
+    assert logs._is_of_use(record) == is_kept
+    line = logs._Formatter().format(record)
     assert line.endswith(" I " + text)
 
 
@@ -181,5 +187,5 @@ def test_tensorflows_talk_of_itself_is_left_out(text, is_kept):
                                   "a\udcff"])
 def test_directories_that_could_not_be_resumed_are_refused(name):
     with pytest.raises(errors.UserError, match="for a pattern"):
-        training.RunConfig(output_dir=name)
-    training.RunConfig(output_dir="a b/\u4e2d'\"%s{}")
+        run_config.RunConfig(output_dir=name)
+    run_config.RunConfig(output_dir="a b/\u4e2d'\"%s{}")

@@ -10,14 +10,18 @@ import tempfile
 
 import numpy as np
 import pytest
-
-import command_line
-import errors
-import input_pipeline
-import records
 import test_input_pipeline
-import training
-import weights
+
+from common import command_line, errors, files
+from pretraining_data import records
+from training import (
+    eval_results,
+    input_pipeline,
+    loop,
+    masked_lm_batches,
+    model_directory,
+    run_config,
+)
 
 NOBODY = 65534
 
@@ -64,17 +68,17 @@ def write_record(path):
 
 
 def write_weights(path):
-    with weights.NewFiles([str(path)], overwrite=True) as files:
-        files.write(str(path), b"x")
+    with files.NewFiles([str(path)], overwrite=True) as output:
+        output.write(str(path), b"x")
 
 
 def prepare(path):
-    training.prepare_output(training.RunConfig(output_dir=str(path)), None)
+    model_directory.prepare_output(run_config.RunConfig(output_dir=str(path)), None)
 
 
 WRITERS = {
     "records": write_record, "weights": write_weights, "run": prepare,
-    "results": lambda path: training.write_results(str(path), {"a": 1})}
+    "results": lambda path: eval_results.write_results(str(path), {"a": 1})}
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
@@ -120,9 +124,9 @@ def test_a_read_only_file_system_is_named(name):
 def batches(tmp_path):
     """Batches over two files, of which the first alone has been opened."""
     folder = test_input_pipeline.write_records(tmp_path / "records")
-    source = input_pipeline.MaskedLmSource(folder,
+    source = masked_lm_batches.MaskedLmSource(folder,
                                            **test_input_pipeline.SETTINGS)
-    return input_pipeline.MaskedLmBatches(source, batch_size=4)
+    return masked_lm_batches.MaskedLmBatches(source, batch_size=4)
 
 
 def read_all(batches):
@@ -130,7 +134,7 @@ def read_all(batches):
     tf = input_pipeline.tf
     item = tf.data.make_one_shot_iterator(
         input_pipeline.dataset(batches, 0, batches.steps)).get_next()
-    with training.reported(batches), tf.Session() as session:
+    with loop.reported(batches), tf.Session() as session:
         return [session.run(item) for _ in range(batches.steps)]
 
 

@@ -3,12 +3,11 @@
 import json
 
 import pytest
-
-import errors
-import modeling
 import tiny
-import training
-import warm_start
+
+import configuration
+from common import errors
+from training import run_config, warm_start
 
 
 @pytest.fixture
@@ -21,10 +20,10 @@ def check(folder, place, **changes):
     values = json.loads((folder / "trained" / "config.json").read_text())
     path = folder / "config.json"
     path.write_text(json.dumps(dict(values, **changes)))
-    run = training.RunConfig(bert_config_file=str(path), do_train=True,
+    run = run_config.RunConfig(bert_config_file=str(path), do_train=True,
                              **dict({"output_dir": str(folder / "new")},
                                     **place))
-    warm_start.check(run, modeling.RobertaConfig.from_json_file(str(path)),
+    warm_start.check(run, configuration.RobertaConfig.from_json_file(str(path)),
                      ["masked_lm"])
 
 
@@ -64,6 +63,6 @@ def test_without_a_config_beside_it_nothing_is_compared(
     path.write_text(json.dumps(dict(json.loads(values),
                                     num_attention_heads=2)))
     warm_start.check(
-        training.RunConfig(bert_config_file=str(path), do_train=True,
+        run_config.RunConfig(bert_config_file=str(path), do_train=True,
                            output_dir=str(tmp_path / "new"), **place),
-        modeling.RobertaConfig.from_json_file(str(path)), ["masked_lm"])
+        configuration.RobertaConfig.from_json_file(str(path)), ["masked_lm"])

@@ -3,17 +3,15 @@
 import json
 import random
 
+import invented
 import numpy as np
 import pytest
-
-import conll
-import errors
-import invented
 import tiny
-import tokenization
-import word_windows
-
 from conftest import REPOSITORY
+
+import tokenization
+from common import errors
+from tasks import conll, word_windows
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,14 @@ import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-
-import modeling
-import records
-import tf_checkpoint
-import tokenization
-import weight_names
-import weights
-
 from conftest import REPOSITORY
 from npu_ranks import STAND_IN
+
+import configuration
+import tokenization
+from pretraining_data import records
+from weights import lazy_tensors, tf_checkpoint
+from weights import names as weight_names
 
 VOCAB_SIZE = 261  # 256 bytes and 5 special tokens
 LENGTH = 16
@@ -67,7 +65,7 @@ def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
     random = np.random.RandomState(seed)
     tensors = {"global_step": _tensor(np.int64(7))}
     for variable in weight_names.variables(
-            {weight_names.BASE, *parts}, modeling.RobertaConfig.from_dict(
+            {weight_names.BASE, *parts}, configuration.RobertaConfig.from_dict(
                 values)):
         free = 1 if "answerable" in variable.tf else labels
         shape = [free if size is None else size for size in variable.tf_shape]
@@ -87,7 +85,7 @@ def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
 
 def _tensor(value):
     dtype = {np.dtype("f4"): "F32", np.dtype("i8"): "I64"}[value.dtype]
-    return weights.Tensor(dtype, value.shape, lambda: value, "random")
+    return lazy_tensors.Tensor(dtype, value.shape, lambda: value, "random")
 
 
 def write_sequences(folder, count=64):

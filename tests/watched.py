@@ -57,7 +57,7 @@ class Watch:
 if __name__ == "__main__":
     script = os.path.abspath(sys.argv[3])
     sys.path.insert(0, os.path.dirname(script))
-    import progress
+    from training import progress
     Watch(sys.argv[1], sys.argv[2], progress.ProgressHook)
     sys.argv = sys.argv[3:]
     runpy.run_path(script, run_name="__main__")

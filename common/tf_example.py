@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tf.train.Example messages, without TensorFlow or protobuf.
+
+An example is a map from a name to a list of integers, floats or bytes.
+
+Source: tensorflow/core/example/{example,feature}.proto, and protobuf's
+"Encoding" page for the wire format.
+"""
+import numpy as np
+
+from common import errors
+
+# The longest record that is read or written. Ours take some kilobytes; a limit
+# bounds time and memory when a file is hostile.
+MAX_RECORD_BYTES = 1 << 20
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+class RecordError(errors.UserError):
+    """A record is truncated, corrupted or no training example."""
+
+
+def _varint(value):
+    """The bytes of one number >= 0 in base 128."""
+    result = bytearray()
+    while value > 0x7F:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
+
+
+def _varint_digits(values):
+    """[N] int64 numbers in base 128, the lowest digit first.
+
+    Returns:
+      (digits [N, width] uint8, used [N, width] bool): the bytes of a number are
+      its used digits; negative numbers have ten.
+    """
+    rest = values.astype(np.int64).view(np.uint64)
+    columns, used = [], [np.ones(rest.shape, bool)]
+    while True:
+        low = (rest & np.uint64(0x7F)).astype(np.uint8)
+        rest = rest >> np.uint64(7)
+        more = rest != 0
+        columns.append(low | more.astype(np.uint8) << np.uint8(7))
+        if not more.any():
+            return np.stack(columns, 1), np.stack(used, 1)
+        used.append(more)
+
+
+def _encode_varints(values):
+    """The bytes of [N] int64 numbers in base 128."""
+    digits, used = _varint_digits(values)
+    return digits[used].tobytes()
+
+
+def _delimited(tag, data):
+    return b"".join([tag, _varint(len(data)), data])
+
+
+def encode_example(features):
+    """The bytes of a tf.train.Example.
+
+    They equal tf.train.Example(...).SerializeToString(deterministic=True).
+
+    Args:
+      features: {name: 1-D array}; integers become an Int64List, float32 a
+        FloatList.
+
+    Raises:
+      TypeError: an array is neither 1-D integers nor 1-D float32.
+
+    Example:
+      {"a": np.array([300])} -> b'\\n\\r\\n\\x0b\\n\\x01a\\x12\\x06\\x1a\\x04
+      \\n\\x02\\xac\\x02' (one line).
+    """
+    entries = []
+    for name in sorted(features):
+        values = np.asarray(features[name])
+        if values.ndim != 1 or not (values.dtype.kind in "iu"
+                                    or values.dtype == np.float32):
+            raise TypeError("feature %r is %s %s; 1-D integers or float32 are "
+                            "expected" % (name, values.dtype, values.shape))
+        if values.dtype == np.float32:
+            tag, payload = b"\x12", values.astype("<f4").tobytes()
+        else:
+            tag, payload = b"\x1a", _encode_varints(values)
+        payload = _delimited(b"\n", payload) if payload else b""
+        feature = _delimited(tag, payload)
+        entry = (_delimited(b"\n", name.encode("utf-8"))
+                 + _delimited(b"\x12", feature))
+        entries.append(_delimited(b"\n", entry))
+    return _delimited(b"\n", b"".join(entries))
+
+
+def encode_examples(features):
+    """Many examples at once: what `encode_example` gives for each row.
+
+    Args:
+      features: {name: (values, bounds)}: row i of B has the values
+        values[bounds[i]:bounds[i + 1]]; values are 1-D integers or float32,
+        bounds [B + 1] integers.
+
+    Returns:
+      A list of B bytes.
+
+    Example: {"a": (np.array([300, 7]), [0, 1, 2])} -> the examples of
+      {"a": [300]} and {"a": [7]}.
+    """
+    columns = [_encode_column(name, *features[name])
+               for name in sorted(features)]
+    return [_delimited(b"\n", b"".join(row)) for row in zip(*columns)]
+
+
+def _encode_column(name, values, bounds):
+    """The entry of one feature in each of B rows, a list of bytes."""
+    if values.dtype == np.float32:
+        tag, data = b"\x12", values.astype("<f4").tobytes()
+        bounds = np.asarray(bounds) * 4
+    else:
+        digits, used = _varint_digits(values)
+        tag, data = b"\x1a", digits[used].tobytes()
+        ends = np.append(0, np.cumsum(used.sum(axis=1)))
+        bounds = ends[bounds]
+    key = _delimited(b"\n", name.encode("utf-8"))
+    heads, entries = {}, []
+    bounds = bounds.tolist()
+    for start, end in zip(bounds, bounds[1:]):
+        size = end - start
+        if size not in heads:
+            heads[size] = _entry_head(key, tag, size)
+        entries.append(heads[size] + data[start:end])
+    return entries
+
+
+def _entry_head(key, tag, size):
+    """What stands before the `size` bytes of numbers in an entry."""
+    head = b"\n" + _varint(size) if size else b""
+    for before in tag, key + b"\x12", b"\n":
+        head = before + _varint(len(head) + size) + head
+    return head
+
+
+def _read_varint(data, position, end):
+    """(value below 2**64, position behind it)."""
+    result = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            raise RecordError("a number is cut off")
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & 0xFFFFFFFFFFFFFFFF, position
+    raise RecordError("a number is longer than ten bytes")
+
+
+def _fields(data, position, end):
+    """Yields (number, wire type, value or start, end) of a message's fields."""
+    while position < end:
+        tag = data[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = _read_varint(data, position, end)
+        wire, number = tag & 7, tag >> 3
+        if not 0 < number < 1 << 29:
+            raise RecordError("field number %d is not possible" % number)
+        if wire == _VARINT:
+            value, position = _read_varint(data, position, end)
+            yield number, wire, value, position
+            continue
+        if wire == _DELIMITED:
+            size, position = _read_varint(data, position, end)
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+        else:
+            raise RecordError("wire type %d is not supported" % wire)
+        if size > end - position:
+            raise RecordError("a field of %d bytes is cut off" % size)
+        yield number, wire, position, position + size
+        position += size
+
+
+def _decode_varints(digits):
+    """[N] int64 from the uint8 digits of numbers in base 128."""
+    ends = (digits < 0x80).nonzero()[0]
+    if len(ends) == len(digits):
+        return digits.astype(np.int64)
+    if not len(ends) or ends[-1] != len(digits) - 1:
+        raise RecordError("a number is cut off")
+    starts = np.zeros_like(ends)
+    np.add(ends[:-1], 1, out=starts[1:])
+    widths = ends - starts
+    longest = int(widths.max())
+    if longest > 9:
+        raise RecordError("a number is longer than ten bytes")
+    low = (digits & np.uint8(0x7F)).astype(np.uint64)
+    values = low.take(starts)
+    for digit in range(1, longest + 1):
+        part = low.take(starts + digit, mode="clip")
+        part *= widths >= digit
+        part <<= np.uint64(7 * digit)
+        values |= part
+    return values.view(np.int64)
+
+
+def _decode_ints(data, position, end):
+    parts, singles = [], []
+    for number, wire, start, stop in _fields(data, position, end):
+        if number != 1:
+            continue
+        if wire == _VARINT:
+            singles.append(start)
+        elif wire == _DELIMITED:
+            if singles:
+                parts.append(np.array(singles, np.uint64).view(np.int64))
+                singles = []
+            parts.append(_decode_varints(
+                np.frombuffer(data, np.uint8, stop - start, start)))
+        else:
+            raise RecordError("an integer has wire type %d" % wire)
+    if singles:
+        parts.append(np.array(singles, np.uint64).view(np.int64))
+    return _joined(parts, np.int64)
+
+
+def _decode_floats(data, position, end):
+    parts, singles = [], bytearray()
+    for number, wire, start, stop in _fields(data, position, end):
+        if number != 1:
+            continue
+        if wire not in (_FIXED32, _DELIMITED) or (stop - start) % 4:
+            raise RecordError("a float list has wire type %d and %d bytes"
+                              % (wire, stop - start))
+        singles += data[start:stop]
+    if singles:
+        parts.append(np.frombuffer(bytes(singles), "<f4").astype(np.float32))
+    return _joined(parts, np.float32)
+
+
+def _decode_bytes(data, position, end):
+    values = [data[start:stop] for number, wire, start, stop
+              in _fields(data, position, end)
+              if number == 1 and wire == _DELIMITED]
+    result = np.empty(len(values), object)
+    result[:] = values
+    return result
+
+
+def _joined(parts, dtype):
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+_LISTS = {1: _decode_bytes, 2: _decode_floats, 3: _decode_ints}
+
+
+def _decode_feature(data, position, end):
+    """The array of a Feature, None when it holds no list.
+
+    Lists of one kind that come in pieces are joined, another kind replaces
+    what came before, as protobuf merges a `oneof`.
+    """
+    kind, parts = None, []
+    for number, wire, start, stop in _fields(data, position, end):
+        if number not in _LISTS or wire != _DELIMITED:
+            continue
+        if number != kind:
+            kind, parts = number, []
+        parts.append(_LISTS[number](data, start, stop))
+    return _joined(parts, None) if parts else None
+
+
+def _decode_entry(data, position, end):
+    """(name, array or None) of one entry of the feature map."""
+    name, values = "", None
+    for number, wire, start, stop in _fields(data, position, end):
+        if wire != _DELIMITED:
+            continue
+        if number == 1:
+            try:
+                name = data[start:stop].decode("utf-8")
+            except UnicodeDecodeError:
+                raise RecordError("a feature's name is not UTF-8")
+        elif number == 2:
+            values = _decode_feature(data, start, stop)
+    return name, values
+
+
+def decode_example(data):
+    """The features of a serialized tf.train.Example.
+
+    Fields in any order, unknown fields, and lists that are not packed are
+    read as TensorFlow reads them.
+
+    Args:
+      data: bytes.
+
+    Returns:
+      {name: [N] np.int64 or np.float32, or object for a list of bytes}; a
+      feature without any list is left out.
+
+    Raises:
+      RecordError: the bytes are not a tf.train.Example.
+
+    Example: the one of `encode_example`, backwards.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordError("%d bytes are more than the limit of %d"
+                          % (len(data), MAX_RECORD_BYTES))
+    features = {}
+    for number, wire, start, stop in _fields(data, 0, len(data)):
+        if number != 1 or wire != _DELIMITED:
+            continue
+        for inner, kind, first, last in _fields(data, start, stop):
+            if inner != 1 or kind != _DELIMITED:
+                continue
+            name, values = _decode_entry(data, first, last)
+            features.pop(name, None)
+            if values is not None:
+                features[name] = values
+    return features

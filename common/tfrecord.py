@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFRecord files, without TensorFlow.
+
+A file is a chain of frames: length (uint64), masked CRC32C of the length
+(uint32), the data, masked CRC32C of the data (uint32), all little endian.
+
+Source: tensorflow/core/lib/io/record_writer.h (frames), RFC 3720 appendix B.4
+(CRC32C test vectors).
+"""
+import array
+import functools
+import hashlib
+import os
+import struct
+
+import numpy as np
+
+from common import files
+from common.tf_example import MAX_RECORD_BYTES, RecordError
+
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+FRAME_BYTES = HEADER.size + FOOTER.size
+
+_CRC_POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed
+_CRC_BLOCK = 2048
+_INDEX_BYTES = 1 << 20
+
+
+@functools.lru_cache(maxsize=None)
+def _crc_table():
+    """[_CRC_BLOCK, 256] uint32: what a byte adds, by its distance to the end.
+
+    CRC is linear over XOR: the checksum of a block is the XOR of what each of
+    its bytes contributes, and a byte further from the end passes through that
+    many more steps.
+    """
+    table = np.zeros([_CRC_BLOCK, 256], np.uint32)
+    row = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        row = (row >> np.uint32(1)) ^ (row & np.uint32(1)) * np.uint32(
+            _CRC_POLYNOMIAL)
+    table[0] = row
+    for distance in range(1, 4):
+        table[distance] = _step(table, table[distance - 1])
+    filled = 4
+    while filled < _CRC_BLOCK:
+        table[filled:2 * filled] = _advance(table, table[:filled], filled)
+        filled *= 2
+    return table
+
+
+def _step(table, state):
+    """The states one zero byte later."""
+    return (state >> np.uint32(8)) ^ table[0][state & np.uint32(255)]
+
+
+def _advance(table, state, distance):
+    """The states `distance` >= 4 zero bytes later."""
+    result = table[distance - 1][state & np.uint32(255)]
+    for byte in range(1, 4):
+        result = result ^ table[distance - 1 - byte][
+            (state >> np.uint32(8 * byte)) & np.uint32(255)]
+    return result
+
+
+@functools.lru_cache(maxsize=None)
+def _crc_offsets():
+    """[_CRC_BLOCK] int64: where the row of each byte of a full block starts."""
+    return np.arange(_CRC_BLOCK - 1, -1, -1, dtype=np.int64) * 256
+
+
+def crc32c(data):
+    """The CRC32C of bytes, an int of 32 bits.
+
+    Example: crc32c(b"123456789") == 0xE3069283
+    """
+    table, offsets = _crc_table().reshape(-1), _crc_offsets()
+    values = np.frombuffer(data, np.uint8)
+    state = 0xFFFFFFFF
+    for start in range(0, len(values), _CRC_BLOCK):
+        block = values[start:start + _CRC_BLOCK]
+        # The state so far enters as if it had been XORed into the next bytes;
+        # what a block shorter than the state leaves over is shifted out.
+        rest = 0
+        head = np.frombuffer(struct.pack("<I", state), np.uint8)
+        taken = min(4, len(block))
+        index = offsets[_CRC_BLOCK - len(block):] + block
+        index[:taken] ^= head[:taken]
+        if taken < 4:
+            rest = state >> (8 * taken)
+        state = int(np.bitwise_xor.reduce(table.take(index))) ^ rest
+    return state ^ 0xFFFFFFFF
+
+
+def masked_crc32c(data):
+    """CRC32C as frames store it: rotated, so that a CRC of a CRC is safe."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def length_crc(length):
+    """The masked CRC32C of a frame's length field."""
+    return masked_crc32c(struct.pack("<Q", length))
+
+
+def frame(data):
+    """The frame of one record: bytes in, bytes out."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordError(
+            "a record of %d bytes is longer than the limit of %d; use a "
+            "smaller --max_seq_length" % (len(data), MAX_RECORD_BYTES))
+    return b"".join([HEADER.pack(len(data), length_crc(len(data))), data,
+                     FOOTER.pack(masked_crc32c(data))])
+
+
+class RecordWriter:
+    """Writes a TFRecord file that has its name only when it is complete.
+
+    Until `close` the file is called `path` + ".incomplete"; `discard` removes
+    it. As a context manager: `close` when the block ends well, else `discard`.
+
+    Attributes:
+      path: the final name.
+      records, bytes: how many were written so far.
+      sha256: hex digest of what was written so far.
+
+    Raises:
+      OSError: names the file, also for a full disk.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.records = 0
+        self.bytes = 0
+        self._digest = hashlib.sha256()
+        self._temporary = path + ".incomplete"
+        self._file = open(self._temporary, "wb", buffering=1 << 20)
+
+    @property
+    def sha256(self):
+        return self._digest.hexdigest()
+
+    def write(self, data):
+        """Appends one record, the bytes of an example."""
+        framed = frame(data)
+        try:
+            self._file.write(framed)
+        except OSError as error:
+            raise self._named(error)
+        self._digest.update(framed)
+        self.bytes += len(framed)
+        self.records += 1
+
+    def close(self):
+        """Gives the complete file its final name."""
+        if self._file.closed:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self.path)
+            files.sync_directory(self.path)
+        except OSError as error:
+            self.discard()
+            raise self._named(error)
+
+    def discard(self):
+        """Removes the unfinished file."""
+        try:
+            self._file.close()
+        except OSError:
+            pass  # a full disk: what could not be flushed is removed below
+        if os.path.exists(self._temporary):
+            os.remove(self._temporary)
+
+    def summary(self):
+        """The entry of this file in manifest.json."""
+        return {"name": os.path.basename(self.path), "records": self.records,
+                "bytes": self.bytes, "sha256": self.sha256}
+
+    def _named(self, error):
+        if error.filename is None:
+            error.filename = self.path
+        return error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def damage(path, number, offset, what):
+    """The RecordError of one record of a file."""
+    return RecordError(
+        "%r, record %d (counted from 0) at byte %d: %s; copy or build the file "
+        "again, or pass --skip_corrupt_records" % (path, number, offset, what))
+
+
+def _header_fault(header, left):
+    """What is wrong with a frame's 12 first bytes, None if nothing is.
+
+    Args:
+      header: at most 12 bytes.
+      left: bytes from the frame's start to the end of the file.
+    """
+    if len(header) < HEADER.size:
+        return ("the file is truncated: a header takes %d bytes, %d are there"
+                % (HEADER.size, len(header)))
+    length, crc = HEADER.unpack(header)
+    if crc != masked_crc32c(header[:8]):
+        if header[:2] == b"\x1f\x8b":
+            return "this is a gzip file; decompress it first"
+        return "the checksum of the length does not match"
+    if length > MAX_RECORD_BYTES:
+        return ("the length %d is above the limit of %d bytes"
+                % (length, MAX_RECORD_BYTES))
+    if length + FRAME_BYTES > left:
+        return ("the file is truncated: the record takes %d bytes, %d are there"
+                % (length + FRAME_BYTES, left))
+    return None
+
+
+def index_frames(descriptor, path):
+    """Where the records of a file start, from the frames' headers alone.
+
+    Args:
+      descriptor: an open file's number; its position is not used or changed.
+      path: the file's name, for messages.
+
+    Returns:
+      ([records + 1] int64 byte offsets, the last one where the next frame
+      would start; None or the RecordError that ended the walk).
+    """
+    size = os.fstat(descriptor).st_size
+    offsets = array.array("q", [0])
+    position, chunk, chunk_start = 0, b"", 0
+    unpack, header_bytes = HEADER.unpack_from, HEADER.size
+    while position < size:
+        inside = position - chunk_start
+        if inside + header_bytes > len(chunk):
+            chunk = os.pread(descriptor, _INDEX_BYTES, position)
+            chunk_start, inside = position, 0
+        header = chunk[inside:inside + header_bytes]
+        following = size + 1
+        if len(header) == header_bytes:
+            length, crc = unpack(header)
+            if length <= MAX_RECORD_BYTES and crc == length_crc(length):
+                following = position + length + FRAME_BYTES
+        if following > size:
+            fault = _header_fault(header, size - position)
+            number = len(offsets) - 1
+            return (np.array(offsets, np.int64),
+                    damage(path, number, position, fault))
+        position = following
+        offsets.append(position)
+    return np.array(offsets, np.int64), None
+
+
+def data_fault(framed):
+    """What is wrong with a whole frame's bytes, None if nothing is."""
+    fault = _header_fault(framed[:HEADER.size], len(framed))
+    if fault is not None:
+        return fault
+    data = memoryview(framed)[HEADER.size:-FOOTER.size]
+    length, crc = HEADER.unpack_from(framed)
+    if length != len(data):
+        return ("the length is %d, but %d bytes stood there when the file was "
+                "indexed" % (length, len(data)))
+    if FOOTER.unpack_from(framed, len(framed) - 4)[0] != masked_crc32c(data):
+        return "the checksum of the data does not match"
+    return None

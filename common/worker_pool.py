@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of a function over many items, from several processes, in order.
+
+    def create(factor):               # runs once in each process
+        return lambda item: item * factor
+
+    list(map_ordered(range(3), create, (10,), num_workers=2))  # [0, 10, 20]
+"""
+import collections
+import concurrent.futures
+import os
+import signal
+import threading
+import time
+from concurrent.futures import process
+
+from common import errors
+
+# Items that are on their way, by worker: enough to keep it busy, and a bound
+# for memory.
+_ITEMS_A_WORKER = 2
+_WATCH_SECONDS = 0.5
+# More are a slip of the pen, and would be the end of the machine.
+MAX_WORKERS = 1024
+
+_function = None  # of a worker, what `create` returned
+
+
+class WorkerError(errors.UserError):
+    """A worker process ended by itself or was killed."""
+
+
+def available_cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_ordered(items, create, arguments, num_workers):
+    """Yields create(*arguments)(item) for each item, in their order.
+
+    Items are taken from their iterator only as results are asked for. Close
+    the generator to end the workers before it is exhausted.
+
+    Args:
+      items: an iterator of picklable items.
+      create: a function of a module, called once in each worker.
+      arguments: of `create`; picklable.
+      num_workers: processes; 1 does all work in this process.
+
+    Raises:
+      WorkerError: a worker has died.
+      Exception: whatever the function raises for an item.
+    """
+    if num_workers == 1:
+        yield from map(create(*arguments), items)
+        return
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_workers, initializer=_initialize, initargs=(create, arguments))
+    pending = collections.deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(_call, item))
+            if len(pending) > _ITEMS_A_WORKER * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except process.BrokenProcessPool:
+        raise WorkerError(
+            "a worker process was killed, perhaps because memory ran out; run "
+            "the same command again, with a smaller --num_workers than %d if "
+            "it was memory" % num_workers)
+    finally:
+        for future in pending:
+            future.cancel()
+        executor.shutdown()
+
+
+def _initialize(create, arguments):
+    """Prepares a worker: it ends with its parent, not by Ctrl-C."""
+    global _function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    _function = create(*arguments)
+
+
+def _watch(parent):
+    """Ends this process when its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
+
+
+def _call(item):
+    return _function(item)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model: the files that belong to it, and the graphs of its heads.
+
+The trainers leave config.json, checkpoints and the tokenizer's files in one
+directory; `find` takes it, or the prefix of a checkpoint. `build` gives the
+graph of one head without its training, `restored` a session that holds it.
+"""
+import glob
+import os
+import typing
+
+import tensorflow.compat.v1 as tf
+
+import configuration
+import modeling
+import optimization
+from common import errors, files
+from kernels import Kernels
+from training import checkpoints
+from weights import lazy_tensors, tf_checkpoint
+from weights import names as weight_names
+
+VOCAB, MERGES = "vocab.json", "merges.txt"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Head as users name it: its key in weight_names.PARTS.
+HEADS = {"mlm": "masked_lm", "squad": "question_answering",
+         "classification": "classification",
+         "multiple_choice": "multiple_choice", "tagging": "tagging",
+         "encoder": weight_names.BASE}
+# Where a head's variables say how many labels it has.
+_LABEL_BIAS = {"classification": "cls/classification/out_proj/bias",
+               "tagging": "cls/tagging/bias"}
+# Added to logits at padding, as in training: padding is no answer.
+NO_ANSWER = -1e9
+
+
+class TrainedModel(typing.NamedTuple):
+    """What `find` found."""
+    checkpoint: str  # prefix
+    config: configuration.RobertaConfig
+    config_file: str
+    values: dict  # all of config.json
+    tensors: typing.Dict[str, lazy_tensors.Tensor]  # of the checkpoint
+    parts: typing.FrozenSet[str]  # keys of weight_names.PARTS
+    vocab_file: str  # "" where there is none
+    merges_file: str
+    do_lower_case: bool  # of tokenizer_config.json, else False
+
+    @property
+    def directory(self):
+        return os.path.dirname(self.checkpoint) or "."
+
+    def num_labels(self, head):
+        """Labels of a classification or tagging head; None of others."""
+        name = _LABEL_BIAS.get(head)
+        return self.tensors[name].shape[0] if name else None
+
+    def labels(self, count):
+        """Names of labels, from id2label of config.json: list [count]."""
+        named = self.values.get("id2label")
+        named = named if isinstance(named, dict) else {}
+        return [str(named.get(str(i), "LABEL_%d" % i)) for i in range(count)]
+
+    def check_head(self, head):
+        """Refuses a checkpoint without a head.
+
+        Raises:
+          errors.UserError: says what the checkpoint holds.
+        """
+        if HEADS[head] not in self.parts:
+            raise errors.UserError(
+                "%s has no %s head; it holds %s; give a checkpoint that was "
+                "trained for it" % (self.checkpoint, HEADS[head],
+                                    ", ".join(sorted(self.parts))))
+
+
+def find(path, *, bert_config_file="", vocab_file="", merges_file=""):
+    """The model in a directory, or that of a checkpoint's prefix.
+
+    Args:
+      path: output_dir of a trainer, whose newest checkpoint is taken, or a
+        prefix such as DIR/model.ckpt-1000.
+      bert_config_file: the model's config; "" is the config.json beside it.
+      vocab_file, merges_file: "" are the files beside it, where there are.
+
+    Raises:
+      errors.UserError: there is no such checkpoint, it is damaged, or it does
+        not fit its config.
+    """
+    prefix = _checkpoint(path)
+    wrong = checkpoints.damage(prefix)
+    if wrong:
+        raise errors.UserError("--model=%s: %s" % (path, wrong))
+    directory = os.path.dirname(prefix)
+    config_file = bert_config_file or os.path.join(directory, "config.json")
+    if not os.path.isfile(config_file):
+        raise errors.UserError(
+            "--model=%s: there is no %s; name the model's config with "
+            "--bert_config_file" % (path, config_file))
+    config = configuration.RobertaConfig.from_json_file(config_file)
+    tensors = tf_checkpoint.load(prefix)
+    parts = weight_names.parts_in_tf(tensors, config)
+    _check_shapes(prefix, tensors, config, parts, config_file)
+    return TrainedModel(
+        prefix, config, config_file, files.read_json(config_file), tensors,
+        frozenset(parts),
+        vocab_file or _beside(directory, VOCAB),
+        merges_file or _beside(directory, MERGES),
+        _lower_cases(directory))
+
+
+def _checkpoint(path):
+    """The prefix that a directory or a prefix stands for."""
+    if not path:
+        raise errors.UserError(
+            "no model is given; name a trainer's output directory or a "
+            "checkpoint's prefix with --model")
+    if not os.path.isdir(path):
+        if os.path.isfile(tf_checkpoint.index_file(path)):
+            return path
+        raise errors.UserError(
+            "--model=%s is neither a directory nor the prefix of a "
+            "checkpoint; expected one such as DIR/model.ckpt-1000, whose "
+            ".index file stands beside it" % path)
+    newest = checkpoints.newest(path)
+    if newest:
+        return newest
+    found = glob.glob(os.path.join(glob.escape(path), "*.index"))
+    if len(found) != 1:
+        raise errors.UserError(
+            "--model=%s: %s; name the prefix of one, such as "
+            "DIR/model.ckpt-1000" % (
+                path, "it lists no newest checkpoint and holds %d" %
+                len(found) if found else "there is no checkpoint in it"))
+    return found[0][:-len(".index")]
+
+
+def _check_shapes(prefix, tensors, config, parts, config_file):
+    for variable in weight_names.variables(parts, config):
+        tensor = tensors.get(variable.tf)
+        if tensor is None:
+            raise errors.UserError(
+                "%s lacks %s, which the model of %s has; give the "
+                "config.json that belongs to it" % (
+                    prefix, variable.tf, config_file))
+        wanted = variable.tf_shape
+        if len(wanted) != len(tensor.shape) or any(
+                size not in (None, there)
+                for size, there in zip(wanted, tensor.shape)):
+            raise errors.UserError(
+                "%s has %s with shape %s, but %s asks for %s; give the "
+                "config.json that belongs to it" % (
+                    prefix, variable.tf, lazy_tensors.shape_text(tensor.shape),
+                    config_file, lazy_tensors.shape_text(wanted)))
+
+
+def _beside(directory, name):
+    path = os.path.join(directory, name)
+    return path if os.path.isfile(path) else ""
+
+
+def _lower_cases(directory):
+    path = _beside(directory, TOKENIZER_CONFIG)
+    return bool(path) and files.read_json(path).get("do_lower_case") is True
+
+
+def build(model, head, input_ids, kernels=Kernels()):
+    """The graph of a head, as in training but without dropout.
+
+    Args:
+      model: TrainedModel.
+      head: a key of HEADS.
+      input_ids: int32 [B, S]; for multiple_choice [B, C, S], C options.
+      kernels: Kernels.
+
+    Returns:
+      {name: float32 tensor}: "sequence_output" [B, S, H] of encoder, "logits"
+      [B, S, V] of mlm, [B, labels] of classification, [B, C] of
+      multiple_choice, [B, S, labels] of tagging; "start_logits" and
+      "end_logits" [B, S] of squad, very low at padding, and
+      "answerable_logits" [B] where the checkpoint has that classifier.
+
+    Raises:
+      errors.UserError: the checkpoint has no such head.
+    """
+    model.check_head(head)
+    config, rows = model.config, input_ids
+    if head == "multiple_choice":
+        rows = tf.reshape(input_ids, [-1, _length(input_ids)])
+        rows.set_shape([None, input_ids.shape.as_list()[2]])
+    encoder = modeling.RobertaModel(config, False, rows, kernels=kernels)
+    hidden = encoder.get_sequence_output()
+    if head == "encoder":
+        return {"sequence_output": tf.cast(hidden, tf.float32)}
+    if head == "mlm":
+        return {"logits": _all_positions(config, encoder, hidden, kernels)}
+    if head == "squad":
+        return _spans(model, hidden, input_ids, kernels)
+    if head == "multiple_choice":
+        return {"logits": modeling.multiple_choice_logits(
+            config, hidden, tf.shape(input_ids)[1], kernels)}
+    logits = {"classification": modeling.classification_logits,
+              "tagging": modeling.tagging_logits}[head]
+    return {"logits": logits(config, hidden, model.num_labels(head), kernels)}
+
+
+def best_tokens(model, input_ids, positions, count, kernels=Kernels()):
+    """The graph of the most probable tokens at some positions.
+
+    Args:
+      model: TrainedModel.
+      input_ids: int32 [B, S].
+      positions: int32 [N], rows of the flattened [B * S].
+      count: K, int or int32 scalar.
+      kernels: Kernels.
+
+    Returns:
+      {"ids": int32 [N, K], "log_probabilities": float32 [N, K]}, falling.
+    """
+    model.check_head("mlm")
+    encoder = modeling.RobertaModel(model.config, False, input_ids,
+                                    kernels=kernels)
+    logits = modeling.masked_lm_logits(
+        model.config, kernels.gather(encoder.get_rows(), positions),
+        encoder.get_embedding_table(), kernels)
+    values, ids = tf.nn.top_k(tf.nn.log_softmax(logits), count)
+    return {"ids": ids, "log_probabilities": values}
+
+
+def _length(input_ids):
+    return input_ids.shape.as_list()[-1] or tf.shape(input_ids)[-1]
+
+
+def _all_positions(config, encoder, hidden, kernels):
+    """LM logits of every position, [B, S, V]."""
+    logits = modeling.masked_lm_logits(
+        config, encoder.get_rows(), encoder.get_embedding_table(), kernels)
+    shape = tf.shape(hidden)
+    logits = tf.reshape(logits, [shape[0], shape[1], config.vocab_size])
+    logits.set_shape(hidden.shape.as_list()[:2] + [config.vocab_size])
+    return logits
+
+
+def _spans(model, hidden, input_ids, kernels):
+    start, end = modeling.squad_logits(model.config, hidden, kernels)
+    padding = tf.equal(input_ids, model.config.pad_token_id)
+    lowest = tf.cast(padding, tf.float32) * NO_ANSWER
+    outputs = {"start_logits": start + lowest, "end_logits": end + lowest}
+    if "answerable" in model.parts:
+        outputs["answerable_logits"] = modeling.answerable_logits(
+            model.config, hidden, kernels)
+    return outputs
+
+
+def restored(model, graph, session_config=None):
+    """A session of a graph whose variables come from the checkpoint.
+
+    Args:
+      model: TrainedModel.
+      graph: tf.Graph.
+      session_config: tf.ConfigProto, or None.
+    """
+    session = tf.Session(graph=graph, config=session_config)
+    with graph.as_default():
+        saver = tf.train.Saver({optimization.variable_name(variable): variable
+                                for variable in tf.global_variables()})
+        saver.restore(session, model.checkpoint)
+    return session

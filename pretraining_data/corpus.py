@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text files → chunks → sentences.
+
+A chunk is about a megabyte of text and ends between documents where it can. It
+is packed by itself, so chunks can be packed anywhere, in any order, and always
+give the same sequences. Chunks are numbered within a group of files: a large
+file is a group of its own, small ones share one.
+
+Like fairseq's encoder, each line is stripped of the white space around it and
+encoded by itself, so a line begins without a leading space, and nothing stands
+for the line break. WikiText-2's validation text then has 251,354 tokens. (Lower
+case: 262,785; stripped at the right only, it would be 262,649.)
+
+Source: fairseq/examples/roberta/multiprocessing_bpe_encoder.py.
+"""
+import dataclasses
+import re
+import typing
+
+import numpy as np
+
+from common import errors
+from pretraining_data import text_files
+
+CHUNK_BYTES = 1 << 20  # of text, not of the compressed file
+MIN_CHUNK_BYTES = 1 << 14
+BYTES_A_LINE = 32  # what a shorter line counts as
+# A JSON line must be read whole.
+MAX_JSON_LINE_BYTES = 1 << 24
+
+_BOM = b"\xef\xbb\xbf"
+# Left of a space a cut changes no token (see packing.tokenize).
+_BEFORE_SPACE = re.compile(rb"\S(?=[ \t])")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileGroup:
+    """Files that are cut into chunks together; `start` bytes come before."""
+    number: int
+    start: int
+    files: typing.Tuple[text_files.TextFile, ...]
+
+    @property
+    def size(self):
+        return sum(f.size for f in self.files)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Bytes of one file, cut after a whole character.
+
+    `offset` (bytes) and `line` (from 1) say where in the uncompressed file it
+    begins. `ends_in_line`, `document_goes_on`: in the next segment.
+    """
+    path: str
+    offset: int
+    line: int
+    data: bytes
+    is_json: bool
+    continues_document: bool
+    continues_line: bool
+    ends_in_line: bool
+    document_goes_on: bool = False
+
+    @property
+    def lines(self):
+        """How many lines end here."""
+        return self.data.count(b"\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Text that is packed together.
+
+    `position` is where it begins in the whole input, in bytes as stored;
+    (`group`, `index`) is unique and does not depend on who reads it.
+    """
+    group: int
+    index: int
+    position: int
+    segments: typing.Tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkLimits:
+    """How large chunks become: `size` bytes of text, at most about 1.5 times.
+
+    A line counts as at least `line_bytes`, since where no sequence crosses
+    documents each line may become a padded sequence of its own.
+    """
+    size: int
+    line_bytes: int = BYTES_A_LINE
+
+    def weight(self, length, lines):
+        """What so many bytes and lines count as."""
+        return max(length, lines * self.line_bytes)
+
+
+def chunk_limits(total_bytes, num_shards=1, copies=1, line_bytes=BYTES_A_LINE):
+    """The limits for an input of `total_bytes` as stored.
+
+    Small inputs are cut finer, so that all workers and shards get some; many
+    copies of each sequence (dupe_factor) mean smaller chunks, so that what a
+    chunk becomes stays bounded.
+    """
+    size = min(CHUNK_BYTES * 4 // max(4, copies),
+               total_bytes // (4 * num_shards))
+    return ChunkLimits(max(MIN_CHUNK_BYTES, size), line_bytes)
+
+
+def group_files(files, limits):
+    """Divides files into groups whose chunks do not depend on each other.
+
+    A file of at least `limits.size` bytes is a group of its own; smaller ones
+    share a group until it has that many.
+    """
+    lists, held = [], limits.size  # `held`: bytes in the last list
+    for file in files:
+        if held >= limits.size or file.size >= limits.size:
+            lists.append([])
+            held = 0
+        lists[-1].append(file)
+        held += file.size
+    groups, start = [], 0
+    for members in lists:
+        groups.append(FileGroup(len(groups), start, tuple(members)))
+        start += groups[-1].size
+    return groups
+
+
+def read_chunks(group, limits, text_field="text"):
+    """Cuts the files of a group into chunks.
+
+    Raises:
+      errors.UserError: a damaged gzip file, or a JSON line beyond the limit.
+      OSError: a file cannot be read.
+    """
+    index, held, waiting, start = 0, 0, [], group.start
+    before = group.start
+    for file in group.files:
+        for position, segment in _segments(file, limits, text_field):
+            if not waiting:
+                start = before + min(position, max(file.size - 1, 0))
+            waiting.append(segment)
+            held += limits.weight(len(segment.data), segment.lines)
+            # At half the size another segment could make it too large.
+            if held >= limits.size // 2:
+                yield Chunk(group.number, index, start, tuple(waiting))
+                index, held, waiting = index + 1, 0, []
+        before += file.size
+    if waiting:
+        yield Chunk(group.number, index, start, tuple(waiting))
+
+
+def _segments(file, limits, text_field):
+    """Yields (bytes of the stored file before, Segment)."""
+    cut = _cut_json if file.is_json else _cut_text
+    buffer, lines = bytearray(), 0
+    before = Segment(file.path, 0, 1, b"", file.is_json, False, False, False)
+    stored = 0
+    for position, block in text_files.read_blocks(file):
+        buffer += block
+        lines += block.count(b"\n")
+        while limits.weight(len(buffer), lines) >= limits.size:
+            length, goes_on, line_goes_on = cut(buffer, limits, before)
+            if file.is_json:
+                _check_json_line(file.path, before.line + before.lines,
+                                 length or len(buffer))
+            if not length:
+                break
+            segment = _following(before, buffer[:length], goes_on, line_goes_on)
+            for part in _without_giants(segment, limits, text_field):
+                yield stored if file.is_gzip else segment.offset, part
+            before, stored = segment, position
+            lines -= segment.lines
+            del buffer[:length]
+    if file.is_json:
+        _check_json_line(file.path, before.line + before.lines + lines,
+                         len(buffer) - 1 - buffer.rfind(b"\n"))
+    if buffer:
+        segment = _following(before, buffer, False, False)
+        for part in _without_giants(segment, limits, text_field):
+            yield stored if file.is_gzip else segment.offset, part
+
+
+def _following(before, data, document_goes_on, line_goes_on):
+    """The Segment after another one of the same file."""
+    return Segment(
+        before.path, before.offset + len(before.data),
+        before.line + before.lines, bytes(data), before.is_json,
+        before.document_goes_on, before.ends_in_line, line_goes_on,
+        document_goes_on)
+
+
+def _without_giants(segment, limits, text_field):
+    """The segment itself, or the parts of its text if it is a giant document.
+
+    A JSON line that is larger than a chunk is read here, so that its text can
+    be divided like that of a text file.
+    """
+    if not segment.is_json or len(segment.data) <= limits.size:
+        return [segment]
+    lines = (line.strip() for line in text_files.json_text(
+        segment.path, segment.line, _decode(segment), text_field).split("\n"))
+    text = "\n".join(filter(None, lines)).encode("utf-8")
+    part = dataclasses.replace(segment, data=b"", is_json=False)
+    parts, start = [], 0
+    while start < len(text):
+        window = bytearray(text[start:start + limits.size])
+        length, line_goes_on = len(text) - start, False
+        if limits.weight(length, window.count(b"\n")) > limits.size:
+            length, _, line_goes_on = _cut_text(window, limits, part)
+        part = dataclasses.replace(
+            part, data=text[start:start + length],
+            continues_document=start > 0, continues_line=part.ends_in_line,
+            ends_in_line=line_goes_on)
+        parts.append(part)
+        start += length
+    return parts
+
+
+def _check_json_line(path, line, length):
+    if length > MAX_JSON_LINE_BYTES:
+        raise errors.UserError(
+            "line %d of %r is longer than the limit of %d bytes; divide the "
+            "document, or give the file as plain text"
+            % (line, path, MAX_JSON_LINE_BYTES))
+
+
+def _window(buffer, limits):
+    """`limits.size`, or the end of the line that is one too many."""
+    most = max(1, limits.size // limits.line_bytes)
+    if buffer.count(b"\n", 0, limits.size) < most:
+        return min(limits.size, len(buffer))
+    newlines = np.flatnonzero(
+        np.frombuffer(bytes(buffer[:limits.size]), np.uint8) == ord("\n"))
+    return int(newlines[most - 1]) + 1
+
+
+def _cut_json(buffer, limits, before):
+    """As _cut_text, but only between lines; 0 where no line ends yet."""
+    del before  # it has ended
+    length = buffer.rfind(b"\n", 0, _window(buffer, limits)) + 1
+    return length or buffer.find(b"\n") + 1, False, False
+
+
+def _cut_text(buffer, limits, before):
+    """Where to cut a buffer that holds enough for a chunk.
+
+    Args:
+      buffer: a bytearray.
+      limits: ChunkLimits.
+      before: the Segment before; it tells whether its last line goes on.
+
+    Returns:
+      (length, in the middle of a document, in the middle of a line): after the
+      last blank line, else after the last line, else before a space, else
+      after a whole character.
+    """
+    window = _window(buffer, limits)
+    newline = last = buffer.rfind(b"\n", 0, window)
+    while newline >= 0:
+        previous = buffer.rfind(b"\n", 0, newline)
+        is_rest = before.ends_in_line and previous < 0
+        if not (is_rest or buffer[previous + 1:newline].strip()):
+            return newline + 1, False, False
+        newline = previous
+    if last >= 0:
+        return last + 1, True, False
+    ends = [match.end() for match in _BEFORE_SPACE.finditer(
+        buffer, max(0, window - text_files.BLOCK_BYTES), window)]
+    if ends:
+        return ends[-1], True, True
+    while window > 1 and buffer[window - 1] & 0xC0 == 0x80:
+        window -= 1
+    return max(1, window - 1), True, True
+
+
+def sentences(chunk, text_field="text"):
+    """Yields (text, begins a document) for each line that is not blank.
+
+    Text has no white space around it, except where a giant line was cut.
+
+    Raises:
+      errors.UserError: invalid UTF-8 or JSON, with file and line.
+    """
+    for segment in chunk.segments:
+        text = _decode(segment)
+        if segment.is_json:
+            yield from _json_sentences(segment, text, text_field)
+        else:
+            yield from _text_sentences(segment, text)
+
+
+def _decode(segment):
+    has_mark = not segment.offset and segment.data.startswith(_BOM)
+    skipped = len(_BOM) if has_mark else 0
+    try:
+        return segment.data[skipped:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = error.start + skipped
+        raise errors.UserError(
+            "%r is not UTF-8: byte 0x%02x at offset %d, in line %d; convert "
+            "it, for example with iconv -t UTF-8"
+            % (segment.path, segment.data[where], segment.offset + where,
+               segment.line + segment.data.count(b"\n", 0, where)))
+
+
+def _text_sentences(segment, text):
+    lines = text.split("\n")
+    begins = not segment.continues_document
+    for number, line in enumerate(lines):
+        continues = segment.continues_line and number == 0
+        goes_on = segment.ends_in_line and number == len(lines) - 1
+        if line.strip():
+            line = line if continues else line.lstrip()
+            yield line if goes_on else line.rstrip(), begins
+            begins = False
+        elif not (continues or goes_on):
+            begins = True
+
+
+def _json_sentences(segment, text, text_field):
+    for number, line in enumerate(text.split("\n"), segment.line):
+        if not line.strip():
+            continue
+        begins = True
+        for part in text_files.json_text(segment.path, number, line,
+                               text_field).split("\n"):
+            stripped = part.strip()
+            if stripped:
+                yield stripped, begins
+                begins = False

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sentences → token streams → sequences of tokens.
+
+Source: Liu et al. 2019, section 4.1 (FULL-SENTENCES, DOC-SENTENCES).
+"""
+import bisect
+import dataclasses
+import itertools
+import re
+import typing
+
+import numpy as np
+
+from pretraining_data import corpus
+
+FULL_SENTENCES = "full_sentences"
+DOC_SENTENCES = "doc_sentences"
+
+# A longer line is encoded in parts, which bounds the memory that this takes.
+_PART_CHARACTERS = 1 << 16
+# Left of a space a cut changes no token: white space always begins a new piece
+# of the byte-pair encoding.
+_BEFORE_SPACE = re.compile(r"\S(?=[ \t])")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """The token ids of a chunk, `</s>` between documents.
+
+    Args:
+      ids: [N] int32.
+      starts, ends: of each sentence in `ids`, lists of M ints.
+      document_ends: end of each sentence's document in `ids`, list of M ints.
+      documents: how many documents begin here (one that goes on from the chunk
+        before is not counted).
+      tokens: how many ids are text, not `</s>`.
+    """
+    ids: np.ndarray
+    starts: typing.List[int]
+    ends: typing.List[int]
+    document_ends: typing.List[int]
+    documents: int
+    tokens: int
+
+
+def tokenize(chunk, encode, eos_id, text_field="text"):
+    """The token stream of a chunk.
+
+    Args:
+      chunk: a corpus.Chunk.
+      encode: text -> list of ids, as RobertaTokenizer.encode.
+      eos_id: the id of `</s>`.
+      text_field: where a JSON line has its text.
+
+    Example: the documents "a b⏎c" and "d" become the ids
+      a b c </s> d, with starts 0 2 4, ends 2 3 5, document_ends 3 3 5.
+
+    Raises:
+      errors.UserError: as `corpus.sentences`.
+    """
+    ids, starts, ends, first_sentences = [], [], [], []
+    documents = tokens = 0
+    for text, begins_document in corpus.sentences(chunk, text_field):
+        if begins_document:
+            documents += 1
+            first_sentences.append(len(starts))
+            if ids:
+                ids.append(eos_id)
+        starts.append(len(ids))
+        for part in _parts(text):
+            ids += encode(part)
+        ends.append(len(ids))
+        tokens += ends[-1] - starts[-1]
+    bounds = sorted({0, len(starts)}.union(first_sentences))
+    document_ends = []
+    for first, after in zip(bounds, bounds[1:]):
+        document_ends += [ends[after - 1]] * (after - first)
+    return TokenStream(np.array(ids, np.int32), starts, ends, document_ends,
+                       documents, tokens)
+
+
+def _parts(text):
+    """The text itself, or parts of a giant one with the same tokens.
+
+    Where it has no space for long, its tokens may differ.
+    """
+    start = 0
+    while len(text) - start > _PART_CHARACTERS:
+        match = _BEFORE_SPACE.search(
+            text, start + _PART_CHARACTERS // 2, start + _PART_CHARACTERS)
+        end = match.end() if match else start + _PART_CHARACTERS
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def rooms(max_seq_length, short_seq_prob=0.0, random_state=None):
+    """Yields for each sequence how many tokens it has room for.
+
+    That is max_seq_length - 2, for `<s>` and `</s>`; with the probability
+    `short_seq_prob` it is drawn from 2 up to that instead (all lengths alike).
+    """
+    room = max_seq_length - 2
+    if not short_seq_prob:
+        return itertools.repeat(room)
+    return _drawn_rooms(room, short_seq_prob, random_state)
+
+
+def _drawn_rooms(room, short_seq_prob, random_state):
+    while True:
+        draw, length = random_state.random_sample(2)
+        shortest = min(2, room)
+        yield (shortest + int(length * (room + 1 - shortest))
+               if draw < short_seq_prob else room)
+
+
+def pack(stream, packing, max_seq_length, sequence_rooms=None):
+    """Cuts a token stream into sequences of whole sentences.
+
+    A sentence that fits into a sequence is never divided: where the rest of a
+    sequence is too short for it, it begins the next one. A longer sentence
+    fills the rest and goes on in the next. Every token of a sentence is in
+    exactly one sequence; a `</s>` between documents is left out where a
+    sequence ends between them.
+
+    Example: sentences of 2, 2 and 7 tokens in one document with room for 5
+      become sequences of 5 (2 + 2 + 1), 5 and 1 tokens.
+
+    Args:
+      stream: a TokenStream.
+      packing: FULL_SENTENCES, or DOC_SENTENCES (no sequence crosses documents).
+      max_seq_length: at least 3.
+      sequence_rooms: an iterator as of `rooms`.
+
+    Returns:
+      (starts, ends) of the sequences in stream.ids, each [K] int64.
+
+    Source: Liu et al. 2019, section 4.1.
+    """
+    longest = max_seq_length - 2
+    sequence_rooms = sequence_rooms or rooms(max_seq_length)
+    starts, ends = stream.starts, stream.ends
+    cuts, sentence, position = [], 0, 0
+    while sentence < len(starts):
+        limit = position + next(sequence_rooms)
+        if packing == DOC_SENTENCES:
+            limit = min(limit, stream.document_ends[sentence])
+        # The first sentence that does not end within the limit.
+        after = bisect.bisect_right(ends, limit, sentence)
+        divided = after < len(starts) and starts[after] < limit and (
+            after == sentence or ends[after] - starts[after] > longest)
+        end = limit if divided else ends[after - 1]
+        cuts.append((position, end))
+        sentence = after
+        if divided:
+            position = end
+        elif after < len(starts):
+            position = starts[after]
+    cuts = np.array(cuts, np.int64).reshape(-1, 2)
+    return cuts[:, 0], cuts[:, 1]
+
+
+def padded(stream, starts, ends, max_seq_length, *, bos_id, pad_id, eos_id):
+    """The ids of K sequences, `<s> ... </s>` and `<pad>` up to the length S.
+
+    Returns:
+      (input_ids [K, S] int32, lengths [K] int64 with `<s>` and `</s>`).
+    """
+    lengths = ends - starts
+    input_ids = np.full([len(starts), max_seq_length], pad_id, np.int32)
+    input_ids[:, 0] = bos_id
+    columns = np.arange(max_seq_length - 2)
+    is_text = columns < lengths[:, None]  # [K, S - 2]
+    sources = (starts[:, None] + columns)[is_text]
+    input_ids[:, 1:-1][is_text] = stream.ids[sources]
+    input_ids[np.arange(len(starts)), lengths + 1] = eos_id
+    return input_ids, lengths + 2

@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training records: their schema, their files, their order, their manifest.
+
+A static record carries its masks, a dynamic one only its tokens. S is the
+length of a sequence, P the number of masked positions, N of records.
+"""
+import bisect
+import collections
+import functools
+import glob
+import hashlib
+import os
+import threading
+
+import numpy as np
+from absl import logging
+
+from common import errors, tfrecord
+from common.files import write_atomically
+from common.tf_example import RecordError, decode_example, encode_example
+from common.tfrecord import RecordWriter
+from pretraining_data.manifest import (
+    MANIFEST,
+    check_complete,
+    check_finished,
+    counts_of,
+    decode_word_starts,
+    encode_word_starts,
+    load_manifest,
+    read_manifest,
+    summarize_file,
+    write_manifest,
+)
+
+# Others import this module alone; its parts have files of their own.
+__all__ = [
+    "check_complete", "check_example", "counts_of", "decode_example",
+    "decode_word_starts", "DYNAMIC_FEATURES", "encode_example",
+    "encode_word_starts", "expand_inputs", "is_static", "load_manifest",
+    "MANIFEST", "read_manifest", "RecordError", "RecordOrder", "RecordWriter",
+    "ShardedRecords", "STATIC_FEATURES", "summarize_file", "write_atomically",
+    "write_manifest"]
+
+# Name to dtype. A static record's first three have length S, the others P.
+STATIC_FEATURES = {
+    "input_ids": np.int64, "input_mask": np.int64, "segment_ids": np.int64,
+    "masked_lm_positions": np.int64, "masked_lm_ids": np.int64,
+    "masked_lm_weights": np.float32}
+# A dynamic record's only feature, unpadded.
+DYNAMIC_FEATURES = {"input_ids": np.int64}
+
+_MAX_OPEN_FILES = 64
+_MAX_INDEXED_RECORDS = 16 << 20
+_MAX_REPLACEMENTS = 1000
+_LOGGED_CORRUPT = 20
+
+
+def _generator(*key):
+    """A RandomState that depends on nothing but the key.
+
+    RandomState's streams are frozen (NEP 19): every numpy gives the same.
+    """
+    digest = hashlib.sha256(repr(key).encode("ascii")).digest()
+    return np.random.RandomState(np.frombuffer(digest, "<u4"))
+
+
+class _OpenFile:
+    """A file number that closes itself when the last user lets go of it."""
+
+    def __init__(self, path):
+        self.number = None
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if self.number is not None:
+            os.close(self.number)
+
+
+class _Recent:
+    """At most `limit` units of values, the least recently used ones go."""
+
+    def __init__(self, limit, size=lambda value: 1):
+        self._limit = limit
+        self._size = size
+        self._used = 0
+        self._values = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key, make):
+        """The value of a key, from `make()` when it is not held."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._used += self._size(value)
+            while self._used > self._limit and len(self._values) > 1:
+                _, oldest = self._values.popitem(last=False)
+                self._used -= self._size(oldest)
+        return value
+
+
+class ShardedRecords:
+    """Random access to the records of many TFRecord files.
+
+    A record's index counts through the files in the order given. A file is
+    indexed when a record of it is first read; files and indexes that were
+    least recently used are let go. Safe to use from many threads.
+
+    Args:
+      paths: the files.
+      counts: records of each file (None for a file: counted at once), from
+        the manifest, so that starting reads nothing; None counts all files.
+      skip_corrupt: read another record in place of a corrupt one, and count.
+
+    Raises:
+      RecordError: names the file, the record's number in it, its byte offset
+        and what is wrong. Without `skip_corrupt` also when a file does not
+        hold as many records as `counts` says.
+      OSError: a file cannot be read.
+    """
+
+    def __init__(self, paths, counts=None, skip_corrupt=False):
+        self.paths = list(paths)
+        self._skip_corrupt = skip_corrupt
+        self._corrupt = set()
+        self._lock = threading.Lock()
+        self._files = _Recent(_MAX_OPEN_FILES)
+        self._indexes = _Recent(_MAX_INDEXED_RECORDS,
+                                lambda index: len(index[0]))
+        self.counts = list(counts or [None] * len(self.paths))
+        if len(self.counts) != len(self.paths):
+            raise ValueError("%d counts were given for %d files"
+                             % (len(self.counts), len(self.paths)))
+        for shard, count in enumerate(self.counts):
+            if count is None:
+                self.counts[shard] = self._count(shard)
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)]).tolist()
+
+    def __len__(self):
+        return self._starts[-1]
+
+    @property
+    def skipped(self):
+        """How many corrupt records were met so far (with `skip_corrupt`)."""
+        return len(self._corrupt)
+
+    def locate(self, index):
+        """(path, number of the record in that file), for messages."""
+        shard, number = self._split(index)
+        return self.paths[shard], number
+
+    def read(self, indices):
+        """The bytes of the records with these indices, a list."""
+        return [self._read_one(int(index), bytes) for index in indices]
+
+    def read_examples(self, indices, lengths=None, vocab_size=None):
+        """The decoded records with these indices, a list of {name: array}.
+
+        Args:
+          indices: record indices.
+          lengths, vocab_size: what `check_example` expects; None for no check.
+
+        Raises:
+          errors.UserError: also for a record that is not as expected.
+        """
+        def decode(data):
+            features = decode_example(data)
+            if lengths is not None:
+                check_example(features, lengths, vocab_size)
+            return features
+
+        return [self._read_one(int(index), decode) for index in indices]
+
+    def _read_one(self, index, convert):
+        if not self._skip_corrupt:
+            return self._convert(index, convert)
+        random = None
+        for _ in range(_MAX_REPLACEMENTS):
+            if index not in self._corrupt:
+                try:
+                    return self._convert(index, convert)
+                except RecordError as error:
+                    self._note_corrupt(index, error)
+            if random is None:
+                random = _generator("replacement", index)
+            index = int(random.randint(len(self)))
+        raise RecordError(
+            "%d records of %d files were tried and none can be read; build "
+            "them again" % (_MAX_REPLACEMENTS, len(self.paths)))
+
+    def _note_corrupt(self, index, error):
+        with self._lock:
+            self._corrupt.add(index)
+        if len(self._corrupt) <= _LOGGED_CORRUPT:
+            logging.warning("skipped: %s", error)
+
+    def _convert(self, index, convert):
+        shard, number = self._split(index)
+        offset, data = self._fetch(shard, number)
+        try:
+            return convert(data)
+        except RecordError as error:
+            raise tfrecord.damage(self.paths[shard], number, offset, error)
+        except errors.UserError as error:
+            raise errors.UserError("%r, record %d (counted from 0): %s"
+                                   % (self.paths[shard], number, error))
+
+    def _split(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError("record %d of %d" % (index, len(self)))
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+    def _fetch(self, shard, number):
+        """(byte offset, data) of a record."""
+        offsets, error = self._index(shard)
+        if number >= len(offsets) - 1:
+            raise error
+        offset = int(offsets[number])
+        opened = self._open(shard)  # held, or it could be closed meanwhile
+        framed = os.pread(opened.number, int(offsets[number + 1]) - offset,
+                          offset)
+        fault = tfrecord.data_fault(framed)
+        if fault is not None:
+            raise tfrecord.damage(self.paths[shard], number, offset, fault)
+        return offset, framed[tfrecord.HEADER.size:-tfrecord.FOOTER.size]
+
+    def _open(self, shard):
+        return self._files.get(shard, lambda: _OpenFile(self.paths[shard]))
+
+    def _index(self, shard):
+        """([records + 1] offsets, None or the error that ended the file)."""
+        return self._indexes.get(shard, lambda: self._build_index(shard))
+
+    def _build_index(self, shard):
+        path, expected = self.paths[shard], self.counts[shard]
+        opened = self._open(shard)
+        offsets, error = tfrecord.index_frames(opened.number, path)
+        found = len(offsets) - 1
+        if error is None and expected is not None and found != expected:
+            error = tfrecord.damage(
+                path, found, int(offsets[-1]), "the file ends here, but it "
+                "should hold %d records" % expected)
+        if error is not None and not self._skip_corrupt:
+            raise error
+        return offsets, error
+
+    def _count(self, shard):
+        offsets, error = self._index(shard)
+        if error is not None:
+            # How many records are lost behind it nobody knows: one at least.
+            self._note_corrupt(-1 - shard, error)
+        if len(offsets) == 1:
+            logging.warning("%r holds no record", self.paths[shard])
+        return len(offsets) - 1
+
+
+class RecordOrder:
+    """The order in which records are fed, at any position at once.
+
+    In each epoch the files are shuffled, their concatenation is cut into
+    windows, and each window is shuffled: as random as a shuffle buffer of that
+    size, close to sequential for the disk, and a pure function of (seed,
+    epoch), so that a resumed run begins where it was without reading on.
+
+    Args:
+      counts_per_shard: records of each file.
+      seed: any int.
+      window: records that are shuffled together.
+
+    Raises:
+      errors.UserError: there are no records.
+    """
+
+    def __init__(self, counts_per_shard, seed, window=100000):
+        self._counts = np.array(counts_per_shard, np.int64).reshape(-1)
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._total = int(self._counts.sum())
+        self._seed = int(seed)
+        self._window = int(window)
+        if self._total < 1:
+            raise errors.UserError(
+                "the %d files of records hold no record; build them from a "
+                "text that is not empty" % len(self._counts))
+        if self._window < 1:
+            raise errors.UserError("a shuffle window of %d records was given; "
+                                   "use 1 or more" % window)
+        self._windows = _Recent(4)
+
+    def __len__(self):
+        return self._total
+
+    def indices(self, first, number):
+        """The records at stream positions first .. first + number - 1.
+
+        Args:
+          first: int >= 0; position p belongs to epoch p // N.
+          number: how many.
+
+        Returns:
+          (epochs [number] int64, record indices [number] int64)
+        """
+        epochs = np.empty(number, np.int64)
+        indices = np.empty(number, np.int64)
+        done = 0
+        while done < number:
+            epoch, place = divmod(int(first) + done, self._total)
+            window, inside = divmod(place, self._window)
+            records = self._windows.get(
+                (epoch, window),
+                functools.partial(self._permute, epoch, window))
+            taken = records[inside:inside + number - done]
+            epochs[done:done + len(taken)] = epoch
+            indices[done:done + len(taken)] = taken
+            done += len(taken)
+        return epochs, indices
+
+    def _permute(self, epoch, window):
+        """[<= window] int64: the records of one window in their order."""
+        shards = _generator(self._seed, epoch).permutation(len(self._counts))
+        ends = np.cumsum(self._counts[shards])
+        low = window * self._window
+        places = np.arange(low, min(low + self._window, self._total))
+        rank = np.searchsorted(ends, places, "right")
+        begins = ends[rank] - self._counts[shards[rank]]
+        records = places - begins + self._starts[shards[rank]]
+        return _generator(self._seed, epoch, window).permutation(records)
+
+
+def check_example(features, lengths, vocab_size=None):
+    """Checks a decoded record against what the run expects.
+
+    Args:
+      features: {name: array}, from `decode_example`.
+      lengths: {name: (least, most)}, the features that must be there; without
+        "masked_lm_positions" the record must be a dynamic one.
+      vocab_size: ids must be below it; None does not look at them.
+
+    Raises:
+      errors.UserError: what was found, what was expected.
+    """
+    if is_static(features) and "masked_lm_positions" not in lengths:
+        raise errors.UserError("found a static record, expected a dynamic one; "
+                               "build the records with --masking=dynamic")
+    if not set(lengths) <= set(features):
+        raise errors.UserError(
+            "found the features %s, expected %s; build the records with "
+            "create_pretraining_data.py --masking=%s" % (
+                ", ".join(sorted(features)) or "(none)",
+                ", ".join(sorted(lengths)),
+                "static" if "masked_lm_positions" in lengths else "dynamic"))
+    for name, (least, most) in lengths.items():
+        _check_feature(name, features[name], least, most)
+    if vocab_size is not None:
+        _check_range("input_ids", features, vocab_size)
+        _check_range("masked_lm_ids", features, vocab_size)
+    _check_range("masked_lm_positions", features, len(features["input_ids"]))
+
+
+def is_static(features):
+    """Whether a decoded record carries its masks."""
+    return "masked_lm_positions" in features
+
+
+def _check_feature(name, values, least, most):
+    dtype = np.dtype(STATIC_FEATURES[name])
+    if values.dtype != dtype:
+        raise errors.UserError("%s holds %s, expected %s; build the records "
+                               "again" % (name, values.dtype, dtype))
+    if not least <= len(values) <= most:
+        wanted = str(most) if least == most else "%d to %d" % (least, most)
+        flag = ("max_predictions_per_seq" if name.startswith("masked_lm")
+                else "max_seq_length")
+        raise errors.UserError(
+            "%s has length %d, expected %s; change --%s or build the records "
+            "again with another one" % (name, len(values), wanted, flag))
+
+
+def _check_range(name, features, limit):
+    values = features.get(name, ())
+    if len(values) and not 0 <= values.min() <= values.max() < limit:
+        raise errors.UserError(
+            "%s goes from %d to %d, expected 0 to %d; use the vocabulary and "
+            "the length that the records were built with"
+            % (name, values.min(), values.max(), limit - 1))
+
+
+def expand_inputs(text):
+    """The files that a flag names.
+
+    Args:
+      text: directories, files and globs, comma separated. Of a directory only
+        the *.tfrecord in it are taken.
+
+    Returns:
+      Paths, sorted within each item, no file twice.
+
+    Raises:
+      errors.UserError: an item names nothing, a directory lacks a file that
+        its manifest.json lists, or its build was interrupted.
+    """
+    items = [item.strip() for item in (text or "").split(",") if item.strip()]
+    if not items:
+        raise errors.UserError("no file of records was given; name directories,"
+                               " files or globs, comma separated")
+    if os.path.exists(text):  # a name with a comma in it
+        items = [text]
+    found = collections.OrderedDict()
+    for item in items:
+        for path in _expand_item(item):
+            found.setdefault(os.path.realpath(path), path)
+    for path in found.values():
+        check_finished(path)
+    return list(found.values())
+
+
+def _expand_item(item):
+    if os.path.isdir(item):
+        paths = [os.path.join(item, name) for name in os.listdir(item)
+                 if name.endswith(".tfrecord") and not name.startswith(".")]
+        paths = sorted(path for path in paths if os.path.isfile(path))
+        check_complete(item)
+        if not paths:
+            raise errors.UserError(
+                "directory %r holds no *.tfrecord file; give the directory "
+                "that create_pretraining_data.py wrote" % item)
+        return paths
+    if os.path.isfile(item):
+        return [item]
+    paths = sorted(path for path in glob.glob(item, recursive=True)
+                   if os.path.isfile(path))
+    if not paths:
+        raise errors.UserError("%r matches no file; expected a directory, a "
+                               "file or a glob" % item)
+    return paths
