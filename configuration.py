@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model config: Hugging Face's config.json."""
+
 import dataclasses
 import typing
 
@@ -11,8 +12,13 @@ _MAX_LAYERS = 1000
 
 
 _REQUIRED_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "max_position_embeddings")
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 # Keys of config.json that may have one value only: another one would be a
 # model this file does not implement.
@@ -28,18 +34,39 @@ _FIXED_KEYS = {
 
 
 # Keys that change nothing here.
-_PASSED_OVER_KEYS = frozenset((
-    "architectures", "bos_token_id", "eos_token_id", "dtype", "torch_dtype",
-    "transformers_version", "use_cache", "id2label", "label2id",
-    "problem_type", "finetuning_task", "gradient_checkpointing",
-    "_name_or_path", "output_past", "num_labels", "directionality",
-    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-    "pooler_size_per_head", "pooler_type", "language", "name"))
+_PASSED_OVER_KEYS = frozenset(
+    (
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "_name_or_path",
+        "output_past",
+        "num_labels",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "language",
+        "name",
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig:
     """Sizes and rates of a model; the fields are config.json's keys."""
+
     vocab_size: int
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -62,28 +89,35 @@ class RobertaConfig:
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
                 "hidden_size is %d, which is no multiple of "
-                "num_attention_heads %d; change one of them" %
-                (self.hidden_size, self.num_attention_heads))
+                "num_attention_heads %d; change one of them"
+                % (self.hidden_size, self.num_attention_heads)
+            )
         if self.pad_token_id >= self.vocab_size:
             raise errors.UserError(
                 "pad_token_id is %d, but vocab_size is %d; the id must lie "
-                "below it" % (self.pad_token_id, self.vocab_size))
+                "below it" % (self.pad_token_id, self.vocab_size)
+            )
         if self.max_sequence_length < 3:
             raise errors.UserError(
                 "max_position_embeddings is %d: it must be at least "
-                "pad_token_id + 4 = %d (512 tokens need 514)" %
-                (self.max_position_embeddings, self.pad_token_id + 4))
+                "pad_token_id + 4 = %d (512 tokens need 514)"
+                % (self.max_position_embeddings, self.pad_token_id + 4)
+            )
 
     @staticmethod
     def _check_number(field, value):
         if field.name == "unknown_keys" or (
-                value is None and field.name == "classifier_dropout"):
+            value is None and field.name == "classifier_dropout"
+        ):
             return
         whole = field.type is int
         if isinstance(value, bool) or not isinstance(
-                value, int if whole else (int, float)):
-            raise errors.UserError("%s is %r; expected a %snumber" % (
-                field.name, value, "whole " if whole else ""))
+            value, int if whole else (int, float)
+        ):
+            raise errors.UserError(
+                "%s is %r; expected a %snumber"
+                % (field.name, value, "whole " if whole else "")
+            )
         if "dropout" in field.name:
             valid, wanted = 0 <= value < 1, "at least 0 and below 1"
         elif field.name == "pad_token_id":
@@ -92,11 +126,12 @@ class RobertaConfig:
             valid = 0 < value <= _MAX_LAYERS
             wanted = "from 1 to %d" % _MAX_LAYERS
         else:
-            valid = 0 < value < 2 ** 31
+            valid = 0 < value < 2**31
             wanted = "above 0 and below 2**31"
         if not valid:
-            raise errors.UserError("%s is %r; it must be %s" % (
-                field.name, value, wanted))
+            raise errors.UserError(
+                "%s is %r; it must be %s" % (field.name, value, wanted)
+            )
 
     @property
     def max_sequence_length(self):
@@ -112,23 +147,30 @@ class RobertaConfig:
             model that is not implemented.
         """
         if not isinstance(values, dict):
-            raise errors.UserError("the model config is a %s; expected a JSON "
-                                   "object" % type(values).__name__)
+            raise errors.UserError(
+                "the model config is a %s; expected a JSON "
+                "object" % type(values).__name__
+            )
         missing = [key for key in _REQUIRED_KEYS if key not in values]
         if missing:
-            raise errors.UserError("the model config lacks %s; expected a "
-                                   "RoBERTa config.json as Hugging Face "
-                                   "writes it" % ", ".join(missing))
+            raise errors.UserError(
+                "the model config lacks %s; expected a "
+                "RoBERTa config.json as Hugging Face "
+                "writes it" % ", ".join(missing)
+            )
         for key, wanted in _FIXED_KEYS.items():
             if key in values and values[key] != wanted:
                 raise errors.UserError(
-                    "the model config has %s %r; only %r is implemented" %
-                    (key, values[key], wanted))
+                    "the model config has %s %r; only %r is implemented"
+                    % (key, values[key], wanted)
+                )
         names = {field.name for field in dataclasses.fields(cls)}
         names.discard("unknown_keys")
         known = names | set(_FIXED_KEYS) | _PASSED_OVER_KEYS
-        return cls(unknown_keys=tuple(sorted(set(values) - known)),
-                   **{key: values[key] for key in names if key in values})
+        return cls(
+            unknown_keys=tuple(sorted(set(values) - known)),
+            **{key: values[key] for key in names if key in values},
+        )
 
     @classmethod
     def from_json_file(cls, path):
@@ -138,22 +180,31 @@ class RobertaConfig:
           errors.UserError: names the file and what is wrong in it.
         """
         if not path:
-            raise errors.UserError("no model config is given; name a RoBERTa "
-                                   "config.json with --bert_config_file")
+            raise errors.UserError(
+                "no model config is given; name a RoBERTa "
+                "config.json with --bert_config_file"
+            )
         try:
-            return cls.from_dict(files.loads(
-                read_small(path).decode("utf-8-sig"),
-                object_pairs_hook=files.unique))
+            return cls.from_dict(
+                files.loads(
+                    read_small(path).decode("utf-8-sig"),
+                    object_pairs_hook=files.unique,
+                )
+            )
         except errors.UserError as error:
             raise errors.UserError("%s: %s" % (path, error))
         except ValueError as error:
-            raise errors.UserError("%s is not JSON: %s; give a model's "
-                                   "config.json" % (path, error))
+            raise errors.UserError(
+                "%s is not JSON: %s; give a model's config.json" % (path, error)
+            )
 
     def to_dict(self):
         """The config as Hugging Face's transformers reads it."""
-        values = {"model_type": "roberta", "hidden_act": "gelu",
-                  "position_embedding_type": "absolute"}
+        values = {
+            "model_type": "roberta",
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+        }
         values.update(dataclasses.asdict(self))
         del values["unknown_keys"]
         if values["classifier_dropout"] is None:

@@ -14,6 +14,7 @@ memory. The output appears under its name only when it is complete.
   fairseq  model.pt (or the directory with it), dict.txt beside it
   tf       the prefix of a checkpoint, config.json beside it
 """
+
 import dataclasses
 import json
 import os
@@ -35,40 +36,54 @@ from weights import names as weight_names
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 # What Hugging Face keeps beside a vocabulary; taken along where it is.
-_TOKENIZER_EXTRAS = ("tokenizer.json", "tokenizer_config.json",
-                     "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_EXTRAS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
     """What is converted into what; --from and --to stand beside it."""
+
     input: str = command_line.flag(
-        "", "Directory (hf), model.pt or its directory (fairseq), or prefix of "
-        "a checkpoint (tf).")
+        "",
+        "Directory (hf), model.pt or its directory (fairseq), or prefix of "
+        "a checkpoint (tf).",
+    )
     output: str = command_line.flag(
-        "", "Directory (hf) or prefix of a checkpoint (tf) to write.")
+        "", "Directory (hf) or prefix of a checkpoint (tf) to write."
+    )
     vocab_file: str = command_line.flag(
-        "", "vocab.json to go along; the one beside the input if empty. A "
-        "fairseq model's rows are brought into its order.")
+        "",
+        "vocab.json to go along; the one beside the input if empty. A "
+        "fairseq model's rows are brought into its order.",
+    )
     merges_file: str = command_line.flag(
-        "", "merges.txt to go along; the one beside the input if empty.")
+        "", "merges.txt to go along; the one beside the input if empty."
+    )
     classification_head: str = command_line.flag(
-        "", "Which classification head of a fairseq model to take; the only "
-        "one if empty.")
-    overwrite: bool = command_line.flag(
-        False, "Replace an existing output.")
+        "",
+        "Which classification head of a fairseq model to take; the only "
+        "one if empty.",
+    )
+    overwrite: bool = command_line.flag(False, "Replace an existing output.")
 
     def __post_init__(self):
         for name in ("input", "output"):
             if not getattr(self, name):
-                raise errors.UserError("--%s is not given; name what is to be "
-                                       "%s" % (name, {"input": "converted",
-                                                      "output": "written"}[
-                                                          name]))
+                raise errors.UserError(
+                    "--%s is not given; name what is to be "
+                    "%s"
+                    % (name, {"input": "converted", "output": "written"}[name])
+                )
 
 
 class Model(typing.NamedTuple):
     """An input, its tensors under Hugging Face's names and not yet read."""
+
     path: str  # for messages
     kind: str  # "hf", "fairseq" or "tf"
     tensors: typing.Dict[str, lazy_tensors.Tensor]
@@ -112,8 +127,10 @@ def convert(source, target, options, report=logging.info):
     write(model, options, report)
     for name, reason in model.left_out:
         report("left out: %s (%s)" % (name, reason))
-    report("tensors=%d left_out=%d output=%s" % (
-        len(model.tensors), len(model.left_out), options.output))
+    report(
+        "tensors=%d left_out=%d output=%s"
+        % (len(model.tensors), len(model.left_out), options.output)
+    )
 
 
 # Reading.
@@ -122,8 +139,10 @@ def convert(source, target, options, report=logging.info):
 def _read_config(path):
     """(values, bytes) of a config.json."""
     if not os.path.isfile(path):
-        raise errors.UserError("%s does not exist; expected the model's config "
-                               "beside its weights" % path)
+        raise errors.UserError(
+            "%s does not exist; expected the model's config "
+            "beside its weights" % path
+        )
     data = files.read_small(path)
     return files.parse_json(data, path), data
 
@@ -131,77 +150,112 @@ def _read_config(path):
 def _read_hf(options):
     directory = options.input
     if not os.path.isdir(directory):
-        raise errors.UserError("--input is %s, which is no directory; expected "
-                               "one with config.json and model.safetensors" %
-                               directory)
+        raise errors.UserError(
+            "--input is %s, which is no directory; expected "
+            "one with config.json and model.safetensors" % directory
+        )
     values, config_bytes = _read_config(os.path.join(directory, "config.json"))
     path, tensors = _hf_tensors(directory)
     if "embeddings.word_embeddings.weight" in tensors:
         # A bare RobertaModel is saved without the prefix.
-        tensors = {("roberta." + name if name.startswith(
-            ("embeddings.", "encoder.", "pooler.")) else name): tensor
-                   for name, tensor in tensors.items()}
-    left_out = [(tensors.pop(name).source, "a buffer, no weight")
-                for name in weight_names.BUFFERS if name in tensors]
+        tensors = {
+            (
+                "roberta." + name
+                if name.startswith(("embeddings.", "encoder.", "pooler."))
+                else name
+            ): tensor
+            for name, tensor in tensors.items()
+        }
+    left_out = [
+        (tensors.pop(name).source, "a buffer, no weight")
+        for name in weight_names.BUFFERS
+        if name in tensors
+    ]
     config = _roberta_config(path, values, len(tensors))
     parts = weight_names.parts_in_hf(tensors, config, _architectures(values))
-    return Model(path, "hf", tensors, values, config_bytes, config, parts,
-                 left_out, _tokenizer_files(directory, options, config))
+    return Model(
+        path,
+        "hf",
+        tensors,
+        values,
+        config_bytes,
+        config,
+        parts,
+        left_out,
+        _tokenizer_files(directory, options, config),
+    )
 
 
 def _hf_tensors(directory):
     """(path, {name: Tensor}) of the weights in a directory."""
-    for name, load in (("model.safetensors", safetensors_file.load),
-                       ("pytorch_model.bin", _load_bin)):
+    for name, load in (
+        ("model.safetensors", safetensors_file.load),
+        ("pytorch_model.bin", _load_bin),
+    ):
         path = os.path.join(directory, name)
         if os.path.isfile(path):
             return path, load(path)
         if os.path.isfile(path + ".index.json"):
             return path, _load_parts(path + ".index.json", load)
-    raise errors.UserError("%s has neither model.safetensors nor "
-                           "pytorch_model.bin, nor an index of their parts; "
-                           "name the directory of a whole model with --input"
-                           % directory)
+    raise errors.UserError(
+        "%s has neither model.safetensors nor "
+        "pytorch_model.bin, nor an index of their parts; "
+        "name the directory of a whole model with --input" % directory
+    )
 
 
 def _load_bin(path):
     values = torch_file.load(path)
     if not isinstance(values, dict):
-        raise errors.UserError("%s holds no dict of weights; expected one that "
-                               "transformers saved" % path)
+        raise errors.UserError(
+            "%s holds no dict of weights; expected one that "
+            "transformers saved" % path
+        )
     for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, lazy_tensors.Tensor):
-            raise errors.UserError("%s: %s is no tensor; expected weights "
-                                   "alone" % (path, lazy_tensors.quoted(str(name))))
-    return {name: value._replace(source=name)
-            for name, value in values.items()}
+        if not isinstance(name, str) or not isinstance(
+            value, lazy_tensors.Tensor
+        ):
+            raise errors.UserError(
+                "%s: %s is no tensor; expected weights "
+                "alone" % (path, lazy_tensors.quoted(str(name)))
+            )
+    return {name: value._replace(source=name) for name, value in values.items()}
 
 
 def _load_parts(index_file, load):
     """The tensors of all files that an index names."""
     places = files.read_json(index_file).get("weight_map")
     if not isinstance(places, dict) or not all(
-            isinstance(place, str) for place in places.values()):
-        raise errors.UserError("%s has no weight_map from names to files" %
-                               index_file)
+        isinstance(place, str) for place in places.values()
+    ):
+        raise errors.UserError(
+            "%s has no weight_map from names to files" % index_file
+        )
     tensors = {}
     for place in sorted(set(places.values())):
-        if (os.path.basename(place) != place or place in ("", ".", "..")
-                or not place.isprintable()):
-            raise errors.UserError("%s names the file %s; expected one in its "
-                                   "own directory" %
-                                   (index_file, lazy_tensors.quoted(place)))
+        if (
+            os.path.basename(place) != place
+            or place in ("", ".", "..")
+            or not place.isprintable()
+        ):
+            raise errors.UserError(
+                "%s names the file %s; expected one in its "
+                "own directory" % (index_file, lazy_tensors.quoted(place))
+            )
         part = load(os.path.join(os.path.dirname(index_file), place))
         for name, tensor in part.items():
             if places.get(name) != place:
                 raise errors.UserError(
-                    "%s holds %s, which %s does not expect there" %
-                    (place, lazy_tensors.quoted(name), index_file))
+                    "%s holds %s, which %s does not expect there"
+                    % (place, lazy_tensors.quoted(name), index_file)
+                )
         tensors.update(part)
     for name in places:
         if name not in tensors:
-            raise errors.UserError("%s expects %s in %s, which lacks it" % (
-                index_file, lazy_tensors.quoted(name), places[name]))
+            raise errors.UserError(
+                "%s expects %s in %s, which lacks it"
+                % (index_file, lazy_tensors.quoted(name), places[name])
+            )
     return tensors
 
 
@@ -214,30 +268,47 @@ def _read_fairseq(options):
     def beside(name):
         file = os.path.join(directory, name)
         return file if os.path.isfile(file) else None
+
     for name in (os.path.basename(path), "dict.txt"):
         if not beside(name):
-            raise errors.UserError("%s does not exist; expected fairseq's "
-                                   "model.pt with dict.txt beside it" %
-                                   os.path.join(directory, name))
+            raise errors.UserError(
+                "%s does not exist; expected fairseq's "
+                "model.pt with dict.txt beside it"
+                % os.path.join(directory, name)
+            )
     vocab_file = options.vocab_file or beside(VOCAB)
     merges_file = options.merges_file or beside(MERGES) or beside("vocab.bpe")
     loaded = fairseq_model.load(
-        path, beside("dict.txt"), vocab_file=vocab_file,
-        merges_file=merges_file, encoder_file=beside("encoder.json"),
+        path,
+        beside("dict.txt"),
+        vocab_file=vocab_file,
+        merges_file=merges_file,
+        encoder_file=beside("encoder.json"),
         config_file=beside("config.json"),
-        head=options.classification_head or None)
+        head=options.classification_head or None,
+    )
     config = _roberta_config(path, loaded.config, len(loaded.tensors))
     tokenizer = {}
     if vocab_file:
         tokenizer[VOCAB] = files.read_small(vocab_file)
     elif loaded.vocabulary:
-        tokenizer[VOCAB] = json.dumps(loaded.vocabulary,
-                                      ensure_ascii=False).encode("utf-8")
+        tokenizer[VOCAB] = json.dumps(
+            loaded.vocabulary, ensure_ascii=False
+        ).encode("utf-8")
     if merges_file:
         tokenizer[MERGES] = files.read_small(merges_file)
     parts = weight_names.parts_in_hf(loaded.tensors, config, [])
-    return Model(path, "fairseq", loaded.tensors, loaded.config, None, config,
-                 parts, loaded.left_out, _warned(tokenizer, directory))
+    return Model(
+        path,
+        "fairseq",
+        loaded.tensors,
+        loaded.config,
+        None,
+        config,
+        parts,
+        loaded.left_out,
+        _warned(tokenizer, directory),
+    )
 
 
 def _read_tf(options):
@@ -246,8 +317,9 @@ def _read_tf(options):
         raise errors.UserError(
             "%s does not exist; --input is the prefix of a TensorFlow "
             "checkpoint, such as model.ckpt-1000 for the files "
-            "model.ckpt-1000.index and model.ckpt-1000.data-00000-of-00001" %
-            tf_checkpoint.index_file(prefix))
+            "model.ckpt-1000.index and model.ckpt-1000.data-00000-of-00001"
+            % tf_checkpoint.index_file(prefix)
+        )
     directory = os.path.dirname(prefix)
     values, config_bytes = _read_config(os.path.join(directory, "config.json"))
     stored = tf_checkpoint.load(prefix)
@@ -256,9 +328,12 @@ def _read_tf(options):
     if {"pooler", "multiple_choice"} <= parts:
         raise errors.UserError(
             "%s has both bert/pooler and cls/multiple_choice/dense; Hugging "
-            "Face has one place for them, roberta.pooler.dense" % prefix)
-    names = {variable.tf: variable
-             for variable in weight_names.variables(parts, config)}
+            "Face has one place for them, roberta.pooler.dense" % prefix
+        )
+    names = {
+        variable.tf: variable
+        for variable in weight_names.variables(parts, config)
+    }
     tensors, left_out = {}, []
     for name, tensor in stored.items():
         reason = weight_names.training_state(name, names)
@@ -268,10 +343,22 @@ def _read_tf(options):
         elif variable is None:
             tensors[name] = tensor
         else:
-            tensors[variable.hf] = (lazy_tensors.transposed(tensor)
-                                    if variable.is_kernel else tensor)
-    return Model(prefix, "tf", tensors, values, config_bytes, config, parts,
-                 left_out, _tokenizer_files(directory, options, config))
+            tensors[variable.hf] = (
+                lazy_tensors.transposed(tensor)
+                if variable.is_kernel
+                else tensor
+            )
+    return Model(
+        prefix,
+        "tf",
+        tensors,
+        values,
+        config_bytes,
+        config,
+        parts,
+        left_out,
+        _tokenizer_files(directory, options, config),
+    )
 
 
 _READERS = {"hf": _read_hf, "fairseq": _read_fairseq, "tf": _read_tf}
@@ -299,8 +386,10 @@ def _warned(companions, directory):
     if missing:
         logging.warning(
             "no %s in %s: the output has no complete tokenizer; give "
-            "--vocab_file and --merges_file", " and ".join(missing),
-            directory or ".")
+            "--vocab_file and --merges_file",
+            " and ".join(missing),
+            directory or ".",
+        )
     return companions
 
 
@@ -309,8 +398,11 @@ def _warned(companions, directory):
 
 def _architectures(values):
     names = values.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(
-        names, list) else []
+    return (
+        [name for name in names if isinstance(name, str)]
+        if isinstance(names, list)
+        else []
+    )
 
 
 def _roberta_config(path, values, tensors):
@@ -322,8 +414,9 @@ def _roberta_config(path, values, tensors):
     if config.num_hidden_layers > tensors:
         raise errors.UserError(
             "the config has %d layers, but %s holds %d tensors in all; take "
-            "the config.json that belongs to it" %
-            (config.num_hidden_layers, path, tensors))
+            "the config.json that belongs to it"
+            % (config.num_hidden_layers, path, tensors)
+        )
     return config
 
 
@@ -341,10 +434,12 @@ def _without_copies(model):
                 raise errors.UserError(
                     "%s: %s differs from %s; RoBERTa's output layer is tied to "
                     "its embeddings, and a model where it is not cannot be "
-                    "converted" % (model.path, copy.source,
-                                   tensors[original].source))
-            left_out.append((copy.source, "the same bytes as %s" %
-                             tensors[original].source))
+                    "converted"
+                    % (model.path, copy.source, tensors[original].source)
+                )
+            left_out.append(
+                (copy.source, "the same bytes as %s" % tensors[original].source)
+            )
     return model._replace(tensors=tensors, left_out=left_out)
 
 
@@ -354,15 +449,20 @@ def _check(model):
     if faults:
         raise errors.UserError(
             "%s does not fit its config: %s%s; take a whole checkpoint and the "
-            "config.json that belongs to it" % (
-                model.path, "; ".join(faults[:5]), "" if len(faults) < 6 else
-                "; and %d more" % (len(faults) - 5)))
+            "config.json that belongs to it"
+            % (
+                model.path,
+                "; ".join(faults[:5]),
+                "" if len(faults) < 6 else "; and %d more" % (len(faults) - 5),
+            )
+        )
     labels = _labels_found(model)
     if model.kind == "hf" and labels not in (None, _labels_named(model.values)):
         raise errors.UserError(
             "%s has %d labels, but its config.json names %.40r (id2label); "
-            "take the config.json that belongs to it" %
-            (model.path, labels, _labels_named(model.values)))
+            "take the config.json that belongs to it"
+            % (model.path, labels, _labels_named(model.values))
+        )
 
 
 def _variables(model):
@@ -370,18 +470,28 @@ def _variables(model):
 
 
 def _missing(model):
-    return ["%s %s is missing" % (
-        model.name_of(variable), lazy_tensors.shape_text(
-            model.shape_of(variable, variable.shape)))
-            for variable in _variables(model)
-            if variable.hf not in model.tensors]
+    return [
+        "%s %s is missing"
+        % (
+            model.name_of(variable),
+            lazy_tensors.shape_text(model.shape_of(variable, variable.shape)),
+        )
+        for variable in _variables(model)
+        if variable.hf not in model.tensors
+    ]
 
 
 def _unexpected(model):
     known = {variable.hf for variable in _variables(model)}
-    return ["%s %s is not expected" % (lazy_tensors.quoted(tensor.source),
-                                       lazy_tensors.shape_text(tensor.shape))
-            for name, tensor in model.tensors.items() if name not in known]
+    return [
+        "%s %s is not expected"
+        % (
+            lazy_tensors.quoted(tensor.source),
+            lazy_tensors.shape_text(tensor.shape),
+        )
+        for name, tensor in model.tensors.items()
+        if name not in known
+    ]
 
 
 def _misshapen(model):
@@ -395,16 +505,27 @@ def _misshapen(model):
                 continue
             if free is None and None in variable.shape and tensor.shape:
                 free = tensor.shape[0]
-            shape = tuple(free if size is None else size
-                          for size in variable.shape)
+            shape = tuple(
+                free if size is None else size for size in variable.shape
+            )
             if tensor.shape != shape or not lazy_tensors.count(tensor.shape):
-                faults.append("%s is %s, expected %s" % (
-                    tensor.source, lazy_tensors.shape_text(
-                        model.shape_of(variable, tensor.shape)),
-                    lazy_tensors.shape_text(model.shape_of(variable, shape))))
+                faults.append(
+                    "%s is %s, expected %s"
+                    % (
+                        tensor.source,
+                        lazy_tensors.shape_text(
+                            model.shape_of(variable, tensor.shape)
+                        ),
+                        lazy_tensors.shape_text(
+                            model.shape_of(variable, shape)
+                        ),
+                    )
+                )
             elif tensor.dtype not in ("F32", "F16", "BF16"):
-                faults.append("%s is of type %s, expected F32, F16 or BF16" %
-                              (tensor.source, tensor.dtype))
+                faults.append(
+                    "%s is of type %s, expected F32, F16 or BF16"
+                    % (tensor.source, tensor.dtype)
+                )
     return faults
 
 
@@ -420,8 +541,9 @@ def _labels_found(model):
 def _labels_named(values):
     """Labels of a config.json; two is Hugging Face's default."""
     names = values.get("id2label")
-    return len(names) if isinstance(names, dict) else values.get(
-        "num_labels", 2)
+    return (
+        len(names) if isinstance(names, dict) else values.get("num_labels", 2)
+    )
 
 
 # Writing.
@@ -455,12 +577,16 @@ def _config_bytes(model, dtype):
 
 def _small_files(model, directory, dtype, overwrite):
     """{path: bytes} of config and tokenizer; without what is there already."""
-    contents = {os.path.join(directory, "config.json"): _config_bytes(model,
-                                                                   dtype)}
+    contents = {
+        os.path.join(directory, "config.json"): _config_bytes(model, dtype)
+    }
     for name, data in model.tokenizer.items():
         contents[os.path.join(directory, name)] = data
-    return {path: data for path, data in contents.items()
-            if overwrite or not _holds(path, data)}
+    return {
+        path: data
+        for path, data in contents.items()
+        if overwrite or not _holds(path, data)
+    }
 
 
 def _holds(path, data):
@@ -478,35 +604,47 @@ def _lines(model, tensors, name_of):
         tensor, name = model.tensors[variable.hf], name_of(variable)
         new = tensors[name]
         lines[name] = "%s %s %s -> %s %s %s" % (
-            tensor.source, tensor.dtype, lazy_tensors.shape_text(
-                model.shape_of(variable, tensor.shape)),
-            name, new.dtype, lazy_tensors.shape_text(new.shape))
+            tensor.source,
+            tensor.dtype,
+            lazy_tensors.shape_text(model.shape_of(variable, tensor.shape)),
+            name,
+            new.dtype,
+            lazy_tensors.shape_text(new.shape),
+        )
     return lines
 
 
 def _write_tf(model, options, report):
     prefix = options.output
     if not os.path.basename(prefix) or os.path.isdir(prefix):
-        raise errors.UserError("--output is the directory %s; expected the "
-                               "prefix of a checkpoint, such as %s" %
-                               (prefix, os.path.join(prefix, "model.ckpt")))
+        raise errors.UserError(
+            "--output is the directory %s; expected the "
+            "prefix of a checkpoint, such as %s"
+            % (prefix, os.path.join(prefix, "model.ckpt"))
+        )
     tensors = {}
     for variable in _variables(model):
         tensor = lazy_tensors.float32(model.tensors[variable.hf])
-        tensors[variable.tf] = (lazy_tensors.transposed(tensor)
-                                if variable.is_kernel else tensor)
+        tensors[variable.tf] = (
+            lazy_tensors.transposed(tensor) if variable.is_kernel else tensor
+        )
     lines = _lines(model, tensors, lambda variable: variable.tf)
-    small = _small_files(model, os.path.dirname(prefix), "float32",
-                         options.overwrite)
-    data, index = (tf_checkpoint.data_file(prefix),
-                   tf_checkpoint.index_file(prefix))
-    with files.NewFiles([data] + list(small) + [index],
-                          overwrite=options.overwrite) as output:
+    small = _small_files(
+        model, os.path.dirname(prefix), "float32", options.overwrite
+    )
+    data, index = (
+        tf_checkpoint.data_file(prefix),
+        tf_checkpoint.index_file(prefix),
+    )
+    with files.NewFiles(
+        [data] + list(small) + [index], overwrite=options.overwrite
+    ) as output:
         for path, content in small.items():
             output.write(path, content)
         with output.open(data) as stream:
             content = tf_checkpoint.write_data(
-                stream, tensors, lambda name, _: report(lines[name]))
+                stream, tensors, lambda name, _: report(lines[name])
+            )
         output.write(index, content)
 
 
@@ -515,29 +653,42 @@ def _write_hf(model, options, report):
 
     def name_of(variable):
         name = variable.hf
-        return prefix + name[len("roberta."):] if name.startswith(
-            "roberta.") else name
-    tensors = {name_of(variable): model.tensors[variable.hf]
-               for variable in _variables(model)}
+        return (
+            prefix + name[len("roberta.") :]
+            if name.startswith("roberta.")
+            else name
+        )
+
+    tensors = {
+        name_of(variable): model.tensors[variable.hf]
+        for variable in _variables(model)
+    }
     kinds = sorted({tensor.dtype for tensor in tensors.values()})
     dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[
-        "F32" if len(kinds) > 1 else kinds[0]]
+        "F32" if len(kinds) > 1 else kinds[0]
+    ]
     lines = _lines(model, tensors, name_of)
     small = _small_files(model, options.output, dtype, options.overwrite)
     path = os.path.join(options.output, "model.safetensors")
-    with files.NewFiles(list(small) + [path],
-                          overwrite=options.overwrite) as output:
+    with files.NewFiles(
+        list(small) + [path], overwrite=options.overwrite
+    ) as output:
         for name, content in small.items():
             output.write(name, content)
         with output.open(path) as stream:
             safetensors_file.write(
-                stream, tensors, lambda name, _: report(lines[name]))
+                stream, tensors, lambda name, _: report(lines[name])
+            )
 
 
 def main(_):
     options = command_line.build(ConvertConfig, flags.FLAGS)
-    convert(flags.FLAGS["from"].value, flags.FLAGS["to"].value, options,
-            lambda line: sys.stdout.write(line + "\n"))
+    convert(
+        flags.FLAGS["from"].value,
+        flags.FLAGS["to"].value,
+        options,
+        lambda line: sys.stdout.write(line + "\n"),
+    )
 
 
 if __name__ == "__main__":

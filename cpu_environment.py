@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CPU: fp16 products summed in float32, and its memory."""
+
 import functools
 import os
 
@@ -8,12 +9,15 @@ import tensorflow.compat.v1 as tf
 import device
 
 # A container's own limit of memory, by version of Linux's control groups.
-_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max",
-                     "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 class Cpu(device.Device):
     """The CPU."""
+
     name = "cpu"
 
     def memory_bytes(self):
@@ -33,12 +37,16 @@ class Cpu(device.Device):
         The numerics of tensor cores; TF 1.15's own fp16 product on a CPU
         takes a hundred times as long.
         """
-        product = _tall_matmul if transpose_b and _is_tall(b) else (
-            functools.partial(tf.matmul, transpose_b=transpose_b))
+        product = (
+            _tall_matmul
+            if transpose_b and _is_tall(b)
+            else (functools.partial(tf.matmul, transpose_b=transpose_b))
+        )
         if a.dtype != tf.float16:
             return product(a, b)
-        return tf.cast(product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)),
-                       tf.float16)
+        return tf.cast(
+            product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)), tf.float16
+        )
 
 
 def _is_tall(matrix):
@@ -52,11 +60,15 @@ def _tall_matmul(a, b):
     TensorFlow's CPU product takes 2.4 times as long to read a tall matrix
     transposed on the right as untransposed on the left (160 x 512 x 50265).
     """
+
     @tf.custom_gradient
     def product(a, b):
         def gradient(upstream):
-            return (tf.matmul(upstream, b),
-                    tf.matmul(upstream, a, transpose_a=True))
+            return (
+                tf.matmul(upstream, b),
+                tf.matmul(upstream, a, transpose_a=True),
+            )
+
         return tf.transpose(tf.matmul(b, a, transpose_b=True)), gradient
 
     return product(a, b)

@@ -22,6 +22,7 @@ environment.create chooses a device. Every device has
     memory_bytes()    its memory, None where it is not known
     versions()        {name: version} of what it computes with
 """
+
 import dataclasses
 import platform
 import shutil
@@ -39,71 +40,102 @@ from kernels import Kernels
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:
     """Flags about devices, precision and loss scale."""
+
     accelerator: str = command_line.flag(
-        "auto", "Where to compute; auto takes an NPU, else a GPU, else the "
-        "CPU.", choices=("auto", "cpu", "gpu", "npu"))
+        "auto",
+        "Where to compute; auto takes an NPU, else a GPU, else the CPU.",
+        choices=("auto", "cpu", "gpu", "npu"),
+    )
     cpu_threads: int = command_line.flag(
-        0, "CPU threads of an operation; 0 takes all cores. Sums are rounded "
-        "alike only with the same number.", lower=0, upper=1024)
+        0,
+        "CPU threads of an operation; 0 takes all cores. Sums are rounded "
+        "alike only with the same number.",
+        lower=0,
+        upper=1024,
+    )
     manual_fp16: bool = command_line.flag(
-        False, "Compute the encoder in fp16, with float32 weights, LayerNorm, "
-        "softmax and loss.")
+        False,
+        "Compute the encoder in fp16, with float32 weights, LayerNorm, "
+        "softmax and loss.",
+    )
     use_fp16_cls: bool = command_line.flag(
-        False, "Compute the LM head and the pooler in fp16 too.")
+        False, "Compute the LM head and the pooler in fp16 too."
+    )
     use_fp16: bool = command_line.flag(
-        False, "TensorFlow's automatic mixed precision (GPU).")
+        False, "TensorFlow's automatic mixed precision (GPU)."
+    )
     use_xla: bool = command_line.flag(False, "Compile with XLA.")
     npu_bert_loss_scale: typing.Optional[float] = command_line.flag(
-        None, "Loss scale on any device: -1 off, 0 dynamic, >= 1 fixed. "
-        "Default: 0 with half precision, else -1.")
+        None,
+        "Loss scale on any device: -1 off, 0 dynamic, >= 1 fixed. "
+        "Default: 0 with half precision, else -1.",
+    )
     init_loss_scale_value: float = command_line.flag(
-        2.0 ** 15, "First value of a dynamic loss scale.", lower=1)
+        2.0**15, "First value of a dynamic loss scale.", lower=1
+    )
     horovod: bool = command_line.flag(
-        False, "Train in several processes with Horovod (CPU, GPU).")
+        False, "Train in several processes with Horovod (CPU, GPU)."
+    )
     distributed: bool = command_line.flag(
-        False, "Train on RANK_SIZE NPUs, this process being RANK_ID.")
+        False, "Train on RANK_SIZE NPUs, this process being RANK_ID."
+    )
     npu_bert_fused_gelu: bool = command_line.flag(
-        False, "NPU: its own GELU, the tanh form, up to 5e-4 off the exact "
-        "one.")
+        False, "NPU: its own GELU, the tanh form, up to 5e-4 off the exact one."
+    )
     npu_bert_npu_dropout: bool = command_line.flag(
-        True, "NPU: its own dropout instead of TensorFlow's stateless one.")
+        True, "NPU: its own dropout instead of TensorFlow's stateless one."
+    )
     npu_gather: bool = command_line.flag(
-        True, "NPU: embedding look-ups with a dense gradient.")
+        True, "NPU: embedding look-ups with a dense gradient."
+    )
     npu_bert_use_tdt: bool = command_line.flag(
-        True, "NPU: hand batches to the device ahead of time.")
+        True, "NPU: hand batches to the device ahead of time."
+    )
     npu_bert_job_start_file: str = command_line.flag(
-        "", "NPU: job file of an older launcher; empty reads the environment.")
+        "", "NPU: job file of an older launcher; empty reads the environment."
+    )
     hcom_parallel: bool = command_line.flag(
-        True, "NPU: average gradients while the backward pass goes on.")
+        True, "NPU: average gradients while the backward pass goes on."
+    )
     npu_gradient_split: str = command_line.flag(
-        "", "NPU: shares of the gradients that are averaged together, in per "
-        "cent, comma separated, summing to 100. Default: the adapter's.")
+        "",
+        "NPU: shares of the gradients that are averaged together, in per "
+        "cent, comma separated, summing to 100. Default: the adapter's.",
+    )
     precision_mode: str = command_line.flag(
-        "", "NPU: precision mode of the graph compiler. Default: "
+        "",
+        "NPU: precision mode of the graph compiler. Default: "
         "must_keep_origin_dtype with manual_fp16, allow_mix_precision with "
         "use_fp16, else the adapter's own (products in fp16 on an Ascend "
-        "910).")
+        "910).",
+    )
     profiling: bool = command_line.flag(
-        False, "NPU: write a profile into output_dir/profiling.")
+        False, "NPU: write a profile into output_dir/profiling."
+    )
     data_dump: bool = command_line.flag(
-        False, "NPU: dump operators' outputs into output_dir/dump.")
+        False, "NPU: dump operators' outputs into output_dir/dump."
+    )
     over_dump: bool = command_line.flag(
-        False, "NPU: dump operators that overflow into output_dir/dump.")
+        False, "NPU: dump operators that overflow into output_dir/dump."
+    )
 
     def __post_init__(self):
         if self.manual_fp16 and self.use_fp16:
             raise errors.UserError(
                 "--manual_fp16 and --use_fp16 are both given; they are two "
-                "ways to compute in fp16, take one of them")
+                "ways to compute in fp16, take one of them"
+            )
         if self.data_dump and self.over_dump:
             raise errors.UserError(
                 "--data_dump and --over_dump are both given; CANN writes one "
-                "of the two dumps at a time, run again for the other")
+                "of the two dumps at a time, run again for the other"
+            )
         scale = self.npu_bert_loss_scale
         if scale is not None and not (scale in (-1, 0) or scale >= 1):
             raise errors.UserError(
                 "--npu_bert_loss_scale is %s; expected -1 (off), 0 (dynamic) "
-                "or a number >= 1" % scale)
+                "or a number >= 1" % scale
+            )
         if self.npu_gradient_split:
             _check_split(self.npu_gradient_split)
 
@@ -128,11 +160,13 @@ def _check_split(text):
     if not shares or min(shares) <= 0 or abs(sum(shares) - 100) > 1e-6:
         raise errors.UserError(
             "--npu_gradient_split is %r; expected positive numbers, comma "
-            "separated, that sum to 100" % text)
+            "separated, that sum to 100" % text
+        )
 
 
 class Processes:
     """One process; the base of those that are several."""
+
     rank = 0
     world_size = 1
     local_rank = 0
@@ -152,6 +186,7 @@ class Processes:
 
 class Device:
     """What all devices share: plain TensorFlow, nothing device-specific."""
+
     name = ""
     static_shapes = False
     stops_together = True
@@ -192,8 +227,11 @@ class Device:
         return None
 
     def versions(self):
-        return {"Python": platform.python_version(),
-                "TensorFlow": tf.__version__, "NumPy": np.__version__}
+        return {
+            "Python": platform.python_version(),
+            "TensorFlow": tf.__version__,
+            "NumPy": np.__version__,
+        }
 
     @property
     def kernels(self):
@@ -203,7 +241,8 @@ class Device:
             matmul=self._matmul,
             compute_dtype=half if options.manual_fp16 else tf.float32,
             head_dtype=half if options.use_fp16_cls else tf.float32,
-            variable_getter=float32_variable)
+            variable_getter=float32_variable,
+        )
 
     @staticmethod
     def _matmul(a, b, transpose_b=False):
@@ -213,7 +252,8 @@ class Device:
         """The innermost optimizer: gradients of one update's micro-batches."""
         each = None if run.allreduce_post_accumulation else self.average
         return optimization.MicroBatches(
-            optimizer, losses, run.num_accumulation_steps, each)
+            optimizer, losses, run.num_accumulation_steps, each
+        )
 
     def wrap_optimizer(self, optimizer, run):
         """The chain around an optimizer: averaging, then the loss scale."""
@@ -226,7 +266,8 @@ class Device:
     def _loss_scale(self):
         fixed = self._options.loss_scale
         return optimization.LossScale(
-            fixed or self._options.init_loss_scale_value, dynamic=not fixed)
+            fixed or self._options.init_loss_scale_value, dynamic=not fixed
+        )
 
     def overflow(self, optimizer):
         """{"loss_scale": scalar, "finite": bool [G]}, or {} without a scale.
@@ -235,8 +276,7 @@ class Device:
         """
         if self._options.loss_scale < 0:
             return {}
-        return {"loss_scale": optimizer.loss_scale,
-                "finite": optimizer.finite}
+        return {"loss_scale": optimizer.loss_scale, "finite": optimizer.finite}
 
     def without_nan(self, loss):
         """The loss that TensorFlow watches: a step that overflows is no end.
@@ -250,10 +290,12 @@ class Device:
         options = self._options
         config = tf.ConfigProto(
             allow_soft_placement=True,
-            intra_op_parallelism_threads=options.cpu_threads)
+            intra_op_parallelism_threads=options.cpu_threads,
+        )
         if options.use_xla:
             config.graph_options.optimizer_options.global_jit_level = (
-                tf.OptimizerOptions.ON_1)
+                tf.OptimizerOptions.ON_1
+            )
         if options.use_fp16:
             rewriter = config.graph_options.rewrite_options
             rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
@@ -271,16 +313,22 @@ class Device:
             model_dir=run.output_dir if saves else self._scratch_dir(),
             tf_random_seed=run.random_seed,
             session_config=self.session_config(),
-            save_checkpoints_steps=(run.save_checkpoints_steps
-                                    if saves else None),
+            save_checkpoints_steps=(
+                run.save_checkpoints_steps if saves else None
+            ),
             save_checkpoints_secs=None,
             keep_checkpoint_max=run.keep_checkpoint_max,
-            save_summary_steps=0, log_step_count_steps=None)
+            save_summary_steps=0,
+            log_step_count_steps=None,
+        )
         return tf.estimator.tpu.TPUEstimator(
-            model_fn=model_fn, config=config, use_tpu=False,
+            model_fn=model_fn,
+            config=config,
+            use_tpu=False,
             train_batch_size=run.train_batch_size,
             eval_batch_size=run.train_batch_size,
-            predict_batch_size=run.train_batch_size)
+            predict_batch_size=run.train_batch_size,
+        )
 
     def _scratch_dir(self):
         if self._scratch is None:

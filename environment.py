@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of a device: the only place that makes it."""
+
 import logging
 import os
 
@@ -37,8 +38,9 @@ def create(options, environ=None):
     if options.use_xla:
         # On a CPU XLA compiles nothing without it. TensorFlow reads it once,
         # at the first look for devices.
-        environ["TF_XLA_FLAGS"] = (environ.get("TF_XLA_FLAGS", "")
-                                   + " --tf_xla_cpu_global_jit")
+        environ["TF_XLA_FLAGS"] = (
+            environ.get("TF_XLA_FLAGS", "") + " --tf_xla_cpu_global_jit"
+        )
     name, reason = _choose(options.accelerator)
     processes = device.Processes()
     if name != "npu":
@@ -51,11 +53,15 @@ def create(options, environ=None):
     if name == "gpu":
         return gpu_environment.Gpu(options, processes)
     if options.use_fp16:
-        tf.logging.warning("--use_fp16 changes nothing on a CPU: TensorFlow "
-                           "rewrites graphs to fp16 for GPUs only")
+        tf.logging.warning(
+            "--use_fp16 changes nothing on a CPU: TensorFlow "
+            "rewrites graphs to fp16 for GPUs only"
+        )
     if options.manual_fp16:
-        tf.logging.info("fp16 on a CPU: operands and results are fp16, "
-                        "products are summed in float32; slower than float32")
+        tf.logging.info(
+            "fp16 on a CPU: operands and results are fp16, "
+            "products are summed in float32; slower than float32"
+        )
     return cpu_environment.Cpu(options, processes)
 
 
@@ -77,7 +83,8 @@ def _choose(accelerator):
         raise errors.UserError(
             "--accelerator=gpu, but TensorFlow %s sees no GPU; install "
             "requirements/gpu.txt and a matching CUDA, or use "
-            "--accelerator=cpu" % tf.__version__)
+            "--accelerator=cpu" % tf.__version__
+        )
     return "cpu", "no NPU adapter imports and TensorFlow sees no GPU"
 
 
@@ -86,4 +93,5 @@ def _refuse_ranks(options, environ, name):
     if options.distributed and not options.horovod and size != "1":
         raise errors.UserError(
             "--distributed with RANK_SIZE=%s on the %s: several processes "
-            "there train with --horovod, started by horovodrun" % (size, name))
+            "there train with --horovod, started by horovodrun" % (size, name)
+        )

@@ -9,6 +9,7 @@
 
 What each format is stands in exporting.py.
 """
+
 import dataclasses
 import logging
 import sys
@@ -27,59 +28,81 @@ FLAGS = flags.FLAGS
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """Flags of this script."""
+
     model: str = command_line.flag(
-        "", "Output directory of a trainer, whose newest checkpoint is taken, "
-        "or the prefix of a checkpoint.")
+        "",
+        "Output directory of a trainer, whose newest checkpoint is taken, "
+        "or the prefix of a checkpoint.",
+    )
     task: str = command_line.flag(
-        "encoder", "Which head to export.",
-        choices=tuple(trained_model.HEADS))
+        "encoder", "Which head to export.", choices=tuple(trained_model.HEADS)
+    )
     format: str = command_line.flag(
-        "saved_model", "What to write; onnx needs requirements/onnx.txt.",
-        choices=tuple(exporting.FORMATS))
+        "saved_model",
+        "What to write; onnx needs requirements/onnx.txt.",
+        choices=tuple(exporting.FORMATS),
+    )
     output: str = command_line.flag(
-        "", "File (frozen: .pb, onnx: .onnx) or directory to write.")
+        "", "File (frozen: .pb, onnx: .onnx) or directory to write."
+    )
     bert_config_file: str = command_line.flag(
-        "", "The model's config. Default: config.json beside the checkpoint.")
+        "", "The model's config. Default: config.json beside the checkpoint."
+    )
     vocab_file: str = command_line.flag(
-        "", "vocab.json to go along. Default: the one beside the checkpoint.")
+        "", "vocab.json to go along. Default: the one beside the checkpoint."
+    )
     merges_file: str = command_line.flag(
-        "", "merges.txt to go along. Default: the one beside the checkpoint.")
+        "", "merges.txt to go along. Default: the one beside the checkpoint."
+    )
     batch_size: int = command_line.flag(
-        1, "frozen: sequences, or questions of multiple_choice, of a batch.",
-        lower=1)
+        1,
+        "frozen: sequences, or questions of multiple_choice, of a batch.",
+        lower=1,
+    )
     max_seq_length: int = command_line.flag(
-        384, "frozen: tokens of a sequence; shorter ones are padded.",
-        lower=4)
+        384, "frozen: tokens of a sequence; shorter ones are padded.", lower=4
+    )
     num_choices: int = command_line.flag(
-        4, "frozen: options of a question of multiple_choice.", lower=2)
+        4, "frozen: options of a question of multiple_choice.", lower=2
+    )
     input_type: str = command_line.flag(
-        "int32", "Type of input_ids.", choices=("int32", "int64"))
+        "int32", "Type of input_ids.", choices=("int32", "int64")
+    )
     top_k: int = command_line.flag(
-        5, "saved_model of mlm: tokens that the signature mlm_top_k lists.",
-        lower=1)
+        5,
+        "saved_model of mlm: tokens that the signature mlm_top_k lists.",
+        lower=1,
+    )
     soc_version: str = command_line.flag(
-        "", "frozen: the NPU's name for ATC, such as Ascend310P3; npu-smi "
-        "info shows it. Default: a variable of the shell.")
+        "",
+        "frozen: the NPU's name for ATC, such as Ascend310P3; npu-smi "
+        "info shows it. Default: a variable of the shell.",
+    )
     tolerance: typing.Optional[float] = command_line.flag(
-        None, "Largest difference from the outputs of training. Default: "
-        "1e-5, logits of mlm 3e-5.", lower=0)
-    overwrite: bool = command_line.flag(
-        False, "Replace an existing output.")
+        None,
+        "Largest difference from the outputs of training. Default: "
+        "1e-5, logits of mlm 3e-5.",
+        lower=0,
+    )
+    overwrite: bool = command_line.flag(False, "Replace an existing output.")
 
     def __post_init__(self):
         if not self.output:
-            raise errors.UserError("no output is given; name a file or a "
-                                   "directory with --output")
+            raise errors.UserError(
+                "no output is given; name a file or a directory with --output"
+            )
         for form, ending in (("frozen", ".pb"), ("onnx", ".onnx")):
             if self.format == form and not self.output.endswith(ending):
-                raise errors.UserError("--output=%s: a name in %s is expected "
-                                       "for --format=%s" % (
-                                           self.output, ending, form))
+                raise errors.UserError(
+                    "--output=%s: a name in %s is expected "
+                    "for --format=%s" % (self.output, ending, form)
+                )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(
                 "--input_type=%s is given, but a checkpoint, which "
-                "--format=slim writes, has no input; leave the flag out" %
-                self.input_type)
+                "--format=slim writes, has no input; leave the flag out"
+                % self.input_type
+            )
 
 
 def main(_):
@@ -87,24 +110,43 @@ def main(_):
     for name in ("tensorflow", "tf2onnx"):  # they tell of each step
         logging.getLogger(name).setLevel(logging.ERROR)
     model = trained_model.find(
-        options.model, bert_config_file=options.bert_config_file,
-        vocab_file=options.vocab_file, merges_file=options.merges_file)
+        options.model,
+        bert_config_file=options.bert_config_file,
+        vocab_file=options.vocab_file,
+        merges_file=options.merges_file,
+    )
     shape = exporting.Shape()
     if options.format == "frozen":
-        preflight.check_length(options.max_seq_length, model.config,
-                               model.config_file)
-        shape = exporting.Shape(options.batch_size, options.max_seq_length,
-                                options.num_choices)
+        preflight.check_length(
+            options.max_seq_length, model.config, model.config_file
+        )
+        shape = exporting.Shape(
+            options.batch_size, options.max_seq_length, options.num_choices
+        )
     largest, signatures = exporting.export(
-        model, options.task, options.format, options.output, shape=shape,
-        input_type=tf.as_dtype(options.input_type), top_k=options.top_k,
-        tolerance=options.tolerance, overwrite=options.overwrite)
-    sys.stdout.write("%s: largest difference from the graph of training "
-                     "%.3g\n" % (options.output, largest))
+        model,
+        options.task,
+        options.format,
+        options.output,
+        shape=shape,
+        input_type=tf.as_dtype(options.input_type),
+        top_k=options.top_k,
+        tolerance=options.tolerance,
+        overwrite=options.overwrite,
+    )
+    sys.stdout.write(
+        "%s: largest difference from the graph of training "
+        "%.3g\n" % (options.output, largest)
+    )
     if options.format == "frozen":
-        sys.stdout.write(exporting.atc_command(
-            options.output, signatures[options.task],
-            options.soc_version or '"$SOC_VERSION"') + "\n")
+        sys.stdout.write(
+            exporting.atc_command(
+                options.output,
+                signatures[options.task],
+                options.soc_version or '"$SOC_VERSION"',
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA GPUs, and Horovod, which trains CPUs and GPUs alike."""
+
 import logging
 import subprocess
 
@@ -11,6 +12,7 @@ from common import errors
 
 class Gpu(device.Device):
     """One GPU a process: fp16 as the graph says, memory as it is needed."""
+
     name = "gpu"
 
     @property
@@ -24,20 +26,29 @@ class Gpu(device.Device):
     def versions(self):
         # TensorFlow 1.15 does not tell; its wheels are built with CUDA 10.0.
         build = getattr(tf.sysconfig, "get_build_info", dict)()
-        return dict(super().versions(),
-                    CUDA=build.get("cuda_version", "10.0 (1.15's wheels)"),
-                    cuDNN=build.get("cudnn_version", "7"),
-                    driver=self._ask("driver_version") or "unknown",
-                    GPU=self._ask("name") or "unknown")
+        return dict(
+            super().versions(),
+            CUDA=build.get("cuda_version", "10.0 (1.15's wheels)"),
+            cuDNN=build.get("cudnn_version", "7"),
+            driver=self._ask("driver_version") or "unknown",
+            GPU=self._ask("name") or "unknown",
+        )
 
     def _ask(self, field):
         """A field that nvidia-smi knows of this process's GPU, or ""."""
-        command = ["nvidia-smi", "--query-gpu=" + field,
-                   "--format=csv,noheader,nounits"]
+        command = [
+            "nvidia-smi",
+            "--query-gpu=" + field,
+            "--format=csv,noheader,nounits",
+        ]
         try:
-            text = subprocess.run(command, stdout=subprocess.PIPE,
-                                  stderr=subprocess.DEVNULL, timeout=30,
-                                  universal_newlines=True).stdout
+            text = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+                universal_newlines=True,
+            ).stdout
         except (OSError, subprocess.SubprocessError):
             return ""
         lines = text.strip().splitlines()
@@ -47,8 +58,7 @@ class Gpu(device.Device):
     def session_config(self):
         config = super().session_config()
         config.gpu_options.allow_growth = True
-        config.gpu_options.visible_device_list = str(
-            self._processes.local_rank)
+        config.gpu_options.visible_device_list = str(self._processes.local_rank)
         return config
 
 
@@ -65,7 +75,8 @@ class HorovodProcesses(device.Processes):
         except ImportError as error:
             raise errors.UserError(
                 "--horovod, but Horovod does not import (%s); build it with "
-                "scripts/setup.sh --horovod, or leave the flag out" % error)
+                "scripts/setup.sh --horovod, or leave the flag out" % error
+            )
         hvd.init()
         self._hvd = hvd
         self.rank = hvd.rank()
@@ -77,14 +88,20 @@ class HorovodProcesses(device.Processes):
 
     def average(self, tensors):
         """Means over the processes; Horovod fuses what is ready together."""
-        return [self._hvd.allreduce(tensor, op=self._hvd.Average)
-                for tensor in tensors]
+        return [
+            self._hvd.allreduce(tensor, op=self._hvd.Average)
+            for tensor in tensors
+        ]
 
     def agree(self, number):
         with tf.Graph().as_default(), tf.Session() as session:
-            return int(session.run(self._hvd.broadcast(
-                tf.constant(number, tf.int64), root_rank=0,
-                name="agree")))
+            return int(
+                session.run(
+                    self._hvd.broadcast(
+                        tf.constant(number, tf.int64), root_rank=0, name="agree"
+                    )
+                )
+            )
 
     def hooks(self):
         return [self._hvd.BroadcastGlobalVariablesHook(0)]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a device does its own way, with plain TensorFlow as default."""
+
 import math
 import typing
 
@@ -11,6 +12,7 @@ def gelu(x):
 
     Source: Hendrycks & Gimpel 2016; RoBERTa uses the erf form.
     """
+
     @tf.custom_gradient
     def unit(wide):
         scaled = wide * math.sqrt(0.5)
@@ -51,6 +53,7 @@ def normalize(x, gamma, beta, epsilon):
     Source: Ba et al. 2016 (arXiv:1607.06450); its gradient in closed form
     saves half of the passes over memory.
     """
+
     @tf.custom_gradient
     def function(x, gamma, beta):
         centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
@@ -61,10 +64,16 @@ def normalize(x, gamma, beta, epsilon):
         def gradient(upstream):
             inner = upstream * gamma
             slope = tf.reduce_mean(inner * normed, axis=-1, keepdims=True)
-            return (scale * (inner - tf.reduce_mean(
-                inner, axis=-1, keepdims=True) - normed * slope),
-                    tf.reduce_sum(upstream * normed, axis=0),
-                    tf.reduce_sum(upstream, axis=0))
+            return (
+                scale
+                * (
+                    inner
+                    - tf.reduce_mean(inner, axis=-1, keepdims=True)
+                    - normed * slope
+                ),
+                tf.reduce_sum(upstream * normed, axis=0),
+                tf.reduce_sum(upstream, axis=0),
+            )
 
         return normed * gamma + beta, gradient
 
@@ -86,7 +95,9 @@ def gather(table, ids):
     @tf.custom_gradient
     def lookup(table, ids):
         return tf.gather(table, ids), lambda upstream: (
-            tf.unsorted_segment_sum(upstream, ids, count), None)
+            tf.unsorted_segment_sum(upstream, ids, count),
+            None,
+        )
 
     return lookup(table, ids)
 
@@ -104,13 +115,16 @@ def embed(table, ids):
     Returns:
       (float32 [N, H], float32 [V, H]).
     """
+
     @tf.custom_gradient
     def tied(table):
         def gradient(rows, head):
             if isinstance(rows, tf.IndexedSlices):
                 return tf.tensor_scatter_add(
-                    head, rows.indices[:, tf.newaxis], rows.values)
+                    head, rows.indices[:, tf.newaxis], rows.values
+                )
             return rows + head
+
         return (tf.identity(table), tf.identity(table)), gradient
 
     for_rows, for_head = tied(table)
@@ -119,6 +133,7 @@ def embed(table, ids):
 
 class Kernels(typing.NamedTuple):
     """What a device does its own way, with plain TensorFlow as default."""
+
     gelu: typing.Callable = gelu
     dropout: typing.Callable = dropout
     normalize: typing.Callable = normalize

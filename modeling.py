@@ -13,6 +13,7 @@ checkpoints of that family load.
 Source: Liu et al. 2019 (arXiv:1907.11692); Devlin et al. 2018; positions and
 numerics as fairseq's and Hugging Face's RoBERTa.
 """
+
 import math
 import zlib
 
@@ -33,9 +34,19 @@ class RobertaModel:
     padded positions mean nothing.
     """
 
-    def __init__(self, config, is_training, input_ids, input_mask=None, *,
-                 kernels=Kernels(), dropout_seed=None, recompute_layers=False,
-                 output_positions=None, scope="bert"):
+    def __init__(
+        self,
+        config,
+        is_training,
+        input_ids,
+        input_mask=None,
+        *,
+        kernels=Kernels(),
+        dropout_seed=None,
+        recompute_layers=False,
+        output_positions=None,
+        scope="bert",
+    ):
         """Builds the graph of the encoder.
 
         Args:
@@ -63,9 +74,14 @@ class RobertaModel:
             raise errors.UserError(
                 "a sequence of %d tokens was given, but "
                 "max_position_embeddings %d has positions for %d; use %d or "
-                "less" % (length, config.max_position_embeddings,
-                          config.max_sequence_length,
-                          config.max_sequence_length))
+                "less"
+                % (
+                    length,
+                    config.max_position_embeddings,
+                    config.max_sequence_length,
+                    config.max_sequence_length,
+                )
+            )
         self._config = config
         self._kernels = kernels
         self._scope = scope
@@ -86,23 +102,29 @@ class RobertaModel:
                     with tf.variable_scope("layer_%d" % index):
                         is_last = index == config.num_hidden_layers - 1
                         hidden = layers.transform(
-                            hidden, mask, self._shape,
+                            hidden,
+                            mask,
+                            self._shape,
                             recompute=recompute_layers,
-                            positions=output_positions if is_last else None)
+                            positions=output_positions if is_last else None,
+                        )
                     self._hidden.append(hidden)
 
     def _batched(self, rows):
         """[N, H] -> [B, S, H], with the static shape that is known."""
-        batched = tf.reshape(rows, [self._shape[0], self._shape[1],
-                                    self._config.hidden_size])
+        batched = tf.reshape(
+            rows, [self._shape[0], self._shape[1], self._config.hidden_size]
+        )
         batched.set_shape(self._static_shape + [self._config.hidden_size])
         return batched
 
     def get_sequence_output(self):
         """The last layer's hidden states, [B, S, H], compute dtype."""
         if not self._is_whole:
-            raise ValueError("the last layer was computed at output_positions "
-                             "alone; get_rows() has them")
+            raise ValueError(
+                "the last layer was computed at output_positions "
+                "alone; get_rows() has them"
+            )
         return self._batched(self._hidden[-1])
 
     def get_rows(self):
@@ -111,8 +133,9 @@ class RobertaModel:
 
     def get_all_encoder_layers(self):
         """Each layer's hidden states, a list of [B, S, H]."""
-        return ([self._batched(rows) for rows in self._hidden[1:-1]]
-                + [self.get_sequence_output()])
+        return [self._batched(rows) for rows in self._hidden[1:-1]] + [
+            self.get_sequence_output()
+        ]
 
     def get_embedding_output(self):
         """The embeddings after LayerNorm and dropout, [B, S, H]."""
@@ -128,13 +151,22 @@ class RobertaModel:
         Its variables exist only where this is called.
         """
         first = self.get_sequence_output()[:, 0]
-        with tf.variable_scope(self._scope, reuse=tf.AUTO_REUSE,
-                               custom_getter=self._kernels.variable_getter):
+        with tf.variable_scope(
+            self._scope,
+            reuse=tf.AUTO_REUSE,
+            custom_getter=self._kernels.variable_getter,
+        ):
             with tf.variable_scope("pooler"):
-                return tf.tanh(dense(
-                    first, self._config.hidden_size, "dense",
-                    initializer_range=self._config.initializer_range,
-                    dtype=self._kernels.head_dtype, kernels=self._kernels))
+                return tf.tanh(
+                    dense(
+                        first,
+                        self._config.hidden_size,
+                        "dense",
+                        initializer_range=self._config.initializer_range,
+                        dtype=self._kernels.head_dtype,
+                        kernels=self._kernels,
+                    )
+                )
 
 
 class _Seeds:
@@ -150,8 +182,9 @@ class _Seeds:
         self._places += 1
         # An odd multiplier spreads the places over the 32 bits.
         place = (self._places * 0x9E3779B1) & 0x7FFFFFFF
-        return tf.stack([tf.bitwise.bitwise_xor(self._seed[0], place),
-                         self._seed[1]])
+        return tf.stack(
+            [tf.bitwise.bitwise_xor(self._seed[0], place), self._seed[1]]
+        )
 
 
 class _Layers:
@@ -173,8 +206,9 @@ class _Layers:
         config, kernels = self._config, self._kernels
 
         def table(name, rows):
-            return normal_variable(name, [rows, config.hidden_size],
-                                   config.initializer_range)
+            return normal_variable(
+                name, [rows, config.hidden_size], config.initializer_range
+            )
 
         words = table("word_embeddings", config.vocab_size)
         positions = table("position_embeddings", config.max_position_embeddings)
@@ -183,8 +217,11 @@ class _Layers:
         position_ids = tf.cumsum(token, axis=1) * token + config.pad_token_id
         # RoBERTa has one segment: its embedding is the same row everywhere.
         rows, words = kernels.embed(words, tf.reshape(input_ids, [-1]))
-        hidden = rows + kernels.gather(
-            positions, tf.reshape(position_ids, [-1])) + types[0]  # [N, H]
+        hidden = (
+            rows
+            + kernels.gather(positions, tf.reshape(position_ids, [-1]))
+            + types[0]
+        )  # [N, H]
         hidden = layer_norm(hidden, config.layer_norm_eps, kernels)
         rate = config.hidden_dropout_prob
         hidden = self._drop(hidden, rate, self._seed(rate))
@@ -209,38 +246,52 @@ class _Layers:
             starts = tf.range(shape[0])[:, tf.newaxis] * shape[1]
             wanted = tf.reshape(positions + starts, [-1])  # [B * P]
             length = tf.shape(positions)[1]
-        rates = (config.attention_probs_dropout_prob,
-                 config.hidden_dropout_prob, config.hidden_dropout_prob)
+        rates = (
+            config.attention_probs_dropout_prob,
+            config.hidden_dropout_prob,
+            config.hidden_dropout_prob,
+        )
         seeds = [self._seed(rate) for rate in rates]
 
         def layer(seen):
-            hidden = (seen if positions is None
-                      else self._kernels.gather(seen, wanted))
+            hidden = (
+                seen
+                if positions is None
+                else self._kernels.gather(seen, wanted)
+            )
             with tf.variable_scope("attention"):
                 with tf.variable_scope("self"):
-                    context = self._attend(hidden, seen, mask, shape, length,
-                                           seeds[0])
+                    context = self._attend(
+                        hidden, seen, mask, shape, length, seeds[0]
+                    )
                 with tf.variable_scope("output"):
                     hidden = self._add_and_norm(context, hidden, seeds[1])
             with tf.variable_scope("intermediate"):
                 wide = self._kernels.gelu(
-                    self._dense(hidden, config.intermediate_size))  # [N, F]
+                    self._dense(hidden, config.intermediate_size)
+                )  # [N, F]
             with tf.variable_scope("output"):
                 return self._add_and_norm(wide, hidden, seeds[2])
 
         return recomputed(layer, hidden) if recompute else layer(hidden)
 
     def _dense(self, rows, width):
-        return dense(rows, width, "dense", kernels=self._kernels,
-                     dtype=self._kernels.compute_dtype,
-                     initializer_range=self._config.initializer_range)
+        return dense(
+            rows,
+            width,
+            "dense",
+            kernels=self._kernels,
+            dtype=self._kernels.compute_dtype,
+            initializer_range=self._config.initializer_range,
+        )
 
     def _add_and_norm(self, rows, residual, seed):
         """LayerNorm(residual + dropout(dense(rows))), [N, H]."""
         hidden = self._dense(rows, self._config.hidden_size)
         hidden = self._drop(hidden, self._config.hidden_dropout_prob, seed)
-        return layer_norm(hidden + residual, self._config.layer_norm_eps,
-                          self._kernels)
+        return layer_norm(
+            hidden + residual, self._config.layer_norm_eps, self._kernels
+        )
 
     def _attend(self, hidden, seen, mask, shape, length, seed):
         """Multi-head attention of hidden to seen, before its output product.
@@ -266,18 +317,22 @@ class _Layers:
         if hidden is seen:
             projected = self._project(seen, ("query", "key", "value"))
         else:
-            projected = (self._project(hidden, ("query",))
-                         + self._project(seen, ("key", "value")))
-        query, key, value = map(by_head, projected,
-                                (length, shape[1], shape[1]))
-        scores = matmul(query * (1.0 / math.sqrt(size)), key,
-                        transpose_b=True)  # [B, A, length, S]
+            projected = self._project(hidden, ("query",)) + self._project(
+                seen, ("key", "value")
+            )
+        query, key, value = map(
+            by_head, projected, (length, shape[1], shape[1])
+        )
+        scores = matmul(
+            query * (1.0 / math.sqrt(size)), key, transpose_b=True
+        )  # [B, A, length, S]
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) + mask)
         weights = tf.cast(weights, hidden.dtype)
         weights = self._drop(weights, config.attention_probs_dropout_prob, seed)
         context = matmul(weights, value)  # [B, A, length, D]
-        return tf.reshape(tf.transpose(context, [0, 2, 1, 3]),
-                          [-1, config.hidden_size])  # [N, H]
+        return tf.reshape(
+            tf.transpose(context, [0, 2, 1, 3]), [-1, config.hidden_size]
+        )  # [N, H]
 
     def _project(self, rows, names):
         """Some of query, key and value, each [N, H], by one product."""
@@ -286,7 +341,8 @@ class _Layers:
         for name in names:
             with tf.variable_scope(name):
                 kernel, bias = dense_variables(
-                    width, width, self._config.initializer_range, rows.dtype)
+                    width, width, self._config.initializer_range, rows.dtype
+                )
             kernels.append(kernel)
             biases.append(bias)
         product = self._kernels.matmul(rows, tf.concat(kernels, axis=1))
@@ -315,11 +371,14 @@ def recomputed(function, rows):
             # first one or run along with it.
             with tf.control_dependencies([upstream]):
                 again = tf.identity(rows)
-            with tf.variable_scope(scope, reuse=True,
-                                   auxiliary_name_scope=False):
+            with tf.variable_scope(
+                scope, reuse=True, auxiliary_name_scope=False
+            ):
                 second = function(again)
-            return [None] + tf.gradients(second, [again] + variables,
-                                         grad_ys=upstream)
+            return [None] + tf.gradients(
+                second, [again] + variables, grad_ys=upstream
+            )
+
         return tf.identity(first), gradient
 
     # Past stop_gradient nothing holds on to the first pass's activations.
@@ -344,10 +403,13 @@ class _TruncatedNormal:
 
     def __call__(self, shape, dtype=tf.float32, partition_info=None):
         del partition_info
-        seed = [(tf.get_default_graph().seed or 0) & 0x7FFFFFFF,
-                zlib.crc32(self._name.encode()) & 0x7FFFFFFF]
+        seed = [
+            (tf.get_default_graph().seed or 0) & 0x7FFFFFFF,
+            zlib.crc32(self._name.encode()) & 0x7FFFFFFF,
+        ]
         return tf.random.stateless_truncated_normal(
-            shape, seed, stddev=self._stddev, dtype=dtype)
+            shape, seed, stddev=self._stddev, dtype=dtype
+        )
 
 
 def normal_variable(name, shape, stddev, dtype=tf.float32):
@@ -363,16 +425,20 @@ def variable(name, shape, initializer, dtype=tf.float32):
 
 def dense_variables(rows, columns, stddev, dtype):
     """kernel [rows, columns] and bias [columns] of the open scope."""
-    return (normal_variable("kernel", [rows, columns], stddev, dtype),
-            variable("bias", [columns], tf.zeros_initializer(), dtype))
+    return (
+        normal_variable("kernel", [rows, columns], stddev, dtype),
+        variable("bias", [columns], tf.zeros_initializer(), dtype),
+    )
 
 
-def dense(rows, width, name, *, initializer_range, kernels=Kernels(),
-          dtype=tf.float32):
+def dense(
+    rows, width, name, *, initializer_range, kernels=Kernels(), dtype=tf.float32
+):
     """rows [..., I] times a kernel [I, width] plus a bias, in dtype."""
     with tf.variable_scope(name):
-        kernel, bias = dense_variables(rows.shape.as_list()[-1], width,
-                                       initializer_range, dtype)
+        kernel, bias = dense_variables(
+            rows.shape.as_list()[-1], width, initializer_range, dtype
+        )
     product = kernels.matmul(tf.cast(rows, dtype), kernel)
     return tf.nn.bias_add(product, bias)
 
@@ -403,17 +469,27 @@ def masked_lm_logits(config, hidden, embedding_table, kernels=Kernels()):
       float32 [N, V].
     """
     dtype = kernels.head_dtype
-    with tf.variable_scope("cls/predictions",
-                           custom_getter=kernels.variable_getter):
+    with tf.variable_scope(
+        "cls/predictions", custom_getter=kernels.variable_getter
+    ):
         with tf.variable_scope("transform"):
-            hidden = kernels.gelu(dense(
-                hidden, config.hidden_size, "dense", dtype=dtype,
-                initializer_range=config.initializer_range, kernels=kernels))
+            hidden = kernels.gelu(
+                dense(
+                    hidden,
+                    config.hidden_size,
+                    "dense",
+                    dtype=dtype,
+                    initializer_range=config.initializer_range,
+                    kernels=kernels,
+                )
+            )
             hidden = layer_norm(hidden, config.layer_norm_eps, kernels)
-        bias = variable("output_bias", [config.vocab_size],
-                        tf.zeros_initializer())
-    logits = kernels.matmul(hidden, tf.cast(embedding_table, dtype),
-                            transpose_b=True)
+        bias = variable(
+            "output_bias", [config.vocab_size], tf.zeros_initializer()
+        )
+    logits = kernels.matmul(
+        hidden, tf.cast(embedding_table, dtype), transpose_b=True
+    )
     return tf.cast(logits, tf.float32) + bias
 
 
@@ -429,12 +505,14 @@ def squad_logits(config, sequence_output, kernels=Kernels()):
       (start, end), each float32 [B, S].
     """
     with tf.variable_scope("cls/squad", custom_getter=kernels.variable_getter):
-        weights = normal_variable("output_weights", [2, config.hidden_size],
-                                  config.initializer_range)
+        weights = normal_variable(
+            "output_weights", [2, config.hidden_size], config.initializer_range
+        )
         bias = variable("output_bias", [2], tf.zeros_initializer())
     shape = tf.shape(sequence_output)
-    rows = tf.reshape(tf.cast(sequence_output, tf.float32),
-                      [-1, config.hidden_size])
+    rows = tf.reshape(
+        tf.cast(sequence_output, tf.float32), [-1, config.hidden_size]
+    )
     logits = tf.nn.bias_add(tf.matmul(rows, weights, transpose_b=True), bias)
     logits = tf.reshape(logits, [shape[0], shape[1], 2])
     logits.set_shape(sequence_output.shape.as_list()[:2] + [2])
@@ -453,8 +531,9 @@ def answerable_logits(config, sequence_output, kernels=Kernels()):
     """
     first = tf.cast(sequence_output[:, 0], tf.float32)
     with tf.variable_scope("cls/squad", custom_getter=kernels.variable_getter):
-        logits = dense(first, 1, "answerable",
-                       initializer_range=config.initializer_range)
+        logits = dense(
+            first, 1, "answerable", initializer_range=config.initializer_range
+        )
     return tf.squeeze(logits, axis=1)
 
 
@@ -470,9 +549,11 @@ class _HeadDropout:
 
     def __init__(self, config, kernels, seed):
         self._kernels = kernels
-        self._rate = (config.hidden_dropout_prob
-                      if config.classifier_dropout is None
-                      else config.classifier_dropout)
+        self._rate = (
+            config.hidden_dropout_prob
+            if config.classifier_dropout is None
+            else config.classifier_dropout
+        )
         self._seeds = None if seed is None else _Seeds(seed, _HEAD_PLACES)
 
     def __call__(self, x):
@@ -484,15 +565,27 @@ class _HeadDropout:
 def _head_on_first(config, first, scope, outputs, drop, kernels):
     """dense, tanh, dropout, out_proj: [B, H] -> float32 [B, outputs]."""
     with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
-        hidden = tf.tanh(dense(
-            first, config.hidden_size, "dense", dtype=kernels.head_dtype,
-            initializer_range=config.initializer_range, kernels=kernels))
-        return dense(drop(tf.cast(hidden, tf.float32)), outputs, "out_proj",
-                     initializer_range=config.initializer_range)
+        hidden = tf.tanh(
+            dense(
+                first,
+                config.hidden_size,
+                "dense",
+                dtype=kernels.head_dtype,
+                initializer_range=config.initializer_range,
+                kernels=kernels,
+            )
+        )
+        return dense(
+            drop(tf.cast(hidden, tf.float32)),
+            outputs,
+            "out_proj",
+            initializer_range=config.initializer_range,
+        )
 
 
-def classification_logits(config, sequence_output, num_labels,
-                          kernels=Kernels(), *, dropout_seed=None):
+def classification_logits(
+    config, sequence_output, num_labels, kernels=Kernels(), *, dropout_seed=None
+):
     """Scores of a text's labels, or the number of a regression.
 
     Args:
@@ -509,12 +602,24 @@ def classification_logits(config, sequence_output, num_labels,
     dropout, out_proj on `<s>`, as fairseq's sentence_classification_head.
     """
     drop = _HeadDropout(config, kernels, dropout_seed)
-    return _head_on_first(config, drop(sequence_output[:, 0]),
-                          "cls/classification", num_labels, drop, kernels)
+    return _head_on_first(
+        config,
+        drop(sequence_output[:, 0]),
+        "cls/classification",
+        num_labels,
+        drop,
+        kernels,
+    )
 
 
-def multiple_choice_logits(config, sequence_output, num_choices,
-                           kernels=Kernels(), *, dropout_seed=None):
+def multiple_choice_logits(
+    config,
+    sequence_output,
+    num_choices,
+    kernels=Kernels(),
+    *,
+    dropout_seed=None,
+):
     """Scores of the options of a question, each read as one sequence.
 
     Args:
@@ -531,13 +636,15 @@ def multiple_choice_logits(config, sequence_output, num_choices,
     `<s>`, dropout, one output.
     """
     drop = _HeadDropout(config, kernels, dropout_seed)
-    scores = _head_on_first(config, sequence_output[:, 0],
-                            "cls/multiple_choice", 1, drop, kernels)
+    scores = _head_on_first(
+        config, sequence_output[:, 0], "cls/multiple_choice", 1, drop, kernels
+    )
     return tf.reshape(scores, [-1, num_choices])
 
 
-def tagging_logits(config, sequence_output, num_labels, kernels=Kernels(), *,
-                   dropout_seed=None):
+def tagging_logits(
+    config, sequence_output, num_labels, kernels=Kernels(), *, dropout_seed=None
+):
     """Scores of each token's labels.
 
     Args:
@@ -551,11 +658,16 @@ def tagging_logits(config, sequence_output, num_labels, kernels=Kernels(), *,
     """
     drop = _HeadDropout(config, kernels, dropout_seed)
     shape = tf.shape(sequence_output)
-    rows = tf.reshape(drop(tf.cast(sequence_output, tf.float32)),
-                      [-1, config.hidden_size])
+    rows = tf.reshape(
+        drop(tf.cast(sequence_output, tf.float32)), [-1, config.hidden_size]
+    )
     with tf.variable_scope("cls", custom_getter=kernels.variable_getter):
-        logits = dense(rows, num_labels, "tagging",
-                       initializer_range=config.initializer_range)
+        logits = dense(
+            rows,
+            num_labels,
+            "tagging",
+            initializer_range=config.initializer_range,
+        )
     logits = tf.reshape(logits, [shape[0], shape[1], num_labels])
     logits.set_shape(sequence_output.shape.as_list()[:2] + [num_labels])
     return logits

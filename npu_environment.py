@@ -8,6 +8,7 @@ its releases from 2021 on.
 Source: Ascend/tensorflow (Apache 2.0), tf_adapter/python/npu_bridge; the
 vendor's TensorFlow 1.15 porting guide.
 """
+
 import dataclasses
 import importlib.util
 import json
@@ -22,17 +23,23 @@ from kernels import gather
 
 _DEVICES_PER_SERVER = 8
 # Precision modes that lower no float32 to fp16.
-_KEEPS_RANGE = ("must_keep_origin_dtype", "force_fp32", "allow_fp32_to_bf16",
-                "allow_mix_precision_bf16")
+_KEEPS_RANGE = (
+    "must_keep_origin_dtype",
+    "force_fp32",
+    "allow_fp32_to_bf16",
+    "allow_mix_precision_bf16",
+)
 
 
 def missing():
     """What an NPU lacks here, as a message for the user; "" if nothing."""
     if importlib.util.find_spec("npu_bridge") is not None:
         return ""
-    return ("--accelerator=npu, but the Python package npu_bridge does not "
-            "import; install CANN and its TensorFlow adapter, and source its "
-            "set_env.sh (docs/ascend.md)")
+    return (
+        "--accelerator=npu, but the Python package npu_bridge does not "
+        "import; install CANN and its TensorFlow adapter, and source its "
+        "set_env.sh (docs/ascend.md)"
+    )
 
 
 def create(options, environ):
@@ -49,17 +56,22 @@ def create(options, environ):
     if options.horovod:
         raise errors.UserError(
             "--horovod is for CPUs and GPUs; on NPUs give --distributed=True "
-            "and start one process a device with scripts/run_8p.sh")
+            "and start one process a device with scripts/run_8p.sh"
+        )
     if options.use_xla:
-        raise errors.UserError("--use_xla is for GPUs and CPUs; an NPU has "
-                               "its own compiler, leave the flag out")
+        raise errors.UserError(
+            "--use_xla is for GPUs and CPUs; an NPU has "
+            "its own compiler, leave the flag out"
+        )
     rank, world_size = _ranks(options, environ)
     # The adapter fails without a job's name, and releases of 2021 without a
     # number of ranks.
     environ.setdefault("JOB_ID", "10086")
     environ.setdefault("RANK_SIZE", "1")
-    environ.setdefault("ASCEND_DEVICE_ID", environ.get(
-        "DEVICE_ID", str(rank % _DEVICES_PER_SERVER)))
+    environ.setdefault(
+        "ASCEND_DEVICE_ID",
+        environ.get("DEVICE_ID", str(rank % _DEVICES_PER_SERVER)),
+    )
     return Npu(options, _NpuProcesses(rank, world_size))
 
 
@@ -72,19 +84,24 @@ def _ranks(options, environ):
         raise errors.UserError(
             "RANK_SIZE is %d, but RANK_TABLE_FILE is not set; write one with "
             "scripts/make_rank_table.py and export its path, or unset "
-            "RANK_SIZE for one device" % size)
+            "RANK_SIZE for one device" % size
+        )
     if not os.path.exists(environ["RANK_TABLE_FILE"]):
         raise errors.UserError(
             "RANK_TABLE_FILE is %r, which is not there; write it with "
-            "scripts/make_rank_table.py" % environ["RANK_TABLE_FILE"])
+            "scripts/make_rank_table.py" % environ["RANK_TABLE_FILE"]
+        )
     if not options.distributed:
         raise errors.UserError(
             "RANK_SIZE is %d, but --distributed is False; give "
-            "--distributed=True, or unset RANK_SIZE for one device" % size)
+            "--distributed=True, or unset RANK_SIZE for one device" % size
+        )
     rank = _number(environ, "RANK_ID", None, 0)
     if rank >= size:
-        raise errors.UserError("RANK_ID is %d, but RANK_SIZE is %d; ranks "
-                               "count from 0" % (rank, size))
+        raise errors.UserError(
+            "RANK_ID is %d, but RANK_SIZE is %d; ranks "
+            "count from 0" % (rank, size)
+        )
     return rank, size
 
 
@@ -93,8 +110,9 @@ def _number(environ, name, default, least):
     if not text and default is not None:
         return default
     if not text.isdigit() or int(text) < least:
-        raise errors.UserError("%s is %r; expected a whole number >= %d" %
-                               (name, text, least))
+        raise errors.UserError(
+            "%s is %r; expected a whole number >= %d" % (name, text, least)
+        )
     return int(text)
 
 
@@ -109,13 +127,17 @@ class _NpuProcesses(device.Processes):
         if self.world_size == 1:
             return list(tensors)
         from npu_bridge.hccl import hccl_ops
+
         # Without fusion they are no part of the gradients' split strategy.
-        return [hccl_ops.allreduce(tensor, "sum", fusion=0) / self.world_size
-                for tensor in tensors]
+        return [
+            hccl_ops.allreduce(tensor, "sum", fusion=0) / self.world_size
+            for tensor in tensors
+        ]
 
 
 class Npu(device.Device):
     """One NPU a process; ranks share the output directory."""
+
     name = "npu"
     static_shapes = True
     runs_between_steps = False  # it would compile that graph, for minutes
@@ -142,17 +164,18 @@ class Npu(device.Device):
     @property
     def kernels(self):
         options = self._options
-        kernels = super().kernels._replace(normalize=_normalize,
-                                           embed=_embed)
+        kernels = super().kernels._replace(normalize=_normalize, embed=_embed)
         if options.npu_bert_fused_gelu:
             from npu_bridge.estimator.npu_unary_ops import npu_unary_ops
+
             kernels = kernels._replace(gelu=npu_unary_ops.gelu)
         if options.npu_bert_npu_dropout:
             kernels = kernels._replace(dropout=_dropout)
         if not options.npu_gather:
             kernels = kernels._replace(
                 gather=tf.gather,
-                embed=lambda table, ids: (tf.gather(table, ids), table))
+                embed=lambda table, ids: (tf.gather(table, ids), table),
+            )
         return kernels
 
     def without_nan(self, loss):
@@ -162,11 +185,14 @@ class Npu(device.Device):
 
     def micro_batches(self, optimizer, losses, run):
         if not run.allreduce_post_accumulation:
-            tf.logging.info("NPUs average gradients once an update, after "
-                            "accumulation")
+            tf.logging.info(
+                "NPUs average gradients once an update, after accumulation"
+            )
         return super().micro_batches(
-            optimizer, losses, dataclasses.replace(
-                run, allreduce_post_accumulation=True))
+            optimizer,
+            losses,
+            dataclasses.replace(run, allreduce_post_accumulation=True),
+        )
 
     def wrap_optimizer(self, optimizer, run):
         """Averaging while the loss is scaled, then the loss scale."""
@@ -177,6 +203,7 @@ class Npu(device.Device):
             from npu_bridge.estimator.npu.npu_optimizer import (
                 NPUDistributedOptimizer,
             )
+
             self._split_gradients()
             optimizer = NPUDistributedOptimizer(optimizer)
         if self._options.loss_scale < 0:
@@ -184,9 +211,11 @@ class Npu(device.Device):
         from npu_bridge.estimator.npu.npu_loss_scale_optimizer import (
             NPULossScaleOptimizer,
         )
+
         self._manager = self._loss_scale_manager()
-        return NPULossScaleOptimizer(optimizer, self._manager,
-                                     is_distributed=distributed)
+        return NPULossScaleOptimizer(
+            optimizer, self._manager, is_distributed=distributed
+        )
 
     def _warn_of_underflow(self):
         mode = self._precision_mode()
@@ -196,20 +225,25 @@ class Npu(device.Device):
                 "loss scale, so that small gradients may become 0; give "
                 "--npu_bert_loss_scale=0, or "
                 "--precision_mode=must_keep_origin_dtype for float32",
-                mode or "the adapter's own")
+                mode or "the adapter's own",
+            )
 
     def _loss_scale_manager(self):
         from npu_bridge.estimator.npu.npu_loss_scale_manager import (
             ExponentialUpdateLossScaleManager,
             FixedLossScaleManager,
         )
+
         fixed = self._options.loss_scale
         if fixed:
             return FixedLossScaleManager(loss_scale=fixed)
         return ExponentialUpdateLossScaleManager(
             init_loss_scale=self._options.init_loss_scale_value,
-            incr_every_n_steps=1000, decr_every_n_nan_or_inf=1,
-            incr_ratio=2, decr_ratio=0.5)
+            incr_every_n_steps=1000,
+            decr_every_n_nan_or_inf=1,
+            incr_ratio=2,
+            decr_ratio=0.5,
+        )
 
     def _split_gradients(self):
         """Tells HCCL into which parts to cut the gradients it averages."""
@@ -217,8 +251,8 @@ class Npu(device.Device):
         if not text:
             return
         from hccl.split.api import set_split_strategy_by_size
-        set_split_strategy_by_size(
-            [float(part) for part in text.split(",")])
+
+        set_split_strategy_by_size([float(part) for part in text.split(",")])
 
     def overflow(self, optimizer):
         del optimizer
@@ -234,29 +268,40 @@ class Npu(device.Device):
         """
         from npu_bridge.estimator.npu.npu_config import NPURunConfig
         from npu_bridge.estimator.npu.npu_estimator import NPUEstimator
-        loop = loop_length(run.iterations_per_loop, num_train_steps,
-                           run.save_checkpoints_steps)
+
+        loop = loop_length(
+            run.iterations_per_loop, num_train_steps, run.save_checkpoints_steps
+        )
         if loop != run.iterations_per_loop:
             tf.logging.info(
                 "iterations_per_loop=%d, the largest number up to %d that "
-                "divides %d steps and fits into %d between checkpoints", loop,
-                run.iterations_per_loop, num_train_steps,
-                run.save_checkpoints_steps)
+                "divides %d steps and fits into %d between checkpoints",
+                loop,
+                run.iterations_per_loop,
+                num_train_steps,
+                run.save_checkpoints_steps,
+            )
         save_steps = run.save_checkpoints_steps // loop * loop
         config = NPURunConfig(
-            model_dir=run.output_dir, tf_random_seed=run.random_seed,
+            model_dir=run.output_dir,
+            tf_random_seed=run.random_seed,
             session_config=tf.ConfigProto(allow_soft_placement=True),
             # 0 and not None, which would save every 100 steps.
             save_checkpoints_steps=save_steps if self.rank == 0 else 0,
-            save_summary_steps=0, log_step_count_steps=None,
+            save_summary_steps=0,
+            log_step_count_steps=None,
             keep_checkpoint_max=run.keep_checkpoint_max,
             iterations_per_loop=loop,
             enable_data_pre_proc=self._options.npu_bert_use_tdt,
             hcom_parallel=self._options.hcom_parallel,
-            **self._optional_arguments(run))
+            **self._optional_arguments(run),
+        )
         return NPUEstimator(
-            model_fn=model_fn, config=config, params={},
-            job_start_file=self._options.npu_bert_job_start_file)
+            model_fn=model_fn,
+            config=config,
+            params={},
+            job_start_file=self._options.npu_bert_job_start_file,
+        )
 
     def _precision_mode(self):
         """The graph compiler's, "" for the adapter's own."""
@@ -275,10 +320,12 @@ class Npu(device.Device):
             arguments["precision_mode"] = precision
         if options.profiling:
             arguments["profiling_config"] = _profiling(
-                os.path.join(run.output_dir, "profiling"))
+                os.path.join(run.output_dir, "profiling")
+            )
         if options.data_dump or options.over_dump:
             arguments["dump_config"] = _dump(
-                os.path.join(run.output_dir, "dump"), options)
+                os.path.join(run.output_dir, "dump"), options
+            )
         return arguments
 
 
@@ -301,6 +348,7 @@ def _dropout(x, rate, seed):
     """The NPU's dropout; its seed is the graph's."""
     del seed
     from npu_bridge.estimator import npu_ops
+
     return npu_ops.dropout(x, keep_prob=1.0 - rate)
 
 
@@ -330,22 +378,37 @@ def loop_length(wanted, num_train_steps, save_checkpoints_steps):
       The largest divisor of num_train_steps that is at most the other two.
     """
     most = min(wanted, save_checkpoints_steps, num_train_steps)
-    return next(length for length in range(most, 0, -1)
-                if num_train_steps % length == 0)
+    return next(
+        length for length in range(most, 0, -1) if num_train_steps % length == 0
+    )
 
 
 def _profiling(directory):
     from npu_bridge.estimator.npu.npu_config import ProfilingConfig
+
     os.makedirs(directory, exist_ok=True)
     return ProfilingConfig(
-        enable_profiling=True, profiling_options=json.dumps({
-            "output": directory, "training_trace": "on", "task_trace": "on",
-            "fp_point": "", "bp_point": ""}))
+        enable_profiling=True,
+        profiling_options=json.dumps(
+            {
+                "output": directory,
+                "training_trace": "on",
+                "task_trace": "on",
+                "fp_point": "",
+                "bp_point": "",
+            }
+        ),
+    )
 
 
 def _dump(directory, options):
     from npu_bridge.estimator.npu.npu_config import DumpConfig
+
     os.makedirs(directory, exist_ok=True)
     return DumpConfig(
-        enable_dump=options.data_dump, dump_path=directory, dump_mode="all",
-        enable_dump_debug=options.over_dump, dump_debug_mode="all")
+        enable_dump=options.data_dump,
+        dump_path=directory,
+        dump_mode="all",
+        enable_dump_debug=options.over_dump,
+        dump_debug_mode="all",
+    )

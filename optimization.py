@@ -11,6 +11,7 @@ One call chain serves every device:
 The number that goes into `compute_gradients` is the factor on every
 micro-batch's loss: whoever scales the loss multiplies that factor.
 """
+
 import re
 
 import tensorflow.compat.v1 as tf
@@ -79,8 +80,17 @@ class _Optimizer(tf.train.Optimizer):
     trace. Slots are variables NAME/adam_m and NAME/adam_v.
     """
 
-    def __init__(self, learning_rate, *, beta1, beta2, epsilon,
-                 weight_decay_rate, rate_factor=None, name):
+    def __init__(
+        self,
+        learning_rate,
+        *,
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay_rate,
+        rate_factor=None,
+        name,
+    ):
         """
         Args:
           learning_rate: float or scalar tensor.
@@ -111,8 +121,10 @@ class _Optimizer(tf.train.Optimizer):
         if not pairs:
             raise ValueError("no variable has a gradient")
         step = tf.cast(global_step, tf.float32) + 1.0
-        corrections = (1.0 - tf.pow(self._beta1, step),
-                       1.0 - tf.pow(self._beta2, step))
+        corrections = (
+            1.0 - tf.pow(self._beta1, step),
+            1.0 - tf.pow(self._beta2, step),
+        )
         # The backward pass of one layer reads the weights of another: nothing
         # changes before the last gradient is known.
         with tf.control_dependencies([g for g, _ in pairs]):
@@ -124,12 +136,24 @@ class _Optimizer(tf.train.Optimizer):
         name = variable_name(variable)
         rate = self._learning_rate * self._rate_factor(name)
         decay = self._weight_decay_rate if is_decayed(name) else 0.0
-        slots = [tf.get_variable(
-            name + suffix, shape=variable.shape, dtype=tf.float32,
-            trainable=False, initializer=tf.zeros_initializer())
-                 for suffix in ("/adam_m", "/adam_v")]
-        return self._apply(tf.cast(gradient, tf.float32), variable, slots,
-                           rate, decay, corrections)
+        slots = [
+            tf.get_variable(
+                name + suffix,
+                shape=variable.shape,
+                dtype=tf.float32,
+                trainable=False,
+                initializer=tf.zeros_initializer(),
+            )
+            for suffix in ("/adam_m", "/adam_v")
+        ]
+        return self._apply(
+            tf.cast(gradient, tf.float32),
+            variable,
+            slots,
+            rate,
+            decay,
+            corrections,
+        )
 
 
 class AdamW(_Optimizer):
@@ -139,28 +163,54 @@ class AdamW(_Optimizer):
     torch.optim.AdamW.
     """
 
-    def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
-                 weight_decay_rate=0.01, rate_factor=None):
+    def __init__(
+        self,
+        learning_rate,
+        *,
+        beta1=0.9,
+        beta2=0.98,
+        epsilon=1e-6,
+        weight_decay_rate=0.01,
+        rate_factor=None,
+    ):
         super().__init__(
-            learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate, rate_factor=rate_factor,
-            name="AdamW")
+            learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay_rate=weight_decay_rate,
+            rate_factor=rate_factor,
+            name="AdamW",
+        )
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
         first, second = corrections
         # w -= rate * decay * w, in one pass over the memory.
-        decayed = [tf.raw_ops.ApplyGradientDescent(
-            var=_ref(variable), alpha=rate * decay, delta=variable)
-                   ] if decay else []
+        decayed = (
+            [
+                tf.raw_ops.ApplyGradientDescent(
+                    var=_ref(variable), alpha=rate * decay, delta=variable
+                )
+            ]
+            if decay
+            else []
+        )
         with tf.control_dependencies(decayed):
             # TF's kernel takes beta powers and an epsilon outside of the
             # correction: m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) +
             # sqrt(c2) e).
             return tf.raw_ops.ApplyAdam(
-                var=_ref(variable), m=_ref(slots[0]), v=_ref(slots[1]),
-                beta1_power=1.0 - first, beta2_power=1.0 - second, lr=rate,
-                beta1=self._beta1, beta2=self._beta2,
-                epsilon=self._epsilon * tf.sqrt(second), grad=gradient).op
+                var=_ref(variable),
+                m=_ref(slots[0]),
+                v=_ref(slots[1]),
+                beta1_power=1.0 - first,
+                beta2_power=1.0 - second,
+                lr=rate,
+                beta1=self._beta1,
+                beta2=self._beta2,
+                epsilon=self._epsilon * tf.sqrt(second),
+                grad=gradient,
+            ).op
 
 
 class Lamb(_Optimizer):
@@ -170,27 +220,44 @@ class Lamb(_Optimizer):
     identity.
     """
 
-    def __init__(self, learning_rate, *, beta1=0.9, beta2=0.98, epsilon=1e-6,
-                 weight_decay_rate=0.01, rate_factor=None):
+    def __init__(
+        self,
+        learning_rate,
+        *,
+        beta1=0.9,
+        beta2=0.98,
+        epsilon=1e-6,
+        weight_decay_rate=0.01,
+        rate_factor=None,
+    ):
         super().__init__(
-            learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate, rate_factor=rate_factor,
-            name="Lamb")
+            learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay_rate=weight_decay_rate,
+            rate_factor=rate_factor,
+            name="Lamb",
+        )
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
         first, second = corrections
         m = self._beta1 * slots[0] + (1.0 - self._beta1) * gradient
-        v = (self._beta2 * slots[1]
-             + (1.0 - self._beta2) * tf.square(gradient))
+        v = self._beta2 * slots[1] + (1.0 - self._beta2) * tf.square(gradient)
         direction = (m / first) / (tf.sqrt(v / second) + self._epsilon)
         if decay:
             direction += decay * variable
         weights, length = tf.norm(variable), tf.norm(direction)
-        trust = tf.where(tf.logical_and(weights > 0.0, length > 0.0),
-                         tf.div_no_nan(weights, length), 1.0)
+        trust = tf.where(
+            tf.logical_and(weights > 0.0, length > 0.0),
+            tf.div_no_nan(weights, length),
+            1.0,
+        )
         return tf.group(
-            tf.assign(slots[0], m), tf.assign(slots[1], v),
-            tf.assign_sub(variable, rate * trust * direction))
+            tf.assign(slots[0], m),
+            tf.assign(slots[1], v),
+            tf.assign_sub(variable, rate * trust * direction),
+        )
 
 
 def _ref(variable):
@@ -212,8 +279,9 @@ class Wrapper(tf.train.Optimizer):
         return self._optimizer.compute_gradients(loss, var_list)
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
-        return self._optimizer.apply_gradients(grads_and_vars, global_step,
-                                               name)
+        return self._optimizer.apply_gradients(
+            grads_and_vars, global_step, name
+        )
 
 
 class MicroBatches(Wrapper):
@@ -251,8 +319,9 @@ class MicroBatches(Wrapper):
             gradients = tf.gradients(value * loss, variables)
         else:
             gradients, variables = self._loop(loss, var_list)
-        gradients = [g if g is None else tf.convert_to_tensor(g)
-                     for g in gradients]
+        gradients = [
+            g if g is None else tf.convert_to_tensor(g) for g in gradients
+        ]
         if self._count == 1:
             gradients = _map_present(self._reduce_each, gradients)
         return list(zip(gradients, variables))
@@ -267,28 +336,42 @@ class MicroBatches(Wrapper):
                 found["variables"] = var_list or tf.trainable_variables()
             gradients = tf.gradients(value * loss, found["variables"])
             found["missing"] = [g is None for g in gradients]
-            gradients = [tf.convert_to_tensor(g) for g in gradients
-                         if g is not None]
+            gradients = [
+                tf.convert_to_tensor(g) for g in gradients if g is not None
+            ]
             gradients = self._reduce_each(gradients)
-            return (index + 1, [t + g for t, g in zip(total, gradients)],
-                    [s + more[n] for s, n in zip(sums, found["names"])])
+            return (
+                index + 1,
+                [t + g for t, g in zip(total, gradients)],
+                [s + more[n] for s, n in zip(sums, found["names"])],
+            )
 
         # The first build tells which variables and values there are; its
         # operations are never run.
         with tf.name_scope("shapes"):
-            _, gradients, sums = body(
-                tf.constant(0), _Endless(), _Endless())
-        start = [tf.constant(0), [tf.zeros(g.shape, g.dtype)
-                                  for g in gradients],
-                 [tf.zeros([], s.dtype) for s in sums]]
+            _, gradients, sums = body(tf.constant(0), _Endless(), _Endless())
+        start = [
+            tf.constant(0),
+            [tf.zeros(g.shape, g.dtype) for g in gradients],
+            [tf.zeros([], s.dtype) for s in sums],
+        ]
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
             _, gradients, sums = tf.while_loop(
-                lambda index, *_: index < self._count, body, start,
-                parallel_iterations=1, back_prop=False)
+                lambda index, *_: index < self._count,
+                body,
+                start,
+                parallel_iterations=1,
+                back_prop=False,
+            )
         self.sums = dict(zip(found["names"], sums))
         present = iter(gradients)
-        return ([None if missing else next(present)
-                 for missing in found["missing"]], found["variables"])
+        return (
+            [
+                None if missing else next(present)
+                for missing in found["missing"]
+            ],
+            found["variables"],
+        )
 
 
 class _Endless:
@@ -325,8 +408,11 @@ class Averaged(Wrapper):
 
 def squares(gradients):
     """Half of each gradient's sum of squares, float32; None is left out."""
-    return [tf.nn.l2_loss(tf.cast(g, tf.float32))
-            for g in gradients if g is not None]
+    return [
+        tf.nn.l2_loss(tf.cast(g, tf.float32))
+        for g in gradients
+        if g is not None
+    ]
 
 
 def global_norm(gradients):
@@ -364,8 +450,16 @@ class LossScale:
     Variables loss_scale, good_steps and bad_steps are in the checkpoint.
     """
 
-    def __init__(self, initial, dynamic, *, incr_every_n_steps=1000,
-                 decr_every_n_nan_or_inf=1, incr_ratio=2.0, decr_ratio=0.5):
+    def __init__(
+        self,
+        initial,
+        dynamic,
+        *,
+        incr_every_n_steps=1000,
+        decr_every_n_nan_or_inf=1,
+        incr_ratio=2.0,
+        decr_ratio=0.5,
+    ):
         """
         Args:
           initial: the first scale, at least 1.
@@ -383,8 +477,12 @@ class LossScale:
 
         def counter(name, dtype, value):
             return tf.get_variable(
-                name, [], dtype, trainable=False,
-                initializer=tf.constant_initializer(value, dtype))
+                name,
+                [],
+                dtype,
+                trainable=False,
+                initializer=tf.constant_initializer(value, dtype),
+            )
 
         self.scale = counter("loss_scale", tf.float32, initial)
         self._good = counter("good_steps", tf.int32, 0)
@@ -405,20 +503,30 @@ class LossScale:
         good = tf.where(finite, self._good + 1, zero)
         bad = tf.where(finite, self._bad + 0, self._bad + 1)
         grow = good >= self._incr_every_n_steps
-        shrink = tf.logical_and(tf.logical_not(finite),
-                                bad >= self._decr_every_n)
+        shrink = tf.logical_and(
+            tf.logical_not(finite), bad >= self._decr_every_n
+        )
         larger = self.scale * self._incr_ratio
         larger = tf.where(tf.is_finite(larger), larger, self.scale + 0.0)
         smaller = tf.maximum(1.0, self.scale * self._decr_ratio)
-        scale = tf.where(grow, larger,
-                         tf.where(shrink, smaller, self.scale + 0.0))
+        scale = tf.where(
+            grow, larger, tf.where(shrink, smaller, self.scale + 0.0)
+        )
         restart = tf.logical_or(grow, shrink)
-        values = (scale, tf.where(restart, zero, good),
-                  tf.where(restart, zero, bad))
+        values = (
+            scale,
+            tf.where(restart, zero, good),
+            tf.where(restart, zero, bad),
+        )
         with tf.control_dependencies(values):
-            return tf.group(*(tf.assign(variable, value) for variable, value
-                              in zip((self.scale, self._good, self._bad),
-                                     values)))
+            return tf.group(
+                *(
+                    tf.assign(variable, value)
+                    for variable, value in zip(
+                        (self.scale, self._good, self._bad), values
+                    )
+                )
+            )
 
 
 class LossScaled(Wrapper):
@@ -441,11 +549,14 @@ class LossScaled(Wrapper):
         self.finite = None  # bool [G], after compute_gradients
 
     def compute_gradients(self, loss, var_list=None, **_):
-        pairs = self._optimizer.compute_gradients(loss * self.loss_scale,
-                                                  var_list)
+        pairs = self._optimizer.compute_gradients(
+            loss * self.loss_scale, var_list
+        )
         back = 1.0 / self.loss_scale
-        pairs = [(g if g is None else tf.cast(g, tf.float32) * back, v)
-                 for g, v in pairs]
+        pairs = [
+            (g if g is None else tf.cast(g, tf.float32) * back, v)
+            for g, v in pairs
+        ]
         self.finite = tf.is_finite(tf.stack(squares(g for g, _ in pairs)))
         return pairs
 
@@ -453,8 +564,9 @@ class LossScaled(Wrapper):
         finite = tf.reduce_all(self.finite)
 
         def update():
-            with tf.control_dependencies([self._optimizer.apply_gradients(
-                    grads_and_vars, global_step)]):
+            with tf.control_dependencies(
+                [self._optimizer.apply_gradients(grads_and_vars, global_step)]
+            ):
                 return tf.constant(True)
 
         applied = tf.cond(finite, update, lambda: tf.constant(False))

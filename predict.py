@@ -10,6 +10,7 @@
 The tasks are answer, fill-mask, classify and embed. Without --text and
 --input_file it asks, until the input ends (Ctrl-D).
 """
+
 import contextlib
 import dataclasses
 import json
@@ -34,34 +35,43 @@ _BATCHES = 64
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
     """Flags of this script alone."""
+
     model: str = command_line.flag(
-        "", "Output directory of a trainer, whose newest checkpoint is taken, "
-        "or the prefix of a checkpoint.")
+        "",
+        "Output directory of a trainer, whose newest checkpoint is taken, "
+        "or the prefix of a checkpoint.",
+    )
     text: str = command_line.flag("", "The text.")
-    text_b: str = command_line.flag(
-        "", "classify: the second text of a pair.")
+    text_b: str = command_line.flag("", "classify: the second text of a pair.")
     question: str = command_line.flag("", "answer: the question.")
     input_file: str = command_line.flag(
-        "", "Inputs: a text a line, or JSON lines (.jsonl) with text, text_b "
-        "or question and context; answer takes SQuAD's JSON too.")
+        "",
+        "Inputs: a text a line, or JSON lines (.jsonl) with text, text_b "
+        "or question and context; answer takes SQuAD's JSON too.",
+    )
     output_file: str = command_line.flag(
-        "", "Where results go, as JSON lines; answers to a name in .json as "
+        "",
+        "Where results go, as JSON lines; answers to a name in .json as "
         "{id: answer}; vectors to a .npy with an index beside it. Default: "
-        "standard output.")
+        "standard output.",
+    )
 
     def __post_init__(self):
         if self.input_file and (self.text or self.question):
             raise errors.UserError(
                 "--input_file and --text or --question are given; give one "
-                "input or a file of them")
+                "input or a file of them"
+            )
         if self.output_file and not (self.input_file or self.text):
             raise errors.UserError(
                 "--output_file is given, but no input; name one with "
-                "--input_file or --text")
+                "--input_file or --text"
+            )
 
 
 class Item(typing.NamedTuple):
     """One input; what a task does not use is ""."""
+
     name: str
     text: str
     text_b: typing.Optional[str] = None
@@ -78,10 +88,14 @@ def read_items(task, path, version_2_with_negative):
       errors.UserError: names the file and the line.
     """
     if task == "answer" and not path.endswith(".jsonl"):
-        return [Item(example.question_id, example.context,
-                     question=example.question)
-                for example in squad.read_examples(
-                    path, False, version_2_with_negative)]
+        return [
+            Item(
+                example.question_id, example.context, question=example.question
+            )
+            for example in squad.read_examples(
+                path, False, version_2_with_negative
+            )
+        ]
     with open(path, encoding="utf-8", newline="\n") as stream:
         try:
             lines = [line.rstrip("\r\n") for line in stream]
@@ -92,13 +106,19 @@ def read_items(task, path, version_2_with_negative):
         if line.strip():
             items.append(_item(task, path, number, line))
     if not items:
-        raise errors.UserError("%s holds no input; expected %s" % (
-            path, _EXAMPLES[task] if path.endswith(".jsonl")
-            else "a text a line"))
+        raise errors.UserError(
+            "%s holds no input; expected %s"
+            % (
+                path,
+                _EXAMPLES[task] if path.endswith(".jsonl") else "a text a line",
+            )
+        )
     names = [item.name for item in items]
     if len(set(names)) < len(names):
-        raise errors.UserError("%s: an id stands there twice; each input "
-                               "needs one of its own" % path)
+        raise errors.UserError(
+            "%s: an id stands there twice; each input "
+            "needs one of its own" % path
+        )
     return items
 
 
@@ -109,21 +129,33 @@ def _item(task, path, number, line):
     try:
         values = files.loads(line)
     except ValueError as error:
-        raise errors.UserError("%s is not JSON: %s; expected an object such "
-                               "as %s" % (where, error, _EXAMPLES[task]))
+        raise errors.UserError(
+            "%s is not JSON: %s; expected an object such "
+            "as %s" % (where, error, _EXAMPLES[task])
+        )
     if not isinstance(values, dict):
-        raise errors.UserError("%s is no JSON object; expected one such as %s"
-                               % (where, _EXAMPLES[task]))
-    text = values.get("context" if task == "answer" else "text",
-                      values.get("text"))
-    item = Item(str(values.get("id", number)), text,
-                values.get("text_b"), values.get("question", ""))
+        raise errors.UserError(
+            "%s is no JSON object; expected one such as %s"
+            % (where, _EXAMPLES[task])
+        )
+    text = values.get(
+        "context" if task == "answer" else "text", values.get("text")
+    )
+    item = Item(
+        str(values.get("id", number)),
+        text,
+        values.get("text_b"),
+        values.get("question", ""),
+    )
     texts = [item.text, item.question] + [item.text_b] * (
-        item.text_b is not None)
+        item.text_b is not None
+    )
     if not all(isinstance(one, str) for one in texts) or (
-            task == "answer" and not item.question):
-        raise errors.UserError("%s: expected an object such as %s" % (
-            where, _EXAMPLES[task]))
+        task == "answer" and not item.question
+    ):
+        raise errors.UserError(
+            "%s: expected an object such as %s" % (where, _EXAMPLES[task])
+        )
     return item
 
 
@@ -131,31 +163,40 @@ _EXAMPLES = {
     "answer": '{"id": "1", "question": "...", "context": "..."}',
     "fill-mask": '{"id": "1", "text": "... <mask> ..."}',
     "classify": '{"id": "1", "text": "...", "text_b": "..."}',
-    "embed": '{"id": "1", "text": "..."}'}
+    "embed": '{"id": "1", "text": "..."}',
+}
 
 
 def check_flags(task, options):
     """Refuses flags that another task has."""
     if task == "answer" and bool(options.text) != bool(options.question):
-        raise errors.UserError("answer needs --question and --text; only one "
-                               "of them is given")
+        raise errors.UserError(
+            "answer needs --question and --text; only one of them is given"
+        )
     for name, of in (("question", "answer"), ("text_b", "classify")):
         if getattr(options, name) and task != of:
-            raise errors.UserError("--%s belongs to %s, but the task is %s" % (
-                name, of, task))
+            raise errors.UserError(
+                "--%s belongs to %s, but the task is %s" % (name, of, task)
+            )
     output = options.output_file
     if task == "embed" and output and not output.endswith(".npy"):
-        raise errors.UserError("--output_file=%s: vectors go to a .npy file" %
-                               output)
+        raise errors.UserError(
+            "--output_file=%s: vectors go to a .npy file" % output
+        )
     if task != "embed" and output.endswith(".npy"):
         raise errors.UserError(
             "--output_file=%s: a .npy file holds the vectors of embed, but "
-            "the task is %s; give a name in .jsonl" % (output, task))
-    if options.input_file and os.path.exists(output) and os.path.samefile(
-            output, options.input_file):
+            "the task is %s; give a name in .jsonl" % (output, task)
+        )
+    if (
+        options.input_file
+        and os.path.exists(output)
+        and os.path.samefile(output, options.input_file)
+    ):
         raise errors.UserError(
             "--output_file=%s is the --input_file; results would replace it, "
-            "give another name" % output)
+            "give another name" % output
+        )
 
 
 # --- Prediction -------------------------------------------------------------
@@ -165,26 +206,37 @@ def predict(model, items):
     """Results of some Items, in their order; each with its id."""
     texts = [item.text for item in items]
     if model.task == "answer":
-        results = model.answer_all([squad.Example(
-            item.name, item.question, item.text) for item in items])
+        results = model.answer_all(
+            [
+                squad.Example(item.name, item.question, item.text)
+                for item in items
+            ]
+        )
     elif model.task == "fill-mask":
         results = model.fill_mask_all(texts)
     elif model.task == "classify":
-        results = model.classify_all([(item.text, item.text_b)
-                                      for item in items])
+        results = model.classify_all(
+            [(item.text, item.text_b) for item in items]
+        )
     else:
         results = model.embed_all(texts)
-    return [dict({"id": item.name}, **result)
-            for item, result in zip(items, results)]
+    return [
+        dict({"id": item.name}, **result)
+        for item, result in zip(items, results)
+    ]
 
 
 def predict_all(model, items):
     """Yields the results of all Items, with a progress bar."""
     size = _BATCHES * model.settings.predict_batch_size
-    with tqdm.tqdm(total=len(items), desc=model.task, mininterval=2.0,
-                   disable=len(items) == 1) as bar:
+    with tqdm.tqdm(
+        total=len(items),
+        desc=model.task,
+        mininterval=2.0,
+        disable=len(items) == 1,
+    ) as bar:
         for first in range(0, len(items), size):
-            part = items[first:first + size]
+            part = items[first : first + size]
             for result in predict(model, part):
                 yield result
             bar.update(len(part))
@@ -225,8 +277,9 @@ def write_results(results, path):
     elif path.endswith(".npy"):
         _write_vectors(results, path)
     elif path.endswith(".json"):
-        answers = {result["id"]: result.get("answer", result)
-                   for result in results}
+        answers = {
+            result["id"]: result.get("answer", result) for result in results
+        }
         _write(path, [_json(answers, indent=2)])
     else:
         _write(path, map(_json, results))
@@ -249,7 +302,7 @@ def _write_vectors(results, path):
             del result["tokens"]
         lines.append(_json(dict(result, row=row, rows=part.shape[0])))
         row += part.shape[0]
-    index = path[:-len(".npy")] + ".jsonl"
+    index = path[: -len(".npy")] + ".jsonl"
     with files.NewFiles([index, path], overwrite=True) as output:
         output.write(index, ("\n".join(lines) + "\n").encode("utf-8"))
         with output.open(path) as stream:
@@ -262,21 +315,44 @@ def _write_vectors(results, path):
 def readable(result):
     """A result as lines for a person."""
     if "nbest" in result:
-        lines = ["%5.1f %%  %s%s" % (
-            100 * entry["probability"], entry["text"] or "(no answer)",
-            "" if entry["start"] is None else "  [%d:%d]" % (
-                entry["start"], entry["end"])) for entry in result["nbest"]]
+        lines = [
+            "%5.1f %%  %s%s"
+            % (
+                100 * entry["probability"],
+                entry["text"] or "(no answer)",
+                ""
+                if entry["start"] is None
+                else "  [%d:%d]" % (entry["start"], entry["end"]),
+            )
+            for entry in result["nbest"]
+        ]
         return ["answer: " + (result["answer"] or "(no answer)")] + lines[:5]
     if "masks" in result:
         return [result["filled"]] + [
-            ", ".join("%s %.1f %%" % (one["word"], 100 * one["score"])
-                      for one in words) for words in result["masks"]]
+            ", ".join(
+                "%s %.1f %%" % (one["word"], 100 * one["score"])
+                for one in words
+            )
+            for words in result["masks"]
+        ]
     if "scores" in result:
-        return ["%5.1f %%  %s" % (100 * score, label)
-                for label, score in sorted(result["scores"].items(),
-                                           key=lambda pair: -pair[1])]
-    return [_json(_plain({name: value for name, value in result.items()
-                          if name in ("value", "vectors")}))]
+        return [
+            "%5.1f %%  %s" % (100 * score, label)
+            for label, score in sorted(
+                result["scores"].items(), key=lambda pair: -pair[1]
+            )
+        ]
+    return [
+        _json(
+            _plain(
+                {
+                    name: value
+                    for name, value in result.items()
+                    if name in ("value", "vectors")
+                }
+            )
+        )
+    ]
 
 
 def _ask(prompt):
@@ -289,12 +365,15 @@ def _ask(prompt):
     except UnicodeDecodeError as error:
         raise errors.UserError(
             "the input cannot be read (%s); set PYTHONIOENCODING=utf-8, or "
-            "give a file with --input_file" % error)
+            "give a file with --input_file" % error
+        )
     return line.rstrip("\r\n") if line else None
 
 
-_PROMPTS = {"classify": "text (of a pair: both, a tab between them): ",
-            "fill-mask": "text with <mask>: "}
+_PROMPTS = {
+    "classify": "text (of a pair: both, a tab between them): ",
+    "fill-mask": "text with <mask>: ",
+}
 
 
 def converse(model):
@@ -320,13 +399,14 @@ def converse(model):
             item = Item("1", text, question=question)
             if model.task == "classify" and tab:
                 item = Item("1", first, second)
-            result, = predict(model, [item])
+            (result,) = predict(model, [item])
             lines = readable(result)
         except errors.UserError as error:
             lines = ["error: %s" % error]
         text = "".join(line + "\n" for line in lines)
-        sys.stdout.write(text.encode(_encoding(), "backslashreplace").decode(
-            _encoding()))
+        sys.stdout.write(
+            text.encode(_encoding(), "backslashreplace").decode(_encoding())
+        )
         sys.stdout.flush()
 
 
@@ -334,9 +414,9 @@ def main(arguments):
     if len(arguments) != 2 or arguments[1] not in predictor.TASKS:
         raise errors.UserError(
             "%s is given as task; expected one of %s, such as: python "
-            "predict.py answer --model=DIR" % (
-                " ".join(arguments[1:]) or "nothing",
-                ", ".join(predictor.TASKS)))
+            "predict.py answer --model=DIR"
+            % (" ".join(arguments[1:]) or "nothing", ", ".join(predictor.TASKS))
+        )
     task = arguments[1]
     options = command_line.build(PredictConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
@@ -344,11 +424,13 @@ def main(arguments):
     logs.set_up_warnings()
     items = None
     if options.input_file:
-        items = read_items(task, options.input_file,
-                           settings.version_2_with_negative)
+        items = read_items(
+            task, options.input_file, settings.version_2_with_negative
+        )
     elif options.text:
-        items = [Item("1", options.text, options.text_b or None,
-                      options.question)]
+        items = [
+            Item("1", options.text, options.text_b or None, options.question)
+        ]
     model = predictor.Predictor(options.model, task, settings)
     if items is None:
         converse(model)

@@ -4,6 +4,7 @@
     python run_pretraining.py --bert_config_file=config.json \
       --input_files_dir=records --output_dir=output --do_train=True
 """
+
 import dataclasses
 import math
 import os
@@ -40,43 +41,66 @@ FLAGS = flags.FLAGS
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:
     """Flags of this script alone."""
+
     input_files_dir: str = command_line.flag(
-        "", "Records to train on: directories, files and globs, comma "
-        "separated.")
+        "",
+        "Records to train on: directories, files and globs, comma separated.",
+    )
     eval_files_dir: str = command_line.flag(
-        "", "Records to evaluate on, given likewise.")
+        "", "Records to evaluate on, given likewise."
+    )
     do_eval: bool = command_line.flag(False, "Whether to evaluate.")
     eval_batch_size: int = command_line.flag(
-        8, "Sequences of a batch in evaluation.", lower=1)
+        8, "Sequences of a batch in evaluation.", lower=1
+    )
     max_eval_steps: int = command_line.flag(
-        0, "Batches of an evaluation; 0 evaluates all records.", lower=0)
+        0, "Batches of an evaluation; 0 evaluates all records.", lower=0
+    )
     max_predictions_per_seq: int = command_line.flag(
-        80, "Masked positions a sequence has room for.", lower=1)
+        80, "Masked positions a sequence has room for.", lower=1
+    )
     masked_lm_prob: typing.Optional[float] = command_line.flag(
-        None, "Share of tokens that dynamic masking draws. Default: "
-        "manifest.json's, else 0.15.")
+        None,
+        "Share of tokens that dynamic masking draws. Default: "
+        "manifest.json's, else 0.15.",
+    )
     do_whole_word_mask: typing.Optional[bool] = command_line.flag(
-        None, "Whether dynamic masking draws whole words. Default: "
-        "manifest.json's, else False.")
+        None,
+        "Whether dynamic masking draws whole words. Default: "
+        "manifest.json's, else False.",
+    )
     num_train_steps: int = command_line.flag(
-        100000, "Updates of the whole run.", lower=1)
+        100000, "Updates of the whole run.", lower=1
+    )
     num_warmup_steps: int = command_line.flag(
-        10000, "Updates over which the learning rate rises from 0.", lower=0)
+        10000, "Updates over which the learning rate rises from 0.", lower=0
+    )
     shuffle_window: int = command_line.flag(
-        100000, "Records that are shuffled together.", lower=1)
+        100000, "Records that are shuffled together.", lower=1
+    )
     skip_corrupt_records: bool = command_line.flag(
-        False, "Pass over corrupted records and count them.")
+        False, "Pass over corrupted records and count them."
+    )
 
     def __post_init__(self):
         if self.masked_lm_prob is not None and not (
-                0 < self.masked_lm_prob < 1):
+            0 < self.masked_lm_prob < 1
+        ):
             raise errors.UserError(
                 "--masked_lm_prob is %s; expected a number between 0 and 1, "
-                "0.15 in the paper" % self.masked_lm_prob)
+                "0.15 in the paper" % self.masked_lm_prob
+            )
 
 
-def masked_lm_sums(config, features, kernels, *, is_training,
-                   dropout_seed=None, recompute_layers=False):
+def masked_lm_sums(
+    config,
+    features,
+    kernels,
+    *,
+    is_training,
+    dropout_seed=None,
+    recompute_layers=False,
+):
     """Loss and accuracy, summed over the masked positions of a batch.
 
     Args:
@@ -92,23 +116,34 @@ def masked_lm_sums(config, features, kernels, *, is_training,
        {"loss", "masked_lm_accuracy": float32 [B * P]}, weights [B * P]).
     """
     model = modeling.RobertaModel(
-        config, is_training, features["input_ids"], features["input_mask"],
-        kernels=kernels, dropout_seed=dropout_seed,
+        config,
+        is_training,
+        features["input_ids"],
+        features["input_mask"],
+        kernels=kernels,
+        dropout_seed=dropout_seed,
         recompute_layers=recompute_layers,
-        output_positions=features["masked_lm_positions"])
+        output_positions=features["masked_lm_positions"],
+    )
     logits = modeling.masked_lm_logits(
-        config, model.get_rows(), model.get_embedding_table(), kernels)
+        config, model.get_rows(), model.get_embedding_table(), kernels
+    )
     labels = tf.reshape(features["masked_lm_ids"], [-1])
     weights = tf.reshape(features["masked_lm_weights"], [-1])
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=labels, logits=logits)
+        labels=labels, logits=logits
+    )
     # Cheaper than tf.argmax over the vocabulary.
-    of_label = tf.gather_nd(logits, tf.stack(
-        [tf.range(tf.shape(labels)[0]), labels], axis=1))
+    of_label = tf.gather_nd(
+        logits, tf.stack([tf.range(tf.shape(labels)[0]), labels], axis=1)
+    )
     right = tf.cast(of_label >= tf.reduce_max(logits, axis=1), tf.float32)
     each = {"loss": loss, "masked_lm_accuracy": right}
-    return ({name: tf.reduce_sum(value * weights)
-             for name, value in each.items()}, each, weights)
+    return (
+        {name: tf.reduce_sum(value * weights) for name, value in each.items()},
+        each,
+        weights,
+    )
 
 
 def build_model_fn(config, run, task, device, save_timer, guard=None):
@@ -117,79 +152,113 @@ def build_model_fn(config, run, task, device, save_timer, guard=None):
 
     def compute(features, is_training, dropout_seed):
         sums, _, _ = masked_lm_sums(
-            config, features, kernels,
+            config,
+            features,
+            kernels,
             is_training=is_training and not run.npu_bert_debug,
-            dropout_seed=dropout_seed, recompute_layers=run.recompute_layers)
+            dropout_seed=dropout_seed,
+            recompute_layers=run.recompute_layers,
+        )
         return sums
 
     losses = train_step.Losses(
-        compute, lambda features: tf.reduce_sum(features["masked_lm_weights"]))
+        compute, lambda features: tf.reduce_sum(features["masked_lm_weights"])
+    )
 
     def model_fn(features, labels, mode, params):
         del labels, params
         # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = ("" if checkpoints.newest(run.output_dir)
-                           else run.init_checkpoint)
+        init_checkpoint = (
+            "" if checkpoints.newest(run.output_dir) else run.init_checkpoint
+        )
         if mode == tf.estimator.ModeKeys.TRAIN:
             return train_step.train_spec(
-                losses, features, config=config, run=run, device=device,
+                losses,
+                features,
+                config=config,
+                run=run,
+                device=device,
                 num_train_steps=task.num_train_steps,
                 num_warmup_steps=task.num_warmup_steps,
-                init_checkpoint=init_checkpoint, save_timer=save_timer,
-                guard=guard)
-        _, each, weights = masked_lm_sums(config, features, kernels,
-                                          is_training=False)
+                init_checkpoint=init_checkpoint,
+                save_timer=save_timer,
+                guard=guard,
+            )
+        _, each, weights = masked_lm_sums(
+            config, features, kernels, is_training=False
+        )
         if init_checkpoint:
             warm_start.load(init_checkpoint)
-        means = {name: tf.metrics.mean(values, weights)
-                 for name, values in each.items()}
+        means = {
+            name: tf.metrics.mean(values, weights)
+            for name, values in each.items()
+        }
         return tf.estimator.EstimatorSpec(
-            mode, loss=tf.div_no_nan(tf.reduce_sum(each["loss"] * weights),
-                                     tf.reduce_sum(weights)),
+            mode,
+            loss=tf.div_no_nan(
+                tf.reduce_sum(each["loss"] * weights), tf.reduce_sum(weights)
+            ),
             eval_metric_ops={
                 "masked_lm_loss": means["loss"],
-                "masked_lm_accuracy": means["masked_lm_accuracy"]})
+                "masked_lm_accuracy": means["masked_lm_accuracy"],
+            },
+        )
 
     return model_fn
 
 
 def _source(inputs, config, run, task):
     return masked_lm_batches.MaskedLmSource(
-        inputs, max_seq_length=run.max_seq_length,
+        inputs,
+        max_seq_length=run.max_seq_length,
         max_predictions=task.max_predictions_per_seq,
         masked_lm_prob=task.masked_lm_prob,
-        whole_words=task.do_whole_word_mask, vocab_size=config.vocab_size,
+        whole_words=task.do_whole_word_mask,
+        vocab_size=config.vocab_size,
         pad_token_id=config.pad_token_id,
-        skip_corrupt=task.skip_corrupt_records)
+        skip_corrupt=task.skip_corrupt_records,
+    )
 
 
 def _training_batches(source, run, task, device):
     if run.npu_bert_debug:
         order = input_pipeline.FrontToBack(len(source))
     else:
-        order = records.RecordOrder(source.shard_counts, run.random_seed,
-                                    task.shuffle_window)
+        order = records.RecordOrder(
+            source.shard_counts, run.random_seed, task.shuffle_window
+        )
     return masked_lm_batches.MaskedLmBatches(
-        source, batch_size=run.batch_size, rank=device.rank,
-        world_size=device.world_size, seed=run.random_seed, order=order)
+        source,
+        batch_size=run.batch_size,
+        rank=device.rank,
+        world_size=device.world_size,
+        seed=run.random_seed,
+        order=order,
+    )
 
 
 def evaluate(estimator, source, run, task):
     """Evaluates, logs and writes eval_results.txt."""
     batches = masked_lm_batches.MaskedLmBatches(
-        source, batch_size=task.eval_batch_size, seed=run.random_seed)
+        source, batch_size=task.eval_batch_size, seed=run.random_seed
+    )
     steps = batches.steps
     if task.max_eval_steps:
         steps = min(steps, task.max_eval_steps)
-    tf.logging.info("evaluating %d of %d sequences",
-                    min(steps * task.eval_batch_size, len(source)),
-                    len(source))
+    tf.logging.info(
+        "evaluating %d of %d sequences",
+        min(steps * task.eval_batch_size, len(source)),
+        len(source),
+    )
     with loop.reported(batches):
         measured = estimator.evaluate(
             lambda params: input_pipeline.dataset(batches, 0, steps),
-            steps=steps)
-    results = {name: float(measured[name])
-               for name in ("masked_lm_loss", "masked_lm_accuracy")}
+            steps=steps,
+        )
+    results = {
+        name: float(measured[name])
+        for name in ("masked_lm_loss", "masked_lm_accuracy")
+    }
     results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
     results["global_step"] = int(measured["global_step"])
     eval_results.report_results(run, results)
@@ -197,36 +266,43 @@ def evaluate(estimator, source, run, task):
 
 def _check(run, task, config):
     if not (run.do_train or task.do_eval):
-        raise errors.UserError("nothing to do: give --do_train=True or "
-                               "--do_eval=True")
+        raise errors.UserError(
+            "nothing to do: give --do_train=True or --do_eval=True"
+        )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
         raise errors.UserError(
             "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
-            "must be shorter" % (task.num_warmup_steps, task.num_train_steps))
-    if not (run.do_train or run.init_checkpoint
-            or checkpoints.newest(run.output_dir)):
+            "must be shorter" % (task.num_warmup_steps, task.num_train_steps)
+        )
+    if not (
+        run.do_train
+        or run.init_checkpoint
+        or checkpoints.newest(run.output_dir)
+    ):
         raise errors.UserError(
             "%s holds no checkpoint to evaluate; name one with "
-            "--init_checkpoint, or train with --do_train=True" %
-            run.output_dir)
+            "--init_checkpoint, or train with --do_train=True" % run.output_dir
+        )
 
 
 def _tokenizer(run, inputs):
     """The files beside --bert_config_file, if the records come from them."""
     directory = os.path.dirname(run.bert_config_file)
-    paths = [os.path.join(directory, name)
-             for name in ("vocab.json", "merges.txt")]
+    paths = [
+        os.path.join(directory, name) for name in ("vocab.json", "merges.txt")
+    ]
     if not all(map(os.path.isfile, paths)):
         return None
     try:
         preflight.check_vocabulary_of_records(inputs, *paths)
     except errors.UserError as error:
-        tf.logging.warning("no tokenizer goes along with the model: %s",
-                           error)
+        tf.logging.warning("no tokenizer goes along with the model: %s", error)
         return None
     built = manifests.read_manifest(records.expand_inputs(inputs)) or {}
-    return model_directory.TokenizerFiles(*paths, built.get("do_lower_case", False))
+    return model_directory.TokenizerFiles(
+        *paths, built.get("do_lower_case", False)
+    )
 
 
 # Without training, an untrained head would guess at random.
@@ -246,25 +322,46 @@ def main(_):
         sources["train"] = _source(task.input_files_dir, config, run, task)
     if task.do_eval:
         sources["eval"] = _source(task.eval_files_dir, config, run, task)
-    warm_start.check(run, config, ["masked_lm"],
-                     warm_start.ENCODER if run.do_train else _TRAINED)
+    warm_start.check(
+        run,
+        config,
+        ["masked_lm"],
+        warm_start.ENCODER if run.do_train else _TRAINED,
+    )
     for line in preflight.check_run(
-            run, config, device, "masked_lm",
-            predictions=task.max_predictions_per_seq):
+        run,
+        config,
+        device,
+        "masked_lm",
+        predictions=task.max_predictions_per_seq,
+    ):
         tf.logging.info("%s", line)
-    model_directory.prepare_output(run, config, device.rank, tokenizer=_tokenizer(
-        run, task.input_files_dir if run.do_train else task.eval_files_dir))
+    model_directory.prepare_output(
+        run,
+        config,
+        device.rank,
+        tokenizer=_tokenizer(
+            run, task.input_files_dir if run.do_train else task.eval_files_dir
+        ),
+    )
     save_timer, guard = progress.SaveTimer(), divergence.new_guard(run)
     estimator = device.estimator(
-        build_model_fn(config, run, task, device, save_timer, guard), run,
-        task.num_train_steps)
+        build_model_fn(config, run, task, device, save_timer, guard),
+        run,
+        task.num_train_steps,
+    )
     if run.do_train:
         batches = _training_batches(sources["train"], run, task, device)
         loop.train(
-            estimator, batches,
-            lambda first: input_pipeline.dataset(batches, first), run=run,
-            device=device, num_train_steps=task.num_train_steps,
-            save_timer=save_timer, guard=guard)
+            estimator,
+            batches,
+            lambda first: input_pipeline.dataset(batches, first),
+            run=run,
+            device=device,
+            num_train_steps=task.num_train_steps,
+            save_timer=save_timer,
+            guard=guard,
+        )
     if task.do_eval and device.rank == 0:
         evaluate(estimator, sources["eval"], run, task)
     device.close()

@@ -6,6 +6,7 @@
       --do_train=True --train_file=train-v1.1.json \
       --do_predict=True --predict_file=dev-v1.1.json --output_dir=output
 """
+
 import collections
 import dataclasses
 import math
@@ -27,26 +28,37 @@ from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
 # Of this script, where they are not training.RunConfig's.
-DEFAULTS = {"learning_rate": 1.5e-5, "max_seq_length": 384,
-            "train_batch_size": 48}
+DEFAULTS = {
+    "learning_rate": 1.5e-5,
+    "max_seq_length": 384,
+    "train_batch_size": 48,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
     """Flags of this script, those of every fine-tuning script among them."""
+
     train_file: str = command_line.flag("", "SQuAD JSON to train on.")
     predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
     doc_stride: int = command_line.flag(
-        128, "Tokens from one window of a long context to the next.", lower=1)
+        128, "Tokens from one window of a long context to the next.", lower=1
+    )
     answerability_head: bool = command_line.flag(
-        False, "v2.0: a classifier on <s> whose loss is added to the span "
-        "loss (RoBERTa paper, section 5.2).")
+        False,
+        "v2.0: a classifier on <s> whose loss is added to the span "
+        "loss (RoBERTa paper, section 5.2).",
+    )
     skip_invalid_answers: bool = command_line.flag(
-        False, "Leave out questions whose answer_start does not hold the "
-        "answer, and count them.")
+        False,
+        "Leave out questions whose answer_start does not hold the "
+        "answer, and count them.",
+    )
     feature_cache_dir: str = command_line.flag(
-        "", "Directory in which features are kept for the next run. "
-        "Default: output_dir/features.")
+        "",
+        "Directory in which features are kept for the next run. "
+        "Default: output_dir/features.",
+    )
     use_tpu: bool = command_line.flag(False, "Accepted while False.")
     tpu_name: str = command_line.flag("", "Accepted while empty.")
     tpu_zone: str = command_line.flag("", "Accepted while empty.")
@@ -55,32 +67,46 @@ class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
     num_tpu_cores: int = command_line.flag(8, "Accepted, without effect.")
 
     def __post_init__(self):
-        asked = [name for name in ("use_tpu", "tpu_name", "tpu_zone",
-                                   "gcp_project", "master")
-                 if getattr(self, name)]
+        asked = [
+            name
+            for name in (
+                "use_tpu",
+                "tpu_name",
+                "tpu_zone",
+                "gcp_project",
+                "master",
+            )
+            if getattr(self, name)
+        ]
         if asked:
             raise errors.UserError(
                 "--%s is given, but there is no TPU here to train on; leave "
-                "the flag out and choose with --accelerator" % asked[0])
+                "the flag out and choose with --accelerator" % asked[0]
+            )
         if self.answerability_head and not self.version_2_with_negative:
             raise errors.UserError(
                 "--answerability_head is given without "
                 "--version_2_with_negative=True; v1.1 has no unanswerable "
-                "question")
+                "question"
+            )
 
 
 def _span_logits(config, task, features, kernels, **options):
     """(start [B, S], end [B, S], answerable [B] or None), float32."""
     model = modeling.RobertaModel(
-        config, input_ids=features["input_ids"], kernels=kernels, **options)
+        config, input_ids=features["input_ids"], kernels=kernels, **options
+    )
     hidden = model.get_sequence_output()
     start, end = modeling.squad_logits(config, hidden, kernels)
     padding = tf.equal(features["input_ids"], config.pad_token_id)
     # Padding is no answer, so the loss is the same however far a batch is
     # padded.
     lowest = tf.cast(padding, tf.float32) * -1e9
-    answerable = (modeling.answerable_logits(config, hidden, kernels)
-                  if task.answerability_head else None)
+    answerable = (
+        modeling.answerable_logits(config, hidden, kernels)
+        if task.answerability_head
+        else None
+    )
     return start + lowest, end + lowest, answerable
 
 
@@ -94,19 +120,33 @@ def span_sums(config, task, features, kernels, dropout_seed, run):
       {"loss", "span_accuracy": float32 scalar}.
     """
     start, end, answerable = _span_logits(
-        config, task, features, kernels, is_training=not run.npu_bert_debug,
-        dropout_seed=dropout_seed, recompute_layers=run.recompute_layers)
+        config,
+        task,
+        features,
+        kernels,
+        is_training=not run.npu_bert_debug,
+        dropout_seed=dropout_seed,
+        recompute_layers=run.recompute_layers,
+    )
     positions = features["start_position"], features["end_position"]
-    entropies = [tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=labels, logits=logits)
-                 for labels, logits in zip(positions, (start, end))]
+    entropies = [
+        tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=labels, logits=logits
+        )
+        for labels, logits in zip(positions, (start, end))
+    ]
     loss = 0.5 * tf.reduce_sum(entropies[0] + entropies[1])
     if answerable is not None:
         has_answer = tf.cast(positions[0] > 0, tf.float32)
-        loss += tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(
-            labels=has_answer, logits=answerable))
-    right = [tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-             for labels, logits in zip(positions, (start, end))]
+        loss += tf.reduce_sum(
+            tf.nn.sigmoid_cross_entropy_with_logits(
+                labels=has_answer, logits=answerable
+            )
+        )
+    right = [
+        tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+        for labels, logits in zip(positions, (start, end))
+    ]
     exact = tf.cast(tf.logical_and(*right), tf.float32)
     return {"loss": loss, "span_accuracy": tf.reduce_sum(exact)}
 
@@ -118,8 +158,9 @@ def chance_loss(data):
     the others.
     """
     empty = np.mean([feature.start_position == 0 for feature in data.features])
-    context = np.mean([math.log(feature.doc_length)
-                       for feature in data.features])
+    context = np.mean(
+        [math.log(feature.doc_length) for feature in data.features]
+    )
     shares = [share for share in (empty, 1 - empty) if share > 0]
     return (1 - empty) * context - sum(p * math.log(p) for p in shares)
 
@@ -137,8 +178,9 @@ def build_model(config, run, task, device, chance=None):
         return span_sums(config, task, features, kernels, dropout_seed, run)
 
     def predictions(features):
-        start, end, answerable = _span_logits(config, task, features, kernels,
-                                              is_training=False)
+        start, end, answerable = _span_logits(
+            config, task, features, kernels, is_training=False
+        )
         outputs = {"start": start, "end": end}
         if answerable is not None:
             outputs["answerable"] = answerable
@@ -149,6 +191,7 @@ def build_model(config, run, task, device, chance=None):
 
 class Data(typing.NamedTuple):
     """Questions of a file and their windows."""
+
     examples: list
     features: list
     lengths: np.ndarray  # int [n], tokens of each window
@@ -158,11 +201,15 @@ def read_examples(path, task, is_training):
     """The questions of a SQuAD file."""
     if not path:
         raise errors.UserError(
-            "--%s is not given; name a SQuAD JSON file" %
-            ("train_file" if is_training else "predict_file"))
+            "--%s is not given; name a SQuAD JSON file"
+            % ("train_file" if is_training else "predict_file")
+        )
     return squad.read_examples(
-        path, is_training, task.version_2_with_negative,
-        skip_invalid_answers=task.skip_invalid_answers)
+        path,
+        is_training,
+        task.version_2_with_negative,
+        skip_invalid_answers=task.skip_invalid_answers,
+    )
 
 
 def make_features(examples, tokenizer, run, task, is_training):
@@ -170,25 +217,41 @@ def make_features(examples, tokenizer, run, task, is_training):
     counts = collections.Counter()
     features = squad_cache.load_or_convert(
         task.feature_cache_dir or os.path.join(run.output_dir, "features"),
-        examples, tokenizer, run.max_seq_length, task.doc_stride,
-        task.max_query_length, is_training,
+        examples,
+        tokenizer,
+        run.max_seq_length,
+        task.doc_stride,
+        task.max_query_length,
+        is_training,
         tokenizer_files=(task.vocab_file, task.merges_file),
-        num_workers=task.num_workers or os.cpu_count() or 1, counts=counts)
+        num_workers=task.num_workers or os.cpu_count() or 1,
+        counts=counts,
+    )
     tf.logging.info(
         "%s: questions=%d features=%d truncated_questions=%d",
-        task.train_file if is_training else task.predict_file, len(examples),
-        len(features), counts["truncated_questions"])
-    return Data(examples, features,
-                np.array([feature.length for feature in features]))
+        task.train_file if is_training else task.predict_file,
+        len(examples),
+        len(features),
+        counts["truncated_questions"],
+    )
+    return Data(
+        examples, features, np.array([feature.length for feature in features])
+    )
 
 
 def sequences(data, is_training):
     """The windows as a model reads them, with labels in training."""
     names = ("start_position", "end_position") if is_training else ()
     return finetuning.Sequences(
-        lambda index: data.features[index].input_ids, data.lengths,
-        {name: np.array([getattr(feature, name) for feature in data.features],
-                        np.int32) for name in names})
+        lambda index: data.features[index].input_ids,
+        data.lengths,
+        {
+            name: np.array(
+                [getattr(feature, name) for feature in data.features], np.int32
+            )
+            for name in names
+        },
+    )
 
 
 def predict(tuning, data):
@@ -212,11 +275,18 @@ def write_predictions(data, results, answerable, run, task):
     Where the file has answers, also eval_results.txt: the official scores,
     for v2.0 with the best null thresholds and a suggested one.
     """
+
     def decode(threshold):
         return squad.decode(
-            data.examples, data.features, results, task.n_best_size,
-            task.max_answer_length, task.version_2_with_negative, threshold,
-            answerable_logits=answerable)
+            data.examples,
+            data.features,
+            results,
+            task.n_best_size,
+            task.max_answer_length,
+            task.version_2_with_negative,
+            threshold,
+            answerable_logits=answerable,
+        )
 
     predictions, nbest, null_odds = decode(task.null_score_diff_threshold)
     outputs = {"predictions.json": predictions, "nbest_predictions.json": nbest}
@@ -224,14 +294,18 @@ def write_predictions(data, results, answerable, run, task):
         outputs["null_odds.json"] = null_odds
     for name, value in outputs.items():
         files.write_json(os.path.join(run.output_dir, name), value)
-    tf.logging.info("%d answers in %s", len(predictions), os.path.join(
-        run.output_dir, "predictions.json"))
+    tf.logging.info(
+        "%d answers in %s",
+        len(predictions),
+        os.path.join(run.output_dir, "predictions.json"),
+    )
     gold = _gold(task)
     if gold is None:
         return
     if task.version_2_with_negative:
-        scores = _scores_v2(dict(gold), predictions, decode(math.inf)[0],
-                            null_odds)
+        scores = _scores_v2(
+            dict(gold), predictions, decode(math.inf)[0], null_odds
+        )
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
     eval_results.report_results(run, scores)
@@ -250,12 +324,16 @@ def _gold(task):
 
 def _scores_v2(gold, predictions, answers, null_odds):
     """exact, f1, both with the thresholds that suit them best, and advice."""
-    scores = {name: 100.0 * sum(values.values()) / len(gold)
-              for name, values in zip(("exact", "f1"), squad_scores.scores(
-                  gold, predictions))}
+    scores = {
+        name: 100.0 * sum(values.values()) / len(gold)
+        for name, values in zip(
+            ("exact", "f1"), squad_scores.scores(gold, predictions)
+        )
+    }
     scores.update(squad_scores.find_best_thresholds(gold, answers, null_odds))
     scores["suggested_thresh"] = squad_scores.suggested_threshold(
-        gold, answers, null_odds)
+        gold, answers, null_odds
+    )
     return scores
 
 
@@ -265,29 +343,48 @@ def main(_):
     options = command_line.build(environment.DeviceConfig, FLAGS)
     config, tokenizer = finetuning.begin(run, task)
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
-    warm_start.check(run, config, heads,
-                     finetuning.required(run, "cls/squad/"))
+    warm_start.check(run, config, heads, finetuning.required(run, "cls/squad/"))
     # All input is read, and refused, before anything is written.
-    wanted = [name for name, is_wanted in (("train", run.do_train),
-                                           ("predict", task.do_predict))
-              if is_wanted]
-    examples = {name: read_examples(getattr(task, name + "_file"), task,
-                                    name == "train") for name in wanted}
+    wanted = [
+        name
+        for name, is_wanted in (
+            ("train", run.do_train),
+            ("predict", task.do_predict),
+        )
+        if is_wanted
+    ]
+    examples = {
+        name: read_examples(
+            getattr(task, name + "_file"), task, name == "train"
+        )
+        for name in wanted
+    }
     device = environment.create(options)
-    data = {name: make_features(examples[name], tokenizer, run, task,
-                                name == "train") for name in wanted}
+    data = {
+        name: make_features(
+            examples[name], tokenizer, run, task, name == "train"
+        )
+        for name in wanted
+    }
     train = chance = None
     if run.do_train:
         train = sequences(data["train"], True)
         chance = chance_loss(data["train"])
     tuning = finetuning.FineTuning(
-        build_model(config, run, task, device, chance), train, config=config,
-        run=run, task=task, device=device, head="question_answering")
+        build_model(config, run, task, device, chance),
+        train,
+        config=config,
+        run=run,
+        task=task,
+        device=device,
+        head="question_answering",
+    )
     if run.do_train:
         tuning.train()
     if task.do_predict and device.rank == 0:
-        write_predictions(data["predict"], *predict(tuning, data["predict"]),
-                          run, task)
+        write_predictions(
+            data["predict"], *predict(tuning, data["predict"]), run, task
+        )
     device.close()
 
 

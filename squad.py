@@ -12,6 +12,7 @@ by characters, so that an answer is the exact text between two of them.
 Source: google-research/bert, run_squad.py (windows and labels); fairseq's
 RoBERTa, hub_interface.py (layout of a pair).
 """
+
 import collections
 import dataclasses
 import functools
@@ -33,17 +34,24 @@ _CHUNK_SIZE = 256
 @dataclasses.dataclass(frozen=True)
 class AnswerConfig:
     """Flags of every script that answers questions."""
+
     max_query_length: int = command_line.flag(
-        64, "Tokens of a question; more are cut off.", lower=1)
+        64, "Tokens of a question; more are cut off.", lower=1
+    )
     n_best_size: int = command_line.flag(
-        20, "Answers listed for each question.", lower=1)
+        20, "Answers listed for each question.", lower=1
+    )
     max_answer_length: int = command_line.flag(
-        30, "Tokens of an answer.", lower=1)
+        30, "Tokens of an answer.", lower=1
+    )
     version_2_with_negative: bool = command_line.flag(
-        False, "Whether questions may have no answer (SQuAD v2.0).")
+        False, "Whether questions may have no answer (SQuAD v2.0)."
+    )
     null_score_diff_threshold: float = command_line.flag(
-        0.0, "No answer is given where its score exceeds the best answer's "
-        "by more than this.")
+        0.0,
+        "No answer is given where its score exceeds the best answer's "
+        "by more than this.",
+    )
 
 
 class Example(typing.NamedTuple):
@@ -80,11 +88,28 @@ class Feature:
       end_position: the same for its last token.
     """
 
-    __slots__ = ("unique_id", "example_index", "document", "prefix",
-                 "doc_start", "doc_length", "start_position", "end_position")
+    __slots__ = (
+        "unique_id",
+        "example_index",
+        "document",
+        "prefix",
+        "doc_start",
+        "doc_length",
+        "start_position",
+        "end_position",
+    )
 
-    def __init__(self, unique_id, example_index, document, prefix, doc_start,
-                 doc_length, start_position, end_position):
+    def __init__(
+        self,
+        unique_id,
+        example_index,
+        document,
+        prefix,
+        doc_start,
+        doc_length,
+        start_position,
+        end_position,
+    ):
         self.unique_id = unique_id
         self.example_index = example_index
         self.document = document
@@ -98,7 +123,7 @@ class Feature:
     def input_ids(self):
         """All ids of the sequence as a list, not padded."""
         first = self.doc_start
-        window = self.document.ids[first:first + self.doc_length]
+        window = self.document.ids[first : first + self.doc_length]
         return self.prefix + window.tolist() + self.prefix[-1:]
 
     @property
@@ -116,8 +141,13 @@ class _InvalidAnswer(errors.UserError):
     """An answer that is not where the file says."""
 
 
-def read_examples(path, is_training, version_2_with_negative,
-                  skip_invalid_answers=False, counts=None):
+def read_examples(
+    path,
+    is_training,
+    version_2_with_negative,
+    skip_invalid_answers=False,
+    counts=None,
+):
     """The questions of a SQuAD file.
 
     Args:
@@ -140,31 +170,42 @@ def read_examples(path, is_training, version_2_with_negative,
     examples, seen, skipped = [], set(), []
     document = squad_scores.read_json(path, "a SQuAD file")
     for where, paragraph, question in squad_scores.iterate_questions(
-            path, document):
+        path, document
+    ):
         context = _text(paragraph, "context", where)
         where = "%s: question %r" % (path, question["id"])
         if question["id"] in seen:
             raise errors.UserError(
                 "%s is there twice; each question needs an id of its own"
-                % where)
+                % where
+            )
         seen.add(question["id"])
         if not context.strip():
             raise errors.UserError(
-                "%s has an empty context, in which no answer can be" % where)
+                "%s has an empty context, in which no answer can be" % where
+            )
         try:
-            answer = _answer(where, context, question, is_training,
-                             version_2_with_negative)
+            answer = _answer(
+                where, context, question, is_training, version_2_with_negative
+            )
         except _InvalidAnswer:
             if not skip_invalid_answers:
                 raise
             skipped.append(question["id"])
             continue
-        examples.append(Example(question["id"], _text(question, "question",
-                                                      where), context, *answer))
+        examples.append(
+            Example(
+                question["id"],
+                _text(question, "question", where),
+                context,
+                *answer,
+            )
+        )
     _report_skipped(path, skipped, examples)
     if counts is not None:
-        counts.update(questions=len(examples),
-                      skipped_invalid_answers=len(skipped))
+        counts.update(
+            questions=len(examples), skipped_invalid_answers=len(skipped)
+        )
     return examples
 
 
@@ -176,7 +217,8 @@ def _text(mapping, key, where):
     except UnicodeEncodeError as error:
         raise errors.UserError(
             "%s: %r has half a surrogate pair at character %d; write the "
-            "whole character" % (where, key, error.start))
+            "whole character" % (where, key, error.start)
+        )
     return text
 
 
@@ -189,16 +231,19 @@ def _answer(where, context, question, is_training, version_2_with_negative):
         answers = squad_scores.value(question, "answers", list, where)
     is_impossible = question.get("is_impossible", is_training and not answers)
     if not version_2_with_negative and (
-            is_impossible or question.get("plausible_answers")):
+        is_impossible or question.get("plausible_answers")
+    ):
         raise errors.UserError(
             "%s has no answer, as in SQuAD v2.0; give "
-            "--version_2_with_negative=True, or a file of v1.1" % where)
+            "--version_2_with_negative=True, or a file of v1.1" % where
+        )
     if not is_training:
         return "", -1, False
     if is_impossible != (not answers):
         raise errors.UserError(
             "%s has is_impossible=%s and %d answers; either must be mended"
-            % (where, str(is_impossible).lower(), len(answers)))
+            % (where, str(is_impossible).lower(), len(answers))
+        )
     checked = [_checked_answer(where, context, answer) for answer in answers]
     return checked[0] + (False,) if checked else ("", -1, True)
 
@@ -207,36 +252,54 @@ def _checked_answer(where, context, answer):
     """(text, start) of an answer that stands in the context."""
     text = squad_scores.value(answer, "text", str, where)
     start = squad_scores.value(answer, "answer_start", int, where)
-    found = context[max(start, 0):max(start, 0) + len(text)]
+    found = context[max(start, 0) : max(start, 0) + len(text)]
     if start >= 0 and text.strip() and found == text:
         return text, start
     if not text.strip():
         raise _InvalidAnswer(
             "%s has an empty answer, %.50r; mend the file, or leave such "
-            "questions out with --skip_invalid_answers=True" % (where, text))
+            "questions out with --skip_invalid_answers=True" % (where, text)
+        )
     place = context.find(text)
     raise _InvalidAnswer(
         "%s: at answer_start %d stands %.50r, not the answer %.50r%s; mend "
         "the file, or leave such questions out with "
-        "--skip_invalid_answers=True" % (
-            where, start, found, text,
-            "" if place < 0 else " (which stands at %d)" % place))
+        "--skip_invalid_answers=True"
+        % (
+            where,
+            start,
+            found,
+            text,
+            "" if place < 0 else " (which stands at %d)" % place,
+        )
+    )
 
 
 def _report_skipped(path, skipped, examples):
     if skipped:
         logging.warning(
             "skipped_invalid_answers=%d of %d questions in %s, the first is %r",
-            len(skipped), len(skipped) + len(examples), path, skipped[0])
+            len(skipped),
+            len(skipped) + len(examples),
+            path,
+            skipped[0],
+        )
     if not examples:
         raise errors.UserError(
-            "%s: every question's answer_start is wrong; nothing is left"
-            % path)
+            "%s: every question's answer_start is wrong; nothing is left" % path
+        )
 
 
-def convert_examples_to_features(examples, tokenizer, max_seq_length,
-                                 doc_stride, max_query_length, is_training,
-                                 num_workers=1, counts=None):
+def convert_examples_to_features(
+    examples,
+    tokenizer,
+    max_seq_length,
+    doc_stride,
+    max_query_length,
+    is_training,
+    num_workers=1,
+    counts=None,
+):
     """Yields the windows of all questions, in order.
 
     With room for 4 tokens and a doc_stride of 2, a context of 7 tokens gives
@@ -270,39 +333,52 @@ def convert_examples_to_features(examples, tokenizer, max_seq_length,
         for index, (example, document, query) in enumerate(encoded):
             counts["truncated_questions"] += len(query) > max_query_length
             query = query[:max_query_length]
-            prefix = ([tokenizer.bos_id] + query
-                      + [tokenizer.eos_id, tokenizer.eos_id])
+            prefix = (
+                [tokenizer.bos_id]
+                + query
+                + [tokenizer.eos_id, tokenizer.eos_id]
+            )
             span = _answer_tokens(example, document) if is_training else None
-            for window in _windows(example, document, max_seq_length,
-                                   len(query), doc_stride):
-                label = (_label(span, len(prefix), *window) if is_training
-                         else (None, None))
+            for window in _windows(
+                example, document, max_seq_length, len(query), doc_stride
+            ):
+                label = (
+                    _label(span, len(prefix), *window)
+                    if is_training
+                    else (None, None)
+                )
                 counts["features"] += 1
-                yield Feature(unique_id, index, document, prefix, *window,
-                              *label)
+                yield Feature(
+                    unique_id, index, document, prefix, *window, *label
+                )
                 unique_id += 1
+
     return generate()
 
 
 def _check_settings(max_seq_length, doc_stride, max_query_length, num_workers):
-    for name, number in (("doc_stride", doc_stride), ("num_workers",
-                         num_workers), ("max_query_length", max_query_length)):
+    for name, number in (
+        ("doc_stride", doc_stride),
+        ("num_workers", num_workers),
+        ("max_query_length", max_query_length),
+    ):
         if number < 1:
-            raise errors.UserError(
-                "--%s is %d; use 1 or more" % (name, number))
+            raise errors.UserError("--%s is %d; use 1 or more" % (name, number))
     # At least one token of the question and one of the context.
     smallest = _SPECIAL_TOKENS + 2
     if max_seq_length < smallest:
         raise errors.UserError(
             "--max_seq_length is %d, but a question and its context with %d "
-            "special tokens need more; use %d at the very least" % (
-                max_seq_length, _SPECIAL_TOKENS, smallest))
+            "special tokens need more; use %d at the very least"
+            % (max_seq_length, _SPECIAL_TOKENS, smallest)
+        )
     room = max_seq_length - _SPECIAL_TOKENS - 1
     if doc_stride > room:
         raise errors.UserError(
             "--doc_stride is %d, but --max_seq_length=%d has room for %d "
             "tokens of context at most; use a smaller --doc_stride, such as "
-            "%d" % (doc_stride, max_seq_length, room, max(1, room // 2)))
+            "%d" % (doc_stride, max_seq_length, room, max(1, room // 2))
+        )
 
 
 def _windows(example, document, max_seq_length, query_length, doc_stride):
@@ -313,9 +389,15 @@ def _windows(example, document, max_seq_length, query_length, doc_stride):
         raise errors.UserError(
             "question %r has %d tokens; with %d special tokens no room is "
             "left for context in --max_seq_length=%d; use a "
-            "--max_query_length of %d or less, or a longer sequence" % (
-                example.question_id, query_length, _SPECIAL_TOKENS,
-                max_seq_length, max_seq_length - _SPECIAL_TOKENS - 1))
+            "--max_query_length of %d or less, or a longer sequence"
+            % (
+                example.question_id,
+                query_length,
+                _SPECIAL_TOKENS,
+                max_seq_length,
+                max_seq_length - _SPECIAL_TOKENS - 1,
+            )
+        )
     if total <= room:
         return [(0, total)]
     if doc_stride > room:
@@ -323,11 +405,13 @@ def _windows(example, document, max_seq_length, query_length, doc_stride):
             "question %r leaves room for %d tokens of context, but "
             "--doc_stride is %d, so that tokens between two windows would be "
             "lost; use --doc_stride=%d or less, or a smaller "
-            "--max_query_length" % (example.question_id, room, doc_stride,
-                                    room))
+            "--max_query_length" % (example.question_id, room, doc_stride, room)
+        )
     last = -(-(total - room) // doc_stride)
-    return [(k * doc_stride, min(room, total - k * doc_stride))
-            for k in range(last + 1)]
+    return [
+        (k * doc_stride, min(room, total - k * doc_stride))
+        for k in range(last + 1)
+    ]
 
 
 def _answer_tokens(example, document):
@@ -337,7 +421,8 @@ def _answer_tokens(example, document):
     if example.answer_start < 0:
         raise errors.UserError(
             "question %r has no answer to train on; read the file with "
-            "is_training" % example.question_id)
+            "is_training" % example.question_id
+        )
     # A token belongs to the answer when it shares a character with it.
     answer_end = example.answer_start + len(example.answer_text)
     first = np.searchsorted(document.ends, example.answer_start, "right")
@@ -352,17 +437,17 @@ def _label(span, context_start, doc_start, doc_length):
     first, last = span
     if first < doc_start or last >= doc_start + doc_length:
         return 0, 0
-    return (first - doc_start + context_start,
-            last - doc_start + context_start)
+    return (first - doc_start + context_start, last - doc_start + context_start)
 
 
 def _chunks(examples):
     """Pieces of work: (contexts not met before, questions)."""
     seen = set()
     for first in range(0, len(examples), _CHUNK_SIZE):
-        chunk = examples[first:first + _CHUNK_SIZE]
-        contexts = list(dict.fromkeys(
-            e.context for e in chunk if e.context not in seen))
+        chunk = examples[first : first + _CHUNK_SIZE]
+        contexts = list(
+            dict.fromkeys(e.context for e in chunk if e.context not in seen)
+        )
         seen.update(contexts)
         yield contexts, [e.question for e in chunk]
 
@@ -373,8 +458,11 @@ def _encode(examples, tokenizer, num_workers):
     remaining = iter(examples)
     documents = {}
     results = worker_pool.map_ordered(
-        chunks, _chunk_encoder, (tokenizer,),
-        max(1, min(num_workers, len(chunks))))
+        chunks,
+        _chunk_encoder,
+        (tokenizer,),
+        max(1, min(num_workers, len(chunks))),
+    )
     for (contexts, _), (new_documents, queries) in zip(chunks, results):
         documents.update(zip(contexts, new_documents))
         # The query first: zip must not take an example and then stop.

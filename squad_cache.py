@@ -6,6 +6,7 @@ only, nothing pickled) that is parsed only if it has that hash. Its name comes
 from everything that the features depend on, so a file is never out of date:
 after a change another one is written beside it.
 """
+
 import hashlib
 import io
 import json
@@ -26,9 +27,19 @@ _CASES = "Ab ÇÉ"
 _HASH_BYTES = hashlib.sha256().digest_size
 
 
-def load_or_convert(cache_dir, examples, tokenizer, max_seq_length, doc_stride,
-                    max_query_length, is_training, *, tokenizer_files,
-                    num_workers=1, counts=None):
+def load_or_convert(
+    cache_dir,
+    examples,
+    tokenizer,
+    max_seq_length,
+    doc_stride,
+    max_query_length,
+    is_training,
+    *,
+    tokenizer_files,
+    num_workers=1,
+    counts=None,
+):
     """The features of all examples, from the cache when they are there.
 
     Args:
@@ -56,9 +67,15 @@ def load_or_convert(cache_dir, examples, tokenizer, max_seq_length, doc_stride,
         if features is not None:
             return features
     new_counts = {"truncated_questions": 0, "features": 0}
-    features = list(squad.convert_examples_to_features(
-        examples, tokenizer, *settings, num_workers=num_workers,
-        counts=new_counts))
+    features = list(
+        squad.convert_examples_to_features(
+            examples,
+            tokenizer,
+            *settings,
+            num_workers=num_workers,
+            counts=new_counts,
+        )
+    )
     _add(counts, new_counts)
     if cache_dir and features:
         _save(path, key, features, new_counts["truncated_questions"])
@@ -73,8 +90,11 @@ def _add(counts, new_counts):
 def _key(examples, tokenizer, tokenizer_files, settings):
     """A hash of all that the features depend on, as hexadecimal digits."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([FORMAT_VERSION, settings,
-                              tokenizer.encode(_CASES)]).encode())
+    digest.update(
+        json.dumps(
+            [FORMAT_VERSION, settings, tokenizer.encode(_CASES)]
+        ).encode()
+    )
     for path in tokenizer_files:
         with open(str(path), "rb") as stream:
             digest.update(hashlib.sha256(stream.read()).digest())
@@ -83,16 +103,27 @@ def _key(examples, tokenizer, tokenizer_files, settings):
         if example.context != context:
             context = example.context
             digest.update(json.dumps(context).encode())
-        digest.update(json.dumps([
-            example.question_id, example.question, example.answer_text,
-            example.answer_start, example.is_impossible]).encode())
+        digest.update(
+            json.dumps(
+                [
+                    example.question_id,
+                    example.question,
+                    example.answer_text,
+                    example.answer_start,
+                    example.is_impossible,
+                ]
+            ).encode()
+        )
     return digest.hexdigest()
 
 
 def _save(path, key, features, truncated_questions):
     """Writes the file whole or not at all; a failure is a warning."""
-    arrays = dict(_to_arrays(features), key=np.array(key),
-                  truncated_questions=np.array(truncated_questions))
+    arrays = dict(
+        _to_arrays(features),
+        key=np.array(key),
+        truncated_questions=np.array(truncated_questions),
+    )
     content = io.BytesIO()
     np.savez(content, **arrays)
     data = content.getvalue()
@@ -113,14 +144,22 @@ def _to_arrays(features):
     documents, prefixes, rows = {}, {}, []
     for feature in features:
         # All windows of a context share one object.
-        number = documents.setdefault(id(feature.document),
-                                      (len(documents), feature.document))[0]
+        number = documents.setdefault(
+            id(feature.document), (len(documents), feature.document)
+        )[0]
         prefixes[feature.example_index] = feature.prefix
         label = (-1, -1)
         if feature.start_position is not None:
             label = feature.start_position, feature.end_position
-        rows.append((feature.example_index, number, feature.doc_start,
-                     feature.doc_length) + label)
+        rows.append(
+            (
+                feature.example_index,
+                number,
+                feature.doc_start,
+                feature.doc_length,
+            )
+            + label
+        )
     documents = [document for _, document in documents.values()]
     prefixes = [prefixes[index] for index in range(len(prefixes))]
     return {
@@ -128,7 +167,8 @@ def _to_arrays(features):
         "document_lengths": np.array([len(d.ids) for d in documents], np.int32),
         "documents": np.concatenate([np.stack(d) for d in documents], axis=1),
         "prefix_lengths": np.array([len(p) for p in prefixes], np.int32),
-        "prefixes": np.concatenate(prefixes).astype(np.int32)}
+        "prefixes": np.concatenate(prefixes).astype(np.int32),
+    }
 
 
 def _load(path, key, counts):
@@ -144,8 +184,9 @@ def _load(path, key, counts):
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logging.warning("features are made anew; %s cannot be used: %s", path,
-                        error)
+        logging.warning(
+            "features are made anew; %s cannot be used: %s", path, error
+        )
         return None
     features = _from_arrays(arrays)
     truncated = int(arrays["truncated_questions"])
@@ -156,17 +197,33 @@ def _load(path, key, counts):
 
 def _from_arrays(arrays):
     ends = np.cumsum(arrays["document_lengths"])[:-1]
-    documents = [squad.Document(*part)
-                 for part in np.split(arrays["documents"], ends, axis=1)]
+    documents = [
+        squad.Document(*part)
+        for part in np.split(arrays["documents"], ends, axis=1)
+    ]
     flat, prefixes, first = arrays["prefixes"].tolist(), [], 0
     for length in arrays["prefix_lengths"].tolist():
-        prefixes.append(flat[first:first + length])
+        prefixes.append(flat[first : first + length])
         first += length
     features = []
-    for unique_id, (index, number, doc_start, doc_length, start, end) in (
-            enumerate(arrays["features"].tolist())):
+    for unique_id, (
+        index,
+        number,
+        doc_start,
+        doc_length,
+        start,
+        end,
+    ) in enumerate(arrays["features"].tolist()):
         label = (None, None) if start < 0 else (start, end)
-        features.append(squad.Feature(
-            unique_id, index, documents[number], prefixes[index], doc_start,
-            doc_length, *label))
+        features.append(
+            squad.Feature(
+                unique_id,
+                index,
+                documents[number],
+                prefixes[index],
+                doc_start,
+                doc_length,
+                *label,
+            )
+        )
     return features

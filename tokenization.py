@@ -12,6 +12,7 @@ Source: Radford et al. 2019, section 2.2; the file format is that of GPT-2 and
 of Hugging Face: vocab.json (token to id) and merges.txt (a pair a line, in the
 order of their ranks).
 """
+
 import heapq
 import itertools
 import re
@@ -26,12 +27,16 @@ SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
 
 # Unicode's White_Space, which is `\s` in `regex` and in Rust; Python's own
 # `\s` and `isspace` also take U+001C to U+001F.
-_WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005"
-                "\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000")
+_WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005"
+    "\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 
 # GPT-2's pattern.
-_PIECE = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+"
-                       r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+_PIECE = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
 # Chunks are whole pieces, several where punctuation touches a word: the same
 # boundaries at white space as _PIECE has, found three times as fast.
 _CHUNK = re.compile(" ?[^{0}]+|[{0}]+(?![^{0}])|[{0}]+".format(_WHITE_SPACE))
@@ -55,11 +60,15 @@ def _byte_symbols():
     Bytes that print as themselves keep their character; the others take
     U+0100, U+0101, ... in turn. Source: GPT-2, encoder.py, bytes_to_unicode.
     """
-    printable = set(itertools.chain(range(0x21, 0x7f), range(0xa1, 0xad),
-                                    range(0xae, 0x100)))
+    printable = set(
+        itertools.chain(
+            range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100)
+        )
+    )
     others = itertools.count(0x100)
-    return [chr(byte if byte in printable else next(others))
-            for byte in range(256)]
+    return [
+        chr(byte if byte in printable else next(others)) for byte in range(256)
+    ]
 
 
 _SYMBOL_OF_BYTE = _byte_symbols()
@@ -92,14 +101,18 @@ class RobertaTokenizer:
         self._ids = _read_vocabulary(vocab_file)
         self._ranks = _read_merges(merges_file, self._ids, vocab_file)
         self._tokens = {i: token for token, i in self._ids.items()}
-        self._bytes = {i: _token_bytes(token)
-                       for token, i in self._ids.items()}
+        self._bytes = {i: _token_bytes(token) for token, i in self._ids.items()}
         self._token_lengths = np.array(
-            [len(self._bytes[i]) for i in range(self.vocab_size)])  # [V]
+            [len(self._bytes[i]) for i in range(self.vocab_size)]
+        )  # [V]
         # 1 where an offset leaves out the token's leading space.
         self._leading_spaces = np.array(
-            [text[:1] == " " and not _is_white_space(text)
-             for text in self._texts()], np.int64)  # [V]
+            [
+                text[:1] == " " and not _is_white_space(text)
+                for text in self._texts()
+            ],
+            np.int64,
+        )  # [V]
         self._cache = _Cache(self._encode_chunk, _CACHE_CAPACITY)
 
     @property
@@ -130,8 +143,11 @@ class RobertaTokenizer:
         """The ids of a text, a list of int; no special tokens are added."""
         if self._do_lower_case:
             text = text.lower()
-        return list(itertools.chain.from_iterable(
-            map(self._cache.__getitem__, _CHUNK.findall(text))))
+        return list(
+            itertools.chain.from_iterable(
+                map(self._cache.__getitem__, _CHUNK.findall(text))
+            )
+        )
 
     def encode_with_offsets(self, text):
         """The ids of a text and where each stands in it.
@@ -158,7 +174,7 @@ class RobertaTokenizer:
         """For each byte that is encoded, the index of its character in text."""
         encoded = text.lower() if self._do_lower_case else text
         data = np.frombuffer(encoded.encode("utf-8", "surrogatepass"), np.uint8)
-        character = np.cumsum(data & 0xc0 != 0x80) - 1
+        character = np.cumsum(data & 0xC0 != 0x80) - 1
         if len(encoded) == len(text):
             return character
         # Lower-casing makes two characters of some, such as U+0130.
@@ -208,8 +224,9 @@ class RobertaTokenizer:
             return list(map(table.__getitem__, keys))
         except KeyError as error:
             raise errors.UserError(
-                "%s %r is not in the vocabulary of %d tokens (ids 0 to %d)" % (
-                    kind, error.args[0], self.vocab_size, self.vocab_size - 1))
+                "%s %r is not in the vocabulary of %d tokens (ids 0 to %d)"
+                % (kind, error.args[0], self.vocab_size, self.vocab_size - 1)
+            )
 
     def word_start_table(self):
         """Which tokens begin a word: bool [V].
@@ -217,22 +234,30 @@ class RobertaTokenizer:
         They begin with a space or other white space; special tokens do not.
         The first token of a sequence begins a word whatever it is.
         """
-        return np.array([text != "" and _is_white_space(text[:1])
-                         for text in self._texts()])
+        return np.array(
+            [text != "" and _is_white_space(text[:1]) for text in self._texts()]
+        )
 
     def _texts(self):
         """The text of each token, where it can be read alone, by id."""
-        return [self._bytes[i].decode("utf-8", "replace")
-                for i in range(self.vocab_size)]
+        return [
+            self._bytes[i].decode("utf-8", "replace")
+            for i in range(self.vocab_size)
+        ]
 
     def _encode_chunk(self, chunk):
         """The ids of what _CHUNK matches, a tuple of int."""
         pieces = _PIECE.findall(chunk)
         if len(pieces) > 1:
-            return tuple(itertools.chain.from_iterable(
-                map(self._cache.__getitem__, pieces)))
-        symbols = [_SYMBOL_OF_BYTE[byte]
-                   for byte in chunk.encode("utf-8", "surrogatepass")]
+            return tuple(
+                itertools.chain.from_iterable(
+                    map(self._cache.__getitem__, pieces)
+                )
+            )
+        symbols = [
+            _SYMBOL_OF_BYTE[byte]
+            for byte in chunk.encode("utf-8", "surrogatepass")
+        ]
         if len(symbols) < _LONG_WORD:
             merged = _merge(symbols, self._ranks)
         else:
@@ -306,9 +331,11 @@ def _merge_long(symbols, ranks):
     symbols = symbols + [""]
     following = list(range(1, count + 1)) + [count]
     preceding = list(range(-1, count))
-    heap = [(ranks[pair], i)
-            for i, pair in enumerate(zip(symbols, symbols[1:]))
-            if pair in ranks]
+    heap = [
+        (ranks[pair], i)
+        for i, pair in enumerate(zip(symbols, symbols[1:]))
+        if pair in ranks
+    ]
     heapq.heapify(heap)
     while heap:
         rank, left = heapq.heappop(heap)
@@ -344,18 +371,23 @@ def _read_text(path, what):
         with open(path, "rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise errors.UserError("cannot read the %s %r: %s; expected the path of"
-                               " RoBERTa's vocab.json and merges.txt" % (
-                                   what, str(path), error.strerror or error))
+        raise errors.UserError(
+            "cannot read the %s %r: %s; expected the path of"
+            " RoBERTa's vocab.json and merges.txt"
+            % (what, str(path), error.strerror or error)
+        )
     if len(data) > _MAX_FILE_BYTES:
         raise errors.UserError(
-            "the %s %r has more than %d MB; RoBERTa's has less than one" % (
-                what, str(path), _MAX_FILE_BYTES >> 20))
+            "the %s %r has more than %d MB; RoBERTa's has less than one"
+            % (what, str(path), _MAX_FILE_BYTES >> 20)
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise errors.UserError("the %s %r is not UTF-8: %s at byte %d" % (
-            what, str(path), error.reason, error.start))
+        raise errors.UserError(
+            "the %s %r is not UTF-8: %s at byte %d"
+            % (what, str(path), error.reason, error.start)
+        )
 
 
 def _read_vocabulary(path):
@@ -364,13 +396,15 @@ def _read_vocabulary(path):
     try:
         ids = files.loads(text)
     except ValueError as error:
-        raise errors.UserError("the vocabulary %r is not JSON: %s" % (
-            str(path), error))
+        raise errors.UserError(
+            "the vocabulary %r is not JSON: %s" % (str(path), error)
+        )
     if not isinstance(ids, dict):
         raise errors.UserError(
             "the vocabulary %r holds a JSON %s; expected an object, token to"
-            " id, such as RoBERTa's vocab.json" % (
-                str(path), type(ids).__name__))
+            " id, such as RoBERTa's vocab.json"
+            % (str(path), type(ids).__name__)
+        )
     _check_ids(ids, path)
     _check_tokens(ids, path)
     return ids
@@ -390,8 +424,9 @@ def _check_ids(ids, path):
             continue
         raise errors.UserError(
             "the vocabulary %r has %d tokens and so needs the ids 0 to %d, each"
-            " once, but the id of %.40r, %.40r, %s" % (
-                str(path), len(ids), len(ids) - 1, token, i, problem))
+            " once, but the id of %.40r, %.40r, %s"
+            % (str(path), len(ids), len(ids) - 1, token, i, problem)
+        )
 
 
 def _check_tokens(ids, path):
@@ -399,14 +434,16 @@ def _check_tokens(ids, path):
     if missing:
         raise errors.UserError(
             "the vocabulary %r lacks %s; expected RoBERTa's, which has %s"
-            " (GPT-2's has not)" % (str(path), ", ".join(missing),
-                                    ", ".join(SPECIAL_TOKENS)))
+            " (GPT-2's has not)"
+            % (str(path), ", ".join(missing), ", ".join(SPECIAL_TOKENS))
+        )
     missing = [symbol for symbol in _SYMBOL_OF_BYTE if symbol not in ids]
     if missing:
         raise errors.UserError(
             "the vocabulary %r lacks %d of the 256 byte symbols, such as %r;"
-            " a byte-level vocabulary has them all" % (
-                str(path), len(missing), missing[0]))
+            " a byte-level vocabulary has them all"
+            % (str(path), len(missing), missing[0])
+        )
 
 
 def _read_merges(path, ids, vocab_file):
@@ -421,18 +458,21 @@ def _read_merges(path, ids, vocab_file):
         if len(pair) != 2 or "" in pair:
             raise errors.UserError(
                 "line %d of the merges file %r is %.40r; expected two tokens"
-                " parted by one space" % (number, str(path), line))
+                " parted by one space" % (number, str(path), line)
+            )
         if pair in ranks:
             raise errors.UserError(
                 "line %d of the merges file %r repeats the pair %.40r; each"
-                " pair has one rank" % (number, str(path), line))
+                " pair has one rank" % (number, str(path), line)
+            )
         for token in pair + ("".join(pair),):
             if token not in ids:
                 raise errors.UserError(
                     "line %d of the merges file %r needs the token %.40r, which"
                     " the vocabulary %r lacks; the two do not belong together:"
-                    " take both from one model" % (
-                        number, str(path), token, str(vocab_file)))
+                    " take both from one model"
+                    % (number, str(path), token, str(vocab_file))
+                )
         ranks[pair] = len(ranks)
     _check_all_are_made(ranks, ids, path, vocab_file)
     return ranks
@@ -447,5 +487,6 @@ def _check_all_are_made(ranks, ids, path, vocab_file):
         raise errors.UserError(
             "the %d merges of %r make all but %d of the %d tokens of %r; the"
             " merges file is cut short, or the two do not belong together: take"
-            " both from one model" % (
-                len(ranks), str(path), unmade, len(ids), str(vocab_file)))
+            " both from one model"
+            % (len(ranks), str(path), unmade, len(ids), str(vocab_file))
+        )

@@ -13,6 +13,7 @@ with `tokenizers` on a sample of the text.
 Source: Radford et al. 2019, section 2.2 (byte-level BPE); Liu et al. 2019,
 section 4.4 (50K units, no further preprocessing).
 """
+
 import dataclasses
 import json
 import os
@@ -41,28 +42,40 @@ _DRAFT = ".draft"
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """What is trained from what; each field is a flag."""
+
     input_file: typing.Optional[str] = command_line.flag(
-        None, "Text (.txt or any name, .jsonl, both also .gz): files, globs "
-        "and directories, comma separated.")
+        None,
+        "Text (.txt or any name, .jsonl, both also .gz): files, globs "
+        "and directories, comma separated.",
+    )
     text_field: str = command_line.flag(
-        "text", "The field of a .jsonl line that is the text.")
+        "text", "The field of a .jsonl line that is the text."
+    )
     output_dir: typing.Optional[str] = command_line.flag(
-        None, "Directory that vocab.json and merges.txt are written to.")
+        None, "Directory that vocab.json and merges.txt are written to."
+    )
     vocab_size: int = command_line.flag(
-        50265, "Entries, the 256 bytes and five special tokens among them.",
-        lower=_SMALLEST, upper=1 << 20)
+        50265,
+        "Entries, the 256 bytes and five special tokens among them.",
+        lower=_SMALLEST,
+        upper=1 << 20,
+    )
     min_frequency: int = command_line.flag(
-        2, "How often a pair must occur to be merged.", lower=1)
+        2, "How often a pair must occur to be merged.", lower=1
+    )
     do_lower_case: bool = command_line.flag(
-        False, "Lower-case the text; then pass the same flag to all scripts.")
+        False, "Lower-case the text; then pass the same flag to all scripts."
+    )
     overwrite: bool = command_line.flag(
-        False, "Replace the files that are in the output directory.")
+        False, "Replace the files that are in the output directory."
+    )
 
     def __post_init__(self):
         for name in ("input_file", "output_dir"):
             if not getattr(self, name):
                 raise errors.UserError(
-                    "--%s is missing; --help says what it is" % name)
+                    "--%s is missing; --help says what it is" % name
+                )
 
     def path(self, name):
         return os.path.join(self.output_dir, name)
@@ -79,7 +92,8 @@ def load_library():
     except ImportError:
         raise errors.UserError(
             "train_tokenizer.py needs the package tokenizers; pip install -r "
-            "requirements/tokenizer.txt")
+            "requirements/tokenizer.txt"
+        )
     return tokenizers
 
 
@@ -101,11 +115,13 @@ class Reader:
     def __iter__(self):
         config, total = self._config, sum(file.size for file in self._files)
         limits = corpus.chunk_limits(total)
-        with tqdm.tqdm(total=total, desc="read", unit="B", unit_scale=True,
-                       mininterval=2.0) as bar:
+        with tqdm.tqdm(
+            total=total, desc="read", unit="B", unit_scale=True, mininterval=2.0
+        ) as bar:
             for group in corpus.group_files(self._files, limits):
-                for chunk in corpus.read_chunks(group, limits,
-                                                config.text_field):
+                for chunk in corpus.read_chunks(
+                    group, limits, config.text_field
+                ):
                     bar.update(chunk.position - bar.n)
                     for line, _ in corpus.sentences(chunk, config.text_field):
                         yield self._taken(line)
@@ -123,8 +139,9 @@ class Reader:
         place = len(self.sample)
         if place == _SAMPLE_LINES:
             place = int(self._random.random() * self.lines)
-        self.sample[place:place + 1] = [line[:_SAMPLE_CHARACTERS]] * (
-            place < _SAMPLE_LINES)
+        self.sample[place : place + 1] = [line[:_SAMPLE_CHARACTERS]] * (
+            place < _SAMPLE_LINES
+        )
         return line
 
 
@@ -140,15 +157,20 @@ def train_merges(library, config, lines):
     trained.pre_tokenizer = _pre_tokenizer(library)
     trainer = library.trainers.BpeTrainer(
         vocab_size=config.vocab_size + _SPARE,
-        min_frequency=config.min_frequency, special_tokens=[],
+        min_frequency=config.min_frequency,
+        special_tokens=[],
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=sys.stderr.isatty())
+        show_progress=sys.stderr.isatty(),
+    )
     trained.train_from_iterator(lines, trainer)
     with tempfile.TemporaryDirectory() as folder:
         trained.model.save(folder)
         with open(os.path.join(folder, FILES[1]), encoding="utf-8") as file:
-            pairs = [tuple(line.rstrip("\n").split(" ")) for line in file
-                     if not line.startswith("#version")]
+            pairs = [
+                tuple(line.rstrip("\n").split(" "))
+                for line in file
+                if not line.startswith("#version")
+            ]
     return usable_merges(pairs, config.vocab_size - _SMALLEST)
 
 
@@ -188,11 +210,16 @@ def write_drafts(config, vocabulary, pairs):
     """Writes both files under temporary names; returns their paths."""
     os.makedirs(config.output_dir, exist_ok=True)
     drafts = [config.path(name) + _DRAFT for name in FILES]
-    files.write_atomically(drafts[0], (json.dumps(
-        vocabulary, ensure_ascii=False) + "\n").encode("utf-8"))
-    files.write_atomically(drafts[1], "".join(
-        ["#version: 0.2\n"] + ["%s %s\n" % pair for pair in pairs]
-    ).encode("utf-8"))
+    files.write_atomically(
+        drafts[0],
+        (json.dumps(vocabulary, ensure_ascii=False) + "\n").encode("utf-8"),
+    )
+    files.write_atomically(
+        drafts[1],
+        "".join(
+            ["#version: 0.2\n"] + ["%s %s\n" % pair for pair in pairs]
+        ).encode("utf-8"),
+    )
     return drafts
 
 
@@ -223,14 +250,18 @@ def check(library, paths, sample):
         if ids != wanted:
             newer += 1
             pieces = theirs.pre_tokenizer.pre_tokenize_str(line)
-            ids = [i for _, (start, end) in pieces
-                   for i in ours.encode(line[start:end])]
+            ids = [
+                i
+                for _, (start, end) in pieces
+                for i in ours.encode(line[start:end])
+            ]
         if ids != wanted or ours.decode(ids) != line:
             raise errors.UserError(
                 "tokenizers %s and this project's tokenizer disagree on the "
                 "line %.60r; pip install -r requirements/tokenizer.txt gives "
                 "the release that is known to agree"
-                % (library.__version__, line))
+                % (library.__version__, line)
+            )
     return tokens, newer
 
 
@@ -239,7 +270,8 @@ def _refuse_existing(config):
     if found and not config.overwrite:
         raise errors.UserError(
             "%r holds %s; choose another --output_dir, or pass --overwrite to "
-            "replace what is there" % (config.output_dir, " and ".join(found)))
+            "replace what is there" % (config.output_dir, " and ".join(found))
+        )
 
 
 def _report(config, vocabulary, reader, tokens, newer):
@@ -247,17 +279,28 @@ def _report(config, vocabulary, reader, tokens, newer):
         logging.warning(
             "the vocabulary has %d entries, not %d: no further pair occurs "
             "%d times; give more text or a lower --min_frequency",
-            len(vocabulary), config.vocab_size, config.min_frequency)
+            len(vocabulary),
+            config.vocab_size,
+            config.min_frequency,
+        )
     if newer:
         logging.warning(
             "%d of %d lines have letters that are newer than tokenizers "
             "knows; it cut them elsewhere, which makes no difference to the "
-            "files", newer, len(reader.sample))
+            "files",
+            newer,
+            len(reader.sample),
+        )
     logging.info(
         "vocab_size=%d lines=%d characters=%d checked_lines=%d "
-        "characters_per_token=%.2f; set \"vocab_size\": %d in config.json",
-        len(vocabulary), reader.lines, reader.characters, len(reader.sample),
-        sum(map(len, reader.sample)) / max(tokens, 1), len(vocabulary))
+        'characters_per_token=%.2f; set "vocab_size": %d in config.json',
+        len(vocabulary),
+        reader.lines,
+        reader.characters,
+        len(reader.sample),
+        sum(map(len, reader.sample)) / max(tokens, 1),
+        len(vocabulary),
+    )
 
 
 def run(config):
@@ -277,10 +320,13 @@ def run(config):
     reader = Reader(config, inputs)
     pairs = train_merges(library, config, reader)
     if not reader.lines:
-        raise errors.UserError("--input_file=%s holds only white space; "
-                               "expected text" % config.input_file)
+        raise errors.UserError(
+            "--input_file=%s holds only white space; "
+            "expected text" % config.input_file
+        )
     vocabulary = make_vocabulary(
-        pairs, library.pre_tokenizers.ByteLevel.alphabet())
+        pairs, library.pre_tokenizers.ByteLevel.alphabet()
+    )
     drafts = write_drafts(config, vocabulary, pairs)
     try:
         tokens, newer = check(library, drafts, reader.sample)

@@ -14,6 +14,7 @@ A field of a frozen dataclass is one flag, one default and one help text:
 A user's mistake, be it in a flag or raised as `errors.UserError` or `OSError`,
 ends the process with one line on standard error and exit code 1.
 """
+
 import dataclasses
 import os
 import signal
@@ -25,7 +26,7 @@ from common import errors
 
 _TRUE = ("true", "t", "1", "yes", "y")
 _FALSE = ("false", "f", "0", "no", "n")
-_LARGEST = 2 ** 31 - 1
+_LARGEST = 2**31 - 1
 
 
 def flag(default, help_text, *, choices=None, lower=None, upper=None):
@@ -39,8 +40,15 @@ def flag(default, help_text, *, choices=None, lower=None, upper=None):
       lower: smallest allowed number, or None.
       upper: largest allowed number, or None.
     """
-    return dataclasses.field(default=default, metadata={
-        "help": help_text, "choices": choices, "lower": lower, "upper": upper})
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help_text,
+            "choices": choices,
+            "lower": lower,
+            "upper": upper,
+        },
+    )
 
 
 class _Parser(flags.ArgumentParser):
@@ -81,18 +89,25 @@ class _Parser(flags.ArgumentParser):
         if choices is not None and value not in choices:
             raise ValueError("expected " + self.syntactic_help)
         # `not >=` instead of `<`, so that nan is refused too.
-        if ((lower is not None and not value >= lower)
-                or (upper is not None and not value <= upper)):
+        if (lower is not None and not value >= lower) or (
+            upper is not None and not value <= upper
+        ):
             raise ValueError("expected " + self.syntactic_help)
 
     def _check_size(self, value):
         # Nothing here counts further, and TensorFlow's int32 cannot.
-        if (self._kind is int and self._metadata["upper"] is None
-                and abs(value) > _LARGEST):
-            raise ValueError("expected %s, at most %d" % (
-                self.syntactic_help, _LARGEST))
-        has_bounds = (self._metadata["lower"] is not None
-                      or self._metadata["upper"] is not None)
+        if (
+            self._kind is int
+            and self._metadata["upper"] is None
+            and abs(value) > _LARGEST
+        ):
+            raise ValueError(
+                "expected %s, at most %d" % (self.syntactic_help, _LARGEST)
+            )
+        has_bounds = (
+            self._metadata["lower"] is not None
+            or self._metadata["upper"] is not None
+        )
         is_infinite = value in (float("inf"), -float("inf"))
         if value != value or has_bounds and is_infinite:
             raise ValueError("expected " + self.syntactic_help)
@@ -105,8 +120,12 @@ def _expected(kind, metadata):
     """The words after "expected" in a message: "a whole number >= 1"."""
     if metadata["choices"] is not None:
         return "one of " + ", ".join(repr(c) for c in metadata["choices"])
-    words = {bool: "true or false", int: "a whole number", float: "a number",
-             str: "a text"}[kind]
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+    }[kind]
     lower, upper = metadata["lower"], metadata["upper"]
     if lower is not None and upper is not None:
         return "%s from %s to %s" % (words, lower, upper)
@@ -138,29 +157,42 @@ def define(config_class, **defaults):
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in defaults:
         if name not in fields:
-            raise TypeError("%s has no field %r" %
-                            (config_class.__name__, name))
+            raise TypeError(
+                "%s has no field %r" % (config_class.__name__, name)
+            )
     script = sys.argv[0]  # --help lists the flags of this "module" alone
     for name, field in fields.items():
         default = defaults.get(name, field.default)
         kind = _kind(field)
         parser = _Parser(kind, default, field.metadata)
         if kind is bool:
-            flags.DEFINE_flag(_BooleanFlag(parser, name, default,
-                                           field.metadata["help"]),
-                              module_name=script)
+            flags.DEFINE_flag(
+                _BooleanFlag(parser, name, default, field.metadata["help"]),
+                module_name=script,
+            )
         else:
-            flags.DEFINE(parser, name, default, field.metadata["help"],
-                         serializer=flags.ArgumentSerializer(),
-                         module_name=script)
+            flags.DEFINE(
+                parser,
+                name,
+                default,
+                field.metadata["help"],
+                serializer=flags.ArgumentSerializer(),
+                module_name=script,
+            )
 
 
 class _BooleanFlag(flags.Flag):
     """`--name`, `--noname`, `--name=value` and an empty `--name=`."""
 
     def __init__(self, parser, name, default, help_text):
-        super().__init__(parser, flags.ArgumentSerializer(), name, default,
-                         help_text, boolean=True)
+        super().__init__(
+            parser,
+            flags.ArgumentSerializer(),
+            name,
+            default,
+            help_text,
+            boolean=True,
+        )
 
 
 def build(config_class, flag_values):
@@ -169,16 +201,24 @@ def build(config_class, flag_values):
     Raises:
       errors.UserError: the values do not go together (`__post_init__`).
     """
-    return config_class(**{f.name: getattr(flag_values, f.name)
-                           for f in dataclasses.fields(config_class)})
+    return config_class(
+        **{
+            f.name: getattr(flag_values, f.name)
+            for f in dataclasses.fields(config_class)
+        }
+    )
 
 
 def fail(message):
     """Ends the process: one line on standard error, exit code 1."""
     sys.stdout.flush()
-    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]),
-                                          errors.shortened(" ".join(
-                                              str(message).split()))))
+    sys.stderr.write(
+        "%s: error: %s\n"
+        % (
+            os.path.basename(sys.argv[0]),
+            errors.shortened(" ".join(str(message).split())),
+        )
+    )
     sys.stderr.flush()
     sys.exit(1)
 
@@ -196,12 +236,16 @@ def _parse(argv):
     except flags.Error as error:
         return fail("%s; --help lists the flags" % error)
     except UnicodeDecodeError as error:
-        return fail("a --flagfile is not UTF-8 (%s); write it as plain text, "
-                    "a flag a line" % error)
+        return fail(
+            "a --flagfile is not UTF-8 (%s); write it as plain text, "
+            "a flag a line" % error
+        )
     except (OSError, ValueError, RecursionError) as error:
         # absl's own way through a flagfile, or to the name that was meant.
-        return fail("the flags cannot be read (%s); write --name=value, in a "
-                    "--flagfile one a line" % error)
+        return fail(
+            "the flags cannot be read (%s); write --name=value, in a "
+            "--flagfile one a line" % error
+        )
 
 
 def _refuse_arguments(arguments):
@@ -210,9 +254,14 @@ def _refuse_arguments(arguments):
         return
     switch = arguments[0].lower() in _TRUE + _FALSE
     raise errors.UserError(
-        "%r is no flag; expected --name=value%s; --help lists the flags" % (
-            arguments[0], ", such as --do_train=%s with no blank before it" %
-            arguments[0] if switch else ""))
+        "%r is no flag; expected --name=value%s; --help lists the flags"
+        % (
+            arguments[0],
+            ", such as --do_train=%s with no blank before it" % arguments[0]
+            if switch
+            else "",
+        )
+    )
 
 
 def run(main, takes_arguments=False):
@@ -225,6 +274,7 @@ def run(main, takes_arguments=False):
       takes_arguments: whether there may be some besides flags; what is
         passed over unread may have been meant as the value of a flag.
     """
+
     def guarded(argv):
         try:
             if not takes_arguments:
@@ -235,8 +285,9 @@ def run(main, takes_arguments=False):
         except errors.UserError as error:
             return fail(error)
         except KeyboardInterrupt:
-            sys.stderr.write("%s: interrupted\n" %
-                             os.path.basename(sys.argv[0]))
+            sys.stderr.write(
+                "%s: interrupted\n" % os.path.basename(sys.argv[0])
+            )
             return sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

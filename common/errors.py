@@ -5,7 +5,6 @@ Scripts turn it into a single line on standard error and exit code 1; any other
 exception is a bug of this project and keeps its traceback.
 """
 
-
 _MAX_CHARACTERS = 1500
 
 
@@ -26,5 +25,7 @@ def shortened(text):
     """
     if len(text) <= _MAX_CHARACTERS:
         return text
-    return "%s [...] %s" % (text[:_MAX_CHARACTERS // 2],
-                            text[-_MAX_CHARACTERS // 2:])
+    return "%s [...] %s" % (
+        text[: _MAX_CHARACTERS // 2],
+        text[-_MAX_CHARACTERS // 2 :],
+    )

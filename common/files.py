@@ -4,6 +4,7 @@
 Python's own parser overflows its stack on deep nesting, and turning digits
 into an int takes quadratic time. How large a file may be its reader says.
 """
+
 import json
 import os
 
@@ -47,12 +48,19 @@ def _check_depth(value):
     """Refuses what messages and later steps could not walk through."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [child for parent in level if isinstance(parent, (dict, list))
-                 for child in (parent.values() if isinstance(parent, dict)
-                               else parent)]
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (
+                parent.values() if isinstance(parent, dict) else parent
+            )
+        ]
     if level:
-        raise ValueError("it is nested too deeply, more than %d values in "
-                         "each other" % MAX_DEPTH)
+        raise ValueError(
+            "it is nested too deeply, more than %d values in "
+            "each other" % MAX_DEPTH
+        )
 
 
 def read_exactly(path, offset, size):
@@ -63,7 +71,8 @@ def read_exactly(path, offset, size):
     if len(data) != size:
         raise errors.UserError(
             "%s is cut off: %d bytes at %d were expected, %d are there; copy "
-            "the file again" % (path, size, offset, len(data)))
+            "the file again" % (path, size, offset, len(data))
+        )
     return data
 
 
@@ -75,14 +84,17 @@ def parse_json(data, path):
         limits.
     """
     try:
-        values = loads(data.decode("utf-8-sig"),
-                                   object_pairs_hook=unique)
+        values = loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
-        raise errors.UserError("%s is not the JSON that was expected: %s; copy "
-                               "the file again" % (path, error))
+        raise errors.UserError(
+            "%s is not the JSON that was expected: %s; copy "
+            "the file again" % (path, error)
+        )
     if not isinstance(values, dict):
-        raise errors.UserError("%s holds a JSON %s; expected an object" %
-                               (path, type(values).__name__))
+        raise errors.UserError(
+            "%s holds a JSON %s; expected an object"
+            % (path, type(values).__name__)
+        )
     return values
 
 
@@ -91,9 +103,10 @@ def read_small(path, limit=MAX_JSON_BYTES):
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
-            raise errors.UserError("%s has %d bytes, the limit for such a file "
-                                   "is %d; is it the right one?" %
-                                   (path, size, limit))
+            raise errors.UserError(
+                "%s has %d bytes, the limit for such a file "
+                "is %d; is it the right one?" % (path, size, limit)
+            )
         return stream.read(size)
 
 
@@ -160,16 +173,19 @@ class NewFiles:
         self._made = []
         for path in self._paths:
             if os.path.lexists(path) and not overwrite:
-                raise errors.UserError("%s exists already; pass --overwrite to "
-                                       "replace it or choose another --output" %
-                                       path)
+                raise errors.UserError(
+                    "%s exists already; pass --overwrite to "
+                    "replace it or choose another --output" % path
+                )
             if os.path.isdir(path):
-                raise errors.UserError("%s is a directory; choose another "
-                                       "--output" % path)
+                raise errors.UserError(
+                    "%s is a directory; choose another --output" % path
+                )
 
     def __enter__(self):
-        for directory in {os.path.dirname(os.path.abspath(path))
-                          for path in self._paths}:
+        for directory in {
+            os.path.dirname(os.path.abspath(path)) for path in self._paths
+        }:
             self._make(directory)
         return self
 
@@ -208,8 +224,9 @@ class NewFiles:
             os.remove(self._paths[-1])
         for path in self._paths:
             os.replace(path + ".incomplete", path)
-        for directory in {os.path.dirname(os.path.abspath(path))
-                          for path in self._paths}:
+        for directory in {
+            os.path.dirname(os.path.abspath(path)) for path in self._paths
+        }:
             descriptor = os.open(directory, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)

@@ -6,6 +6,7 @@ An example is a map from a name to a list of integers, floats or bytes.
 Source: tensorflow/core/example/{example,feature}.proto, and protobuf's
 "Encoding" page for the wire format.
 """
+
 import numpy as np
 
 from common import errors
@@ -79,18 +80,22 @@ def encode_example(features):
     entries = []
     for name in sorted(features):
         values = np.asarray(features[name])
-        if values.ndim != 1 or not (values.dtype.kind in "iu"
-                                    or values.dtype == np.float32):
-            raise TypeError("feature %r is %s %s; 1-D integers or float32 are "
-                            "expected" % (name, values.dtype, values.shape))
+        if values.ndim != 1 or not (
+            values.dtype.kind in "iu" or values.dtype == np.float32
+        ):
+            raise TypeError(
+                "feature %r is %s %s; 1-D integers or float32 are "
+                "expected" % (name, values.dtype, values.shape)
+            )
         if values.dtype == np.float32:
             tag, payload = b"\x12", values.astype("<f4").tobytes()
         else:
             tag, payload = b"\x1a", _encode_varints(values)
         payload = _delimited(b"\n", payload) if payload else b""
         feature = _delimited(tag, payload)
-        entry = (_delimited(b"\n", name.encode("utf-8"))
-                 + _delimited(b"\x12", feature))
+        entry = _delimited(b"\n", name.encode("utf-8")) + _delimited(
+            b"\x12", feature
+        )
         entries.append(_delimited(b"\n", entry))
     return _delimited(b"\n", b"".join(entries))
 
@@ -109,8 +114,9 @@ def encode_examples(features):
     Example: {"a": (np.array([300, 7]), [0, 1, 2])} -> the examples of
       {"a": [300]} and {"a": [7]}.
     """
-    columns = [_encode_column(name, *features[name])
-               for name in sorted(features)]
+    columns = [
+        _encode_column(name, *features[name]) for name in sorted(features)
+    ]
     return [_delimited(b"\n", b"".join(row)) for row in zip(*columns)]
 
 
@@ -218,8 +224,11 @@ def _decode_ints(data, position, end):
             if singles:
                 parts.append(np.array(singles, np.uint64).view(np.int64))
                 singles = []
-            parts.append(_decode_varints(
-                np.frombuffer(data, np.uint8, stop - start, start)))
+            parts.append(
+                _decode_varints(
+                    np.frombuffer(data, np.uint8, stop - start, start)
+                )
+            )
         else:
             raise RecordError("an integer has wire type %d" % wire)
     if singles:
@@ -233,8 +242,10 @@ def _decode_floats(data, position, end):
         if number != 1:
             continue
         if wire not in (_FIXED32, _DELIMITED) or (stop - start) % 4:
-            raise RecordError("a float list has wire type %d and %d bytes"
-                              % (wire, stop - start))
+            raise RecordError(
+                "a float list has wire type %d and %d bytes"
+                % (wire, stop - start)
+            )
         singles += data[start:stop]
     if singles:
         parts.append(np.frombuffer(bytes(singles), "<f4").astype(np.float32))
@@ -242,9 +253,11 @@ def _decode_floats(data, position, end):
 
 
 def _decode_bytes(data, position, end):
-    values = [data[start:stop] for number, wire, start, stop
-              in _fields(data, position, end)
-              if number == 1 and wire == _DELIMITED]
+    values = [
+        data[start:stop]
+        for number, wire, start, stop in _fields(data, position, end)
+        if number == 1 and wire == _DELIMITED
+    ]
     result = np.empty(len(values), object)
     result[:] = values
     return result
@@ -310,8 +323,10 @@ def decode_example(data):
     Example: the one of `encode_example`, backwards.
     """
     if len(data) > MAX_RECORD_BYTES:
-        raise RecordError("%d bytes are more than the limit of %d"
-                          % (len(data), MAX_RECORD_BYTES))
+        raise RecordError(
+            "%d bytes are more than the limit of %d"
+            % (len(data), MAX_RECORD_BYTES)
+        )
     features = {}
     for number, wire, start, stop in _fields(data, 0, len(data)):
         if number != 1 or wire != _DELIMITED:

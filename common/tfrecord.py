@@ -7,6 +7,7 @@ A file is a chain of frames: length (uint64), masked CRC32C of the length
 Source: tensorflow/core/lib/io/record_writer.h (frames), RFC 3720 appendix B.4
 (CRC32C test vectors).
 """
+
 import array
 import functools
 import hashlib
@@ -39,13 +40,14 @@ def _crc_table():
     row = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         row = (row >> np.uint32(1)) ^ (row & np.uint32(1)) * np.uint32(
-            _CRC_POLYNOMIAL)
+            _CRC_POLYNOMIAL
+        )
     table[0] = row
     for distance in range(1, 4):
         table[distance] = _step(table, table[distance - 1])
     filled = 4
     while filled < _CRC_BLOCK:
-        table[filled:2 * filled] = _advance(table, table[:filled], filled)
+        table[filled : 2 * filled] = _advance(table, table[:filled], filled)
         filled *= 2
     return table
 
@@ -59,8 +61,12 @@ def _advance(table, state, distance):
     """The states `distance` >= 4 zero bytes later."""
     result = table[distance - 1][state & np.uint32(255)]
     for byte in range(1, 4):
-        result = result ^ table[distance - 1 - byte][
-            (state >> np.uint32(8 * byte)) & np.uint32(255)]
+        result = (
+            result
+            ^ table[distance - 1 - byte][
+                (state >> np.uint32(8 * byte)) & np.uint32(255)
+            ]
+        )
     return result
 
 
@@ -79,13 +85,13 @@ def crc32c(data):
     values = np.frombuffer(data, np.uint8)
     state = 0xFFFFFFFF
     for start in range(0, len(values), _CRC_BLOCK):
-        block = values[start:start + _CRC_BLOCK]
+        block = values[start : start + _CRC_BLOCK]
         # The state so far enters as if it had been XORed into the next bytes;
         # what a block shorter than the state leaves over is shifted out.
         rest = 0
         head = np.frombuffer(struct.pack("<I", state), np.uint8)
         taken = min(4, len(block))
-        index = offsets[_CRC_BLOCK - len(block):] + block
+        index = offsets[_CRC_BLOCK - len(block) :] + block
         index[:taken] ^= head[:taken]
         if taken < 4:
             rest = state >> (8 * taken)
@@ -110,9 +116,15 @@ def frame(data):
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(
             "a record of %d bytes is longer than the limit of %d; use a "
-            "smaller --max_seq_length" % (len(data), MAX_RECORD_BYTES))
-    return b"".join([HEADER.pack(len(data), length_crc(len(data))), data,
-                     FOOTER.pack(masked_crc32c(data))])
+            "smaller --max_seq_length" % (len(data), MAX_RECORD_BYTES)
+        )
+    return b"".join(
+        [
+            HEADER.pack(len(data), length_crc(len(data))),
+            data,
+            FOOTER.pack(masked_crc32c(data)),
+        ]
+    )
 
 
 class RecordWriter:
@@ -178,8 +190,12 @@ class RecordWriter:
 
     def summary(self):
         """The entry of this file in manifest.json."""
-        return {"name": os.path.basename(self.path), "records": self.records,
-                "bytes": self.bytes, "sha256": self.sha256}
+        return {
+            "name": os.path.basename(self.path),
+            "records": self.records,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
 
     def _named(self, error):
         if error.filename is None:
@@ -200,7 +216,8 @@ def damage(path, number, offset, what):
     """The RecordError of one record of a file."""
     return RecordError(
         "%r, record %d (counted from 0) at byte %d: %s; copy or build the file "
-        "again, or pass --skip_corrupt_records" % (path, number, offset, what))
+        "again, or pass --skip_corrupt_records" % (path, number, offset, what)
+    )
 
 
 def _header_fault(header, left):
@@ -211,19 +228,25 @@ def _header_fault(header, left):
       left: bytes from the frame's start to the end of the file.
     """
     if len(header) < HEADER.size:
-        return ("the file is truncated: a header takes %d bytes, %d are there"
-                % (HEADER.size, len(header)))
+        return (
+            "the file is truncated: a header takes %d bytes, %d are there"
+            % (HEADER.size, len(header))
+        )
     length, crc = HEADER.unpack(header)
     if crc != masked_crc32c(header[:8]):
         if header[:2] == b"\x1f\x8b":
             return "this is a gzip file; decompress it first"
         return "the checksum of the length does not match"
     if length > MAX_RECORD_BYTES:
-        return ("the length %d is above the limit of %d bytes"
-                % (length, MAX_RECORD_BYTES))
+        return "the length %d is above the limit of %d bytes" % (
+            length,
+            MAX_RECORD_BYTES,
+        )
     if length + FRAME_BYTES > left:
-        return ("the file is truncated: the record takes %d bytes, %d are there"
-                % (length + FRAME_BYTES, left))
+        return (
+            "the file is truncated: the record takes %d bytes, %d are there"
+            % (length + FRAME_BYTES, left)
+        )
     return None
 
 
@@ -247,7 +270,7 @@ def index_frames(descriptor, path):
         if inside + header_bytes > len(chunk):
             chunk = os.pread(descriptor, _INDEX_BYTES, position)
             chunk_start, inside = position, 0
-        header = chunk[inside:inside + header_bytes]
+        header = chunk[inside : inside + header_bytes]
         following = size + 1
         if len(header) == header_bytes:
             length, crc = unpack(header)
@@ -256,8 +279,10 @@ def index_frames(descriptor, path):
         if following > size:
             fault = _header_fault(header, size - position)
             number = len(offsets) - 1
-            return (np.array(offsets, np.int64),
-                    damage(path, number, position, fault))
+            return (
+                np.array(offsets, np.int64),
+                damage(path, number, position, fault),
+            )
         position = following
         offsets.append(position)
     return np.array(offsets, np.int64), None
@@ -265,14 +290,16 @@ def index_frames(descriptor, path):
 
 def data_fault(framed):
     """What is wrong with a whole frame's bytes, None if nothing is."""
-    fault = _header_fault(framed[:HEADER.size], len(framed))
+    fault = _header_fault(framed[: HEADER.size], len(framed))
     if fault is not None:
         return fault
-    data = memoryview(framed)[HEADER.size:-FOOTER.size]
+    data = memoryview(framed)[HEADER.size : -FOOTER.size]
     length, crc = HEADER.unpack_from(framed)
     if length != len(data):
-        return ("the length is %d, but %d bytes stood there when the file was "
-                "indexed" % (length, len(data)))
+        return (
+            "the length is %d, but %d bytes stood there when the file was "
+            "indexed" % (length, len(data))
+        )
     if FOOTER.unpack_from(framed, len(framed) - 4)[0] != masked_crc32c(data):
         return "the checksum of the data does not match"
     return None

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results of a function over many items, from several processes, in order.
 
-    def create(factor):               # runs once in each process
-        return lambda item: item * factor
+def create(factor):               # runs once in each process
+    return lambda item: item * factor
 
-    list(map_ordered(range(3), create, (10,), num_workers=2))  # [0, 10, 20]
+list(map_ordered(range(3), create, (10,), num_workers=2))  # [0, 10, 20]
 """
+
 import collections
 import concurrent.futures
 import os
@@ -57,7 +58,8 @@ def map_ordered(items, create, arguments, num_workers):
         yield from map(create(*arguments), items)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, initializer=_initialize, initargs=(create, arguments))
+        num_workers, initializer=_initialize, initargs=(create, arguments)
+    )
     pending = collections.deque()
     try:
         for item in items:
@@ -70,7 +72,8 @@ def map_ordered(items, create, arguments, num_workers):
         raise WorkerError(
             "a worker process was killed, perhaps because memory ran out; run "
             "the same command again, with a smaller --num_workers than %d if "
-            "it was memory" % num_workers)
+            "it was memory" % num_workers
+        )
     finally:
         for future in pending:
             future.cancel()

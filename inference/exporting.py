@@ -11,6 +11,7 @@ Every form takes `input_ids`; what is padding follows from the pad id. `export`
 writes under another name, computes random sequences with what it wrote and
 with the graph of training, and gives the name only where both agree.
 """
+
 import contextlib
 import math
 import os
@@ -38,6 +39,7 @@ _CPU = tf.ConfigProto(device_count={"GPU": 0})
 
 class Shape(typing.NamedTuple):
     """Sizes of input_ids; None is free."""
+
     batch_size: typing.Optional[int] = None
     max_seq_length: typing.Optional[int] = None
     num_choices: typing.Optional[int] = None  # multiple_choice has them
@@ -50,6 +52,7 @@ class Shape(typing.NamedTuple):
 
 class Graph(typing.NamedTuple):
     """A graph and what can be asked of it."""
+
     graph: tf.Graph
     # {signature: ({name: placeholder}, {name: output})}; a head's first.
     signatures: typing.Dict[str, typing.Tuple[dict, dict]]
@@ -68,22 +71,22 @@ def inference_graph(model, head, shape, input_type=tf.int32, top_k=0):
     """
     graph = tf.Graph()
     with graph.as_default():
-        given = tf.placeholder(input_type, shape.dimensions(head),
-                               "input_ids")
+        given = tf.placeholder(input_type, shape.dimensions(head), "input_ids")
         input_ids = tf.cast(given, tf.int32)
         inputs = {"input_ids": given}
         outputs = trained_model.build(model, head, input_ids)
         signatures = {head: (inputs, _named(outputs))}
         if top_k:
             with tf.variable_scope("", reuse=True):
-                signatures.update(_more(model, head, inputs, input_ids,
-                                        top_k))
+                signatures.update(_more(model, head, inputs, input_ids, top_k))
     return Graph(graph, signatures)
 
 
 def _named(outputs):
-    return {name: tf.identity(tensor, name)
-            for name, tensor in sorted(outputs.items())}
+    return {
+        name: tf.identity(tensor, name)
+        for name, tensor in sorted(outputs.items())
+    }
 
 
 def _more(model, head, inputs, input_ids, top_k):
@@ -92,17 +95,25 @@ def _more(model, head, inputs, input_ids, top_k):
     if head == "mlm":
         positions = tf.placeholder(input_ids.dtype, [None, None], "positions")
         shape = tf.shape(positions)
-        rows = positions + tf.range(shape[0])[:, tf.newaxis] * tf.shape(
-            input_ids)[1]
+        rows = (
+            positions
+            + tf.range(shape[0])[:, tf.newaxis] * tf.shape(input_ids)[1]
+        )
         best = trained_model.best_tokens(
-            model, input_ids, tf.reshape(rows, [-1]), top_k)
+            model, input_ids, tf.reshape(rows, [-1]), top_k
+        )
         found["mlm_top_k"] = (
             dict(inputs, positions=positions),
-            {name: tf.reshape(value, [shape[0], shape[1], top_k])
-             for name, value in best.items()})
+            {
+                name: tf.reshape(value, [shape[0], shape[1], top_k])
+                for name, value in best.items()
+            },
+        )
     if head not in ("encoder", "multiple_choice"):
-        found["encoder"] = inputs, _named(trained_model.build(
-            model, "encoder", input_ids))
+        found["encoder"] = (
+            inputs,
+            _named(trained_model.build(model, "encoder", input_ids)),
+        )
     return found
 
 
@@ -112,14 +123,18 @@ def _more(model, head, inputs, input_ids, top_k):
 def _write_saved_model(built, model, path):
     signatures = {
         name: tf.saved_model.predict_signature_def(*both)
-        for name, both in built.signatures.items()}
+        for name, both in built.signatures.items()
+    }
     signatures["serving_default"] = signatures[next(iter(built.signatures))]
     builder = tf.saved_model.Builder(path)
     with trained_model.restored(model, built.graph, _CPU) as session:
         with built.graph.as_default():
             builder.add_meta_graph_and_variables(
-                session, [tf.saved_model.tag_constants.SERVING], signatures,
-                strip_default_attrs=True)
+                session,
+                [tf.saved_model.tag_constants.SERVING],
+                signatures,
+                strip_default_attrs=True,
+            )
             builder.save()
     _copy_small_files(model, os.path.join(path, "assets.extra"))
 
@@ -128,20 +143,23 @@ def _run_saved_model(path, head, ids):
     del head
     with tf.Session(graph=tf.Graph(), config=_CPU) as session:
         loaded = tf.saved_model.load(
-            session, [tf.saved_model.tag_constants.SERVING], path)
+            session, [tf.saved_model.tag_constants.SERVING], path
+        )
         signature = loaded.signature_def["serving_default"]
         return session.run(
             {name: info.name for name, info in signature.outputs.items()},
-            {signature.inputs["input_ids"].name: ids})
+            {signature.inputs["input_ids"].name: ids},
+        )
 
 
 def _frozen(built, model):
     """The GraphDef of the first signature, weights as constants."""
-    (_, outputs), = list(built.signatures.values())[:1]
+    ((_, outputs),) = list(built.signatures.values())[:1]
     names = [tensor.op.name for tensor in outputs.values()]
     with trained_model.restored(model, built.graph, _CPU) as session:
         frozen = tf.graph_util.convert_variables_to_constants(
-            session, built.graph.as_graph_def(), names)
+            session, built.graph.as_graph_def(), names
+        )
     return tf.graph_util.extract_sub_graph(_without_gradients(frozen), names)
 
 
@@ -173,19 +191,22 @@ def _run_frozen(path, head, ids):
     graph_def = tf.GraphDef()
     with open(path, "rb") as stream:
         graph_def.ParseFromString(stream.read())
-    used = {name.split(":")[0] for node in graph_def.node
-            for name in node.input}
+    used = {
+        name.split(":")[0] for node in graph_def.node for name in node.input
+    }
     outputs = [node.name for node in graph_def.node if node.name not in used]
     with tf.Session(graph=tf.Graph(), config=_CPU) as session:
         tf.import_graph_def(graph_def, name="")
-        return session.run({name: name + ":0" for name in outputs},
-                           {"input_ids:0": ids})
+        return session.run(
+            {name: name + ":0" for name in outputs}, {"input_ids:0": ids}
+        )
 
 
 def _missing(name):
     return errors.UserError(
         "--format=onnx needs %s, which is not installed; pip install -r "
-        "requirements/onnx.txt" % name)
+        "requirements/onnx.txt" % name
+    )
 
 
 def _write_onnx(built, model, path):
@@ -193,14 +214,19 @@ def _write_onnx(built, model, path):
         import tf2onnx
     except ImportError:
         raise _missing("tf2onnx")
-    (inputs, outputs), = list(built.signatures.values())[:1]
-    names = {tensor.name: name for part in (inputs, outputs)
-             for name, tensor in part.items()}
+    ((inputs, outputs),) = list(built.signatures.values())[:1]
+    names = {
+        tensor.name: name
+        for part in (inputs, outputs)
+        for name, tensor in part.items()
+    }
     with tf.Graph().as_default():
         proto, _ = tf2onnx.convert.from_graph_def(
-            _frozen(built, model), opset=OPSET,
+            _frozen(built, model),
+            opset=OPSET,
             input_names=[tensor.name for tensor in inputs.values()],
-            output_names=[tensor.name for tensor in outputs.values()])
+            output_names=[tensor.name for tensor in outputs.values()],
+        )
     for node in proto.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -217,17 +243,21 @@ def _run_onnx(path, head, ids):
     except ImportError:
         raise _missing("onnxruntime")
     session = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"])
+        path, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"input_ids": ids})))
 
 
 def _write_slim(built, model, path):
     del built
-    known = {variable.tf for variable in weight_names.variables(
-        model.parts, model.config)}
-    tensors = {name: tensor for name, tensor in model.tensors.items()
-               if name in known}
+    known = {
+        variable.tf
+        for variable in weight_names.variables(model.parts, model.config)
+    }
+    tensors = {
+        name: tensor for name, tensor in model.tensors.items() if name in known
+    }
     _copy_small_files(model, path)
     name = os.path.basename(model.checkpoint)
     prefix = os.path.join(path, name)
@@ -236,8 +266,10 @@ def _write_slim(built, model, path):
     with open(tf_checkpoint.index_file(prefix), "wb") as stream:
         stream.write(index)
     with open(os.path.join(path, "checkpoint"), "w") as stream:
-        stream.write('model_checkpoint_path: "%s"\n'
-                     'all_model_checkpoint_paths: "%s"\n' % (name, name))
+        stream.write(
+            'model_checkpoint_path: "%s"\n'
+            'all_model_checkpoint_paths: "%s"\n' % (name, name)
+        )
 
 
 def _run_slim(path, head, ids):
@@ -248,10 +280,12 @@ def _copy_small_files(model, directory):
     """config.json and, where there are, the tokenizer's files."""
     os.makedirs(directory, exist_ok=True)
     beside = os.path.join(model.directory, trained_model.TOKENIZER_CONFIG)
-    for source, name in ((model.config_file, "config.json"),
-                         (model.vocab_file, trained_model.VOCAB),
-                         (model.merges_file, trained_model.MERGES),
-                         (beside, trained_model.TOKENIZER_CONFIG)):
+    for source, name in (
+        (model.config_file, "config.json"),
+        (model.vocab_file, trained_model.VOCAB),
+        (model.merges_file, trained_model.MERGES),
+        (beside, trained_model.TOKENIZER_CONFIG),
+    ):
         if source and os.path.isfile(source):
             shutil.copyfile(source, os.path.join(directory, name))
 
@@ -264,14 +298,17 @@ class Format(typing.NamedTuple):
       run: function (path, head, ids) -> {name: array}: the outputs of what
         stands at a path, computed by whoever reads such files.
     """
+
     write: typing.Callable
     run: typing.Callable
 
 
-FORMATS = {"saved_model": Format(_write_saved_model, _run_saved_model),
-           "frozen": Format(_write_frozen, _run_frozen),
-           "onnx": Format(_write_onnx, _run_onnx),
-           "slim": Format(_write_slim, _run_slim)}
+FORMATS = {
+    "saved_model": Format(_write_saved_model, _run_saved_model),
+    "frozen": Format(_write_frozen, _run_frozen),
+    "onnx": Format(_write_onnx, _run_onnx),
+    "slim": Format(_write_slim, _run_slim),
+}
 
 
 # --- Comparison -------------------------------------------------------------
@@ -296,7 +333,7 @@ def random_ids(model, dimensions, seed=0):
     ids += ids >= pad  # any id but the pad's
     rows = ids.reshape(-1, dimensions[-1])
     for row in rows[1:]:
-        row[random.randint(1, dimensions[-1]):] = pad
+        row[random.randint(1, dimensions[-1]) :] = pad
     return rows.reshape(dimensions).astype(np.int32)
 
 
@@ -318,24 +355,33 @@ def difference(found, wanted, ids, pad_token_id):
         other = found[name]
         if other.shape != value.shape:
             return np.inf
-        if value.shape[:ids.ndim] == ids.shape:
-            if value.shape == ids.shape and not (
-                    other[~tokens] < 0.5 * trained_model.NO_ANSWER).all():
+        if value.shape[: ids.ndim] == ids.shape:
+            if (
+                value.shape == ids.shape
+                and not (other[~tokens] < 0.5 * trained_model.NO_ANSWER).all()
+            ):
                 return np.inf
             other, value = other[tokens], value[tokens]
         each = np.abs(other.astype(np.float64) - value)
-        largest = max(largest, each.max() if np.isfinite(each).all()
-                      else np.inf)
+        largest = max(
+            largest, each.max() if np.isfinite(each).all() else np.inf
+        )
     return float(largest)
 
 
 def _sizes(model, head, shape):
     """Two sizes of input_ids to compare with; of a fixed shape two inputs."""
     most = model.config.max_sequence_length
-    return [[fixed or free for fixed, free in zip(
-        shape.dimensions(head), Shape(
-            batch_size, min(length, most), choices).dimensions(head))]
-            for batch_size, length, choices in ((4, 48, 3), (2, 17, 2))]
+    return [
+        [
+            fixed or free
+            for fixed, free in zip(
+                shape.dimensions(head),
+                Shape(batch_size, min(length, most), choices).dimensions(head),
+            )
+        ]
+        for batch_size, length, choices in ((4, 48, 3), (2, 17, 2))
+    ]
 
 
 def compare(model, head, form, path, shape, input_type):
@@ -346,11 +392,17 @@ def compare(model, head, form, path, shape, input_type):
     differences = []
     for seed, dimensions in enumerate(_sizes(model, head, shape)):
         ids = random_ids(model, dimensions, seed)
-        found = FORMATS[form].run(path, head,
-                                  ids.astype(input_type.as_numpy_dtype))
-        differences.append(difference(
-            found, trainer_outputs(model, head, ids), ids,
-            model.config.pad_token_id))
+        found = FORMATS[form].run(
+            path, head, ids.astype(input_type.as_numpy_dtype)
+        )
+        differences.append(
+            difference(
+                found,
+                trainer_outputs(model, head, ids),
+                ids,
+                model.config.pad_token_id,
+            )
+        )
     return max(differences)
 
 
@@ -358,8 +410,9 @@ def compare(model, head, form, path, shape, input_type):
 
 
 # Words of TensorFlow's messages.
-_NO_ROOM = re.compile("No space left on device|Disk quota exceeded|"
-                      "File too large")
+_NO_ROOM = re.compile(
+    "No space left on device|Disk quota exceeded|File too large"
+)
 
 
 @contextlib.contextmanager
@@ -368,7 +421,8 @@ def _new_path(path, overwrite):
     if os.path.lexists(path) and not overwrite:
         raise errors.UserError(
             "%s exists already; pass --overwrite to replace it or choose "
-            "another --output" % path)
+            "another --output" % path
+        )
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary, old = path + ".incomplete", path + ".replaced"
     _remove(temporary)
@@ -386,7 +440,8 @@ def _new_path(path, overwrite):
             raise
         raise errors.UserError(
             "%s cannot be written: %s; free some space, or choose another "
-            "--output" % (path, found.group()))
+            "--output" % (path, found.group())
+        )
     finally:
         _remove(temporary)
         _remove(old)
@@ -406,11 +461,22 @@ def _check_place(path, model):
     if os.path.commonpath([place, home]) == place:
         raise errors.UserError(
             "--output=%s holds the model that is exported; give another "
-            "--output" % path)
+            "--output" % path
+        )
 
 
-def export(model, head, form, path, *, shape=Shape(), input_type=tf.int32,
-           top_k=5, tolerance=None, overwrite=False):
+def export(
+    model,
+    head,
+    form,
+    path,
+    *,
+    shape=Shape(),
+    input_type=tf.int32,
+    top_k=5,
+    tolerance=None,
+    overwrite=False,
+):
     """Writes a model and compares it with the graph of training.
 
     Args:
@@ -436,21 +502,24 @@ def export(model, head, form, path, *, shape=Shape(), input_type=tf.int32,
     if tolerance is None:
         tolerance = TOLERANCES.get(head, TOLERANCE)
     environment.create(environment.DeviceConfig(accelerator="cpu"))
-    built = inference_graph(model, head, shape, input_type,
-                            top_k if form == "saved_model" else 0)
+    built = inference_graph(
+        model, head, shape, input_type, top_k if form == "saved_model" else 0
+    )
     with _new_path(path, overwrite) as temporary:
         FORMATS[form].write(built, model, temporary)
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):
             raise errors.UserError(
                 "%s was not written: outputs of %s are NaN or infinite; the "
-                "model has diverged, give an earlier checkpoint" % (
-                    path, model.checkpoint))
+                "model has diverged, give an earlier checkpoint"
+                % (path, model.checkpoint)
+            )
         if not largest <= tolerance:
             raise errors.UserError(
                 "%s was not written: its outputs differ from those of "
                 "training by %.3g, allowed is %.3g; if that is good enough, "
-                "give a larger --tolerance" % (path, largest, tolerance))
+                "give a larger --tolerance" % (path, largest, tolerance)
+            )
     return largest, built.signatures
 
 
@@ -465,10 +534,13 @@ def atc_command(path, built_signature, soc_version):
     Source: Huawei, CANN 8.0, ATC parameters (framework 3 is TensorFlow).
     """
     inputs, outputs = built_signature
-    shapes = ";".join("%s:%s" % (tensor.op.name, ",".join(
-        map(str, tensor.shape.as_list()))) for tensor in inputs.values())
+    shapes = ";".join(
+        "%s:%s" % (tensor.op.name, ",".join(map(str, tensor.shape.as_list())))
+        for tensor in inputs.values()
+    )
     nodes = ";".join("%s:0" % tensor.op.name for tensor in outputs.values())
     return (
-        'atc --model=%s --framework=3 --output=%s --input_format=ND '
-        '--input_shape="%s" --out_nodes="%s" --soc_version=%s --log=error' % (
-            path, os.path.splitext(path)[0], shapes, nodes, soc_version))
+        "atc --model=%s --framework=3 --output=%s --input_format=ND "
+        '--input_shape="%s" --out_nodes="%s" --soc_version=%s --log=error'
+        % (path, os.path.splitext(path)[0], shapes, nodes, soc_version)
+    )

@@ -9,6 +9,7 @@ model's own arithmetic costs. Threads may share a Predictor. Many inputs at
 once are sorted by length and computed in batches, padded no further than
 needed; what is computed does not depend on the batch.
 """
+
 import dataclasses
 import typing
 
@@ -24,8 +25,12 @@ from tasks import sequences
 from training import preflight
 
 # Task: the head that it needs.
-TASKS = {"fill-mask": "mlm", "answer": "squad", "classify": "classification",
-         "embed": "encoder"}
+TASKS = {
+    "fill-mask": "mlm",
+    "answer": "squad",
+    "classify": "classification",
+    "embed": "encoder",
+}
 MASK = tokenization.MASK
 # run_squad.py's defaults: tokens of a window, and from one to the next.
 _ANSWER_LENGTH, _STRIDE = 384, 128
@@ -35,35 +40,51 @@ _LENGTH_STEP = 32  # lengths of batches, as in training's prediction
 @dataclasses.dataclass(frozen=True)
 class Settings(squad.AnswerConfig):
     """How to predict; what run_squad.py has too is the same there."""
+
     bert_config_file: str = command_line.flag(
-        "", "The model's config. Default: config.json beside the checkpoint.")
+        "", "The model's config. Default: config.json beside the checkpoint."
+    )
     vocab_file: str = command_line.flag(
-        "", "The tokenizer's vocab.json. Default: the one beside the "
-        "checkpoint.")
+        "",
+        "The tokenizer's vocab.json. Default: the one beside the checkpoint.",
+    )
     merges_file: str = command_line.flag(
-        "", "The tokenizer's merges.txt. Default: the one beside the "
-        "checkpoint.")
+        "",
+        "The tokenizer's merges.txt. Default: the one beside the checkpoint.",
+    )
     do_lower_case: typing.Optional[bool] = command_line.flag(
-        None, "Lower-case all text. Default: as in training, if "
-        "tokenizer_config.json beside the checkpoint says so, else False.")
+        None,
+        "Lower-case all text. Default: as in training, if "
+        "tokenizer_config.json beside the checkpoint says so, else False.",
+    )
     accelerator: str = command_line.flag(
-        "auto", "Where to compute; auto takes a GPU, else the CPU.",
-        choices=("auto", "cpu", "gpu"))
-    manual_fp16: bool = command_line.flag(
-        False, "Compute the encoder in fp16.")
+        "auto",
+        "Where to compute; auto takes a GPU, else the CPU.",
+        choices=("auto", "cpu", "gpu"),
+    )
+    manual_fp16: bool = command_line.flag(False, "Compute the encoder in fp16.")
     predict_batch_size: int = command_line.flag(
-        8, "Sequences of a batch.", lower=1)
+        8, "Sequences of a batch.", lower=1
+    )
     max_seq_length: typing.Optional[int] = command_line.flag(
-        None, "Tokens of a sequence at most. Default: 384 for answers, else "
-        "what the model has positions for.", lower=4)
+        None,
+        "Tokens of a sequence at most. Default: 384 for answers, else "
+        "what the model has positions for.",
+        lower=4,
+    )
     doc_stride: typing.Optional[int] = command_line.flag(
-        None, "Tokens from one window of a long text to the next. Default: a "
-        "third of max_seq_length, 128 at most.", lower=1)
-    top_k: int = command_line.flag(
-        5, "Words listed for each <mask>.", lower=1)
+        None,
+        "Tokens from one window of a long text to the next. Default: a "
+        "third of max_seq_length, 128 at most.",
+        lower=1,
+    )
+    top_k: int = command_line.flag(5, "Words listed for each <mask>.", lower=1)
     pooling: str = command_line.flag(
-        "mean", "The vector of a text: mean over its tokens, first (<s>), or "
-        "tokens for one vector each.", choices=("mean", "first", "tokens"))
+        "mean",
+        "The vector of a text: mean over its tokens, first (<s>), or "
+        "tokens for one vector each.",
+        choices=("mean", "first", "tokens"),
+    )
 
 
 class Predictor:
@@ -81,25 +102,31 @@ class Predictor:
           errors.UserError: the model lacks the task's head or its files.
         """
         if task not in TASKS:
-            raise errors.UserError("the task is %r; expected one of %s" % (
-                task, ", ".join(TASKS)))
+            raise errors.UserError(
+                "the task is %r; expected one of %s" % (task, ", ".join(TASKS))
+            )
         self.task = task
         self.settings = settings
         self.model = trained_model.find(
-            model, bert_config_file=settings.bert_config_file,
-            vocab_file=settings.vocab_file, merges_file=settings.merges_file)
+            model,
+            bert_config_file=settings.bert_config_file,
+            vocab_file=settings.vocab_file,
+            merges_file=settings.merges_file,
+        )
         self.model.check_head(TASKS[task])
         self.tokenizer = _tokenizer(self.model, settings)
         self.max_length = _max_length(self.model, task, settings)
         builds = {"fill-mask": _build_fill_mask, "embed": _build_embed}
-        self._engine = _Engine(self.model, settings, builds.get(
-            task, _build_head), task)
+        self._engine = _Engine(
+            self.model, settings, builds.get(task, _build_head), task
+        )
 
     def _check_task(self, task):
         if self.task != task:
             raise errors.UserError(
-                "this Predictor was loaded for %s; load one for %s" % (
-                    self.task, task))
+                "this Predictor was loaded for %s; load one for %s"
+                % (self.task, task)
+            )
 
     # --- answer ---------------------------------------------------------
 
@@ -126,31 +153,54 @@ class Predictor:
         """
         self._check_task("answer")
         for example in examples:
-            for name, value in (("question", example.question),
-                                ("text", example.context)):
+            for name, value in (
+                ("question", example.question),
+                ("text", example.context),
+            ):
                 if not value.strip():
-                    raise errors.UserError("question %r: the %s is empty" % (
-                        example.question_id, name))
+                    raise errors.UserError(
+                        "question %r: the %s is empty"
+                        % (example.question_id, name)
+                    )
         settings = self.settings
-        features = list(squad.convert_examples_to_features(
-            examples, self.tokenizer, self.max_length,
-            settings.doc_stride or min(_STRIDE, self.max_length // 3),
-            settings.max_query_length, is_training=False))
+        features = list(
+            squad.convert_examples_to_features(
+                examples,
+                self.tokenizer,
+                self.max_length,
+                settings.doc_stride or min(_STRIDE, self.max_length // 3),
+                settings.max_query_length,
+                is_training=False,
+            )
+        )
         logits = self._engine.run([feature.input_ids for feature in features])
-        spans = {index: (row["start_logits"], row["end_logits"])
-                 for index, row in enumerate(logits)}
+        spans = {
+            index: (row["start_logits"], row["end_logits"])
+            for index, row in enumerate(logits)
+        }
         answerable = None
         if settings.version_2_with_negative and (
-                "answerable" in self.model.parts):
-            answerable = {index: row["answerable_logits"]
-                          for index, row in enumerate(logits)}
+            "answerable" in self.model.parts
+        ):
+            answerable = {
+                index: row["answerable_logits"]
+                for index, row in enumerate(logits)
+            }
         predictions, nbest, null_odds = squad.decode(
-            examples, features, spans, settings.n_best_size,
-            settings.max_answer_length, settings.version_2_with_negative,
-            settings.null_score_diff_threshold, answerable_logits=answerable,
-            with_offsets=True)
-        return [_answer(example.question_id, predictions, nbest, null_odds)
-                for example in examples]
+            examples,
+            features,
+            spans,
+            settings.n_best_size,
+            settings.max_answer_length,
+            settings.version_2_with_negative,
+            settings.null_score_diff_threshold,
+            answerable_logits=answerable,
+            with_offsets=True,
+        )
+        return [
+            _answer(example.question_id, predictions, nbest, null_odds)
+            for example in examples
+        ]
 
     # --- fill-mask ------------------------------------------------------
 
@@ -181,20 +231,24 @@ class Predictor:
         for indices, ids in self._engine.batches(encoded):
             rows, columns = np.nonzero(ids == self.tokenizer.mask_id)
             found = self._engine.call(
-                ids, positions=rows * ids.shape[1] + columns, top_k=count)
+                ids, positions=rows * ids.shape[1] + columns, top_k=count
+            )
             for row, index in enumerate(indices):
                 here = rows == row
                 results[index] = self._filled(
-                    encoded[index], found["ids"][here],
-                    found["log_probabilities"][here])
+                    encoded[index],
+                    found["ids"][here],
+                    found["log_probabilities"][here],
+                )
         return results
 
     def _encode_masked(self, text):
         parts = text.split(MASK)
         if len(parts) == 1:
             raise errors.UserError(
-                "%.60r has no %s; write it where a word is to be found" % (
-                    text, MASK))
+                "%.60r has no %s; write it where a word is to be found"
+                % (text, MASK)
+            )
         ids = []
         for part in parts[:-1]:
             ids += self.tokenizer.encode(part.rstrip())
@@ -203,18 +257,27 @@ class Predictor:
         if len(ids) + 2 > self.max_length:
             raise errors.UserError(
                 "%.60r... has %d tokens with <s> and </s>, the model takes "
-                "%d; shorten it" % (text, len(ids) + 2, self.max_length))
+                "%d; shorten it" % (text, len(ids) + 2, self.max_length)
+            )
         return [self.tokenizer.bos_id] + ids + [self.tokenizer.eos_id]
 
     def _filled(self, sequence, ids, log_probabilities):
-        masks = [[{"word": self.tokenizer.decode([number]).strip(),
-                   "token": self.tokenizer.convert_ids_to_tokens(number),
-                   "score": float(np.exp(score))}
-                  for number, score in zip(*pair)]
-                 for pair in zip(ids.tolist(), log_probabilities)]
+        masks = [
+            [
+                {
+                    "word": self.tokenizer.decode([number]).strip(),
+                    "token": self.tokenizer.convert_ids_to_tokens(number),
+                    "score": float(np.exp(score)),
+                }
+                for number, score in zip(*pair)
+            ]
+            for pair in zip(ids.tolist(), log_probabilities)
+        ]
         best = iter(ids[:, 0].tolist())
-        filled = [next(best) if number == self.tokenizer.mask_id else number
-                  for number in sequence[1:-1]]
+        filled = [
+            next(best) if number == self.tokenizer.mask_id else number
+            for number in sequence[1:-1]
+        ]
         return {"filled": self.tokenizer.decode(filled), "masks": masks}
 
     # --- classify -------------------------------------------------------
@@ -238,14 +301,19 @@ class Predictor:
         self._check_task("classify")
         encoded = [self._encode_pair(*pair) for pair in pairs]
         outputs = self._engine.run([ids for ids, _ in encoded])
-        return [dict(self._label(output["logits"].astype(np.float64)),
-                     truncated=truncated)
-                for output, (_, truncated) in zip(outputs, encoded)]
+        return [
+            dict(
+                self._label(output["logits"].astype(np.float64)),
+                truncated=truncated,
+            )
+            for output, (_, truncated) in zip(outputs, encoded)
+        ]
 
     def _encode_pair(self, first, second=None):
         """(int32 [T], whether texts were cut), as run_classifier.py reads."""
         sequence, cut_tokens = sequences.encode_pair(
-            first, second, self.tokenizer, self.max_length)
+            first, second, self.tokenizer, self.max_length
+        )
         return sequence, cut_tokens > 0
 
     def _label(self, logits):
@@ -256,14 +324,20 @@ class Predictor:
             return {"value": values[0] if len(values) == 1 else values}
         if kind == "multi_label_classification":
             scores = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()
-            return {"labels": [name for name, score in zip(names, scores)
-                               if score > 0.5],
-                    "scores": dict(zip(names, scores))}
+            return {
+                "labels": [
+                    name for name, score in zip(names, scores) if score > 0.5
+                ],
+                "scores": dict(zip(names, scores)),
+            }
         exponentials = np.exp(logits - logits.max())
         scores = (exponentials / exponentials.sum()).tolist()
         best = int(np.argmax(logits))
-        return {"label": names[best], "score": scores[best],
-                "scores": dict(zip(names, scores))}
+        return {
+            "label": names[best],
+            "score": scores[best],
+            "scores": dict(zip(names, scores)),
+        }
 
     # --- embed ----------------------------------------------------------
 
@@ -289,39 +363,58 @@ class Predictor:
         for output, (ids, truncated) in zip(outputs, encoded):
             vectors = output["vectors"]
             if self.settings.pooling == "tokens":
-                vectors = vectors[:len(ids)]
-            results.append({
-                "vectors": vectors, "truncated": truncated,
-                "tokens": self.tokenizer.convert_ids_to_tokens(ids)})
+                vectors = vectors[: len(ids)]
+            results.append(
+                {
+                    "vectors": vectors,
+                    "truncated": truncated,
+                    "tokens": self.tokenizer.convert_ids_to_tokens(ids),
+                }
+            )
         return results
 
 
 def _answer(name, predictions, nbest, null_odds):
     answer = predictions[name]
-    entry = next((entry for entry in nbest[name] if entry["text"] == answer),
-                 {"probability": None, "start": None, "end": None})
-    result = {"id": name, "answer": answer, "score": entry["probability"],
-              "start": entry["start"], "end": entry["end"],
-              "nbest": nbest[name]}
+    entry = next(
+        (entry for entry in nbest[name] if entry["text"] == answer),
+        {"probability": None, "start": None, "end": None},
+    )
+    result = {
+        "id": name,
+        "answer": answer,
+        "score": entry["probability"],
+        "start": entry["start"],
+        "end": entry["end"],
+        "nbest": nbest[name],
+    }
     if name in null_odds:
         result["null_odds"] = null_odds[name]
     return result
 
 
 def _tokenizer(model, settings):
-    for name, path in (("vocab_file", model.vocab_file),
-                       ("merges_file", model.merges_file)):
+    for name, path in (
+        ("vocab_file", model.vocab_file),
+        ("merges_file", model.merges_file),
+    ):
         if not path:
             raise errors.UserError(
                 "%s has no tokenizer files beside it; name them with "
-                "--vocab_file and --merges_file (--%s is missing)" % (
-                    model.checkpoint, name))
-    lowers = (model.do_lower_case if settings.do_lower_case is None
-              else settings.do_lower_case)
+                "--vocab_file and --merges_file (--%s is missing)"
+                % (model.checkpoint, name)
+            )
+    lowers = (
+        model.do_lower_case
+        if settings.do_lower_case is None
+        else settings.do_lower_case
+    )
     tokenizer = tokenization.RobertaTokenizer(
-        model.vocab_file, model.merges_file, do_lower_case=lowers)
-    preflight.check_vocabulary(tokenizer, model.vocab_file, model.config,
-                               model.config_file)
+        model.vocab_file, model.merges_file, do_lower_case=lowers
+    )
+    preflight.check_vocabulary(
+        tokenizer, model.vocab_file, model.config, model.config_file
+    )
     return tokenizer
 
 
@@ -329,8 +422,9 @@ def _max_length(model, task, settings):
     most = model.config.max_sequence_length
     if settings.max_seq_length is None:
         return min(_ANSWER_LENGTH, most) if task == "answer" else most
-    preflight.check_length(settings.max_seq_length, model.config,
-                           model.config_file)
+    preflight.check_length(
+        settings.max_seq_length, model.config, model.config_file
+    )
     return settings.max_seq_length
 
 
@@ -340,36 +434,43 @@ class _Engine:
     def __init__(self, model, settings, build, task):
         self._pad_token_id = model.config.pad_token_id
         self._batch_size = settings.predict_batch_size
-        device = environment.create(environment.DeviceConfig(
-            accelerator=_accelerator(settings.accelerator),
-            manual_fp16=settings.manual_fp16))
+        device = environment.create(
+            environment.DeviceConfig(
+                accelerator=_accelerator(settings.accelerator),
+                manual_fp16=settings.manual_fp16,
+            )
+        )
         graph = tf.Graph()
         with graph.as_default():
-            self._inputs = {"input_ids": tf.placeholder(
-                tf.int32, [None, None], "input_ids")}
-            self._outputs = build(model, TASKS[task], settings, self._inputs,
-                                  device.kernels)
-        self._session = trained_model.restored(model, graph,
-                                               device.session_config())
+            self._inputs = {
+                "input_ids": tf.placeholder(tf.int32, [None, None], "input_ids")
+            }
+            self._outputs = build(
+                model, TASKS[task], settings, self._inputs, device.kernels
+            )
+        self._session = trained_model.restored(
+            model, graph, device.session_config()
+        )
 
     def batches(self, sequences):
         """Yields (indices, input_ids int32 [B, S]), longest ones first."""
         lengths = np.array([len(sequence) for sequence in sequences])
         order = np.argsort(-lengths, kind="stable")
         for first in range(0, len(order), self._batch_size):
-            indices = order[first:first + self._batch_size].tolist()
+            indices = order[first : first + self._batch_size].tolist()
             longest = -(-lengths[indices[0]] // _LENGTH_STEP) * _LENGTH_STEP
-            ids = np.full([len(indices), longest], self._pad_token_id,
-                          np.int32)
+            ids = np.full([len(indices), longest], self._pad_token_id, np.int32)
             for row, index in zip(ids, indices):
-                row[:lengths[index]] = sequences[index]
+                row[: lengths[index]] = sequences[index]
             yield indices, ids
 
     def call(self, input_ids, **inputs):
         """{name: array} of one batch."""
         inputs["input_ids"] = input_ids
-        return self._session.run(self._outputs, {
-            self._inputs[name]: value for name, value in inputs.items()})
+        return self._session.run(
+            self._outputs,
+            {self._inputs[name]: value for name, value in inputs.items()},
+        )
 
     def run(self, sequences):
         """{name: array} of each sequence, in their order."""
@@ -377,8 +478,9 @@ class _Engine:
         for indices, ids in self.batches(sequences):
             outputs = self.call(ids)
             for row, index in enumerate(indices):
-                results[index] = {name: value[row]
-                                  for name, value in outputs.items()}
+                results[index] = {
+                    name: value[row] for name, value in outputs.items()
+                }
         return results
 
 
@@ -400,19 +502,27 @@ def _build_fill_mask(model, head, settings, inputs, kernels):
     del head, settings
     inputs["positions"] = tf.placeholder(tf.int32, [None], "positions")
     inputs["top_k"] = tf.placeholder(tf.int32, [], "top_k")
-    return trained_model.best_tokens(model, inputs["input_ids"],
-                                     inputs["positions"], inputs["top_k"],
-                                     kernels)
+    return trained_model.best_tokens(
+        model,
+        inputs["input_ids"],
+        inputs["positions"],
+        inputs["top_k"],
+        kernels,
+    )
 
 
 def _build_embed(model, head, settings, inputs, kernels):
-    hidden = trained_model.build(model, head, inputs["input_ids"],
-                                 kernels)["sequence_output"]
+    hidden = trained_model.build(model, head, inputs["input_ids"], kernels)[
+        "sequence_output"
+    ]
     if settings.pooling == "first":
         hidden = hidden[:, 0]
     elif settings.pooling == "mean":
-        tokens = tf.cast(tf.not_equal(
-            inputs["input_ids"], model.config.pad_token_id), tf.float32)
-        hidden = (tf.reduce_sum(hidden * tokens[:, :, tf.newaxis], axis=1)
-                  / tf.reduce_sum(tokens, axis=1, keepdims=True))
+        tokens = tf.cast(
+            tf.not_equal(inputs["input_ids"], model.config.pad_token_id),
+            tf.float32,
+        )
+        hidden = tf.reduce_sum(
+            hidden * tokens[:, :, tf.newaxis], axis=1
+        ) / tf.reduce_sum(tokens, axis=1, keepdims=True)
     return {"vectors": hidden}

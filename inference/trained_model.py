@@ -5,6 +5,7 @@ The trainers leave config.json, checkpoints and the tokenizer's files in one
 directory; `find` takes it, or the prefix of a checkpoint. `build` gives the
 graph of one head without its training, `restored` a session that holds it.
 """
+
 import glob
 import os
 import typing
@@ -23,19 +24,26 @@ from weights import names as weight_names
 VOCAB, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Head as users name it: its key in weight_names.PARTS.
-HEADS = {"mlm": "masked_lm", "squad": "question_answering",
-         "classification": "classification",
-         "multiple_choice": "multiple_choice", "tagging": "tagging",
-         "encoder": weight_names.BASE}
+HEADS = {
+    "mlm": "masked_lm",
+    "squad": "question_answering",
+    "classification": "classification",
+    "multiple_choice": "multiple_choice",
+    "tagging": "tagging",
+    "encoder": weight_names.BASE,
+}
 # Where a head's variables say how many labels it has.
-_LABEL_BIAS = {"classification": "cls/classification/out_proj/bias",
-               "tagging": "cls/tagging/bias"}
+_LABEL_BIAS = {
+    "classification": "cls/classification/out_proj/bias",
+    "tagging": "cls/tagging/bias",
+}
 # Added to logits at padding, as in training: padding is no answer.
 NO_ANSWER = -1e9
 
 
 class TrainedModel(typing.NamedTuple):
     """What `find` found."""
+
     checkpoint: str  # prefix
     config: configuration.RobertaConfig
     config_file: str
@@ -70,8 +78,9 @@ class TrainedModel(typing.NamedTuple):
         if HEADS[head] not in self.parts:
             raise errors.UserError(
                 "%s has no %s head; it holds %s; give a checkpoint that was "
-                "trained for it" % (self.checkpoint, HEADS[head],
-                                    ", ".join(sorted(self.parts))))
+                "trained for it"
+                % (self.checkpoint, HEADS[head], ", ".join(sorted(self.parts)))
+            )
 
 
 def find(path, *, bert_config_file="", vocab_file="", merges_file=""):
@@ -96,17 +105,23 @@ def find(path, *, bert_config_file="", vocab_file="", merges_file=""):
     if not os.path.isfile(config_file):
         raise errors.UserError(
             "--model=%s: there is no %s; name the model's config with "
-            "--bert_config_file" % (path, config_file))
+            "--bert_config_file" % (path, config_file)
+        )
     config = configuration.RobertaConfig.from_json_file(config_file)
     tensors = tf_checkpoint.load(prefix)
     parts = weight_names.parts_in_tf(tensors, config)
     _check_shapes(prefix, tensors, config, parts, config_file)
     return TrainedModel(
-        prefix, config, config_file, files.read_json(config_file), tensors,
+        prefix,
+        config,
+        config_file,
+        files.read_json(config_file),
+        tensors,
         frozenset(parts),
         vocab_file or _beside(directory, VOCAB),
         merges_file or _beside(directory, MERGES),
-        _lower_cases(directory))
+        _lower_cases(directory),
+    )
 
 
 def _checkpoint(path):
@@ -114,14 +129,16 @@ def _checkpoint(path):
     if not path:
         raise errors.UserError(
             "no model is given; name a trainer's output directory or a "
-            "checkpoint's prefix with --model")
+            "checkpoint's prefix with --model"
+        )
     if not os.path.isdir(path):
         if os.path.isfile(tf_checkpoint.index_file(path)):
             return path
         raise errors.UserError(
             "--model=%s is neither a directory nor the prefix of a "
             "checkpoint; expected one such as DIR/model.ckpt-1000, whose "
-            ".index file stands beside it" % path)
+            ".index file stands beside it" % path
+        )
     newest = checkpoints.newest(path)
     if newest:
         return newest
@@ -129,10 +146,15 @@ def _checkpoint(path):
     if len(found) != 1:
         raise errors.UserError(
             "--model=%s: %s; name the prefix of one, such as "
-            "DIR/model.ckpt-1000" % (
-                path, "it lists no newest checkpoint and holds %d" %
-                len(found) if found else "there is no checkpoint in it"))
-    return found[0][:-len(".index")]
+            "DIR/model.ckpt-1000"
+            % (
+                path,
+                "it lists no newest checkpoint and holds %d" % len(found)
+                if found
+                else "there is no checkpoint in it",
+            )
+        )
+    return found[0][: -len(".index")]
 
 
 def _check_shapes(prefix, tensors, config, parts, config_file):
@@ -141,17 +163,25 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
         if tensor is None:
             raise errors.UserError(
                 "%s lacks %s, which the model of %s has; give the "
-                "config.json that belongs to it" % (
-                    prefix, variable.tf, config_file))
+                "config.json that belongs to it"
+                % (prefix, variable.tf, config_file)
+            )
         wanted = variable.tf_shape
         if len(wanted) != len(tensor.shape) or any(
-                size not in (None, there)
-                for size, there in zip(wanted, tensor.shape)):
+            size not in (None, there)
+            for size, there in zip(wanted, tensor.shape)
+        ):
             raise errors.UserError(
                 "%s has %s with shape %s, but %s asks for %s; give the "
-                "config.json that belongs to it" % (
-                    prefix, variable.tf, lazy_tensors.shape_text(tensor.shape),
-                    config_file, lazy_tensors.shape_text(wanted)))
+                "config.json that belongs to it"
+                % (
+                    prefix,
+                    variable.tf,
+                    lazy_tensors.shape_text(tensor.shape),
+                    config_file,
+                    lazy_tensors.shape_text(wanted),
+                )
+            )
 
 
 def _beside(directory, name):
@@ -197,10 +227,15 @@ def build(model, head, input_ids, kernels=Kernels()):
     if head == "squad":
         return _spans(model, hidden, input_ids, kernels)
     if head == "multiple_choice":
-        return {"logits": modeling.multiple_choice_logits(
-            config, hidden, tf.shape(input_ids)[1], kernels)}
-    logits = {"classification": modeling.classification_logits,
-              "tagging": modeling.tagging_logits}[head]
+        return {
+            "logits": modeling.multiple_choice_logits(
+                config, hidden, tf.shape(input_ids)[1], kernels
+            )
+        }
+    logits = {
+        "classification": modeling.classification_logits,
+        "tagging": modeling.tagging_logits,
+    }[head]
     return {"logits": logits(config, hidden, model.num_labels(head), kernels)}
 
 
@@ -218,11 +253,15 @@ def best_tokens(model, input_ids, positions, count, kernels=Kernels()):
       {"ids": int32 [N, K], "log_probabilities": float32 [N, K]}, falling.
     """
     model.check_head("mlm")
-    encoder = modeling.RobertaModel(model.config, False, input_ids,
-                                    kernels=kernels)
+    encoder = modeling.RobertaModel(
+        model.config, False, input_ids, kernels=kernels
+    )
     logits = modeling.masked_lm_logits(
-        model.config, kernels.gather(encoder.get_rows(), positions),
-        encoder.get_embedding_table(), kernels)
+        model.config,
+        kernels.gather(encoder.get_rows(), positions),
+        encoder.get_embedding_table(),
+        kernels,
+    )
     values, ids = tf.nn.top_k(tf.nn.log_softmax(logits), count)
     return {"ids": ids, "log_probabilities": values}
 
@@ -234,7 +273,8 @@ def _length(input_ids):
 def _all_positions(config, encoder, hidden, kernels):
     """LM logits of every position, [B, S, V]."""
     logits = modeling.masked_lm_logits(
-        config, encoder.get_rows(), encoder.get_embedding_table(), kernels)
+        config, encoder.get_rows(), encoder.get_embedding_table(), kernels
+    )
     shape = tf.shape(hidden)
     logits = tf.reshape(logits, [shape[0], shape[1], config.vocab_size])
     logits.set_shape(hidden.shape.as_list()[:2] + [config.vocab_size])
@@ -248,7 +288,8 @@ def _spans(model, hidden, input_ids, kernels):
     outputs = {"start_logits": start + lowest, "end_logits": end + lowest}
     if "answerable" in model.parts:
         outputs["answerable_logits"] = modeling.answerable_logits(
-            model.config, hidden, kernels)
+            model.config, hidden, kernels
+        )
     return outputs
 
 
@@ -262,7 +303,11 @@ def restored(model, graph, session_config=None):
     """
     session = tf.Session(graph=graph, config=session_config)
     with graph.as_default():
-        saver = tf.train.Saver({optimization.variable_name(variable): variable
-                                for variable in tf.global_variables()})
+        saver = tf.train.Saver(
+            {
+                optimization.variable_name(variable): variable
+                for variable in tf.global_variables()
+            }
+        )
         saver.restore(session, model.checkpoint)
     return session

@@ -10,6 +10,7 @@ they are other machines these modules, with the pipeline.
 Files may be of any file system that Beam knows (gs://, s3://, hdfs://); a path
 without a scheme has to be the same on every worker.
 """
+
 import dataclasses
 import functools
 import json
@@ -46,10 +47,14 @@ _FileSystems = filesystems.FileSystems
 _COPY_BYTES = 1 << 22
 # (group, index) of a chunk and its encoded ChunkRecords, by shard.
 _PLACED = typing.Tuple[int, typing.Tuple[typing.Tuple[int, int], bytes]]
-_COUNTS = tuple(field.name for field in dataclasses.fields(
-    record_builder.ChunkRecords) if field.name != "records")
-_MISTAKE = re.compile(r"errors\.UserError: (.*?)(?: \[while running .*)?$",
-                      re.MULTILINE)
+_COUNTS = tuple(
+    field.name
+    for field in dataclasses.fields(record_builder.ChunkRecords)
+    if field.name != "records"
+)
+_MISTAKE = re.compile(
+    r"errors\.UserError: (.*?)(?: \[while running .*)?$", re.MULTILINE
+)
 _WORKER_PACKAGES = ("absl-py==", "regex==")
 _SETUP = """import setuptools
 setuptools.setup(name="pretraining-records", version="1", py_modules=%r,
@@ -60,14 +65,17 @@ setuptools.setup(name="pretraining-records", version="1", py_modules=%r,
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """The files of a RobertaTokenizer, as they travel to the workers."""
+
     vocab: bytes
     merges: bytes
     do_lower_case: bool
 
     def load(self):
         with tempfile.TemporaryDirectory() as folder:
-            paths = [os.path.join(folder, name)
-                     for name in ("vocab.json", "merges.txt")]
+            paths = [
+                os.path.join(folder, name)
+                for name in ("vocab.json", "merges.txt")
+            ]
             for path, data in zip(paths, (self.vocab, self.merges)):
                 pathlib.Path(path).write_bytes(data)
             return tokenization.RobertaTokenizer(*paths, self.do_lower_case)
@@ -76,6 +84,7 @@ class Tokenizer:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is built: shards `first` to `len(paths) - 1`."""
+
     files: typing.Tuple[text_files.TextFile, ...]
     tokenizer: Tokenizer
     config: record_builder.RecordConfig
@@ -91,8 +100,9 @@ class Job:
         return self.config.chunk_limits(self.total_bytes, len(self.paths))
 
     def shard_of(self, position):
-        return shard_output.shard_of(position, len(self.paths),
-                                     self.total_bytes)
+        return shard_output.shard_of(
+            position, len(self.paths), self.total_bytes
+        )
 
 
 def is_remote(path):
@@ -108,12 +118,16 @@ def expand_inputs(text):
     """
     inputs = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        found = (_match_remote(part) if is_remote(part)
-                 else text_files.expand_inputs(part))
+        found = (
+            _match_remote(part)
+            if is_remote(part)
+            else text_files.expand_inputs(part)
+        )
         inputs += [dataclasses.replace(file, open=_open) for file in found]
     if not inputs:
         raise errors.UserError(
-            "--input_file=%s holds no text; expected at least one line" % text)
+            "--input_file=%s holds no text; expected at least one line" % text
+        )
     return inputs
 
 
@@ -121,19 +135,23 @@ def _match_remote(pattern):
     """The files of an address or a pattern; one that ends in / is a folder."""
     name = pattern + "**" if pattern.endswith("/") else pattern
     found = _FileSystems.match([name])[0].metadata_list
-    inputs = [text_files.TextFile(file.path, file.size_in_bytes)
-             for file in sorted(found, key=lambda file: file.path)]
+    inputs = [
+        text_files.TextFile(file.path, file.size_in_bytes)
+        for file in sorted(found, key=lambda file: file.path)
+    ]
     if not any(file.size for file in inputs):
         raise errors.UserError(
             "--input_file: there is no text in %r; expected files, patterns "
-            "or folders, whose names end in /" % pattern)
+            "or folders, whose names end in /" % pattern
+        )
     return inputs
 
 
 def _open(path):
     """The bytes of a file as they are stored."""
     return _FileSystems.open(
-        path, compression_type=filesystem.CompressionTypes.UNCOMPRESSED)
+        path, compression_type=filesystem.CompressionTypes.UNCOMPRESSED
+    )
 
 
 class RemoteOutput:
@@ -154,13 +172,15 @@ class RemoteOutput:
         if found and not overwrite:
             raise errors.UserError(
                 "%r holds %r; choose another --output_file, or pass "
-                "--overwrite to replace what is there" % (directory, found[0]))
+                "--overwrite to replace what is there" % (directory, found[0])
+            )
         self._clear()
 
     def path(self, number):
         """The file of one shard."""
-        return _FileSystems.join(self._directory, shard_output.shard_name(
-            number, self.num_shards))
+        return _FileSystems.join(
+            self._directory, shard_output.shard_name(number, self.num_shards)
+        )
 
     def finish(self, entry):
         """Notes that a shard is complete."""
@@ -181,8 +201,9 @@ class RemoteOutput:
 
     def _records(self):
         names = ("*.tfrecord", "*.incomplete", manifest.MANIFEST)
-        found = _FileSystems.match([_FileSystems.join(self._directory, name)
-                                    for name in names])
+        found = _FileSystems.match(
+            [_FileSystems.join(self._directory, name) for name in names]
+        )
         return [file.path for one in found for file in one.metadata_list]
 
     def _clear(self):
@@ -210,8 +231,7 @@ def run(job, runner, options):
       errors.UserError: a mistake in the text or in the options, or the runner
         gave up.
     """
-    standard_logging.getLogger("apache_beam").setLevel(
-        standard_logging.WARNING)
+    standard_logging.getLogger("apache_beam").setLevel(standard_logging.WARNING)
     results = "%s.%s.incomplete" % (job.paths[0], uuid.uuid4().hex)
     with tempfile.TemporaryDirectory() as folder:
         pipeline = beam.Pipeline(runner, _options(runner, options, folder))
@@ -228,26 +248,31 @@ def run(job, runner, options):
 def write_pipeline(pipeline, job, results):
     """Adds the steps of a job; the last one writes `results`, a JSON file."""
     groups = corpus.group_files(job.files, job.limits)
-    wanted = [group for group in groups if job.shard_of(
-        group.start + max(group.size - 1, 0)) >= job.first]
+    wanted = [
+        group
+        for group in groups
+        if job.shard_of(group.start + max(group.size - 1, 0)) >= job.first
+    ]
     records = (
         pipeline
         | "Groups" >> beam.Create(wanted)
         | "SpreadGroups" >> beam.Reshuffle()
         | "Chunks" >> beam.ParDo(_Read(job))
         | "SpreadChunks" >> beam.Reshuffle()
-        | "Build" >> beam.ParDo(_Build(job)).with_output_types(_PLACED))
+        | "Build" >> beam.ParDo(_Build(job)).with_output_types(_PLACED)
+    )
     numbers = range(job.first, len(job.paths))
     shards = pipeline | "Shards" >> beam.Create(  # empty ones are written too
-        [(number, ((-1, -1), b"")) for number in numbers]).with_output_types(
-            _PLACED)
+        [(number, ((-1, -1), b"")) for number in numbers]
+    ).with_output_types(_PLACED)
     placed = (records, shards) | "Together" >> beam.Flatten()
     _ = (
         placed
         | "ByShard" >> beam.GroupByKey()
         | "Write" >> beam.ParDo(_Write(job))
         | "AllShards" >> beam.combiners.ToList()
-        | "Results" >> beam.Map(_write_results, path=results))
+        | "Results" >> beam.Map(_write_results, path=results)
+    )
 
 
 class _Read(beam.DoFn):
@@ -258,8 +283,9 @@ class _Read(beam.DoFn):
 
     def process(self, element):
         job = self._job
-        for chunk in corpus.read_chunks(element, job.limits,
-                                        job.config.text_field):
+        for chunk in corpus.read_chunks(
+            element, job.limits, job.config.text_field
+        ):
             if job.shard_of(chunk.position) >= job.first:
                 yield chunk
 
@@ -270,18 +296,20 @@ class _Build(beam.DoFn):
     def __init__(self, job):
         self._job = job
         # What a runner's page shows of the progress.
-        self._text_bytes = beam.metrics.Metrics.counter("records",
-                                                        "text_bytes")
+        self._text_bytes = beam.metrics.Metrics.counter("records", "text_bytes")
 
     def setup(self):
         self._builder = record_builder.RecordBuilder(
-            _load_tokenizer(self._job.tokenizer), self._job.config)
+            _load_tokenizer(self._job.tokenizer), self._job.config
+        )
 
     def process(self, element):
         built = self._builder.build(element)
         self._text_bytes.inc(built.text_bytes)
-        yield self._job.shard_of(element.position), (
-            (element.group, element.index), encode_records(built))
+        yield (
+            self._job.shard_of(element.position),
+            ((element.group, element.index), encode_records(built)),
+        )
 
 
 @functools.lru_cache(maxsize=1)
@@ -303,17 +331,24 @@ class _Write(beam.DoFn):
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, os.path.basename(path))
             with shard_output.ShuffledWriter(
-                    local, shard_output.shuffle_seed(self._seed,
-                                                     number)) as writer:
+                local, shard_output.shuffle_seed(self._seed, number)
+            ) as writer:
                 for built in _in_order(placed):
                     writer.add(built)
                     text_bytes += built.text_bytes
                     dropped += built.tokens - built.packed_tokens
             _publish(local, path)
-        logging.info("shard=%d of=%d records=%d", number, len(self._paths),
-                     writer.entry()["records"])
-        yield {"entry": writer.entry(), "text_bytes": text_bytes,
-               "dropped_tokens": dropped}
+        logging.info(
+            "shard=%d of=%d records=%d",
+            number,
+            len(self._paths),
+            writer.entry()["records"],
+        )
+        yield {
+            "entry": writer.entry(),
+            "text_bytes": text_bytes,
+            "dropped_tokens": dropped,
+        }
 
 
 def _in_order(placed):
@@ -332,10 +367,12 @@ def _in_order(placed):
 def encode_records(built):
     """A ChunkRecords as bytes: how many records, counts, lengths, records."""
     lengths = [len(record) for record in built.records]
-    numbers = [len(lengths)] + [getattr(built, name)
-                                for name in _COUNTS] + lengths
-    return (struct.pack("<%dq" % len(numbers), *numbers)
-            + b"".join(built.records))
+    numbers = (
+        [len(lengths)] + [getattr(built, name) for name in _COUNTS] + lengths
+    )
+    return struct.pack("<%dq" % len(numbers), *numbers) + b"".join(
+        built.records
+    )
 
 
 def decode_records(data):
@@ -345,10 +382,11 @@ def decode_records(data):
     lengths = struct.unpack_from("<%dq" % count, data, 8 * head)
     start, records = 8 * (head + count), []
     for length in lengths:
-        records.append(data[start:start + length])
+        records.append(data[start : start + length])
         start += length
     return record_builder.ChunkRecords(
-        records=records, **dict(zip(_COUNTS, numbers)))
+        records=records, **dict(zip(_COUNTS, numbers))
+    )
 
 
 def _publish(local, path):
@@ -359,8 +397,10 @@ def _publish(local, path):
     """
     temporary = "%s.%s.incomplete" % (path, uuid.uuid4().hex)
     with open(local, "rb") as source, _FileSystems.create(
-            temporary, "application/octet-stream",
-            filesystem.CompressionTypes.UNCOMPRESSED) as target:
+        temporary,
+        "application/octet-stream",
+        filesystem.CompressionTypes.UNCOMPRESSED,
+    ) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
     if is_remote(path) and _FileSystems.exists(path):
         _FileSystems.delete([path])
@@ -369,8 +409,11 @@ def _publish(local, path):
 
 def _write_results(found, path):
     with _FileSystems.create(path, mime_type="application/json") as stream:
-        stream.write(json.dumps(sorted(
-            found, key=lambda one: one["entry"]["name"])).encode("utf-8"))
+        stream.write(
+            json.dumps(
+                sorted(found, key=lambda one: one["entry"]["name"])
+            ).encode("utf-8")
+        )
 
 
 # --- The runner -------------------------------------------------------------
@@ -384,8 +427,9 @@ def _wait(pipeline):
         state = job.wait_until_finish()
     except Exception as error:
         # Beam adds the step to it, or tells of it in another error's text.
-        found = _MISTAKE.findall("%s.%s: %s" % (
-            type(error).__module__, type(error).__name__, error))
+        found = _MISTAKE.findall(
+            "%s.%s: %s" % (type(error).__module__, type(error).__name__, error)
+        )
         if not found:
             raise
         raise errors.UserError(found[-1])
@@ -395,7 +439,8 @@ def _wait(pipeline):
         raise
     if state != beam.runners.runner.PipelineState.DONE:
         raise errors.UserError(
-            "the Beam job ended as %s; its page or log says why" % state)
+            "the Beam job ended as %s; its page or log says why" % state
+        )
 
 
 def _options(runner, text, folder):
@@ -408,7 +453,8 @@ def _options(runner, text, folder):
     except SystemExit:
         raise errors.UserError(
             "--beam_options=%s holds a wrong value (see above); expected the "
-            "options of Beam's %s" % (text, runner))
+            "options of Beam's %s" % (text, runner)
+        )
     if runner == DIRECT:
         # Where its workers are processes, they import these modules.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -427,15 +473,26 @@ def _write_package(folder):
         if file.parent == home and module.__name__ == file.stem:
             modules.append(file.stem)
             shutil.copy(str(file), folder)
-        elif file.parent.parent == home and (
-                file.parent / "__init__.py").exists():
+        elif (
+            file.parent.parent == home
+            and (file.parent / "__init__.py").exists()
+        ):
             packages.add(file.parent.name)
     for name in packages:
         shutil.copytree(str(home / name), os.path.join(folder, name))
     needed = (home / "requirements.txt").read_text("utf-8")
     path = os.path.join(folder, "setup.py")
-    pathlib.Path(path).write_text(_SETUP % (
-        sorted(set(modules)), sorted(packages), [
-            line for line in needed.splitlines()
-            if line.startswith(_WORKER_PACKAGES)]), "utf-8")
+    pathlib.Path(path).write_text(
+        _SETUP
+        % (
+            sorted(set(modules)),
+            sorted(packages),
+            [
+                line
+                for line in needed.splitlines()
+                if line.startswith(_WORKER_PACKAGES)
+            ],
+        ),
+        "utf-8",
+    )
     return path

@@ -13,6 +13,7 @@ case: 262,785; stripped at the right only, it would be 262,649.)
 
 Source: fairseq/examples/roberta/multiprocessing_bpe_encoder.py.
 """
+
 import dataclasses
 import re
 import typing
@@ -36,6 +37,7 @@ _BEFORE_SPACE = re.compile(rb"\S(?=[ \t])")
 @dataclasses.dataclass(frozen=True)
 class FileGroup:
     """Files that are cut into chunks together; `start` bytes come before."""
+
     number: int
     start: int
     files: typing.Tuple[text_files.TextFile, ...]
@@ -52,6 +54,7 @@ class Segment:
     `offset` (bytes) and `line` (from 1) say where in the uncompressed file it
     begins. `ends_in_line`, `document_goes_on`: in the next segment.
     """
+
     path: str
     offset: int
     line: int
@@ -75,6 +78,7 @@ class Chunk:
     `position` is where it begins in the whole input, in bytes as stored;
     (`group`, `index`) is unique and does not depend on who reads it.
     """
+
     group: int
     index: int
     position: int
@@ -88,6 +92,7 @@ class ChunkLimits:
     A line counts as at least `line_bytes`, since where no sequence crosses
     documents each line may become a padded sequence of its own.
     """
+
     size: int
     line_bytes: int = BYTES_A_LINE
 
@@ -103,8 +108,9 @@ def chunk_limits(total_bytes, num_shards=1, copies=1, line_bytes=BYTES_A_LINE):
     copies of each sequence (dupe_factor) mean smaller chunks, so that what a
     chunk becomes stays bounded.
     """
-    size = min(CHUNK_BYTES * 4 // max(4, copies),
-               total_bytes // (4 * num_shards))
+    size = min(
+        CHUNK_BYTES * 4 // max(4, copies), total_bytes // (4 * num_shards)
+    )
     return ChunkLimits(max(MIN_CHUNK_BYTES, size), line_bytes)
 
 
@@ -164,8 +170,9 @@ def _segments(file, limits, text_field):
         while limits.weight(len(buffer), lines) >= limits.size:
             length, goes_on, line_goes_on = cut(buffer, limits, before)
             if file.is_json:
-                _check_json_line(file.path, before.line + before.lines,
-                                 length or len(buffer))
+                _check_json_line(
+                    file.path, before.line + before.lines, length or len(buffer)
+                )
             if not length:
                 break
             segment = _following(before, buffer[:length], goes_on, line_goes_on)
@@ -175,8 +182,11 @@ def _segments(file, limits, text_field):
             lines -= segment.lines
             del buffer[:length]
     if file.is_json:
-        _check_json_line(file.path, before.line + before.lines + lines,
-                         len(buffer) - 1 - buffer.rfind(b"\n"))
+        _check_json_line(
+            file.path,
+            before.line + before.lines + lines,
+            len(buffer) - 1 - buffer.rfind(b"\n"),
+        )
     if buffer:
         segment = _following(before, buffer, False, False)
         for part in _without_giants(segment, limits, text_field):
@@ -186,10 +196,16 @@ def _segments(file, limits, text_field):
 def _following(before, data, document_goes_on, line_goes_on):
     """The Segment after another one of the same file."""
     return Segment(
-        before.path, before.offset + len(before.data),
-        before.line + before.lines, bytes(data), before.is_json,
-        before.document_goes_on, before.ends_in_line, line_goes_on,
-        document_goes_on)
+        before.path,
+        before.offset + len(before.data),
+        before.line + before.lines,
+        bytes(data),
+        before.is_json,
+        before.document_goes_on,
+        before.ends_in_line,
+        line_goes_on,
+        document_goes_on,
+    )
 
 
 def _without_giants(segment, limits, text_field):
@@ -200,20 +216,27 @@ def _without_giants(segment, limits, text_field):
     """
     if not segment.is_json or len(segment.data) <= limits.size:
         return [segment]
-    lines = (line.strip() for line in text_files.json_text(
-        segment.path, segment.line, _decode(segment), text_field).split("\n"))
+    lines = (
+        line.strip()
+        for line in text_files.json_text(
+            segment.path, segment.line, _decode(segment), text_field
+        ).split("\n")
+    )
     text = "\n".join(filter(None, lines)).encode("utf-8")
     part = dataclasses.replace(segment, data=b"", is_json=False)
     parts, start = [], 0
     while start < len(text):
-        window = bytearray(text[start:start + limits.size])
+        window = bytearray(text[start : start + limits.size])
         length, line_goes_on = len(text) - start, False
         if limits.weight(length, window.count(b"\n")) > limits.size:
             length, _, line_goes_on = _cut_text(window, limits, part)
         part = dataclasses.replace(
-            part, data=text[start:start + length],
-            continues_document=start > 0, continues_line=part.ends_in_line,
-            ends_in_line=line_goes_on)
+            part,
+            data=text[start : start + length],
+            continues_document=start > 0,
+            continues_line=part.ends_in_line,
+            ends_in_line=line_goes_on,
+        )
         parts.append(part)
         start += length
     return parts
@@ -224,7 +247,8 @@ def _check_json_line(path, line, length):
         raise errors.UserError(
             "line %d of %r is longer than the limit of %d bytes; divide the "
             "document, or give the file as plain text"
-            % (line, path, MAX_JSON_LINE_BYTES))
+            % (line, path, MAX_JSON_LINE_BYTES)
+        )
 
 
 def _window(buffer, limits):
@@ -233,7 +257,8 @@ def _window(buffer, limits):
     if buffer.count(b"\n", 0, limits.size) < most:
         return min(limits.size, len(buffer))
     newlines = np.flatnonzero(
-        np.frombuffer(bytes(buffer[:limits.size]), np.uint8) == ord("\n"))
+        np.frombuffer(bytes(buffer[: limits.size]), np.uint8) == ord("\n")
+    )
     return int(newlines[most - 1]) + 1
 
 
@@ -262,13 +287,17 @@ def _cut_text(buffer, limits, before):
     while newline >= 0:
         previous = buffer.rfind(b"\n", 0, newline)
         is_rest = before.ends_in_line and previous < 0
-        if not (is_rest or buffer[previous + 1:newline].strip()):
+        if not (is_rest or buffer[previous + 1 : newline].strip()):
             return newline + 1, False, False
         newline = previous
     if last >= 0:
         return last + 1, True, False
-    ends = [match.end() for match in _BEFORE_SPACE.finditer(
-        buffer, max(0, window - text_files.BLOCK_BYTES), window)]
+    ends = [
+        match.end()
+        for match in _BEFORE_SPACE.finditer(
+            buffer, max(0, window - text_files.BLOCK_BYTES), window
+        )
+    ]
     if ends:
         return ends[-1], True, True
     while window > 1 and buffer[window - 1] & 0xC0 == 0x80:
@@ -302,8 +331,13 @@ def _decode(segment):
         raise errors.UserError(
             "%r is not UTF-8: byte 0x%02x at offset %d, in line %d; convert "
             "it, for example with iconv -t UTF-8"
-            % (segment.path, segment.data[where], segment.offset + where,
-               segment.line + segment.data.count(b"\n", 0, where)))
+            % (
+                segment.path,
+                segment.data[where],
+                segment.offset + where,
+                segment.line + segment.data.count(b"\n", 0, where),
+            )
+        )
 
 
 def _text_sentences(segment, text):
@@ -325,8 +359,9 @@ def _json_sentences(segment, text, text_field):
         if not line.strip():
             continue
         begins = True
-        for part in text_files.json_text(segment.path, number, line,
-                               text_field).split("\n"):
+        for part in text_files.json_text(
+            segment.path, number, line, text_field
+        ).split("\n"):
             stripped = part.strip()
             if stripped:
                 yield stripped, begins

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """manifest.json: how the records beside it were built, and what they hold."""
+
 import base64
 import binascii
 import collections
@@ -29,14 +30,21 @@ def _is_count(value):
 
 
 def _is_hash(value):
-    return (isinstance(value, str) and len(value) == 64
-            and set(value) <= set("0123456789abcdef"))
+    return (
+        isinstance(value, str)
+        and len(value) == 64
+        and set(value) <= set("0123456789abcdef")
+    )
 
 
 def _is_file_name(value):
     """Whether a text names a file of the manifest's own directory."""
-    return (isinstance(value, str) and value not in ("", ".", "..")
-            and value.isprintable() and not set(value) & set("/\\"))
+    return (
+        isinstance(value, str)
+        and value not in ("", ".", "..")
+        and value.isprintable()
+        and not set(value) & set("/\\")
+    )
 
 
 def _is_probability(value):
@@ -60,41 +68,70 @@ _BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
 
 # Key to (test, what is expected). Other keys may stand beside them.
 _MANIFEST_KEYS = {
-    "masking": (lambda value: value in ("static", "dynamic"),
-                "static or dynamic"),
-    "packing": _TEXT, "word_starts": _TEXT,
-    "do_whole_word_mask": _BOOLEAN, "do_lower_case": _BOOLEAN,
-    "masked_lm_prob": _PROBABILITY, "short_seq_prob": _PROBABILITY,
+    "masking": (
+        lambda value: value in ("static", "dynamic"),
+        "static or dynamic",
+    ),
+    "packing": _TEXT,
+    "word_starts": _TEXT,
+    "do_whole_word_mask": _BOOLEAN,
+    "do_lower_case": _BOOLEAN,
+    "masked_lm_prob": _PROBABILITY,
+    "short_seq_prob": _PROBABILITY,
     "random_seed": (lambda value: type(value) is int, "a whole number"),
-    "vocab_sha256": _HASH, "merges_sha256": _HASH,
-    "max_seq_length": _COUNT, "max_predictions_per_seq": _COUNT,
-    "dupe_factor": _COUNT, "vocab_size": _COUNT,
-    "bos_id": _COUNT, "pad_id": _COUNT, "eos_id": _COUNT, "unk_id": _COUNT,
+    "vocab_sha256": _HASH,
+    "merges_sha256": _HASH,
+    "max_seq_length": _COUNT,
+    "max_predictions_per_seq": _COUNT,
+    "dupe_factor": _COUNT,
+    "vocab_size": _COUNT,
+    "bos_id": _COUNT,
+    "pad_id": _COUNT,
+    "eos_id": _COUNT,
+    "unk_id": _COUNT,
     "mask_id": _COUNT,
-    "documents": _COUNT, "tokens": _COUNT, "sequences": _COUNT,
+    "documents": _COUNT,
+    "tokens": _COUNT,
+    "sequences": _COUNT,
     "shards": (lambda value: isinstance(value, list), "a list"),
 }
 _SHARD_KEYS = {"records": _COUNT, "bytes": _COUNT, "sha256": _HASH}
 _ID_KEYS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
-_REQUIRED_KEYS = ("masking", "max_seq_length", "max_predictions_per_seq",
-                  "vocab_size", "shards") + _ID_KEYS
+_REQUIRED_KEYS = (
+    "masking",
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "vocab_size",
+    "shards",
+) + _ID_KEYS
 # What two directories of records must agree on to be fed together.
-_COMMON_KEYS = ("masking", "max_seq_length", "max_predictions_per_seq",
-                "vocab_sha256", "merges_sha256", "mask_id", "word_starts")
+_COMMON_KEYS = (
+    "masking",
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "vocab_sha256",
+    "merges_sha256",
+    "mask_id",
+    "word_starts",
+)
 
 
 def _check_manifest(manifest, where):
     """Raises errors.UserError unless a parsed manifest has the right shape."""
+
     def refuse(found, expected):
         raise errors.UserError(
             "%s: found %s, expected %s; build the records again"
-            % (where, found, expected))
+            % (where, found, expected)
+        )
 
     if not isinstance(manifest, dict):
         refuse("a %s" % type(manifest).__name__, "a JSON object")
     if not _is_version(manifest.get("format_version")):
-        refuse("format_version " + _short(manifest.get("format_version")),
-               FORMAT_VERSION)
+        refuse(
+            "format_version " + _short(manifest.get("format_version")),
+            FORMAT_VERSION,
+        )
     for key in _REQUIRED_KEYS:
         if key not in manifest:
             refuse("no " + key, "one")
@@ -109,8 +146,10 @@ def _check_manifest(manifest, where):
         names.add(shard["name"])
     for key in _ID_KEYS:
         if manifest[key] >= manifest["vocab_size"]:
-            refuse("%s %d" % (key, manifest[key]),
-                   "an id below vocab_size %d" % manifest["vocab_size"])
+            refuse(
+                "%s %d" % (key, manifest[key]),
+                "an id below vocab_size %d" % manifest["vocab_size"],
+            )
     if "word_starts" in manifest:
         decode_word_starts(manifest["word_starts"], manifest["vocab_size"])
 
@@ -123,12 +162,16 @@ def _check_shard(shard, refuse):
         refuse("shard name " + _short(name), "a file name without a directory")
     for key, (is_right, expected) in _SHARD_KEYS.items():
         if not is_right(shard.get(key)):
-            refuse("%s %s of shard %s" % (key, _short(shard.get(key)),
-                                          _short(name)), expected)
+            refuse(
+                "%s %s of shard %s"
+                % (key, _short(shard.get(key)), _short(name)),
+                expected,
+            )
 
 
 def is_shard(value):
     """Whether a value describes a file as `summarize_file` does."""
+
     def refuse(found, expected):
         raise errors.UserError("%s, not %s" % (found, expected))
 
@@ -151,14 +194,17 @@ def load_manifest(directory):
     with open(path, "rb") as stream:
         data = stream.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise errors.UserError("%r is larger than %d bytes; build the records "
-                               "again" % (path, _MAX_BYTES))
+        raise errors.UserError(
+            "%r is larger than %d bytes; build the records "
+            "again" % (path, _MAX_BYTES)
+        )
     try:
         manifest = files.loads(data.decode("utf-8"))
     except ValueError as error:
         raise errors.UserError(
             "%r is not JSON, or too large a number or too deep (%s); build the "
-            "records again" % (path, _short(str(error))))
+            "records again" % (path, _short(str(error)))
+        )
     _check_manifest(manifest, repr(path))
     return manifest
 
@@ -171,14 +217,14 @@ def check_finished(path):
     directory = os.path.dirname(path)
     if os.path.exists(os.path.join(directory, MANIFEST)):
         return
-    for progress in (os.path.join(directory, PROGRESS),
-                     path + "." + PROGRESS):
+    for progress in (os.path.join(directory, PROGRESS), path + "." + PROGRESS):
         if os.path.exists(progress):
             raise errors.UserError(
                 "%r is of a build that was interrupted: %r is there, and no "
                 "%s; finish it by the same create_pretraining_data.py command "
-                "as before, or build anew with --overwrite" % (
-                    path, progress, MANIFEST))
+                "as before, or build anew with --overwrite"
+                % (path, progress, MANIFEST)
+            )
 
 
 def check_complete(directory):
@@ -188,8 +234,9 @@ def check_complete(directory):
         if not os.path.isfile(os.path.join(directory, shard["name"])):
             raise errors.UserError(
                 "%r lists %r, which is not there; copy the file again or build "
-                "the records again" % (os.path.join(directory, MANIFEST),
-                                       shard["name"]))
+                "the records again"
+                % (os.path.join(directory, MANIFEST), shard["name"])
+            )
 
 
 def read_manifest(inputs):
@@ -211,8 +258,11 @@ def read_manifest(inputs):
     if isinstance(inputs, str):
         directories, wanted = [inputs], None
     else:
-        directories = list(collections.OrderedDict.fromkeys(
-            os.path.dirname(path) for path in inputs))
+        directories = list(
+            collections.OrderedDict.fromkeys(
+                os.path.dirname(path) for path in inputs
+            )
+        )
         wanted = {os.path.realpath(path) for path in inputs}
     merged, merged_path = None, None
     for directory in directories:
@@ -238,9 +288,15 @@ def _check_agreement(first, first_path, second, second_path):
         if first.get(key) != second.get(key):
             raise errors.UserError(
                 "%s is %s in %r and %s in %r; records that are fed "
-                "together must be built alike" % (
-                    key, _short(first.get(key)), first_path,
-                    _short(second.get(key)), second_path))
+                "together must be built alike"
+                % (
+                    key,
+                    _short(first.get(key)),
+                    first_path,
+                    _short(second.get(key)),
+                    second_path,
+                )
+            )
 
 
 def counts_of(paths, manifest):
@@ -295,7 +351,8 @@ def decode_word_starts(text, vocab_size):
     if len(data) != (vocab_size + 7) // 8:
         raise errors.UserError(
             "word_starts in %s is not the base64 of %d bits, one an entry of "
-            "the vocabulary; build the records again" % (MANIFEST, vocab_size))
+            "the vocabulary; build the records again" % (MANIFEST, vocab_size)
+        )
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     return bits[:vocab_size].astype(bool)
 
@@ -315,5 +372,9 @@ def summarize_file(path):
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
             size += len(block)
-    return {"name": os.path.basename(path), "records": len(offsets) - 1,
-            "bytes": size, "sha256": digest.hexdigest()}
+    return {
+        "name": os.path.basename(path),
+        "records": len(offsets) - 1,
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+    }

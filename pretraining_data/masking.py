@@ -20,6 +20,7 @@ Source:
   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators":
     the hash, splitmix64.
 """
+
 import functools
 
 import numpy as np
@@ -73,9 +74,20 @@ def _vocabulary_tables(vocab_size, special_ids):
     return is_special, np.flatnonzero(~is_special)
 
 
-def mask_batch(input_ids, lengths, *, seed, epochs, records, masked_lm_prob,
-               max_predictions_per_seq, mask_id, vocab_size, special_ids,
-               word_starts=None):
+def mask_batch(
+    input_ids,
+    lengths,
+    *,
+    seed,
+    epochs,
+    records,
+    masked_lm_prob,
+    max_predictions_per_seq,
+    mask_id,
+    vocab_size,
+    special_ids,
+    word_starts=None,
+):
     """Draws the masks of a batch.
 
     Args:
@@ -114,8 +126,13 @@ def mask_batch(input_ids, lengths, *, seed, epochs, records, masked_lm_prob,
     columns = np.arange(original.shape[1])
     inside = columns < lengths[:, None]  # [B, S]
     special_ids = tuple(sorted({int(i) for i in special_ids} | {mask_id}))
-    _check_settings(masked_lm_prob, max_predictions_per_seq, special_ids,
-                    vocab_size, word_starts)
+    _check_settings(
+        masked_lm_prob,
+        max_predictions_per_seq,
+        special_ids,
+        vocab_size,
+        word_starts,
+    )
     _check_ids(original, inside, vocab_size)
     is_special, others = _vocabulary_tables(vocab_size, special_ids)
     tokens = np.where(inside, original, mask_id)
@@ -124,56 +141,73 @@ def mask_batch(input_ids, lengths, *, seed, epochs, records, masked_lm_prob,
     keys = _row_keys(seed, epochs, records)
     ranks = _draw(keys, np.broadcast_to(columns, original.shape), _RANK)
     # The low bits of a rank tell its position, so that sorting finds both.
-    ranks = (ranks & np.uint64(_ALL_BITS << _POSITION_BITS & _ALL_BITS)
-             | columns.astype(np.uint64))
+    ranks = ranks & np.uint64(
+        _ALL_BITS << _POSITION_BITS & _ALL_BITS
+    ) | columns.astype(np.uint64)
     if word_starts is None:
         positions = _choose_tokens(ranks, maskable, budgets)
     else:
         starts = maskable & np.asarray(word_starts, bool)[tokens]
         positions = _choose_words(ranks, maskable, starts, budgets)
-    return _replaced(original, inside, positions, keys, others, mask_id,
-                     max_predictions_per_seq)
+    return _replaced(
+        original,
+        inside,
+        positions,
+        keys,
+        others,
+        mask_id,
+        max_predictions_per_seq,
+    )
 
 
-def _check_settings(masked_lm_prob, max_predictions, special_ids, vocab_size,
-                    word_starts):
+def _check_settings(
+    masked_lm_prob, max_predictions, special_ids, vocab_size, word_starts
+):
     if max_predictions < 1:
-        raise errors.UserError("max_predictions_per_seq is %d; use 1 or more"
-                               % max_predictions)
+        raise errors.UserError(
+            "max_predictions_per_seq is %d; use 1 or more" % max_predictions
+        )
     if not 0 < masked_lm_prob < 1:
-        raise errors.UserError("masked_lm_prob is %s; use a number above 0 and "
-                               "below 1" % masked_lm_prob)
+        raise errors.UserError(
+            "masked_lm_prob is %s; use a number above 0 and "
+            "below 1" % masked_lm_prob
+        )
     if special_ids[0] < 0 or special_ids[-1] >= vocab_size:
         raise errors.UserError(
             "the special tokens have the ids %s, but the vocabulary has %d "
             "tokens; use the vocabulary that the records were built with"
-            % (list(special_ids), vocab_size))
+            % (list(special_ids), vocab_size)
+        )
     if word_starts is not None and len(word_starts) != vocab_size:
         raise errors.UserError(
             "%d tokens are known to begin a word or not, but the vocabulary "
             "has %d; use the vocabulary that the records were built with"
-            % (len(word_starts), vocab_size))
+            % (len(word_starts), vocab_size)
+        )
 
 
 def _check_ids(original, inside, vocab_size):
     if original.shape[1] >= 1 << _POSITION_BITS:
-        raise errors.UserError("sequences of %d tokens were given; use fewer "
-                               "than %d" % (original.shape[1],
-                                            1 << _POSITION_BITS))
+        raise errors.UserError(
+            "sequences of %d tokens were given; use fewer "
+            "than %d" % (original.shape[1], 1 << _POSITION_BITS)
+        )
     wrong = inside & ((original < 0) | (original >= vocab_size))
     if wrong.any():
         raise errors.UserError(
             "id %d stands in a record, but the vocabulary has %d tokens; use "
             "the vocabulary that the records were built with"
-            % (original[wrong][0], vocab_size))
+            % (original[wrong][0], vocab_size)
+        )
 
 
 def _budgets(maskable, masked_lm_prob, max_predictions):
     """[B] int64: how many tokens of each row are to be masked."""
     counts = maskable.sum(axis=1)
     wanted = np.rint(counts * masked_lm_prob).astype(np.int64)
-    return np.minimum(np.minimum(np.maximum(wanted, 1), counts),
-                      max_predictions)
+    return np.minimum(
+        np.minimum(np.maximum(wanted, 1), counts), max_predictions
+    )
 
 
 def _choose_tokens(ranks, maskable, budgets):
@@ -205,9 +239,10 @@ def _choose_words(ranks, maskable, starts, budgets):
         first = np.searchsorted(tokens, begins)
         sizes = np.diff(np.append(first, len(tokens)))
         order = np.argsort(ranks[row, begins])
-        chosen = _fill(begins[order].tolist(), sizes[order].tolist(),
-                       int(budgets[row]))
-        positions[row, :len(chosen)] = chosen
+        chosen = _fill(
+            begins[order].tolist(), sizes[order].tolist(), int(budgets[row])
+        )
+        positions[row, : len(chosen)] = chosen
     return positions
 
 
@@ -227,19 +262,20 @@ def _replaced(original, inside, chosen, keys, others, mask_id, width):
     """The dict of `mask_batch` from the positions [B, <= P] to be masked."""
     batch, size = original.shape
     positions = np.full([batch, width], size, np.int64)
-    positions[:, :chosen.shape[1]] = chosen
+    positions[:, : chosen.shape[1]] = chosen
     used = positions < size  # [B, P]
     positions[~used] = 0
     rows = np.arange(batch)[:, None]
     labels = np.where(used, original[rows, positions], 0)
     treatment = _draw(keys, positions, _TREATMENT) >> np.uint64(11)
-    share = treatment * 2.0 ** -53  # [B, P] in [0, 1)
+    share = treatment * 2.0**-53  # [B, P] in [0, 1)
     kept_or_random = labels
     if len(others):
         drawn = _draw(keys, positions, _TOKEN) % np.uint64(len(others))
         drawn = others[drawn.astype(np.int64)]
-        kept_or_random = np.where(share < _MASKED_OR_RANDOM_SHARE, drawn,
-                                  labels)
+        kept_or_random = np.where(
+            share < _MASKED_OR_RANDOM_SHARE, drawn, labels
+        )
     new = np.where(share < _MASKED_SHARE, mask_id, kept_or_random)
     masked = original.copy()
     row_of, slot_of = np.nonzero(used)
@@ -250,4 +286,5 @@ def _replaced(original, inside, chosen, keys, others, mask_id, width):
         "segment_ids": np.zeros_like(masked),
         "masked_lm_positions": positions,
         "masked_lm_ids": labels,
-        "masked_lm_weights": used.astype(np.float32)}
+        "masked_lm_weights": used.astype(np.float32),
+    }

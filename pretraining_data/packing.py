@@ -3,6 +3,7 @@
 
 Source: Liu et al. 2019, section 4.1 (FULL-SENTENCES, DOC-SENTENCES).
 """
+
 import bisect
 import dataclasses
 import itertools
@@ -35,6 +36,7 @@ class TokenStream:
         before is not counted).
       tokens: how many ids are text, not `</s>`.
     """
+
     ids: np.ndarray
     starts: typing.List[int]
     ends: typing.List[int]
@@ -75,8 +77,9 @@ def tokenize(chunk, encode, eos_id, text_field="text"):
     document_ends = []
     for first, after in zip(bounds, bounds[1:]):
         document_ends += [ends[after - 1]] * (after - first)
-    return TokenStream(np.array(ids, np.int32), starts, ends, document_ends,
-                       documents, tokens)
+    return TokenStream(
+        np.array(ids, np.int32), starts, ends, document_ends, documents, tokens
+    )
 
 
 def _parts(text):
@@ -87,7 +90,8 @@ def _parts(text):
     start = 0
     while len(text) - start > _PART_CHARACTERS:
         match = _BEFORE_SPACE.search(
-            text, start + _PART_CHARACTERS // 2, start + _PART_CHARACTERS)
+            text, start + _PART_CHARACTERS // 2, start + _PART_CHARACTERS
+        )
         end = match.end() if match else start + _PART_CHARACTERS
         yield text[start:end]
         start = end
@@ -110,8 +114,11 @@ def _drawn_rooms(room, short_seq_prob, random_state):
     while True:
         draw, length = random_state.random_sample(2)
         shortest = min(2, room)
-        yield (shortest + int(length * (room + 1 - shortest))
-               if draw < short_seq_prob else room)
+        yield (
+            shortest + int(length * (room + 1 - shortest))
+            if draw < short_seq_prob
+            else room
+        )
 
 
 def pack(stream, packing, max_seq_length, sequence_rooms=None):
@@ -147,8 +154,11 @@ def pack(stream, packing, max_seq_length, sequence_rooms=None):
             limit = min(limit, stream.document_ends[sentence])
         # The first sentence that does not end within the limit.
         after = bisect.bisect_right(ends, limit, sentence)
-        divided = after < len(starts) and starts[after] < limit and (
-            after == sentence or ends[after] - starts[after] > longest)
+        divided = (
+            after < len(starts)
+            and starts[after] < limit
+            and (after == sentence or ends[after] - starts[after] > longest)
+        )
         end = limit if divided else ends[after - 1]
         cuts.append((position, end))
         sentence = after

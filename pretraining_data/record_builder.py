@@ -7,6 +7,7 @@ to the next: any process can build any chunk.
 
 K is the number of sequences, S their padded length, P the masked positions.
 """
+
 import dataclasses
 import typing
 
@@ -29,39 +30,59 @@ _BATCH_TOKENS = 1 << 17
 @dataclasses.dataclass(frozen=True)
 class RecordConfig:
     """What the records are to hold; each field is a flag."""
+
     masking: str = command_line.flag(
-        STATIC, "static: records carry their masks; dynamic: the input "
+        STATIC,
+        "static: records carry their masks; dynamic: the input "
         "pipeline of run_pretraining.py draws new ones each time.",
-        choices=(STATIC, DYNAMIC))
+        choices=(STATIC, DYNAMIC),
+    )
     packing: str = command_line.flag(
-        packing.FULL_SENTENCES, "full_sentences fills a sequence across "
+        packing.FULL_SENTENCES,
+        "full_sentences fills a sequence across "
         "documents, doc_sentences does not.",
-        choices=(packing.FULL_SENTENCES, packing.DOC_SENTENCES))
+        choices=(packing.FULL_SENTENCES, packing.DOC_SENTENCES),
+    )
     max_seq_length: int = command_line.flag(
-        128, "Longest sequence in tokens, with <s> and </s>.", lower=3,
-        upper=1 << 16)
+        128,
+        "Longest sequence in tokens, with <s> and </s>.",
+        lower=3,
+        upper=1 << 16,
+    )
     max_predictions_per_seq: int = command_line.flag(
-        20, "Most masked tokens of a sequence.", lower=1, upper=1 << 16)
+        20, "Most masked tokens of a sequence.", lower=1, upper=1 << 16
+    )
     masked_lm_prob: float = command_line.flag(
-        0.15, "Share of the tokens that are masked, above 0 and below 1.")
+        0.15, "Share of the tokens that are masked, above 0 and below 1."
+    )
     do_whole_word_mask: bool = command_line.flag(
-        False, "Mask words as a whole instead of single tokens.")
+        False, "Mask words as a whole instead of single tokens."
+    )
     dupe_factor: typing.Optional[int] = command_line.flag(
-        None, "How often each sequence is written, each time with new masks "
-        "(static masking only); default %d." % DUPE_FACTOR, lower=1)
+        None,
+        "How often each sequence is written, each time with new masks "
+        "(static masking only); default %d." % DUPE_FACTOR,
+        lower=1,
+    )
     short_seq_prob: float = command_line.flag(
-        0.0, "Share of sequences that get a shorter, random length.", lower=0,
-        upper=1)
+        0.0,
+        "Share of sequences that get a shorter, random length.",
+        lower=0,
+        upper=1,
+    )
     random_seed: int = command_line.flag(
-        12345, "Masks, short lengths and the order of records follow from it.")
+        12345, "Masks, short lengths and the order of records follow from it."
+    )
     text_field: str = command_line.flag(
-        "text", "The field of a JSON line (.jsonl, .json) that is its text.")
+        "text", "The field of a JSON line (.jsonl, .json) that is its text."
+    )
 
     def __post_init__(self):
         if not 0 < self.masked_lm_prob < 1:
             raise errors.UserError(
                 "--masked_lm_prob is %s; use a number above 0 and below 1, "
-                "RoBERTa's is 0.15" % self.masked_lm_prob)
+                "RoBERTa's is 0.15" % self.masked_lm_prob
+            )
 
     @property
     def copies(self):
@@ -77,13 +98,15 @@ class RecordConfig:
             # Each document is padded to a whole record.
             record = self.max_seq_length + 2 * self.max_predictions_per_seq
             line_bytes = max(line_bytes, record // 4)
-        return corpus.chunk_limits(total_bytes, num_shards, self.copies,
-                                   line_bytes)
+        return corpus.chunk_limits(
+            total_bytes, num_shards, self.copies, line_bytes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkRecords:
     """The serialized records of a chunk, in order, and what went into them."""
+
     position: int  # of the chunk
     records: typing.List[bytes]
     text_bytes: int
@@ -104,16 +127,24 @@ class RecordBuilder:
     def __init__(self, tokenizer, config):
         self._tokenizer = tokenizer
         self._config = config
-        self._ids = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id,
-                     "eos_id": tokenizer.eos_id}
+        self._ids = {
+            "bos_id": tokenizer.bos_id,
+            "pad_id": tokenizer.pad_id,
+            "eos_id": tokenizer.eos_id,
+        }
         self._mask_options = {
             "seed": config.random_seed,
             "masked_lm_prob": config.masked_lm_prob,
             "max_predictions_per_seq": config.max_predictions_per_seq,
-            "mask_id": tokenizer.mask_id, "vocab_size": tokenizer.vocab_size,
+            "mask_id": tokenizer.mask_id,
+            "vocab_size": tokenizer.vocab_size,
             "special_ids": list(self._ids.values()) + [tokenizer.unk_id],
-            "word_starts": (tokenizer.word_start_table()
-                            if config.do_whole_word_mask else None)}
+            "word_starts": (
+                tokenizer.word_start_table()
+                if config.do_whole_word_mask
+                else None
+            ),
+        }
 
     def build(self, chunk):
         """The ChunkRecords of a chunk.
@@ -121,9 +152,12 @@ class RecordBuilder:
         Raises:
           errors.UserError: its text is invalid (see `corpus.sentences`).
         """
-        stream = packing.tokenize(chunk, self._tokenizer.encode,
-                                  self._tokenizer.eos_id,
-                                  self._config.text_field)
+        stream = packing.tokenize(
+            chunk,
+            self._tokenizer.encode,
+            self._tokenizer.eos_id,
+            self._config.text_field,
+        )
         starts, ends = self.pack(chunk, stream)
         if self._config.masking == DYNAMIC:
             records = self._dynamic_records(stream, starts, ends)
@@ -131,21 +165,27 @@ class RecordBuilder:
             records = self._static_records(chunk, stream, starts, ends)
         is_text = np.append(0, np.cumsum(stream.ids != self._ids["eos_id"]))
         return ChunkRecords(
-            position=chunk.position, records=records,
+            position=chunk.position,
+            records=records,
             text_bytes=sum(len(s.data) for s in chunk.segments),
-            documents=stream.documents, tokens=stream.tokens,
+            documents=stream.documents,
+            tokens=stream.tokens,
             packed_tokens=int((is_text[ends] - is_text[starts]).sum()),
-            sequences=len(starts))
+            sequences=len(starts),
+        )
 
     def pack(self, chunk, stream):
         """(starts, ends) of the chunk's sequences in its token stream."""
         config = self._config
-        state = np.random.RandomState([config.random_seed & 0xFFFFFFFF,
-                                       chunk.group, chunk.index])
-        rooms = packing.rooms(config.max_seq_length, config.short_seq_prob,
-                              state)
-        return packing.pack(stream, config.packing, config.max_seq_length,
-                            rooms)
+        state = np.random.RandomState(
+            [config.random_seed & 0xFFFFFFFF, chunk.group, chunk.index]
+        )
+        rooms = packing.rooms(
+            config.max_seq_length, config.short_seq_prob, state
+        )
+        return packing.pack(
+            stream, config.packing, config.max_seq_length, rooms
+        )
 
     def _dynamic_records(self, stream, starts, ends):
         if not len(starts):
@@ -168,13 +208,18 @@ class RecordBuilder:
             for low in range(0, len(starts), size):
                 rows = slice(low, low + size)
                 input_ids, lengths = packing.padded(
-                    stream, starts[rows], ends[rows], length, **self._ids)
+                    stream, starts[rows], ends[rows], length, **self._ids
+                )
                 masked = masking.mask_batch(
-                    input_ids, lengths, epochs=np.full(len(lengths), copy),
+                    input_ids,
+                    lengths,
+                    epochs=np.full(len(lengths), copy),
                     records=np.arange(len(lengths)) + (first + low),
-                    **self._mask_options)
+                    **self._mask_options,
+                )
                 records += tf_example.encode_examples(
-                    {name: _ragged(values) for name, values in masked.items()})
+                    {name: _ragged(values) for name, values in masked.items()}
+                )
         return records
 
 

@@ -4,6 +4,7 @@
 A static record carries its masks, a dynamic one only its tokens. S is the
 length of a sequence, P the number of masked positions, N of records.
 """
+
 import bisect
 import collections
 import functools
@@ -34,18 +35,38 @@ from pretraining_data.manifest import (
 
 # Others import this module alone; its parts have files of their own.
 __all__ = [
-    "check_complete", "check_example", "counts_of", "decode_example",
-    "decode_word_starts", "DYNAMIC_FEATURES", "encode_example",
-    "encode_word_starts", "expand_inputs", "is_static", "load_manifest",
-    "MANIFEST", "read_manifest", "RecordError", "RecordOrder", "RecordWriter",
-    "ShardedRecords", "STATIC_FEATURES", "summarize_file", "write_atomically",
-    "write_manifest"]
+    "check_complete",
+    "check_example",
+    "counts_of",
+    "decode_example",
+    "decode_word_starts",
+    "DYNAMIC_FEATURES",
+    "encode_example",
+    "encode_word_starts",
+    "expand_inputs",
+    "is_static",
+    "load_manifest",
+    "MANIFEST",
+    "read_manifest",
+    "RecordError",
+    "RecordOrder",
+    "RecordWriter",
+    "ShardedRecords",
+    "STATIC_FEATURES",
+    "summarize_file",
+    "write_atomically",
+    "write_manifest",
+]
 
 # Name to dtype. A static record's first three have length S, the others P.
 STATIC_FEATURES = {
-    "input_ids": np.int64, "input_mask": np.int64, "segment_ids": np.int64,
-    "masked_lm_positions": np.int64, "masked_lm_ids": np.int64,
-    "masked_lm_weights": np.float32}
+    "input_ids": np.int64,
+    "input_mask": np.int64,
+    "segment_ids": np.int64,
+    "masked_lm_positions": np.int64,
+    "masked_lm_ids": np.int64,
+    "masked_lm_weights": np.float32,
+}
 # A dynamic record's only feature, unpadded.
 DYNAMIC_FEATURES = {"input_ids": np.int64}
 
@@ -129,12 +150,15 @@ class ShardedRecords:
         self._corrupt = set()
         self._lock = threading.Lock()
         self._files = _Recent(_MAX_OPEN_FILES)
-        self._indexes = _Recent(_MAX_INDEXED_RECORDS,
-                                lambda index: len(index[0]))
+        self._indexes = _Recent(
+            _MAX_INDEXED_RECORDS, lambda index: len(index[0])
+        )
         self.counts = list(counts or [None] * len(self.paths))
         if len(self.counts) != len(self.paths):
-            raise ValueError("%d counts were given for %d files"
-                             % (len(self.counts), len(self.paths)))
+            raise ValueError(
+                "%d counts were given for %d files"
+                % (len(self.counts), len(self.paths))
+            )
         for shard, count in enumerate(self.counts):
             if count is None:
                 self.counts[shard] = self._count(shard)
@@ -167,6 +191,7 @@ class ShardedRecords:
         Raises:
           errors.UserError: also for a record that is not as expected.
         """
+
         def decode(data):
             features = decode_example(data)
             if lengths is not None:
@@ -190,7 +215,8 @@ class ShardedRecords:
             index = int(random.randint(len(self)))
         raise RecordError(
             "%d records of %d files were tried and none can be read; build "
-            "them again" % (_MAX_REPLACEMENTS, len(self.paths)))
+            "them again" % (_MAX_REPLACEMENTS, len(self.paths))
+        )
 
     def _note_corrupt(self, index, error):
         with self._lock:
@@ -206,8 +232,10 @@ class ShardedRecords:
         except RecordError as error:
             raise tfrecord.damage(self.paths[shard], number, offset, error)
         except errors.UserError as error:
-            raise errors.UserError("%r, record %d (counted from 0): %s"
-                                   % (self.paths[shard], number, error))
+            raise errors.UserError(
+                "%r, record %d (counted from 0): %s"
+                % (self.paths[shard], number, error)
+            )
 
     def _split(self, index):
         if not 0 <= index < len(self):
@@ -222,12 +250,13 @@ class ShardedRecords:
             raise error
         offset = int(offsets[number])
         opened = self._open(shard)  # held, or it could be closed meanwhile
-        framed = os.pread(opened.number, int(offsets[number + 1]) - offset,
-                          offset)
+        framed = os.pread(
+            opened.number, int(offsets[number + 1]) - offset, offset
+        )
         fault = tfrecord.data_fault(framed)
         if fault is not None:
             raise tfrecord.damage(self.paths[shard], number, offset, fault)
-        return offset, framed[tfrecord.HEADER.size:-tfrecord.FOOTER.size]
+        return offset, framed[tfrecord.HEADER.size : -tfrecord.FOOTER.size]
 
     def _open(self, shard):
         return self._files.get(shard, lambda: _OpenFile(self.paths[shard]))
@@ -243,8 +272,11 @@ class ShardedRecords:
         found = len(offsets) - 1
         if error is None and expected is not None and found != expected:
             error = tfrecord.damage(
-                path, found, int(offsets[-1]), "the file ends here, but it "
-                "should hold %d records" % expected)
+                path,
+                found,
+                int(offsets[-1]),
+                "the file ends here, but it should hold %d records" % expected,
+            )
         if error is not None and not self._skip_corrupt:
             raise error
         return offsets, error
@@ -285,10 +317,13 @@ class RecordOrder:
         if self._total < 1:
             raise errors.UserError(
                 "the %d files of records hold no record; build them from a "
-                "text that is not empty" % len(self._counts))
+                "text that is not empty" % len(self._counts)
+            )
         if self._window < 1:
-            raise errors.UserError("a shuffle window of %d records was given; "
-                                   "use 1 or more" % window)
+            raise errors.UserError(
+                "a shuffle window of %d records was given; "
+                "use 1 or more" % window
+            )
         self._windows = _Recent(4)
 
     def __len__(self):
@@ -311,11 +346,11 @@ class RecordOrder:
             epoch, place = divmod(int(first) + done, self._total)
             window, inside = divmod(place, self._window)
             records = self._windows.get(
-                (epoch, window),
-                functools.partial(self._permute, epoch, window))
-            taken = records[inside:inside + number - done]
-            epochs[done:done + len(taken)] = epoch
-            indices[done:done + len(taken)] = taken
+                (epoch, window), functools.partial(self._permute, epoch, window)
+            )
+            taken = records[inside : inside + number - done]
+            epochs[done : done + len(taken)] = epoch
+            indices[done : done + len(taken)] = taken
             done += len(taken)
         return epochs, indices
 
@@ -344,15 +379,20 @@ def check_example(features, lengths, vocab_size=None):
       errors.UserError: what was found, what was expected.
     """
     if is_static(features) and "masked_lm_positions" not in lengths:
-        raise errors.UserError("found a static record, expected a dynamic one; "
-                               "build the records with --masking=dynamic")
+        raise errors.UserError(
+            "found a static record, expected a dynamic one; "
+            "build the records with --masking=dynamic"
+        )
     if not set(lengths) <= set(features):
         raise errors.UserError(
             "found the features %s, expected %s; build the records with "
-            "create_pretraining_data.py --masking=%s" % (
+            "create_pretraining_data.py --masking=%s"
+            % (
                 ", ".join(sorted(features)) or "(none)",
                 ", ".join(sorted(lengths)),
-                "static" if "masked_lm_positions" in lengths else "dynamic"))
+                "static" if "masked_lm_positions" in lengths else "dynamic",
+            )
+        )
     for name, (least, most) in lengths.items():
         _check_feature(name, features[name], least, most)
     if vocab_size is not None:
@@ -369,15 +409,21 @@ def is_static(features):
 def _check_feature(name, values, least, most):
     dtype = np.dtype(STATIC_FEATURES[name])
     if values.dtype != dtype:
-        raise errors.UserError("%s holds %s, expected %s; build the records "
-                               "again" % (name, values.dtype, dtype))
+        raise errors.UserError(
+            "%s holds %s, expected %s; build the records "
+            "again" % (name, values.dtype, dtype)
+        )
     if not least <= len(values) <= most:
         wanted = str(most) if least == most else "%d to %d" % (least, most)
-        flag = ("max_predictions_per_seq" if name.startswith("masked_lm")
-                else "max_seq_length")
+        flag = (
+            "max_predictions_per_seq"
+            if name.startswith("masked_lm")
+            else "max_seq_length"
+        )
         raise errors.UserError(
             "%s has length %d, expected %s; change --%s or build the records "
-            "again with another one" % (name, len(values), wanted, flag))
+            "again with another one" % (name, len(values), wanted, flag)
+        )
 
 
 def _check_range(name, features, limit):
@@ -386,7 +432,8 @@ def _check_range(name, features, limit):
         raise errors.UserError(
             "%s goes from %d to %d, expected 0 to %d; use the vocabulary and "
             "the length that the records were built with"
-            % (name, values.min(), values.max(), limit - 1))
+            % (name, values.min(), values.max(), limit - 1)
+        )
 
 
 def expand_inputs(text):
@@ -405,8 +452,10 @@ def expand_inputs(text):
     """
     items = [item.strip() for item in (text or "").split(",") if item.strip()]
     if not items:
-        raise errors.UserError("no file of records was given; name directories,"
-                               " files or globs, comma separated")
+        raise errors.UserError(
+            "no file of records was given; name directories,"
+            " files or globs, comma separated"
+        )
     if os.path.exists(text):  # a name with a comma in it
         items = [text]
     found = collections.OrderedDict()
@@ -420,20 +469,26 @@ def expand_inputs(text):
 
 def _expand_item(item):
     if os.path.isdir(item):
-        paths = [os.path.join(item, name) for name in os.listdir(item)
-                 if name.endswith(".tfrecord") and not name.startswith(".")]
+        paths = [
+            os.path.join(item, name)
+            for name in os.listdir(item)
+            if name.endswith(".tfrecord") and not name.startswith(".")
+        ]
         paths = sorted(path for path in paths if os.path.isfile(path))
         check_complete(item)
         if not paths:
             raise errors.UserError(
                 "directory %r holds no *.tfrecord file; give the directory "
-                "that create_pretraining_data.py wrote" % item)
+                "that create_pretraining_data.py wrote" % item
+            )
         return paths
     if os.path.isfile(item):
         return [item]
-    paths = sorted(path for path in glob.glob(item, recursive=True)
-                   if os.path.isfile(path))
+    paths = sorted(
+        path for path in glob.glob(item, recursive=True) if os.path.isfile(path)
+    )
     if not paths:
-        raise errors.UserError("%r matches no file; expected a directory, a "
-                               "file or a glob" % item)
+        raise errors.UserError(
+            "%r matches no file; expected a directory, a file or a glob" % item
+        )
     return paths

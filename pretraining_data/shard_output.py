@@ -5,6 +5,7 @@ A build writes its shards one after the other. Each has its name only when it
 is complete, and is then entered in progress.json, from which an interrupted
 build goes on. manifest.json takes the place of progress.json at the end.
 """
+
 import fcntl
 import glob
 import json
@@ -99,15 +100,20 @@ class _Output:
       errors.UserError: there are records that this build cannot go on from.
     """
 
-    def __init__(self, directory, progress_path, num_shards, settings, source,
-                 overwrite):
+    def __init__(
+        self, directory, progress_path, num_shards, settings, source, overwrite
+    ):
         self.num_shards = num_shards
         self.finished = []
         self._directory = directory
         self._progress_path = progress_path
         self._settings = settings
-        self._build = dict(settings, num_shards=num_shards, input=source,
-                           format_version=manifest.FORMAT_VERSION)
+        self._build = dict(
+            settings,
+            num_shards=num_shards,
+            input=source,
+            format_version=manifest.FORMAT_VERSION,
+        )
         self._made = _make_directory(directory)
         self._other_entries()
         progress = self._read_progress()
@@ -134,8 +140,12 @@ class _Output:
         try:
             # Builds of several files in one directory may end together.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            manifest.write_manifest(self._directory, with_totals(
-                self._settings, self._other_entries() + self.finished))
+            manifest.write_manifest(
+                self._directory,
+                with_totals(
+                    self._settings, self._other_entries() + self.finished
+                ),
+            )
         finally:
             os.close(descriptor)
         self._remove_progress()
@@ -158,27 +168,35 @@ class _Output:
         try:
             with open(self._progress_path, "rb") as stream:
                 progress = files.loads(
-                    stream.read(_MAX_PROGRESS_BYTES).decode("utf-8"))
-            if (isinstance(progress["build"], dict)
-                    and all(map(_is_entry, progress["shards"]))):
+                    stream.read(_MAX_PROGRESS_BYTES).decode("utf-8")
+                )
+            if isinstance(progress["build"], dict) and all(
+                map(_is_entry, progress["shards"])
+            ):
                 return progress
         except (ValueError, TypeError, KeyError):
             logging.warning("%r is damaged", self._progress_path)
         return {"build": {}, "shards": []}
 
     def _write_progress(self):
-        text = json.dumps({"build": self._build, "shards": self.finished},
-                          indent=1, sort_keys=True)
-        files.write_atomically(self._progress_path,
-                                  (text + "\n").encode("utf-8"))
+        text = json.dumps(
+            {"build": self._build, "shards": self.finished},
+            indent=1,
+            sort_keys=True,
+        )
+        files.write_atomically(
+            self._progress_path, (text + "\n").encode("utf-8")
+        )
 
     def _resume(self, entries):
         """Keeps the shards that are whole, up to the first that is not."""
         for number, entry in enumerate(entries):
             path = self.path(number)
-            if not (entry["name"] == os.path.basename(path)
-                    and os.path.isfile(path)
-                    and os.path.getsize(path) == entry["bytes"]):
+            if not (
+                entry["name"] == os.path.basename(path)
+                and os.path.isfile(path)
+                and os.path.getsize(path) == entry["bytes"]
+            ):
                 break
             self.finished.append(entry)
         kept = {self.path(number) for number in range(len(self.finished))}
@@ -186,8 +204,11 @@ class _Output:
         self._refuse_foreign(others)
         for path in others:
             os.remove(path)
-        logging.info("going on with an interrupted build: %d of %d shards "
-                     "are complete", len(self.finished), self.num_shards)
+        logging.info(
+            "going on with an interrupted build: %d of %d shards are complete",
+            len(self.finished),
+            self.num_shards,
+        )
 
     def _refuse_foreign(self, paths):
         """Raises errors.UserError when a file is not of this build."""
@@ -199,23 +220,31 @@ class _Output:
         if foreign:
             raise errors.UserError(
                 "%r was not written by the build that is to go on; move it "
-                "away" % foreign[0])
+                "away" % foreign[0]
+            )
 
     def _refuse_other(self, progress):
         """Raises errors.UserError when there are records of another build."""
         if progress is not None:
             raise errors.UserError(
                 "%r is of an interrupted build with other settings (%s); give "
-                "those to go on with it, %sit" % (
+                "those to go on with it, %sit"
+                % (
                     self._progress_path,
                     _difference(progress["build"], self._build),
-                    _OTHER_OUTPUT))
+                    _OTHER_OUTPUT,
+                )
+            )
         found = self._records()
         if found:
-            raise errors.UserError("%r holds %s; %sthem" % (
-                self._directory, " and ".join(
-                    repr(os.path.basename(p)) for p in found[:2]),
-                _OTHER_OUTPUT))
+            raise errors.UserError(
+                "%r holds %s; %sthem"
+                % (
+                    self._directory,
+                    " and ".join(repr(os.path.basename(p)) for p in found[:2]),
+                    _OTHER_OUTPUT,
+                )
+            )
 
     def _clear(self):
         """Removes the records, then what describes them."""
@@ -233,21 +262,29 @@ class ShardedOutput(_Output):
     """A directory of shards that one build owns; arguments as of _Output."""
 
     def __init__(self, directory, num_shards, settings, source, overwrite):
-        super().__init__(directory, os.path.join(directory, PROGRESS),
-                         num_shards, settings, source, overwrite)
+        super().__init__(
+            directory,
+            os.path.join(directory, PROGRESS),
+            num_shards,
+            settings,
+            source,
+            overwrite,
+        )
 
     def path(self, number):
         """The file of one shard."""
-        return os.path.join(self._directory,
-                            shard_name(number, self.num_shards))
+        return os.path.join(
+            self._directory, shard_name(number, self.num_shards)
+        )
 
     def _records(self):
         """The paths of all records, unfinished ones too, and manifest.json."""
         pattern = os.path.join(glob.escape(self._directory), "*" + _ENDING)
         path = os.path.join(self._directory, manifest.MANIFEST)
         paths = glob.glob(pattern) + glob.glob(pattern + _UNFINISHED)
-        return sorted(paths) + [p for p in (path, path + _UNFINISHED)
-                                if os.path.exists(p)]
+        return sorted(paths) + [
+            p for p in (path, path + _UNFINISHED) if os.path.exists(p)
+        ]
 
     def _other_entries(self):
         return []
@@ -265,9 +302,16 @@ class SingleOutput(_Output):
         if os.path.isdir(path):
             raise errors.UserError(
                 "--output_file=%s is a directory; a name that ends in %s is "
-                "that of one file" % (path, _ENDING))
-        super().__init__(os.path.dirname(path) or ".", path + "." + PROGRESS,
-                         1, settings, source, overwrite)
+                "that of one file" % (path, _ENDING)
+            )
+        super().__init__(
+            os.path.dirname(path) or ".",
+            path + "." + PROGRESS,
+            1,
+            settings,
+            source,
+            overwrite,
+        )
 
     def path(self, number):
         """The file, whose number is 0."""
@@ -275,15 +319,19 @@ class SingleOutput(_Output):
         return self._path
 
     def _records(self):
-        return [path for path in (self._path, self._path + _UNFINISHED)
-                if os.path.exists(path)]
+        return [
+            path
+            for path in (self._path, self._path + _UNFINISHED)
+            if os.path.exists(path)
+        ]
 
     def _other_entries(self):
         """What manifest.json says of other files; checks that they fit."""
         if os.path.exists(os.path.join(self._directory, PROGRESS)):
             raise errors.UserError(
                 "%r holds an unfinished build; choose another directory for "
-                "--output_file" % self._directory)
+                "--output_file" % self._directory
+            )
         content = manifest.load_manifest(self._directory)
         if content is None:
             return []
@@ -291,9 +339,12 @@ class SingleOutput(_Output):
         if found != self._settings:
             raise errors.UserError(
                 "%r is of records with other settings (%s); choose another "
-                "directory for --output_file" % (
+                "directory for --output_file"
+                % (
                     os.path.join(self._directory, manifest.MANIFEST),
-                    _difference(found, self._settings)))
+                    _difference(found, self._settings),
+                )
+            )
         name = os.path.basename(self._path)
         return [s for s in content["shards"] if s["name"] != name]
 
@@ -301,7 +352,8 @@ class SingleOutput(_Output):
 def _is_entry(value):
     """Whether a value of progress.json describes a shard."""
     return manifest.is_shard(value) and all(
-        type(value.get(name)) is int and value[name] >= 0 for name in _TOTALS)
+        type(value.get(name)) is int and value[name] >= 0 for name in _TOTALS
+    )
 
 
 def shard_of(position, num_shards, total_bytes):
@@ -322,8 +374,9 @@ def shuffle_seed(random_seed, number):
 def with_totals(settings, shards):
     """The content of manifest.json."""
     totals = {name: sum(s.get(name, 0) for s in shards) for name in _TOTALS}
-    return dict(settings, shards=sorted(shards, key=lambda s: s["name"]),
-                **totals)
+    return dict(
+        settings, shards=sorted(shards, key=lambda s: s["name"]), **totals
+    )
 
 
 def _difference(found, given):
@@ -343,7 +396,8 @@ def _make_directory(path):
     if os.path.exists(path) and not os.path.isdir(path):
         raise errors.UserError(
             "--output_file=%s is a file that does not end in %s; give a "
-            "directory or a name with that ending" % (path, _ENDING))
+            "directory or a name with that ending" % (path, _ENDING)
+        )
     missing = []
     part = os.path.abspath(path)
     while not os.path.exists(part):

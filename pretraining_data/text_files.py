@@ -5,6 +5,7 @@ A text file holds one sentence or paragraph a line and a blank line between
 documents; a JSON-lines file (.jsonl, .json) holds one document a line, its
 text in one field. Both may be gzipped (.gz).
 """
+
 import dataclasses
 import glob
 import json
@@ -29,6 +30,7 @@ def open_local(path):
 @dataclasses.dataclass(frozen=True)
 class TextFile:
     """A file of text; `size` is in bytes as stored, `open` opens a path."""
+
     path: str
     size: int
     open: typing.Callable = open_local
@@ -60,38 +62,47 @@ def expand_inputs(text):
         if not found:
             raise errors.UserError(
                 "--input_file: there is no file %r; expected files, globs or "
-                "directories of text, comma separated" % part)
+                "directories of text, comma separated" % part
+            )
         paths.extend(found)
     files = [_text_file(path) for path in paths]
     if not any(f.size for f in files):
         raise errors.UserError(
-            "--input_file=%s holds no text; expected at least one line" % text)
+            "--input_file=%s holds no text; expected at least one line" % text
+        )
     return files
 
 
 def _matches(part):
     """The paths of one file, glob or directory."""
-    names = [part] if os.path.exists(part) else sorted(
-        glob.glob(part, recursive=True))
+    names = (
+        [part]
+        if os.path.exists(part)
+        else sorted(glob.glob(part, recursive=True))
+    )
     for name in names:
         if not os.path.isdir(name):
             yield name
             continue
         for folder, folders, entries in os.walk(name):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
-            yield from (os.path.join(folder, entry) for entry in sorted(entries)
-                        if not entry.startswith(".")
-                        and not entry.endswith(_NO_TEXT))
+            yield from (
+                os.path.join(folder, entry)
+                for entry in sorted(entries)
+                if not entry.startswith(".") and not entry.endswith(_NO_TEXT)
+            )
 
 
 def _text_file(path):
     if not os.path.isfile(path):
         raise errors.UserError(
             "--input_file: %r is no regular file; write the text to a file "
-            "first, since its size decides how it is divided" % path)
+            "first, since its size decides how it is divided" % path
+        )
     if not os.access(path, os.R_OK):
         raise errors.UserError(
-            "--input_file: %r cannot be read; change its permissions" % path)
+            "--input_file: %r cannot be read; change its permissions" % path
+        )
     return TextFile(path, os.path.getsize(path))
 
 
@@ -123,7 +134,8 @@ def _decompress(stream, path):
             except zlib.error as error:
                 raise errors.UserError(
                     "%r is no intact gzip file (%s, near compressed byte %d); "
-                    "compress the text again" % (path, error, position))
+                    "compress the text again" % (path, error, position)
+                )
             yield position, data
             block = member.unconsumed_tail
             if member.eof:
@@ -132,7 +144,8 @@ def _decompress(stream, path):
     if member is not None:
         raise errors.UserError(
             "%r is a truncated gzip file: it ends in the middle of its data; "
-            "copy or compress it again" % path)
+            "copy or compress it again" % path
+        )
 
 
 def json_text(path, number, line, text_field):
@@ -151,29 +164,36 @@ def json_text(path, number, line, text_field):
         # float, because turning many digits into an int takes quadratic time.
         value = json.loads(line, parse_int=float)
     except RecursionError:
-        raise errors.UserError("%s is nested too deeply; expected an object "
-                               "with the field %r" % (where, text_field))
+        raise errors.UserError(
+            "%s is nested too deeply; expected an object "
+            "with the field %r" % (where, text_field)
+        )
     except ValueError as error:
         raise errors.UserError(
             "%s is no JSON (%s); expected one object a line, like "
-            "{\"%s\": \"...\"}" % (where, error, text_field))
+            '{"%s": "..."}' % (where, error, text_field)
+        )
     if not isinstance(value, dict) or text_field not in value:
-        fields = ("the fields %s" % sorted(value)[:10]
-                  if isinstance(value, dict) else "no object")
+        fields = (
+            "the fields %s" % sorted(value)[:10]
+            if isinstance(value, dict)
+            else "no object"
+        )
         raise errors.UserError(
             "%s has no field %r but %s; name the field of the text with "
-            "--text_field" % (where, text_field, fields))
+            "--text_field" % (where, text_field, fields)
+        )
     value = value[text_field]
     if not isinstance(value, str):
         raise errors.UserError(
             "%s: the field %r is a %s; expected a text"
-            % (where, text_field, type(value).__name__))
+            % (where, text_field, type(value).__name__)
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise errors.UserError(
             "%s: the text has half of a surrogate pair at character %d; remove "
-            "it or write the whole pair" % (where, error.start))
+            "it or write the whole pair" % (where, error.start)
+        )
     return value
-
-

@@ -7,6 +7,7 @@ column a token of the longest window's context.
 Source: google-research/bert, run_squad.py (maximum context, n-best, null
 score); Liu et al. 2019, section 5.2 (answerability classifier).
 """
+
 import typing
 
 import numpy as np
@@ -41,9 +42,18 @@ class _Spans(typing.NamedTuple):
     end_logits: np.ndarray  # float64 [B, K]
 
 
-def decode(examples, features, results, n_best_size, max_answer_length,
-           version_2_with_negative, null_score_diff_threshold, *,
-           answerable_logits=None, with_offsets=False):
+def decode(
+    examples,
+    features,
+    results,
+    n_best_size,
+    max_answer_length,
+    version_2_with_negative,
+    null_score_diff_threshold,
+    *,
+    answerable_logits=None,
+    with_offsets=False,
+):
     """Answers from the logits of all windows.
 
     An answer's score is the sum of its first token's start logit and its last
@@ -83,7 +93,8 @@ def decode(examples, features, results, n_best_size, max_answer_length,
     predictions, nbest, null_odds = {}, {}, {}
     grouped = _group_windows(examples, features)
     for example, windows, answers in _best_answers(
-            examples, grouped, results, n_best_size, max_answer_length):
+        examples, grouped, results, n_best_size, max_answer_length
+    ):
         name = example.question_id
         best = answers[0] if answers else _Answer(_LOWEST, "", 0.0, 0.0)
         predictions[name] = best.text
@@ -102,14 +113,16 @@ def decode(examples, features, results, n_best_size, max_answer_length,
 
 
 def _check_sizes(n_best_size, max_answer_length, threshold):
-    for name, number in (("n_best_size", n_best_size),
-                         ("max_answer_length", max_answer_length)):
+    for name, number in (
+        ("n_best_size", n_best_size),
+        ("max_answer_length", max_answer_length),
+    ):
         if number < 1:
-            raise errors.UserError("--%s is %d; use 1 or more"
-                                   % (name, number))
+            raise errors.UserError("--%s is %d; use 1 or more" % (name, number))
     if threshold != threshold:
         raise errors.UserError(
-            "--null_score_diff_threshold is nan; expected a number")
+            "--null_score_diff_threshold is nan; expected a number"
+        )
 
 
 def _group_windows(examples, features):
@@ -121,7 +134,8 @@ def _group_windows(examples, features):
         if not windows:
             raise errors.UserError(
                 "question %r has no features; decode needs those of every "
-                "example" % example.question_id)
+                "example" % example.question_id
+            )
         windows.sort(key=lambda window: window.doc_start)
     return grouped
 
@@ -136,11 +150,11 @@ def _best_answers(examples, grouped, results, n_best_size, max_answer_length):
             after += 1
         spans = _best_spans(*_pad(rows), n_best_size, max_answer_length)
         row = 0
-        for example, windows in zip(examples[first:after],
-                                    grouped[first:after]):
-            part = _Spans(*(x[row:row + len(windows)] for x in spans))
-            yield example, windows, _merge(example, windows, part,
-                                           n_best_size)
+        for example, windows in zip(
+            examples[first:after], grouped[first:after]
+        ):
+            part = _Spans(*(x[row : row + len(windows)] for x in spans))
+            yield example, windows, _merge(example, windows, part, n_best_size)
             row += len(windows)
         first = after
 
@@ -156,8 +170,9 @@ def _context_logits(example, windows, results):
     rows = []
     for window, owned in zip(windows, _owned_tokens(windows)):
         start, end = _window_logits(example, window, results)
-        columns = slice(window.context_start,
-                        window.context_start + window.doc_length)
+        columns = slice(
+            window.context_start, window.context_start + window.doc_length
+        )
         tokens = slice(window.doc_start, window.doc_start + window.doc_length)
         allowed = ~blank[tokens]
         end = np.where(allowed, end[columns], -np.inf)
@@ -172,23 +187,30 @@ def _window_logits(example, feature, results):
         raise errors.UserError(
             "question %r: there are no logits for its feature %d; predict "
             "every feature, also the last partial batch"
-            % (example.question_id, feature.unique_id))
+            % (example.question_id, feature.unique_id)
+        )
     pair = []
     for logits in results[feature.unique_id]:
         logits = np.asarray(logits, np.float64)
         if logits.ndim != 1 or len(logits) < feature.length:
             raise errors.UserError(
                 "question %r: logits of feature %d have shape %s, but the "
-                "feature has %d tokens" % (example.question_id,
-                                           feature.unique_id, logits.shape,
-                                           feature.length))
-        logits = logits[:feature.length]
+                "feature has %d tokens"
+                % (
+                    example.question_id,
+                    feature.unique_id,
+                    logits.shape,
+                    feature.length,
+                )
+            )
+        logits = logits[: feature.length]
         # The greatest of numbers and a NaN is NaN.
         if not logits.max() < np.inf:
             raise errors.UserError(
                 "question %r: logits of feature %d are NaN or infinite; the "
                 "model has diverged, or half precision overflows"
-                % (example.question_id, feature.unique_id))
+                % (example.question_id, feature.unique_id)
+            )
         pair.append(np.maximum(logits, _LOWEST))
     return pair
 
@@ -208,8 +230,9 @@ def _owned_tokens(windows):
         left = token - window.doc_start
         right = window.doc_length - 1 - left
         smaller = np.minimum(left, right)
-        context.append(np.where(
-            smaller < 0, -1, 100 * smaller + window.doc_length))
+        context.append(
+            np.where(smaller < 0, -1, 100 * smaller + window.doc_length)
+        )
     owner = np.argmax(context, axis=0)
     return owner == np.arange(len(windows))[:, None]
 
@@ -220,8 +243,8 @@ def _pad(rows):
     starts = np.full([len(rows), width], -np.inf)
     ends = np.full([len(rows), width], -np.inf)
     for row, (start, end) in enumerate(rows):
-        starts[row, :len(start)] = start
-        ends[row, :len(end)] = end
+        starts[row, : len(start)] = start
+        ends[row, : len(end)] = end
     return starts, ends
 
 
@@ -241,19 +264,24 @@ def _best_spans(starts, ends, count, max_answer_length):
       `_Spans` with K = min(count, number of candidates).
     """
     length = min(max_answer_length, starts.shape[1])
-    padded = np.pad(ends, [(0, 0), (0, length)], "constant",
-                    constant_values=-np.inf)
-    best = starts + _sliding_max(padded, length)[:, :starts.shape[1]]
+    padded = np.pad(
+        ends, [(0, 0), (0, length)], "constant", constant_values=-np.inf
+    )
+    best = starts + _sliding_max(padded, length)[:, : starts.shape[1]]
     first = np.sort(_argsort_falling(best)[:, :count], axis=1)  # [B, K]
     row = np.arange(len(starts))[:, None]
     last = first[:, :, None] + np.arange(length)  # [B, K, length]
-    scores = (starts[row, first][:, :, None]
-              + padded[row[:, :, None], last]).reshape(len(starts), -1)
+    scores = (
+        starts[row, first][:, :, None] + padded[row[:, :, None], last]
+    ).reshape(len(starts), -1)
     order = _argsort_falling(scores)[:, :count]
-    first, last = first[row, order // length], last.reshape(
-        scores.shape)[row, order]
-    return _Spans(scores[row, order], first, last, starts[row, first],
-                  padded[row, last])
+    first, last = (
+        first[row, order // length],
+        last.reshape(scores.shape)[row, order],
+    )
+    return _Spans(
+        scores[row, order], first, last, starts[row, first], padded[row, last]
+    )
 
 
 def _sliding_max(matrix, length):
@@ -275,34 +303,39 @@ def _merge(example, windows, spans, n_best_size):
     """The best answers of all windows of a question, each text once."""
     order = np.argsort(-spans.scores, axis=None, kind="stable")
     scores = spans.scores.ravel()[order]
-    order = order[:np.count_nonzero(scores > -np.inf)]
+    order = order[: np.count_nonzero(scores > -np.inf)]
     document = windows[0].document
     offset = np.array([w.doc_start for w in windows])[:, None]
     starts = document.starts[(spans.first + offset).ravel()[order]]
     ends = document.ends[(spans.last + offset).ravel()[order]]
     answers, seen = [], set()
     for score, first, last, start_logit, end_logit in zip(
-            scores.tolist(), starts.tolist(), ends.tolist(),
-            spans.start_logits.ravel()[order].tolist(),
-            spans.end_logits.ravel()[order].tolist()):
+        scores.tolist(),
+        starts.tolist(),
+        ends.tolist(),
+        spans.start_logits.ravel()[order].tolist(),
+        spans.end_logits.ravel()[order].tolist(),
+    ):
         text = example.context[first:last]
         if text not in seen:
             seen.add(text)
-            answers.append(_Answer(score, text, start_logit, end_logit,
-                                   first, last))
+            answers.append(
+                _Answer(score, text, start_logit, end_logit, first, last)
+            )
             if len(answers) == n_best_size:
                 break
     return answers
 
 
 def _null_answer(example, windows, results, answerable_logits):
-    """"" with the smallest sum of logits at `<s>` of all windows."""
+    """ "" with the smallest sum of logits at `<s>` of all windows."""
     pairs = [_window_logits(example, w, results) for w in windows]
     start, end = min(((float(s[0]), float(e[0])) for s, e in pairs), key=sum)
     score = start + end
     if answerable_logits is not None:
-        score -= max(_answerable(example, w, answerable_logits)
-                     for w in windows)
+        score -= max(
+            _answerable(example, w, answerable_logits) for w in windows
+        )
     return _Answer(score, "", start, end)
 
 
@@ -312,7 +345,8 @@ def _answerable(example, feature, answerable_logits):
     if not abs(logit) < np.inf:
         raise errors.UserError(
             "question %r: the answerability logit of feature %d is missing or "
-            "not finite" % (example.question_id, feature.unique_id))
+            "not finite" % (example.question_id, feature.unique_id)
+        )
     return logit
 
 
@@ -330,6 +364,12 @@ def _with_probabilities(answers):
     scores = np.array([a.score for a in answers])
     exponentials = np.exp(scores - scores.max())
     probabilities = (exponentials / exponentials.sum()).tolist()
-    return [{"text": a.text, "probability": p, "start_logit": a.start_logit,
-             "end_logit": a.end_logit}
-            for a, p in zip(answers, probabilities)]
+    return [
+        {
+            "text": a.text,
+            "probability": p,
+            "start_logit": a.start_logit,
+            "end_logit": a.end_logit,
+        }
+        for a, p in zip(answers, probabilities)
+    ]

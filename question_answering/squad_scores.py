@@ -8,6 +8,7 @@ to the last digit; sums therefore run in the same order.
 Source: Rajpurkar et al. 2016, section 6 (exact match, F1); Rajpurkar et al.
 2018, section 5 (unanswerable questions).
 """
+
 import argparse
 import collections
 import math
@@ -33,8 +34,9 @@ class ScriptParser(argparse.ArgumentParser):
         self.fail(message + "; --help shows the usage")
 
     def fail(self, message):
-        self.exit(1, "%s: error: %s\n" % (self.prog,
-                                          " ".join(str(message).split())))
+        self.exit(
+            1, "%s: error: %s\n" % (self.prog, " ".join(str(message).split()))
+        )
 
     def run(self, main):
         """Calls `main(arguments)`; a user's mistake ends the process."""
@@ -71,22 +73,25 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
     if len(data) > max_bytes:
         raise errors.UserError(
             "%s is larger than %d bytes; split it into several files"
-            % (path, max_bytes))
+            % (path, max_bytes)
+        )
     try:
         value = files.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise errors.UserError(
             "%s is not UTF-8 at byte %d; %s must be JSON in UTF-8"
-            % (path, error.start, kind))
+            % (path, error.start, kind)
+        )
     except ValueError as error:
         raise errors.UserError(
             "%s is not JSON: %s; is it the right file, and complete?"
-            % (path, error))
+            % (path, error)
+        )
     if not isinstance(value, dict):
         raise errors.UserError(
             "%s: the outermost JSON value is a %s, but %s must be an "
-            "object; is it the right file?"
-            % (path, type(value).__name__, kind))
+            "object; is it the right file?" % (path, type(value).__name__, kind)
+        )
     return value
 
 
@@ -99,11 +104,16 @@ def check_output(flag, path, inputs):
       inputs: paths, None for one that is not given.
     """
     for other in inputs:
-        if (other and os.path.exists(other) and os.path.exists(path)
-                and os.path.samefile(path, other)):
+        if (
+            other
+            and os.path.exists(other)
+            and os.path.exists(path)
+            and os.path.samefile(path, other)
+        ):
             raise errors.UserError(
-                "%s=%s is an input; it would be replaced, give another name" %
-                (flag, path))
+                "%s=%s is an input; it would be replaced, give another name"
+                % (flag, path)
+            )
 
 
 def _read_up_to(stream, size):
@@ -143,17 +153,24 @@ def iterate_questions(path, document):
                 if not question["id"]:
                     raise errors.UserError(
                         "%s: a question's 'id' is empty; each must have its "
-                        "own" % where)
+                        "own" % where
+                    )
                 number += 1
                 yield where, paragraph, question
     if not number:
         raise errors.UserError(
             "%s has no questions; expected data -> paragraphs -> qas as in "
-            "SQuAD" % path)
+            "SQuAD" % path
+        )
 
 
-_NAMES = {dict: "an object", list: "a list", str: "a string",
-          int: "a whole number", bool: "true or false"}
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def value(mapping, key, kind, where):
@@ -165,18 +182,20 @@ def value(mapping, key, kind, where):
     if not isinstance(mapping, dict):
         raise errors.UserError(
             "%s: expected an object with %r, found a %s; the file is not in "
-            "SQuAD's format" % (where, key, type(mapping).__name__))
+            "SQuAD's format" % (where, key, type(mapping).__name__)
+        )
     if key not in mapping:
         raise errors.UserError(
             "%s: %r is missing; the file is not in SQuAD's format"
-            % (where, key))
+            % (where, key)
+        )
     found = mapping[key]
     # True is an int for isinstance, but not a position in a text.
-    if (not isinstance(found, kind)
-            or kind is int and isinstance(found, bool)):
+    if not isinstance(found, kind) or kind is int and isinstance(found, bool):
         raise errors.UserError(
-            "%s: %r must be %s, but it is %.40r" % (where, key, _NAMES[kind],
-                                                    found))
+            "%s: %r must be %s, but it is %.40r"
+            % (where, key, _NAMES[kind], found)
+        )
     return found
 
 
@@ -197,9 +216,15 @@ def gold_answers(path, document):
     gold = []
     for where, _, question in iterate_questions(path, document):
         where = "%s: question %r" % (path, question["id"])
-        gold.append((question["id"], [
-            value(answer, "text", str, where)
-            for answer in _list(question, "answers", where)]))
+        gold.append(
+            (
+                question["id"],
+                [
+                    value(answer, "text", str, where)
+                    for answer in _list(question, "answers", where)
+                ],
+            )
+        )
     return gold
 
 
@@ -223,11 +248,15 @@ def read_null_odds(path):
     """
     odds = read_json(path, "no-answer probabilities")
     for question_id, number in odds.items():
-        if (not isinstance(number, (int, float)) or isinstance(number, bool)
-                or math.isnan(number)):
+        if (
+            not isinstance(number, (int, float))
+            or isinstance(number, bool)
+            or math.isnan(number)
+        ):
             raise errors.UserError(
                 "%s: question %r has %.40r where a number was expected"
-                % (path, question_id, number))
+                % (path, question_id, number)
+            )
     return odds
 
 
@@ -259,8 +288,9 @@ def f1(prediction, gold, *, empty_score=1):
     gold_words = normalize_answer(gold).split()
     if not predicted_words and not gold_words:
         return empty_score
-    common = (collections.Counter(predicted_words)
-              & collections.Counter(gold_words))
+    common = collections.Counter(predicted_words) & collections.Counter(
+        gold_words
+    )
     shared = sum(common.values())
     if shared == 0:
         return 0
@@ -287,14 +317,18 @@ def mean_scores_v1(gold, predictions):
         if not texts:
             raise errors.UserError(
                 "question %r has no answer, as in SQuAD v2.0; score such data "
-                "with evaluate-v2.0.py" % question_id)
+                "with evaluate-v2.0.py" % question_id
+            )
         if question_id in predictions:
             prediction = predictions[question_id]
             exact += max(exact_match(prediction, text) for text in texts)
-            total_f1 += max(f1(prediction, text, empty_score=0)
-                            for text in texts)
-    return {"exact_match": 100.0 * exact / len(gold),
-            "f1": 100.0 * total_f1 / len(gold)}
+            total_f1 += max(
+                f1(prediction, text, empty_score=0) for text in texts
+            )
+    return {
+        "exact_match": 100.0 * exact / len(gold),
+        "f1": 100.0 * total_f1 / len(gold),
+    }
 
 
 def scores(gold, predictions):
@@ -315,7 +349,8 @@ def scores(gold, predictions):
         texts = [text for text in texts if normalize_answer(text)] or [""]
         prediction = predictions[question_id]
         exact_scores[question_id] = max(
-            int(exact_match(prediction, text)) for text in texts)
+            int(exact_match(prediction, text)) for text in texts
+        )
         f1_scores[question_id] = max(f1(prediction, text) for text in texts)
     return exact_scores, f1_scores
 
@@ -392,8 +427,10 @@ def suggested_threshold(gold, predictions, null_odds):
     for question_id in by_null_odds(null_odds, f1_scores):
         unanswered = float(not gold[question_id])
         odds = null_odds[question_id]
-        gains.append((float(odds <= threshold) - float(odds <= 0.0))
-                     * (f1_scores[question_id] - unanswered))
+        gains.append(
+            (float(odds <= threshold) - float(odds <= 0.0))
+            * (f1_scores[question_id] - unanswered)
+        )
     total = sum(gains)
     variance = sum(gain * gain for gain in gains) - total * total / len(gains)
     return threshold if total > 2.0 * math.sqrt(variance) else 0.0

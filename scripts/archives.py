@@ -5,6 +5,7 @@ A member may not leave the directory, be anything but a file or a directory,
 or come twice; and what is written is counted, whatever sizes the archive
 claims.
 """
+
 import contextlib
 import gzip
 import os
@@ -27,12 +28,14 @@ _ZIP_IS_ENCRYPTED = 1
 
 class _Member(typing.NamedTuple):
     """A file of an archive: its name, and what opens it for reading."""
+
     name: str
     open: typing.Callable
 
 
-def extract(archive, folder, target, *, max_bytes=MAX_BYTES,
-            max_files=MAX_FILES):
+def extract(
+    archive, folder, target, *, max_bytes=MAX_BYTES, max_files=MAX_FILES
+):
     """Unpacks one folder of an archive; it appears when it is complete.
 
     Args:
@@ -51,16 +54,27 @@ def extract(archive, folder, target, *, max_bytes=MAX_BYTES,
             _write_all(members, archive, temporary, max_bytes, max_files)
         wanted = os.path.join(temporary, folder)
         if not os.path.isdir(wanted):
-            raise errors.UserError("%s has no folder %s; it is another "
-                                   "archive than expected" % (archive, folder))
+            raise errors.UserError(
+                "%s has no folder %s; it is another "
+                "archive than expected" % (archive, folder)
+            )
         os.rename(wanted, target)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError,
-            NotImplementedError, RuntimeError, UnicodeError,
-            OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeError,
+        OSError,
+    ) as error:
         if getattr(error, "errno", None) is not None:
             raise  # of this machine's disk; gzip's own have no number
-        raise errors.UserError("%s cannot be unpacked: %s; remove it and "
-                               "download it again" % (archive, error))
+        raise errors.UserError(
+            "%s cannot be unpacked: %s; remove it and "
+            "download it again" % (archive, error)
+        )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -74,27 +88,37 @@ def _write_all(members, archive, directory, max_bytes, max_files):
             continue
         path = os.path.join(directory, *parts)
         if path in seen:
-            raise errors.UserError("%s holds %r twice; it is not unpacked" %
-                                   (archive, member.name))
+            raise errors.UserError(
+                "%s holds %r twice; it is not unpacked" % (archive, member.name)
+            )
         seen.add(path)
         if len(seen) > max_files:
-            raise errors.UserError("%s holds more than %d files; it is not "
-                                   "unpacked" % (archive, max_files))
+            raise errors.UserError(
+                "%s holds more than %d files; it is not "
+                "unpacked" % (archive, max_files)
+            )
         room -= _write(member, path, room)
         if room < 0:
-            raise errors.UserError("%s holds more than %d bytes; it is not "
-                                   "unpacked" % (archive, max_bytes))
+            raise errors.UserError(
+                "%s holds more than %d bytes; it is not "
+                "unpacked" % (archive, max_bytes)
+            )
 
 
 def _parts(name, archive):
     """The folders and the file of a member's name, none of them `..`."""
     parts = name.split("/")
-    if ("\\" in name or "\0" in name or ":" in parts[0]
-            or any(part in ("", ".", "..") for part in parts)):
+    if (
+        "\\" in name
+        or "\0" in name
+        or ":" in parts[0]
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         raise errors.UserError(
             "%s holds a file named %r, which would lie outside of its "
-            "folder; the archive is not to be trusted, and not unpacked" %
-            (archive, name))
+            "folder; the archive is not to be trusted, and not unpacked"
+            % (archive, name)
+        )
     return parts
 
 
@@ -119,14 +143,14 @@ def _opened(path):
             yield _zip_members(archive, path)
     elif tarfile.is_tarfile(path):
         with gzip.open(path) as stream, tarfile.open(
-                fileobj=stream, mode="r|") as archive:
+            fileobj=stream, mode="r|"
+        ) as archive:
             yield _tar_members(archive, path)
             # The checksum stands at the end, where tarfile does not look.
             while stream.read(_CHUNK_BYTES):
                 pass
     else:
-        raise errors.UserError("%s is neither a .zip nor a .tar.gz file" %
-                               path)
+        raise errors.UserError("%s is neither a .zip nor a .tar.gz file" % path)
 
 
 def _zip_members(archive, path):
@@ -135,8 +159,9 @@ def _zip_members(archive, path):
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _not_a_file(path, info.filename)
         if info.flag_bits & _ZIP_IS_ENCRYPTED:
-            raise errors.UserError("%s holds an encrypted file, %r" %
-                                   (path, info.filename))
+            raise errors.UserError(
+                "%s holds an encrypted file, %r" % (path, info.filename)
+            )
         if not info.filename.endswith("/"):
             yield _Member(info.filename, lambda info=info: archive.open(info))
 
@@ -146,11 +171,13 @@ def _tar_members(archive, path):
         if not (info.isfile() or info.isdir()):
             raise _not_a_file(path, info.name)
         if info.isfile():
-            yield _Member(info.name,
-                          lambda info=info: archive.extractfile(info))
+            yield _Member(
+                info.name, lambda info=info: archive.extractfile(info)
+            )
 
 
 def _not_a_file(path, name):
     return errors.UserError(
         "%s holds %r, a link or a device; the archive is not to be trusted, "
-        "and not unpacked" % (path, name))
+        "and not unpacked" % (path, name)
+    )

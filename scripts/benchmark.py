@@ -16,6 +16,7 @@ Peers are timed where they import, each in a process of its own: tokenizers,
 tiktoken, transformers (with PyTorch) and datasets in --peers_python or in this
 Python, google-research/bert from --bert_dir.
 """
+
 import csv
 import dataclasses
 import os
@@ -55,62 +56,86 @@ DEMO = REPOSITORY / "demo"
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
     """Flags of this script."""
+
     stages: str = command_line.flag(
         "tokenizer,data,features,step,predict",
-        "Stages to time, comma separated.")
+        "Stages to time, comma separated.",
+    )
     peers: bool = command_line.flag(
-        False, "Also time the peers that are installed.")
+        False, "Also time the peers that are installed."
+    )
     peers_python: str = command_line.flag(
-        "", "The Python that has the peers; those it lacks run in this one.")
+        "", "The Python that has the peers; those it lacks run in this one."
+    )
     bert_dir: str = command_line.flag(
-        "", "A checkout of google-research/bert, timed on TensorFlow 1.15.")
+        "", "A checkout of google-research/bert, timed on TensorFlow 1.15."
+    )
     draw: str = command_line.flag(
-        "", "benchmark.csv of earlier runs, comma separated: joined and drawn "
-        "into output_dir, nothing is timed.")
+        "",
+        "benchmark.csv of earlier runs, comma separated: joined and drawn "
+        "into output_dir, nothing is timed.",
+    )
     rounds: int = command_line.flag(5, "Rounds of each stage.", lower=1)
     output_dir: str = command_line.flag(
-        "benchmark", "Directory of benchmark.csv and benchmark.png.")
+        "benchmark", "Directory of benchmark.csv and benchmark.png."
+    )
     vocab_file: str = command_line.flag(
-        str(DEMO / "vocab.json"), "The tokenizer's vocab.json.")
+        str(DEMO / "vocab.json"), "The tokenizer's vocab.json."
+    )
     merges_file: str = command_line.flag(
-        str(DEMO / "merges.txt"), "The tokenizer's merges.txt.")
+        str(DEMO / "merges.txt"), "The tokenizer's merges.txt."
+    )
     text_file: str = command_line.flag(
-        str(DEMO / "text.txt"), "Text to tokenize and to build records from.")
+        str(DEMO / "text.txt"), "Text to tokenize and to build records from."
+    )
     text_megabytes: float = command_line.flag(
-        0.0, "How large a text records are built from: text_file again and "
-        "again, its rare words spelled anew; 0 takes it once.", lower=0.0)
+        0.0,
+        "How large a text records are built from: text_file again and "
+        "again, its rare words spelled anew; 0 takes it once.",
+        lower=0.0,
+    )
     cold_megabytes: float = command_line.flag(
-        10.0, "Text of the stage cold, made likewise.", lower=0.0)
+        10.0, "Text of the stage cold, made likewise.", lower=0.0
+    )
     record_length: int = command_line.flag(
-        512, "Tokens of the records that the stage data builds.", lower=8,
-        upper=512)
+        512,
+        "Tokens of the records that the stage data builds.",
+        lower=8,
+        upper=512,
+    )
     squad_file: str = command_line.flag(
-        str(DEMO / "train-v1.1.json"), "SQuAD JSON of features and "
-        "predictions.")
+        str(DEMO / "train-v1.1.json"), "SQuAD JSON of features and predictions."
+    )
     num_layers: int = command_line.flag(4, "Layers of the model.", lower=1)
     hidden_size: int = command_line.flag(
-        512, "Hidden size of the model, a multiple of 64.", lower=64)
+        512, "Hidden size of the model, a multiple of 64.", lower=64
+    )
     vocab_size: int = command_line.flag(
-        50265, "Entries of the model's vocabulary.", lower=300)
+        50265, "Entries of the model's vocabulary.", lower=300
+    )
     batch_size: int = command_line.flag(8, "Sequences of a step.", lower=2)
     sequence_length: int = command_line.flag(
-        128, "Tokens of a training sequence.", lower=8, upper=512)
+        128, "Tokens of a training sequence.", lower=8, upper=512
+    )
     predict_features: int = command_line.flag(
-        128, "SQuAD features, drawn at random, of the stage predict.",
-        lower=1)
+        128, "SQuAD features, drawn at random, of the stage predict.", lower=1
+    )
     predictions: int = command_line.flag(
-        20, "Masked positions of a sequence.", lower=1)
+        20, "Masked positions of a sequence.", lower=1
+    )
 
     def __post_init__(self):
         unknown = set(self.stage_names) - set(benchmark_stages.STAGES)
         if unknown or not self.stage_names:
             raise errors.UserError(
-                "--stages is %r; expected some of %s, comma separated" %
-                (self.stages, ",".join(benchmark_stages.STAGES)))
+                "--stages is %r; expected some of %s, comma separated"
+                % (self.stages, ",".join(benchmark_stages.STAGES))
+            )
         if self.hidden_size % 64:
             raise errors.UserError(
                 "--hidden_size is %d; expected a multiple of 64, the size of "
-                "a head" % self.hidden_size)
+                "a head" % self.hidden_size
+            )
 
     @property
     def stage_names(self):
@@ -122,6 +147,7 @@ class BenchmarkConfig:
 
 class Row(typing.NamedTuple):
     """One line of the table."""
+
     stage: str
     title: str
     contender: str
@@ -148,8 +174,12 @@ def time_stage(stage, title, contenders, rounds, peak):
       A list of Row.
     """
     runs = {contender.name: [] for contender in contenders}
-    bar = tqdm.tqdm(total=(rounds + 1) * len(contenders), desc=stage,
-                    unit="run", leave=False)
+    bar = tqdm.tqdm(
+        total=(rounds + 1) * len(contenders),
+        desc=stage,
+        unit="run",
+        leave=False,
+    )
     for number in range(rounds + 1):
         turn = contenders[::-1] if number % 2 else contenders
         for contender in turn:
@@ -158,8 +188,10 @@ def time_stage(stage, title, contenders, rounds, peak):
                 runs[contender.name].append(run)
             bar.update()
     bar.close()
-    return [_row(stage, title, contender, contenders[0], runs, peak)
-            for contender in contenders]
+    return [
+        _row(stage, title, contender, contenders[0], runs, peak)
+        for contender in contenders
+    ]
 
 
 def start_peers(stage, settings, work):
@@ -168,7 +200,8 @@ def start_peers(stage, settings, work):
     for name in benchmark_peers.PEERS.get(stage, ()):
         for python in filter(None, (settings.peers_python, sys.executable)):
             peer = benchmark_contenders.PeerProcess(
-                python, stage, name, values, work, stage == "data")
+                python, stage, name, values, work, stage == "data"
+            )
             if peer.contender:
                 yield peer
                 break
@@ -180,17 +213,28 @@ def _row(stage, title, contender, ours, runs, peak):
     own = runs[contender.name]
 
     def ratios(field):
-        return [getattr(theirs, field) * ours.amount
-                / max(getattr(mine, field) * contender.amount, 1e-9)
-                for mine, theirs in zip(runs[ours.name], own)]
+        return [
+            getattr(theirs, field)
+            * ours.amount
+            / max(getattr(mine, field) * contender.amount, 1e-9)
+            for mine, theirs in zip(runs[ours.name], own)
+        ]
 
     seconds = statistics.median(run.seconds for run in own)
     wall = ratios("seconds")
-    return Row(stage, title, contender.name, contender.amount / seconds,
-               contender.unit, statistics.median(wall), min(wall), max(wall),
-               statistics.median(ratios("cpu_seconds")),
-               contender.flops / seconds / peak if peak else 0.0,
-               max(run.megabytes for run in own))
+    return Row(
+        stage,
+        title,
+        contender.name,
+        contender.amount / seconds,
+        contender.unit,
+        statistics.median(wall),
+        min(wall),
+        max(wall),
+        statistics.median(ratios("cpu_seconds")),
+        contender.flops / seconds / peak if peak else 0.0,
+        max(run.megabytes for run in own),
+    )
 
 
 def fits(rows):
@@ -202,16 +246,21 @@ def fits(rows):
         for field, kind in (("ratio", "time"), ("cpu_ratio", "CPU time")):
             costs = [getattr(row, field) for row in scaled + own[:1]]
             slope, start = np.polyfit(factors, costs, 1)
-            off = max(abs(start + slope * factor - cost) / cost
-                      for factor, cost in zip(factors, costs))
-            yield ("%s of a step = %.2f + %.2f x %s, both relative to the "
-                   "first; off by at most %.1f %%" % (
-                       kind, start, slope, name, 100 * off))
+            off = max(
+                abs(start + slope * factor - cost) / cost
+                for factor, cost in zip(factors, costs)
+            )
+            yield (
+                "%s of a step = %.2f + %.2f x %s, both relative to the "
+                "first; off by at most %.1f %%"
+                % (kind, start, slope, name, 100 * off)
+            )
 
 
 def matmul_rate(size=1536, rounds=8):
     """Floating-point operations a second of TensorFlow's float32 product."""
     import tensorflow.compat.v1 as tf
+
     with tf.Graph().as_default(), tf.Session() as session:
         a = tf.get_variable("a", [size, size])
         session.run(tf.global_variables_initializer())
@@ -221,7 +270,7 @@ def matmul_rate(size=1536, rounds=8):
             start = time.perf_counter()
             session.run(product)
             times.append(time.perf_counter() - start)
-    return 2.0 * size ** 3 / min(times)
+    return 2.0 * size**3 / min(times)
 
 
 def machine(versions):
@@ -229,33 +278,58 @@ def machine(versions):
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
-            model = next((line.split(":")[1].strip() for line in lines
-                          if line.startswith("model name")), model)
-    about = "%s, %d cores, Python %s" % (model, os.cpu_count(),
-                                        platform.python_version())
+            model = next(
+                (
+                    line.split(":")[1].strip()
+                    for line in lines
+                    if line.startswith("model name")
+                ),
+                model,
+            )
+    about = "%s, %d cores, Python %s" % (
+        model,
+        os.cpu_count(),
+        platform.python_version(),
+    )
     if "tensorflow" in sys.modules:
-        versions = dict(versions,
-                        tensorflow=sys.modules["tensorflow"].__version__)
-    return ", ".join([about] + ["%s %s" % item
-                                for item in sorted(versions.items())])
+        versions = dict(
+            versions, tensorflow=sys.modules["tensorflow"].__version__
+        )
+    return ", ".join(
+        [about] + ["%s %s" % item for item in sorted(versions.items())]
+    )
 
 
 def table(rows):
     """The rows as a Markdown table."""
-    lines = ["| stage | contender | rate | this suite against it, wall "
-             "(spread) | CPU seconds | share of matrix-product rate | peak "
-             "memory |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| stage | contender | rate | this suite against it, wall "
+        "(spread) | CPU seconds | share of matrix-product rate | peak "
+        "memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     title = None
     for row in rows:
         share = "%.0f %%" % (100 * row.peak_share) if row.peak_share else ""
         memory = "%.0f MB" % row.megabytes if row.megabytes else ""
-        lines.append("| %s | %s | %s %s | %.2f (%.2f to %.2f) | %.2f | %s | "
-                     "%s |" % (
-                         "" if row.title == title else row.title,
-                         row.contender, "{:,.4g}".format(row.rate)
-                         if row.rate < 1000 else "{:,.0f}".format(row.rate),
-                         row.unit, row.ratio, row.lowest, row.highest,
-                         row.cpu_ratio, share, memory))
+        lines.append(
+            "| %s | %s | %s %s | %.2f (%.2f to %.2f) | %.2f | %s | "
+            "%s |"
+            % (
+                "" if row.title == title else row.title,
+                row.contender,
+                "{:,.4g}".format(row.rate)
+                if row.rate < 1000
+                else "{:,.0f}".format(row.rate),
+                row.unit,
+                row.ratio,
+                row.lowest,
+                row.highest,
+                row.cpu_ratio,
+                share,
+                memory,
+            )
+        )
         title = row.title
     return "\n".join(lines)
 
@@ -272,13 +346,15 @@ def read_csv(path):
     kinds = typing.get_type_hints(Row)
     with open(path, newline="") as stream:
         try:
-            return [Row(**{name: kinds[name](text)
-                           for name, text in line.items()})
-                    for line in csv.DictReader(stream)]
+            return [
+                Row(**{name: kinds[name](text) for name, text in line.items()})
+                for line in csv.DictReader(stream)
+            ]
         except (TypeError, ValueError, KeyError):
             raise errors.UserError(
                 "%s is no benchmark.csv of this version; expected the columns "
-                "%s" % (path, ",".join(Row._fields)))
+                "%s" % (path, ",".join(Row._fields))
+            )
 
 
 def draw(path, rows):
@@ -288,17 +364,26 @@ def draw(path, rows):
     except errors.UserError:
         return False
     keys = list(dict.fromkeys((row.stage, row.title) for row in rows))
-    panels = [[row for row in rows if (row.stage, row.title) == key][::-1]
-              for key in keys]
+    panels = [
+        [row for row in rows if (row.stage, row.title) == key][::-1]
+        for key in keys
+    ]
     heights = [0.55 + len(panel) for panel in panels]
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(9, 0.3 * sum(heights) + 0.4 * len(panels)),
-        squeeze=False, gridspec_kw={"height_ratios": heights})
+        len(panels),
+        1,
+        figsize=(9, 0.3 * sum(heights) + 0.4 * len(panels)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )
     for (_, title), panel, axis in zip(keys, panels, axes[:, 0]):
         _draw_panel(axis, title, panel)
     axes[-1, 0].set_xlabel(
         "times: how much faster this suite's first line is, the median of "
-        "paired rounds (and their spread)", fontsize=8, loc="left")
+        "paired rounds (and their spread)",
+        fontsize=8,
+        loc="left",
+    )
     figure.tight_layout()
     pictures.save(figure, path, dpi=110)
     pyplot.close(figure)
@@ -310,13 +395,24 @@ def _draw_panel(axis, title, rows):
     most = max(row.rate for row in rows)
     for place, row in enumerate(rows):
         is_ours = row.contender.startswith(OURS)
-        axis.barh(place, row.rate / most, color=pictures.COLOURS[0]
-                  if is_ours else "#b3b3b3")
-        against = ("" if place == len(rows) - 1 else
-                   "   %.2f times (%.2f to %.2f)" % (row.ratio, row.lowest,
-                                                    row.highest))
-        axis.text(row.rate / most + 0.01, place, _number(row.rate) + " "
-                  + row.unit + against, va="center", fontsize=8)
+        axis.barh(
+            place,
+            row.rate / most,
+            color=pictures.COLOURS[0] if is_ours else "#b3b3b3",
+        )
+        against = (
+            ""
+            if place == len(rows) - 1
+            else "   %.2f times (%.2f to %.2f)"
+            % (row.ratio, row.lowest, row.highest)
+        )
+        axis.text(
+            row.rate / most + 0.01,
+            place,
+            _number(row.rate) + " " + row.unit + against,
+            va="center",
+            fontsize=8,
+        )
     axis.set_yticks(range(len(rows)))
     axis.set_yticklabels([row.contender for row in rows], fontsize=8)
     axis.set_xlim(0, 1.65)
@@ -344,9 +440,11 @@ def time_all(settings):
                     peers += start_peers(name, settings, work)
                 contenders += [peer.contender for peer in peers]
                 title = benchmark_stages.TITLES[name].format(
-                    **dataclasses.asdict(settings))
-                rows += time_stage(name, title, contenders, settings.rounds,
-                                   peak)
+                    **dataclasses.asdict(settings)
+                )
+                rows += time_stage(
+                    name, title, contenders, settings.rounds, peak
+                )
             finally:
                 for peer in peers:
                     peer.close()
@@ -361,21 +459,24 @@ def main(_):
     logging.set_verbosity(logging.ERROR)
     os.makedirs(settings.output_dir, exist_ok=True)
     if settings.draw:
-        rows = [row for path in settings.draw.split(",")
-                for row in read_csv(path)]
+        rows = [
+            row for path in settings.draw.split(",") for row in read_csv(path)
+        ]
         sys.stdout.write(table(rows) + "\n")
     else:
         rows, versions, peak = time_all(settings)
-        sys.stdout.write("%s, %s\n\n%s\n" % (
-            time.strftime("%Y-%m-%d"), machine(versions), table(rows)))
+        sys.stdout.write(
+            "%s, %s\n\n%s\n"
+            % (time.strftime("%Y-%m-%d"), machine(versions), table(rows))
+        )
         sys.stdout.write("".join("\n%s\n" % line for line in fits(rows)))
         if peak:
-            sys.stdout.write("\nmatrix-product rate: %.0f GFLOP/s\n" %
-                             (peak / 1e9))
+            sys.stdout.write(
+                "\nmatrix-product rate: %.0f GFLOP/s\n" % (peak / 1e9)
+            )
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
     if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows):
-        sys.stdout.write("no picture: pip install -r "
-                         "requirements/plots.txt\n")
+        sys.stdout.write("no picture: pip install -r requirements/plots.txt\n")
 
 
 if __name__ == "__main__":

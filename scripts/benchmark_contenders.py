@@ -3,6 +3,7 @@
 
 Imports no TensorFlow: peers run where there is none.
 """
+
 import collections
 import glob
 import json
@@ -28,6 +29,7 @@ from common import errors  # noqa: E402
 
 class Run(typing.NamedTuple):
     """What one call took."""
+
     seconds: float
     cpu_seconds: float  # of its process and those that this one waited for
     megabytes: float = 0.0  # most that the processes watched had at once
@@ -39,6 +41,7 @@ class Contender(typing.NamedTuple):
     A call that ran elsewhere returns a Run; one that starts processes
     returns the most megabytes they had at once.
     """
+
     name: str
     unit: str
     amount: float
@@ -54,13 +57,18 @@ def timed(call):
     seconds = time.perf_counter() - start
     if isinstance(result, Run):
         return result
-    return Run(seconds, _cpu_seconds() - cpu,
-               result if isinstance(result, float) else 0.0)
+    return Run(
+        seconds,
+        _cpu_seconds() - cpu,
+        result if isinstance(result, float) else 0.0,
+    )
 
 
 def _cpu_seconds():
-    usages = [resource.getrusage(who) for who in (
-        resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
@@ -85,24 +93,36 @@ class PeerProcess:
         self._name, self._is_watched = name, is_watched
         self._errors = tempfile.TemporaryFile(mode="w+")
         self._process = subprocess.Popen(
-            [python, str(REPOSITORY / "scripts" / "benchmark_peers.py"), stage,
-             name, json.dumps(settings), work], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors,
-            universal_newlines=True)
+            [
+                python,
+                str(REPOSITORY / "scripts" / "benchmark_peers.py"),
+                stage,
+                name,
+                json.dumps(settings),
+                work,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            universal_newlines=True,
+        )
         self.about = self._answer()
 
     @property
     def contender(self):
         """The Contender, None where its packages are not installed."""
-        return self.about and Contender(self._name, call=self._run,
-                                        **self.about)
+        return self.about and Contender(
+            self._name, call=self._run, **self.about
+        )
 
     def _run(self):
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         peak = 0.0
-        while self._is_watched and not select.select(
-                [self._process.stdout], [], [], 0.1)[0]:
+        while (
+            self._is_watched
+            and not select.select([self._process.stdout], [], [], 0.1)[0]
+        ):
             peak = max(peak, family_megabytes(self._process.pid))
         return Run(*self._answer())._replace(megabytes=peak)
 
@@ -113,7 +133,8 @@ class PeerProcess:
             reason = self._errors.read().strip().splitlines() or ["no message"]
             raise errors.UserError(
                 "the peer %s failed: %s; mend it, or name other stages with "
-                "--stages" % (self._name, reason[-1]))
+                "--stages" % (self._name, reason[-1])
+            )
         return json.loads(line)
 
     def close(self):
@@ -142,8 +163,12 @@ def serve(contender):
     except ImportError:
         answer(None)
         return
-    answer({field: getattr(made, field)
-            for field in ("unit", "amount", "flops", "versions")})
+    answer(
+        {
+            field: getattr(made, field)
+            for field in ("unit", "amount", "flops", "versions")
+        }
+    )
     for _ in sys.stdin:
         answer(timed(made.call))
 
@@ -178,8 +203,14 @@ def _megabytes(process_id):
     """Memory of a process; of what it shares with others its part alone."""
     try:
         with open("/proc/%d/smaps_rollup" % process_id) as lines:
-            return sum(int(line.split()[1]) for line in lines
-                       if line.startswith("Pss:")) / 1e3
+            return (
+                sum(
+                    int(line.split()[1])
+                    for line in lines
+                    if line.startswith("Pss:")
+                )
+                / 1e3
+            )
     except OSError:  # it has ended, or this is not Linux
         return 0.0
 
@@ -214,8 +245,11 @@ def grown_text(path, work, megabytes):
         return grown
     pieces = re.split(r"([A-Za-z]+)", text)
     counts = collections.Counter(pieces[1::2])
-    rare = [place for place in range(1, len(pieces), 2)
-            if counts[pieces[place]] == 1]
+    rare = [
+        place
+        for place in range(1, len(pieces), 2)
+        if counts[pieces[place]] == 1
+    ]
     originals = [pieces[place] for place in rare]
     with open(grown, "w", encoding="utf-8") as stream:
         for number in range(times):
@@ -244,8 +278,11 @@ def lines_of(path):
 
 def encoding_of(lines, encode):
     """(unit, megabytes, call) of encoding line by line."""
-    return ("MB/s", sum(len(line.encode("utf-8")) for line in lines) / 1e6,
-            lambda: [encode(line) for line in lines])
+    return (
+        "MB/s",
+        sum(len(line.encode("utf-8")) for line in lines) / 1e6,
+        lambda: [encode(line) for line in lines],
+    )
 
 
 def from_nothing(lines, new_encode):
@@ -255,8 +292,9 @@ def from_nothing(lines, new_encode):
 
 
 def cold_lines(settings, work):
-    return lines_of(grown_text(
-        settings.text_file, work, settings.cold_megabytes))
+    return lines_of(
+        grown_text(settings.text_file, work, settings.cold_megabytes)
+    )
 
 
 def masked_batch(settings):
@@ -267,21 +305,30 @@ def masked_batch(settings):
 
     def ids(*shape):
         return random.randint(4, settings.vocab_size - 1, shape).astype(
-            np.int32)
+            np.int32
+        )
 
-    return {"input_ids": ids(size, length),
-            "input_mask": np.ones((size, length), np.int32),
-            "masked_lm_positions": np.stack([np.sort(random.choice(
-                length, count, replace=False)) for _ in range(size)]).astype(
-                    np.int32),
-            "masked_lm_ids": ids(size, count),
-            "masked_lm_weights": np.ones((size, count), np.float32)}
+    return {
+        "input_ids": ids(size, length),
+        "input_mask": np.ones((size, length), np.int32),
+        "masked_lm_positions": np.stack(
+            [
+                np.sort(random.choice(length, count, replace=False))
+                for _ in range(size)
+            ]
+        ).astype(np.int32),
+        "masked_lm_ids": ids(size, count),
+        "masked_lm_weights": np.ones((size, count), np.float32),
+    }
 
 
 def sizes(settings):
     """A model's sizes by the names of BERT's and RoBERTa's configs."""
     width = settings.hidden_size
-    return {"vocab_size": settings.vocab_size, "hidden_size": width,
-            "num_hidden_layers": settings.num_layers,
-            "num_attention_heads": width // 64,
-            "intermediate_size": 4 * width}
+    return {
+        "vocab_size": settings.vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+    }

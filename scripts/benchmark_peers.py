@@ -6,6 +6,7 @@
 benchmark.py starts it, in its own Python or in that of --peers_python, and
 says over standard input when to run.
 """
+
 import functools
 import json
 import os
@@ -21,8 +22,10 @@ import squad
 import tokenization
 
 # The pattern of GPT-2, which RoBERTa's vocabulary was made with.
-_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
-            r"|\s+(?!\S)|\s+")
+_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 # --- Tokenizers and what is built with them ---------------------------------
@@ -31,8 +34,10 @@ _PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
 def _new_tokenizer(settings):
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
-    return tokenizers.ByteLevelBPETokenizer(settings.vocab_file,
-                                            settings.merges_file)
+
+    return tokenizers.ByteLevelBPETokenizer(
+        settings.vocab_file, settings.merges_file
+    )
 
 
 def _tokenizers_encode(settings):
@@ -43,94 +48,158 @@ def _tokenizers_encode(settings):
 def _tiktoken_encode(settings):
     """tiktoken with the same vocabulary, ranked by the order of merges."""
     import tiktoken
-    ours = tokenization.RobertaTokenizer(settings.vocab_file,
-                                         settings.merges_file)
+
+    ours = tokenization.RobertaTokenizer(
+        settings.vocab_file, settings.merges_file
+    )
     ranks = {bytes([byte]): byte for byte in range(256)}
     with open(settings.merges_file, encoding="utf-8") as merges:
-        pairs = [line.split() for line in merges if " " in line
-                 and not line.startswith("#version")]
+        pairs = [
+            line.split()
+            for line in merges
+            if " " in line and not line.startswith("#version")
+        ]
     for left, right in pairs:
         token = ours.decode(ours.convert_tokens_to_ids([left + right]))
         ranks.setdefault(token.encode("utf-8", "surrogateescape"), len(ranks))
 
     def new():
-        return tiktoken.Encoding("roberta", pat_str=_PATTERN,
-                                 special_tokens={}, mergeable_ranks=ranks)
+        return tiktoken.Encoding(
+            "roberta",
+            pat_str=_PATTERN,
+            special_tokens={},
+            mergeable_ranks=ranks,
+        )
+
     return new
 
 
 def _tokenizers(settings, _):
     import tokenizers
-    return Contender("", *benchmark_contenders.encoding_of(benchmark_contenders.lines_of(settings.text_file),
-                                      _tokenizers_encode(settings)),
-                     versions=versions(tokenizers))
+
+    return Contender(
+        "",
+        *benchmark_contenders.encoding_of(
+            benchmark_contenders.lines_of(settings.text_file),
+            _tokenizers_encode(settings),
+        ),
+        versions=versions(tokenizers),
+    )
 
 
 def _tokenizers_cold(settings, work):
     import tokenizers
-    return Contender("", *benchmark_contenders.from_nothing(
-        benchmark_contenders.cold_lines(settings, work), lambda: _tokenizers_encode(settings)),
-                     versions=versions(tokenizers))
+
+    return Contender(
+        "",
+        *benchmark_contenders.from_nothing(
+            benchmark_contenders.cold_lines(settings, work),
+            lambda: _tokenizers_encode(settings),
+        ),
+        versions=versions(tokenizers),
+    )
 
 
 def _tiktoken(settings, _):
     import tiktoken
-    return Contender("", *benchmark_contenders.encoding_of(
-        benchmark_contenders.lines_of(settings.text_file),
-        _tiktoken_encode(settings)().encode_ordinary),
-                     versions=versions(tiktoken))
+
+    return Contender(
+        "",
+        *benchmark_contenders.encoding_of(
+            benchmark_contenders.lines_of(settings.text_file),
+            _tiktoken_encode(settings)().encode_ordinary,
+        ),
+        versions=versions(tiktoken),
+    )
 
 
 def _tiktoken_cold(settings, work):
     """Without the time that its ranks take to be read."""
     import tiktoken
+
     new = _tiktoken_encode(settings)
-    return Contender("", *benchmark_contenders.from_nothing(
-        benchmark_contenders.cold_lines(settings, work), lambda: new().encode_ordinary),
-                     versions=versions(tiktoken))
+    return Contender(
+        "",
+        *benchmark_contenders.from_nothing(
+            benchmark_contenders.cold_lines(settings, work),
+            lambda: new().encode_ordinary,
+        ),
+        versions=versions(tiktoken),
+    )
 
 
 def _datasets(settings, work):
     """Encoded, cut into blocks and written as Arrow in one `map`."""
     import datasets
     import tokenizers
+
     tokenizer = _new_tokenizer(settings)
-    text = benchmark_contenders.grown_text(settings.text_file, work,
-                                           settings.text_megabytes)
+    text = benchmark_contenders.grown_text(
+        settings.text_file, work, settings.text_megabytes
+    )
     cache, length = os.path.join(work, "datasets"), settings.record_length
 
     def blocks(batch):
-        ids = [token for encoding in tokenizer.encode_batch(batch["text"])
-               for token in encoding.ids]
-        return {"input_ids": [ids[start:start + length] for start
-                              in range(0, len(ids) - length + 1, length)]}
+        ids = [
+            token
+            for encoding in tokenizer.encode_batch(batch["text"])
+            for token in encoding.ids
+        ]
+        return {
+            "input_ids": [
+                ids[start : start + length]
+                for start in range(0, len(ids) - length + 1, length)
+            ]
+        }
 
     def build():
         shutil.rmtree(cache, ignore_errors=True)
         datasets.Dataset.from_text(text, cache_dir=cache).map(
-            blocks, batched=True, num_proc=os.cpu_count(),
-            remove_columns=["text"])
+            blocks,
+            batched=True,
+            num_proc=os.cpu_count(),
+            remove_columns=["text"],
+        )
 
-    return Contender("", "MB/s", os.path.getsize(text) / 1e6, build,
-                     versions=versions(datasets, tokenizers))
+    return Contender(
+        "",
+        "MB/s",
+        os.path.getsize(text) / 1e6,
+        build,
+        versions=versions(datasets, tokenizers),
+    )
 
 
 def _transformers_features(settings, _):
     import transformers
+
     examples = squad.read_examples(settings.squad_file, True, False)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = transformers.RobertaTokenizerFast(settings.vocab_file,
-                                                  settings.merges_file)
-    pairs = [[getattr(example, field) for example in examples]
-             for field in ("question", "context")]
+    tokenizer = transformers.RobertaTokenizerFast(
+        settings.vocab_file, settings.merges_file
+    )
+    pairs = [
+        [getattr(example, field) for example in examples]
+        for field in ("question", "context")
+    ]
 
     def convert():
         return tokenizer(
-            *pairs, truncation="only_second", max_length=384, stride=128,
-            return_overflowing_tokens=True, return_offsets_mapping=True)
+            *pairs,
+            truncation="only_second",
+            max_length=384,
+            stride=128,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
 
-    return Contender("", "features/s", len(convert()["input_ids"]), convert,
-                     versions=versions(transformers))
+    return Contender(
+        "",
+        "features/s",
+        len(convert()["input_ids"]),
+        convert,
+        versions=versions(transformers),
+    )
 
 
 # --- Training steps ---------------------------------------------------------
@@ -140,17 +209,27 @@ def _transformers_step(settings, _):
     """One update of Hugging Face's RobertaForMaskedLM."""
     import torch
     import transformers
+
     batch = benchmark_contenders.masked_batch(settings)
-    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig(
-        max_position_embeddings=514, type_vocab_size=1, **benchmark_contenders.sizes(settings)))
+    model = transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            **benchmark_contenders.sizes(settings),
+        )
+    )
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4,
-                                  betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6
+    )
     labels = np.full_like(batch["input_ids"], -100)
-    np.put_along_axis(labels, batch["masked_lm_positions"],
-                      batch["masked_lm_ids"], axis=1)
-    inputs = {"input_ids": torch.tensor(batch["input_ids"]).long(),
-              "labels": torch.tensor(labels).long()}
+    np.put_along_axis(
+        labels, batch["masked_lm_positions"], batch["masked_lm_ids"], axis=1
+    )
+    inputs = {
+        "input_ids": torch.tensor(batch["input_ids"]).long(),
+        "labels": torch.tensor(labels).long(),
+    }
 
     def update():
         optimizer.zero_grad()
@@ -158,8 +237,13 @@ def _transformers_step(settings, _):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return Contender("", "tokens/s", batch["input_ids"].size, update,
-                     versions=versions(torch, transformers))
+    return Contender(
+        "",
+        "tokens/s",
+        batch["input_ids"].size,
+        update,
+        versions=versions(torch, transformers),
+    )
 
 
 def _bert_step(settings, _, next_sentence=True):
@@ -167,39 +251,58 @@ def _bert_step(settings, _, next_sentence=True):
     if not settings.bert_dir:
         raise ImportError("no --bert_dir")
     import tensorflow as tf
+
     if not hasattr(tf, "contrib"):
         raise ImportError("google-research/bert runs on TensorFlow 1 alone")
     sys.path.insert(0, settings.bert_dir)
     import modeling
     import optimization
     import run_pretraining
+
     batch = benchmark_contenders.masked_batch(settings)
     config = modeling.BertConfig(**benchmark_contenders.sizes(settings))
     features = {name: tf.constant(value) for name, value in batch.items()}
     model = modeling.BertModel(
-        config, True, features["input_ids"], features["input_mask"],
-        tf.zeros_like(features["input_ids"]))
+        config,
+        True,
+        features["input_ids"],
+        features["input_mask"],
+        tf.zeros_like(features["input_ids"]),
+    )
     loss = run_pretraining.get_masked_lm_output(
-        config, model.get_sequence_output(), model.get_embedding_table(),
-        *(features["masked_lm_" + name]
-          for name in ("positions", "ids", "weights")))[0]
+        config,
+        model.get_sequence_output(),
+        model.get_embedding_table(),
+        *(
+            features["masked_lm_" + name]
+            for name in ("positions", "ids", "weights")
+        ),
+    )[0]
     if next_sentence:
         loss += run_pretraining.get_next_sentence_output(
-            config, model.get_pooled_output(),
-            tf.constant([0, 1] * (settings.batch_size // 2)))[0]
+            config,
+            model.get_pooled_output(),
+            tf.constant([0, 1] * (settings.batch_size // 2)),
+        )[0]
     update = optimization.create_optimizer(loss, 1e-4, 1000000, 10, False)
     session = tf.Session()
     session.run(tf.global_variables_initializer())
-    return Contender("", "tokens/s", batch["input_ids"].size,
-                     lambda: session.run([update, loss]),
-                     versions={"tensorflow": tf.__version__})
+    return Contender(
+        "",
+        "tokens/s",
+        batch["input_ids"].size,
+        lambda: session.run([update, loss]),
+        versions={"tensorflow": tf.__version__},
+    )
 
 
 def _compiled_step(settings, _):
     """The suite itself: TensorFlow reads once whether it is to use XLA."""
     import benchmark_stages
-    return Contender("", "tokens/s", *benchmark_stages.training_step(
-        settings, use_xla=True))
+
+    return Contender(
+        "", "tokens/s", *benchmark_stages.training_step(settings, use_xla=True)
+    )
 
 
 PEERS = {
@@ -207,15 +310,22 @@ PEERS = {
     "cold": {"tokenizers": _tokenizers_cold, "tiktoken": _tiktoken_cold},
     "data": {"datasets": _datasets},
     "features": {"transformers": _transformers_features},
-    "step": {"google-research/bert": _bert_step,
-             "google-research/bert, no NSP": functools.partial(
-                 _bert_step, next_sentence=False),
-             "transformers, PyTorch": _transformers_step},
-    "precision": {"this suite, XLA": _compiled_step}}
+    "step": {
+        "google-research/bert": _bert_step,
+        "google-research/bert, no NSP": functools.partial(
+            _bert_step, next_sentence=False
+        ),
+        "transformers, PyTorch": _transformers_step,
+    },
+    "precision": {"this suite, XLA": _compiled_step},
+}
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _stage, _peer, _values, _work = sys.argv[1:]
-    benchmark_contenders.serve(lambda: PEERS[_stage][_peer](
-        types.SimpleNamespace(**json.loads(_values)), _work))
+    benchmark_contenders.serve(
+        lambda: PEERS[_stage][_peer](
+            types.SimpleNamespace(**json.loads(_values)), _work
+        )
+    )

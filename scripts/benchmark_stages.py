@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmark.py times of the suite, stage by stage."""
+
 import dataclasses
 import os
 import subprocess
@@ -21,18 +22,28 @@ OURS = "this suite"
 
 
 def _encode(settings):
-    return tokenization.RobertaTokenizer(settings.vocab_file,
-                                         settings.merges_file).encode
+    return tokenization.RobertaTokenizer(
+        settings.vocab_file, settings.merges_file
+    ).encode
 
 
 def _tokenizer(settings, _):
-    yield Contender(OURS, *benchmark_contenders.encoding_of(
-        benchmark_contenders.lines_of(settings.text_file), _encode(settings)))
+    yield Contender(
+        OURS,
+        *benchmark_contenders.encoding_of(
+            benchmark_contenders.lines_of(settings.text_file), _encode(settings)
+        ),
+    )
 
 
 def _cold(settings, work):
-    yield Contender(OURS, *benchmark_contenders.from_nothing(
-        benchmark_contenders.cold_lines(settings, work), lambda: _encode(settings)))
+    yield Contender(
+        OURS,
+        *benchmark_contenders.from_nothing(
+            benchmark_contenders.cold_lines(settings, work),
+            lambda: _encode(settings),
+        ),
+    )
 
 
 def _data(settings, work):
@@ -46,20 +57,25 @@ def _growth(settings, work):
 
 def _building(name, settings, work, megabytes):
     text = benchmark_contenders.grown_text(settings.text_file, work, megabytes)
-    command = [sys.executable, str(REPOSITORY / "create_pretraining_data.py"),
-               "--masking=dynamic", "--overwrite", "--input_file=" + text,
-               "--max_seq_length=%d" % settings.record_length,
-               "--vocab_file=" + settings.vocab_file,
-               "--merges_file=" + settings.merges_file,
-               "--output_file=" + os.path.join(work, "records")]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "create_pretraining_data.py"),
+        "--masking=dynamic",
+        "--overwrite",
+        "--input_file=" + text,
+        "--max_seq_length=%d" % settings.record_length,
+        "--vocab_file=" + settings.vocab_file,
+        "--merges_file=" + settings.merges_file,
+        "--output_file=" + os.path.join(work, "records"),
+    ]
 
     def build():
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         peak = 0.0
         while process.poll() is None:
-            peak = max(peak,
-                       benchmark_contenders.family_megabytes(process.pid))
+            peak = max(peak, benchmark_contenders.family_megabytes(process.pid))
             time.sleep(0.1)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
@@ -70,12 +86,16 @@ def _building(name, settings, work, megabytes):
 
 def _features(settings, _):
     examples = squad.read_examples(settings.squad_file, True, False)
-    tokenizer = tokenization.RobertaTokenizer(settings.vocab_file,
-                                              settings.merges_file)
+    tokenizer = tokenization.RobertaTokenizer(
+        settings.vocab_file, settings.merges_file
+    )
 
     def convert():
-        return list(squad.convert_examples_to_features(
-            examples, tokenizer, 384, 128, 64, True))
+        return list(
+            squad.convert_examples_to_features(
+                examples, tokenizer, 384, 128, 64, True
+            )
+        )
 
     yield Contender(OURS, "features/s", len(convert()), convert)
 
@@ -89,22 +109,37 @@ def _scaling(settings, _):
     yield Contender(OURS, "steps/s", 1, training_step(settings)[1])
     for name in SCALED:
         for factor in FACTORS:
-            other = dataclasses.replace(settings, **{
-                name: max(1, int(factor * getattr(settings, name)))})
-            yield Contender("%s=%d" % (name, getattr(other, name)), "steps/s",
-                            1, training_step(other)[1])
+            other = dataclasses.replace(
+                settings,
+                **{name: max(1, int(factor * getattr(settings, name)))},
+            )
+            yield Contender(
+                "%s=%d" % (name, getattr(other, name)),
+                "steps/s",
+                1,
+                training_step(other)[1],
+            )
 
 
 def _pipeline(settings, work):
     """Batches with masks newly drawn, and the step that consumes them."""
-    records = dataclasses.replace(settings,
-                                  record_length=settings.sequence_length)
+    records = dataclasses.replace(
+        settings, record_length=settings.sequence_length
+    )
     _building(OURS, records, work, settings.text_megabytes).call()
     steps = 200
-    yield Contender(OURS, "sequences/s", steps * settings.batch_size,
-                    _feeding(settings, work, steps))
-    yield Contender("training step", "sequences/s", settings.batch_size,
-                    training_step(settings)[1])
+    yield Contender(
+        OURS,
+        "sequences/s",
+        steps * settings.batch_size,
+        _feeding(settings, work, steps),
+    )
+    yield Contender(
+        "training step",
+        "sequences/s",
+        settings.batch_size,
+        training_step(settings)[1],
+    )
 
 
 def _feeding(settings, work, steps):
@@ -113,18 +148,27 @@ def _feeding(settings, work, steps):
 
     from pretraining_data import records
     from training import input_pipeline, masked_lm_batches
+
     vocab_size = tokenization.RobertaTokenizer(
-        settings.vocab_file, settings.merges_file).vocab_size
+        settings.vocab_file, settings.merges_file
+    ).vocab_size
     source = masked_lm_batches.MaskedLmSource(
-        os.path.join(work, "records"), vocab_size=vocab_size, pad_token_id=1,
+        os.path.join(work, "records"),
+        vocab_size=vocab_size,
+        pad_token_id=1,
         max_seq_length=settings.sequence_length,
-        max_predictions=settings.predictions)
+        max_predictions=settings.predictions,
+    )
     batches = masked_lm_batches.MaskedLmBatches(
-        source, batch_size=settings.batch_size, seed=1,
-        order=records.RecordOrder(source.shard_counts, 1, 100000))
+        source,
+        batch_size=settings.batch_size,
+        seed=1,
+        order=records.RecordOrder(source.shard_counts, 1, 100000),
+    )
     with tf.Graph().as_default():
         batch = tf.data.make_one_shot_iterator(
-            input_pipeline.dataset(batches, 0)).get_next()
+            input_pipeline.dataset(batches, 0)
+        ).get_next()
         session = tf.Session()
     return lambda: [session.run(batch) for _ in range(steps)]
 
@@ -135,14 +179,19 @@ def _step(settings, _):
 
 def _precision(settings, _):
     yield Contender(OURS, "tokens/s", *training_step(settings))
-    yield Contender(OURS + ", fp16", "tokens/s", *training_step(
-        settings, manual_fp16=True))
-    yield Contender(OURS + ", 2 micro-batches", "tokens/s", *training_step(
-        settings, micro_batches=2))
+    yield Contender(
+        OURS + ", fp16", "tokens/s", *training_step(settings, manual_fp16=True)
+    )
+    yield Contender(
+        OURS + ", 2 micro-batches",
+        "tokens/s",
+        *training_step(settings, micro_batches=2),
+    )
 
 
 def _model_config(settings):
     import configuration
+
     return configuration.RobertaConfig(**benchmark_contenders.sizes(settings))
 
 
@@ -153,29 +202,56 @@ def training_step(settings, micro_batches=1, **options):
     import environment
     import run_pretraining
     from training import progress, run_config, train_step
+
     device = environment.create(environment.DeviceConfig(**options))
     run = run_config.RunConfig(
-        output_dir=tempfile.gettempdir(), num_accumulation_steps=micro_batches,
-        train_batch_size=settings.batch_size // micro_batches)
+        output_dir=tempfile.gettempdir(),
+        num_accumulation_steps=micro_batches,
+        train_batch_size=settings.batch_size // micro_batches,
+    )
     config = _model_config(settings)
     losses = train_step.Losses(
         lambda features, is_training, seed: run_pretraining.masked_lm_sums(
-            config, features, device.kernels, is_training=is_training,
-            dropout_seed=seed)[0],
-        lambda features: tf.reduce_sum(features["masked_lm_weights"]))
+            config,
+            features,
+            device.kernels,
+            is_training=is_training,
+            dropout_seed=seed,
+        )[0],
+        lambda features: tf.reduce_sum(features["masked_lm_weights"]),
+    )
     with tf.Graph().as_default():
-        features = {name: tf.constant(value) for name, value
-                    in benchmark_contenders.masked_batch(settings).items()}
+        features = {
+            name: tf.constant(value)
+            for name, value in benchmark_contenders.masked_batch(
+                settings
+            ).items()
+        }
         spec = train_step.train_spec(
-            losses, features, config=config, run=run, device=device,
-            num_train_steps=1000000, num_warmup_steps=10, init_checkpoint="",
-            save_timer=progress.SaveTimer())
+            losses,
+            features,
+            config=config,
+            run=run,
+            device=device,
+            num_train_steps=1000000,
+            num_warmup_steps=10,
+            init_checkpoint="",
+            save_timer=progress.SaveTimer(),
+        )
         session = tf.Session(config=device.session_config())
         session.run(tf.global_variables_initializer())
     tokens = settings.batch_size * settings.sequence_length
-    return (tokens, lambda: session.run([spec.train_op, spec.loss]),
-            3 * _forward_flops(settings, tokens, settings.sequence_length,
-                               settings.batch_size * settings.predictions))
+    return (
+        tokens,
+        lambda: session.run([spec.train_op, spec.loss]),
+        3
+        * _forward_flops(
+            settings,
+            tokens,
+            settings.sequence_length,
+            settings.batch_size * settings.predictions,
+        ),
+    )
 
 
 def _forward_flops(settings, tokens, length, predictions):
@@ -187,30 +263,44 @@ def _forward_flops(settings, tokens, length, predictions):
     width = settings.hidden_size
 
     def layer(asking):
-        return (2 * tokens * 2 * width * width
-                + 2 * asking * 10 * width * width
-                + 4 * asking * length * width)
+        return (
+            2 * tokens * 2 * width * width
+            + 2 * asking * 10 * width * width
+            + 4 * asking * length * width
+        )
 
     head = 2 * predictions * width * (settings.vocab_size + width)
-    return ((settings.num_layers - 1) * layer(tokens) + layer(predictions)
-            + head)
+    return (settings.num_layers - 1) * layer(tokens) + layer(predictions) + head
 
 
 def _predict(settings, _):
     """Batches of like length, and all padded."""
     examples = squad.read_examples(settings.squad_file, False, False)
-    tokenizer = tokenization.RobertaTokenizer(settings.vocab_file,
-                                              settings.merges_file)
-    features = list(squad.convert_examples_to_features(
-        examples, tokenizer, 384, 128, 64, False))
+    tokenizer = tokenization.RobertaTokenizer(
+        settings.vocab_file, settings.merges_file
+    )
+    features = list(
+        squad.convert_examples_to_features(
+            examples, tokenizer, 384, 128, 64, False
+        )
+    )
     count = min(settings.predict_features, len(features))
-    features = [features[place] for place in np.random.RandomState(0).choice(
-        len(features), count, replace=False)]
+    features = [
+        features[place]
+        for place in np.random.RandomState(0).choice(
+            len(features), count, replace=False
+        )
+    ]
     tokens = sum(feature.length for feature in features)
-    yield Contender(OURS, "tokens/s", tokens, _prediction(
-        settings, features, None))
-    yield Contender("padded to 384", "tokens/s", tokens, _prediction(
-        settings, features, 384))
+    yield Contender(
+        OURS, "tokens/s", tokens, _prediction(settings, features, None)
+    )
+    yield Contender(
+        "padded to 384",
+        "tokens/s",
+        tokens,
+        _prediction(settings, features, 384),
+    )
 
 
 def _prediction(settings, features, max_length):
@@ -220,31 +310,49 @@ def _prediction(settings, features, max_length):
     import environment
     import modeling
     from training import input_pipeline
+
     device = environment.create(environment.DeviceConfig())
     config = _model_config(settings)
     batches = input_pipeline.FeatureBatches(
-        lambda index: features[index].input_ids, {}, max_length=max_length,
-        pad_token_id=config.pad_token_id, batch_size=settings.batch_size)
+        lambda index: features[index].input_ids,
+        {},
+        max_length=max_length,
+        pad_token_id=config.pad_token_id,
+        batch_size=settings.batch_size,
+    )
     steps = batches.predict_all([feature.length for feature in features])
     with tf.Graph().as_default():
         input_ids = tf.placeholder(tf.int32, [None, None])
-        model = modeling.RobertaModel(config, False, input_ids,
-                                      kernels=device.kernels)
+        model = modeling.RobertaModel(
+            config, False, input_ids, kernels=device.kernels
+        )
         logits = modeling.squad_logits(config, model.get_sequence_output())
         session = tf.Session(config=device.session_config())
         session.run(tf.global_variables_initializer())
-    return lambda: [session.run(logits, {input_ids: batches(step)[0]})
-                    for step in range(steps)]
+    return lambda: [
+        session.run(logits, {input_ids: batches(step)[0]})
+        for step in range(steps)
+    ]
 
 
-STAGES = {"tokenizer": _tokenizer, "cold": _cold, "data": _data,
-          "growth": _growth, "features": _features, "pipeline": _pipeline,
-          "step": _step, "precision": _precision, "scaling": _scaling,
-          "predict": _predict}
+STAGES = {
+    "tokenizer": _tokenizer,
+    "cold": _cold,
+    "data": _data,
+    "growth": _growth,
+    "features": _features,
+    "pipeline": _pipeline,
+    "step": _step,
+    "precision": _precision,
+    "scaling": _scaling,
+    "predict": _predict,
+}
 _MODEL = "{num_layers} layers, H {hidden_size}, V {vocab_size:,}"
 _BATCH = _MODEL + ", {batch_size} x {sequence_length}, {predictions} masked"
-_BUILT = ("{text_megabytes:g} MB of text to dynamic records of "
-          "{record_length}, all cores, with start-up")
+_BUILT = (
+    "{text_megabytes:g} MB of text to dynamic records of "
+    "{record_length}, all cores, with start-up"
+)
 # What a stage times, as a format of the settings.
 TITLES = {
     "tokenizer": "Tokenizer, warm, one thread",
@@ -256,4 +364,5 @@ TITLES = {
     "step": "Training step, " + _BATCH,
     "precision": "Training step in other ways, " + _BATCH,
     "scaling": "Training step of other sizes, " + _BATCH,
-    "predict": "SQuAD prediction, 384 tokens, " + _MODEL}
+    "predict": "SQuAD prediction, 384 tokens, " + _MODEL,
+}

@@ -13,6 +13,7 @@ versions; disk and memory. One line a check: ok, warn or ERROR; exit code 1
 when there is an ERROR. With --train_file or --predict_file the defaults are
 run_squad.py's.
 """
+
 import collections
 import contextlib
 import dataclasses
@@ -49,8 +50,10 @@ FLAGS = flags.FLAGS
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
     """Flags of this script alone."""
+
     sample_records: int = command_line.flag(
-        1000, "Records whose ids are read; 0 reads all of them.", lower=0)
+        1000, "Records whose ids are read; 0 reads all of them.", lower=0
+    )
 
 
 class _Collector(logging.Handler):
@@ -109,8 +112,11 @@ class Doctor:
                 text = function()
             except (errors.UserError, OSError) as error:
                 kind = "ERROR"
-                text = (command_line.describe_os_error(error)
-                        if isinstance(error, OSError) else str(error))
+                text = (
+                    command_line.describe_os_error(error)
+                    if isinstance(error, OSError)
+                    else str(error)
+                )
                 self._failed.append(name)
         if warnings and kind == "ok":
             kind = "warn"
@@ -131,20 +137,29 @@ class Doctor:
         if self._squad.vocab_file:
             self.check("vocabulary", self._vocabulary)
         for name, inputs in (
-                ("training records", self._pretraining.input_files_dir),
-                ("evaluation records", self._pretraining.eval_files_dir)):
+            ("training records", self._pretraining.input_files_dir),
+            ("evaluation records", self._pretraining.eval_files_dir),
+        ):
             if inputs:
                 self._records(name, inputs)
         for flag in ("train_file", "predict_file"):
             if getattr(self._squad, flag):
-                self.check(flag, lambda flag=flag: self._questions(
-                    flag == "train_file"))
+                self.check(
+                    flag,
+                    lambda flag=flag: self._questions(flag == "train_file"),
+                )
         if self._config is not None:
-            self.check("length", lambda: preflight.check_length(
-                run.max_seq_length, self._config, run.bert_config_file))
+            self.check(
+                "length",
+                lambda: preflight.check_length(
+                    run.max_seq_length, self._config, run.bert_config_file
+                ),
+            )
             self.check("checkpoint", self._checkpoint)
-            self.check("disk", lambda: preflight.check_room(
-                run, self._config, self._head))
+            self.check(
+                "disk",
+                lambda: preflight.check_room(run, self._config, self._head),
+            )
         if self._config is not None and self._device is not None:
             self.check("memory", self._memory)
         self._conclude()
@@ -153,24 +168,39 @@ class Doctor:
         if self._failed:
             raise errors.UserError(
                 "%d of %d checks failed: %s; the lines above say how to mend "
-                "them" % (len(self._failed), self._made,
-                          "; ".join(self._failed)))
-        print("all %d checks passed%s" % (
-            self._made, ", look at the warnings: " + "; ".join(self._warned)
-            if self._warned else ""))
+                "them"
+                % (len(self._failed), self._made, "; ".join(self._failed))
+            )
+        print(
+            "all %d checks passed%s"
+            % (
+                self._made,
+                ", look at the warnings: " + "; ".join(self._warned)
+                if self._warned
+                else "",
+            )
+        )
 
     def _versions(self):
         self._device = environment.create(self._options)
         return ", ".join(
-            ["%s, %d of %d" % (self._device.name, self._device.rank + 1,
-                               self._device.world_size)]
-            + ["%s %s" % item for item in self._device.versions().items()])
+            [
+                "%s, %d of %d"
+                % (
+                    self._device.name,
+                    self._device.rank + 1,
+                    self._device.world_size,
+                )
+            ]
+            + ["%s %s" % item for item in self._device.versions().items()]
+        )
 
     def _model(self):
         self._config = run_config.model_config(self._run)
         return "%s, %.1f million parameters" % (
             self._run.bert_config_file,
-            preflight.parameters(self._config, self._head) / 1e6)
+            preflight.parameters(self._config, self._head) / 1e6,
+        )
 
     @property
     def _head(self):
@@ -181,21 +211,28 @@ class Doctor:
     def _vocabulary(self):
         squad = self._squad
         self._tokenizer = tokenization.RobertaTokenizer(
-            squad.vocab_file, squad.merges_file,
-            do_lower_case=squad.do_lower_case)
+            squad.vocab_file,
+            squad.merges_file,
+            do_lower_case=squad.do_lower_case,
+        )
         if self._config is None:
             return "%d entries" % self._tokenizer.vocab_size
         return preflight.check_vocabulary(
-            self._tokenizer, squad.vocab_file, self._config,
-            self._run.bert_config_file)
+            self._tokenizer,
+            squad.vocab_file,
+            self._config,
+            self._run.bert_config_file,
+        )
 
     def _records(self, name, inputs):
         self.check(name + ", files", lambda: preflight.check_shards(inputs))
         if self._squad.vocab_file:
-            self.check(name + ", vocabulary",
-                       lambda: preflight.check_vocabulary_of_records(
-                           inputs, self._squad.vocab_file,
-                           self._squad.merges_file))
+            self.check(
+                name + ", vocabulary",
+                lambda: preflight.check_vocabulary_of_records(
+                    inputs, self._squad.vocab_file, self._squad.merges_file
+                ),
+            )
         if self._config is not None:
             self.check(name + ", ids", lambda: self._ids(name, inputs))
 
@@ -204,9 +241,15 @@ class Doctor:
         text = preflight.check_records(source, self._sample)
         if name != "training records" or self._device is None:
             return text
-        return "%s; %s" % (text, preflight.schedule(
-            self._run, self._device.world_size, len(source),
-            self._pretraining.num_train_steps))
+        return "%s; %s" % (
+            text,
+            preflight.schedule(
+                self._run,
+                self._device.world_size,
+                len(source),
+                self._pretraining.num_train_steps,
+            ),
+        )
 
     def _questions(self, is_training):
         """What a SQuAD file holds; the first questions become windows."""
@@ -214,23 +257,38 @@ class Doctor:
         path = squad.train_file if is_training else squad.predict_file
         examples = run_squad.read_examples(path, squad, is_training)
         text = "%s: %d questions on %d contexts" % (
-            path, len(examples), len({e.context for e in examples}))
+            path,
+            len(examples),
+            len({e.context for e in examples}),
+        )
         if self._tokenizer is None:
             return text + "; give --vocab_file to cut them into windows"
-        list(squad_data.convert_examples_to_features(
-            examples[:100], self._tokenizer, self._run.max_seq_length,
-            squad.doc_stride, squad.max_query_length, is_training,
-            counts=counts))
+        list(
+            squad_data.convert_examples_to_features(
+                examples[:100],
+                self._tokenizer,
+                self._run.max_seq_length,
+                squad.doc_stride,
+                squad.max_query_length,
+                is_training,
+                counts=counts,
+            )
+        )
         return "%s; the first %d give %d windows of up to %d tokens" % (
-            text, min(len(examples), 100), counts["features"],
-            self._run.max_seq_length)
+            text,
+            min(len(examples), 100),
+            counts["features"],
+            self._run.max_seq_length,
+        )
 
     def _source(self, inputs):
         return masked_lm_batches.MaskedLmSource(
-            inputs, max_seq_length=self._run.max_seq_length,
+            inputs,
+            max_seq_length=self._run.max_seq_length,
             max_predictions=self._pretraining.max_predictions_per_seq,
             vocab_size=self._config.vocab_size,
-            pad_token_id=self._config.pad_token_id)
+            pad_token_id=self._config.pad_token_id,
+        )
 
     def _checkpoint(self):
         run = self._run
@@ -242,18 +300,30 @@ class Doctor:
         return latest or run.init_checkpoint or "none, the run begins anew"
 
     def _memory(self):
-        predictions = (self._pretraining.max_predictions_per_seq
-                       if self._head == "masked_lm" else 0)
+        predictions = (
+            self._pretraining.max_predictions_per_seq
+            if self._head == "masked_lm"
+            else 0
+        )
         return preflight.check_need(
-            self._run, self._config, self._device, self._head,
-            predictions=predictions)
+            self._run,
+            self._config,
+            self._device,
+            self._head,
+            predictions=predictions,
+        )
 
 
 def _with_squad_defaults(run):
     """A run whose flags that were not given are run_squad.py's."""
-    return dataclasses.replace(run, **{
-        name: value for name, value in run_squad.DEFAULTS.items()
-        if not FLAGS[name].present})
+    return dataclasses.replace(
+        run,
+        **{
+            name: value
+            for name, value in run_squad.DEFAULTS.items()
+            if not FLAGS[name].present
+        },
+    )
 
 
 def main(_):
@@ -262,9 +332,13 @@ def main(_):
     squad = command_line.build(run_squad.SquadConfig, FLAGS)
     if squad.train_file or squad.predict_file:
         run = _with_squad_defaults(run)
-    Doctor(run, command_line.build(run_pretraining.PretrainingConfig, FLAGS),
-           squad, command_line.build(environment.DeviceConfig, FLAGS),
-           command_line.build(DoctorConfig, FLAGS)).make_all()
+    Doctor(
+        run,
+        command_line.build(run_pretraining.PretrainingConfig, FLAGS),
+        squad,
+        command_line.build(environment.DeviceConfig, FLAGS),
+        command_line.build(DoctorConfig, FLAGS),
+    ).make_all()
 
 
 if __name__ == "__main__":

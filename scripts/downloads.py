@@ -6,6 +6,7 @@ it in FILE.part.tag; the file itself appears when its SHA-256 is the expected
 one. Proxies are those of the usual variables (`https_proxy`, `no_proxy`), which
 urllib reads.
 """
+
 import hashlib
 import http.client
 import os
@@ -37,6 +38,7 @@ class Remote(typing.NamedTuple):
       size: its bytes.
       sha256: its checksum, 64 hexadecimal digits.
     """
+
     url: str
     size: int
     sha256: str
@@ -50,6 +52,7 @@ class Patience(typing.NamedTuple):
       attempts: requests in a row that may bring nothing new.
       wait: seconds before the second request; doubled each time.
     """
+
     timeout: float = 60.0
     attempts: int = 5
     wait: float = 1.0
@@ -100,7 +103,8 @@ def _check_existing(remote, path):
     if found != remote.sha256:
         raise errors.UserError(
             "%s is there, but its SHA-256 is %s and not %s; move it away to "
-            "download it" % (path, found, remote.sha256))
+            "download it" % (path, found, remote.sha256)
+        )
 
 
 class _Download:
@@ -129,8 +133,8 @@ class _Download:
             raise errors.UserError(
                 "%s: the SHA-256 of what came is %s; expected %s. The file "
                 "was changed there, or on its way: try another --url_base, "
-                "or report it" % (self._remote.url, found,
-                                  self._remote.sha256))
+                "or report it" % (self._remote.url, found, self._remote.sha256)
+            )
         os.replace(self._part, self._path)
         self._discard()
 
@@ -147,9 +151,15 @@ class _Download:
         """Requests until every byte is here."""
         failures, furthest = 0, self._here()
         self._check_room()
-        with tqdm.tqdm(total=self._remote.size, initial=furthest, unit="B",
-                       unit_scale=True, unit_divisor=1024, mininterval=0.5,
-                       desc=os.path.basename(self._path)) as bar:
+        with tqdm.tqdm(
+            total=self._remote.size,
+            initial=furthest,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            mininterval=0.5,
+            desc=os.path.basename(self._path),
+        ) as bar:
             while self._here() != self._remote.size:
                 try:
                     self._request(bar)
@@ -163,11 +173,24 @@ class _Download:
                         "%s: %s; %d of %d bytes came, %d attempts brought no "
                         "more. Check the connection and give the same command "
                         "again, which goes on from there; --url_base names a "
-                        "mirror" % (self._remote.url, reason, self._here(),
-                                    self._remote.size, failures))
-                time.sleep(min(max(reason.wait, self._patience.wait * 2.0
-                                   ** max(failures - 1, 0)),
-                               _LONGEST_WAIT_SECONDS))
+                        "mirror"
+                        % (
+                            self._remote.url,
+                            reason,
+                            self._here(),
+                            self._remote.size,
+                            failures,
+                        )
+                    )
+                time.sleep(
+                    min(
+                        max(
+                            reason.wait,
+                            self._patience.wait * 2.0 ** max(failures - 1, 0),
+                        ),
+                        _LONGEST_WAIT_SECONDS,
+                    )
+                )
 
     def _check_room(self):
         needed = self._remote.size - self._here()
@@ -175,7 +198,8 @@ class _Download:
         if needed > free:
             raise errors.UserError(
                 "%s needs %d bytes more, and %d are free; make room, or name "
-                "another --output_dir" % (self._path, needed, free))
+                "another --output_dir" % (self._path, needed, free)
+            )
 
     def _request(self, bar):
         """One request, and what comes of it.
@@ -191,16 +215,18 @@ class _Download:
                 headers["If-Range"] = self._validator()
         request = urllib.request.Request(self._remote.url, headers=headers)
         try:
-            response = self._opener.open(request,
-                                         timeout=self._patience.timeout)
+            response = self._opener.open(
+                request, timeout=self._patience.timeout
+            )
         except urllib.error.HTTPError as error:
             self._judge(error, start)
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise errors.UserError(
                     "%s: the server's certificate is not valid here (%s); a "
-                    "proxy's own must be known to Python (SSL_CERT_FILE)" %
-                    (self._remote.url, error.reason.verify_message))
+                    "proxy's own must be known to Python (SSL_CERT_FILE)"
+                    % (self._remote.url, error.reason.verify_message)
+                )
             raise _Passing(str(error.reason))
         except (OSError, http.client.HTTPException) as error:
             raise _Passing(str(error) or type(error).__name__)
@@ -213,12 +239,19 @@ class _Download:
             self._discard()
             raise _Passing("the server has less than what came before")
         if error.code in _PASSING:
-            raise _Passing("HTTP %d %s" % (error.code, error.reason),
-                           _seconds(error.headers.get("Retry-After")))
+            raise _Passing(
+                "HTTP %d %s" % (error.code, error.reason),
+                _seconds(error.headers.get("Retry-After")),
+            )
         raise errors.UserError(
             "%s: HTTP %d %s; the file is not to be had there, --url_base "
-            "names a mirror" % (self._remote.url, error.code,
-                                " ".join(str(error.reason).split())))
+            "names a mirror"
+            % (
+                self._remote.url,
+                error.code,
+                " ".join(str(error.reason).split()),
+            )
+        )
 
     def _validator(self):
         """The entity tag or date under which the part came, or ""."""
@@ -262,7 +295,8 @@ class _Download:
         raise errors.UserError(
             "%s has %s, expected are %d; it is another file, such as a "
             "proxy's login page: look at it in a browser, or try another "
-            "--url_base" % (self._remote.url, what, self._remote.size))
+            "--url_base" % (self._remote.url, what, self._remote.size)
+        )
 
     def _note(self, response):
         """Keeps what tells this version of the file from another."""
@@ -286,8 +320,7 @@ def _chunks(response):
 
 
 def _begins_at(response, start):
-    found = re.match(r"bytes (\d+)-",
-                     response.headers.get("Content-Range", ""))
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return found is not None and int(found.group(1)) == start
 
 
@@ -312,14 +345,18 @@ def redirected(url, url_base):
     """
     parsed = urllib.parse.urlsplit(url)
     for part in filter(None, (p.strip() for p in url_base.split(","))):
-        host, base = ("", part) if "://" in part.split("=")[0] else (
-            part.partition("=")[::2])
+        host, base = (
+            ("", part)
+            if "://" in part.split("=")[0]
+            else (part.partition("=")[::2])
+        )
         target = urllib.parse.urlsplit(base)
         if target.scheme not in ("http", "https") or not target.netloc:
             raise errors.UserError(
                 "--url_base is %r; expected an address such as "
-                "https://mirror.example/files, or HOST=ADDRESS for one host" %
-                part)
+                "https://mirror.example/files, or HOST=ADDRESS for one host"
+                % part
+            )
         if host in ("", parsed.netloc):
             return base.rstrip("/") + parsed.path
     return url

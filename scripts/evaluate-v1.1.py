@@ -7,6 +7,7 @@
 prints {"exact_match": ..., "f1": ...}. A question without a prediction scores
 0 and is named on standard error.
 """
+
 import json
 import pathlib
 import sys
@@ -22,21 +23,27 @@ def main(arguments):
     document = squad_scores.read_json(arguments.dataset_file, "a SQuAD file")
     version = document.get("version", EXPECTED_VERSION)
     if version != EXPECTED_VERSION:
-        print("Evaluation expects v-%s, but got dataset with v-%s"
-              % (EXPECTED_VERSION, version), file=sys.stderr)
+        print(
+            "Evaluation expects v-%s, but got dataset with v-%s"
+            % (EXPECTED_VERSION, version),
+            file=sys.stderr,
+        )
     gold = squad_scores.gold_answers(arguments.dataset_file, document)
     predictions = squad_scores.read_predictions(arguments.prediction_file)
     scores = squad_scores.mean_scores_v1(gold, predictions)
     for question_id, _ in gold:
         if question_id not in predictions:
-            print("Unanswered question %s will receive score 0." % question_id,
-                  file=sys.stderr)
+            print(
+                "Unanswered question %s will receive score 0." % question_id,
+                file=sys.stderr,
+            )
     print(json.dumps(scores))
 
 
 if __name__ == "__main__":
     parser = squad_scores.ScriptParser(
-        description="Evaluation for SQuAD " + EXPECTED_VERSION)
+        description="Evaluation for SQuAD " + EXPECTED_VERSION
+    )
     parser.add_argument("dataset_file", help="SQuAD file with the answers")
     parser.add_argument("prediction_file", help="JSON object, id to answer")
     parser.run(main)

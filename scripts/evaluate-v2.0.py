@@ -9,6 +9,7 @@ over those with (HasAns) and without (NoAns) an answer. --na-prob-file adds the
 best thresholds, --out-image-dir draws precision-recall curves. A question
 without a prediction scores 0 and is named on standard error.
 """
+
 import json
 import math
 import os
@@ -24,38 +25,67 @@ from question_answering import squad_scores  # noqa: E402
 
 
 def define_arguments(parser):
-    parser.add_argument("data_file", metavar="data.json",
-                        help="SQuAD file with the answers")
-    parser.add_argument("pred_file", metavar="pred.json",
-                        help="JSON object, question id to answer")
-    parser.add_argument("--out-file", "-o", metavar="eval.json",
-                        help="write the scores here (default: print them)")
-    parser.add_argument("--na-prob-file", "-n", metavar="na_prob.json",
-                        help="JSON object, question id to the probability, or "
-                             "log odds, that there is no answer")
-    parser.add_argument("--na-prob-thresh", "-t", type=float, default=1.0,
-                        help="take a prediction as \"\" when its no-answer "
-                             "probability exceeds this (default 1.0)")
-    parser.add_argument("--out-image-dir", "-p", metavar="out_images",
-                        help="draw precision-recall curves into this "
-                             "directory; needs --na-prob-file and "
-                             "requirements/plots.txt")
-    parser.add_argument("--verbose", "-v", action="store_true",
-                        help="write each question's scores to standard error")
+    parser.add_argument(
+        "data_file", metavar="data.json", help="SQuAD file with the answers"
+    )
+    parser.add_argument(
+        "pred_file",
+        metavar="pred.json",
+        help="JSON object, question id to answer",
+    )
+    parser.add_argument(
+        "--out-file",
+        "-o",
+        metavar="eval.json",
+        help="write the scores here (default: print them)",
+    )
+    parser.add_argument(
+        "--na-prob-file",
+        "-n",
+        metavar="na_prob.json",
+        help="JSON object, question id to the probability, or "
+        "log odds, that there is no answer",
+    )
+    parser.add_argument(
+        "--na-prob-thresh",
+        "-t",
+        type=float,
+        default=1.0,
+        help='take a prediction as "" when its no-answer '
+        "probability exceeds this (default 1.0)",
+    )
+    parser.add_argument(
+        "--out-image-dir",
+        "-p",
+        metavar="out_images",
+        help="draw precision-recall curves into this "
+        "directory; needs --na-prob-file and "
+        "requirements/plots.txt",
+    )
+    parser.add_argument(
+        "--verbose",
+        "-v",
+        action="store_true",
+        help="write each question's scores to standard error",
+    )
 
 
 def apply_threshold(values, gold, null_odds, threshold):
     """Scores when questions above the threshold are answered with ""."""
-    return {k: float(not gold[k]) if null_odds[k] > threshold else score
-            for k, score in values.items()}
+    return {
+        k: float(not gold[k]) if null_odds[k] > threshold else score
+        for k, score in values.items()
+    }
 
 
 def mean_scores(exact_scores, f1_scores, ids):
     """Exact match and F1 in percent; an id without scores counts as 0."""
     total = len(ids)
-    return {"exact": 100.0 * sum(exact_scores.get(k, 0) for k in ids) / total,
-            "f1": 100.0 * sum(f1_scores.get(k, 0) for k in ids) / total,
-            "total": total}
+    return {
+        "exact": 100.0 * sum(exact_scores.get(k, 0) for k in ids) / total,
+        "f1": 100.0 * sum(f1_scores.get(k, 0) for k in ids) / total,
+        "total": total,
+    }
 
 
 def add(result, part, prefix):
@@ -82,7 +112,8 @@ def precision_recall(values, gold, null_odds):
             found += values[question_id]
         # No threshold can part two questions with equal odds.
         if i + 1 < len(ids) and (
-                null_odds[question_id] == null_odds[ids[i + 1]]):
+            null_odds[question_id] == null_odds[ids[i + 1]]
+        ):
             continue
         precision, recall = found / (i + 1), found / answerable
         average += precision * (recall - recalls[-1])
@@ -112,13 +143,19 @@ def probabilities(null_odds):
     """
     if all(0 <= number <= 1 for number in null_odds.values()):
         return null_odds
-    return {k: 0.5 + 0.5 * math.tanh(0.5 * number)  # the logistic function
-            for k, number in null_odds.items()}
+    return {
+        k: 0.5 + 0.5 * math.tanh(0.5 * number)  # the logistic function
+        for k, number in null_odds.items()
+    }
 
 
 def draw_histogram(pyplot, numbers, path, name):
-    pyplot.hist(numbers, weights=[1.0 / len(numbers)] * len(numbers), bins=20,
-                range=(0.0, 1.0))
+    pyplot.hist(
+        numbers,
+        weights=[1.0 / len(numbers)] * len(numbers),
+        bins=20,
+        range=(0.0, 1.0),
+    )
     pyplot.xlabel("Model probability of no-answer")
     pyplot.ylabel("Proportion of dataset")
     pyplot.title("Histogram of no-answer probability: " + name)
@@ -139,23 +176,38 @@ def draw(pyplot, out_dir, question_scores, gold, null_odds):
     oracle = {k: float(bool(gold[k])) for k in question_scores[0]}
     if any(gold.values()):
         for values, name, title in (
-                (question_scores[0], "pr_exact",
-                 "Precision-Recall curve for Exact Match score"),
-                (question_scores[1], "pr_f1",
-                 "Precision-Recall curve for F1 score"),
-                (oracle, "pr_oracle", "Oracle Precision-Recall curve "
-                                      "(binary task of HasAns vs. NoAns)")):
+            (
+                question_scores[0],
+                "pr_exact",
+                "Precision-Recall curve for Exact Match score",
+            ),
+            (
+                question_scores[1],
+                "pr_f1",
+                "Precision-Recall curve for F1 score",
+            ),
+            (
+                oracle,
+                "pr_oracle",
+                "Oracle Precision-Recall curve "
+                "(binary task of HasAns vs. NoAns)",
+            ),
+        ):
             curve = precision_recall(values, gold, null_odds)
-            draw_curve(pyplot, curve, os.path.join(out_dir, name + ".png"),
-                       title)
+            draw_curve(
+                pyplot, curve, os.path.join(out_dir, name + ".png"), title
+            )
             average_precisions[name + "_ap"] = curve[2]
     shares = probabilities(null_odds)
     for name, has_answer in (("hasAns", True), ("noAns", False)):
         numbers = [shares[k] for k in oracle if bool(gold[k]) == has_answer]
         if numbers:
             draw_histogram(
-                pyplot, numbers,
-                os.path.join(out_dir, "na_prob_hist_%s.png" % name), name)
+                pyplot,
+                numbers,
+                os.path.join(out_dir, "na_prob_hist_%s.png" % name),
+                name,
+            )
     return average_precisions
 
 
@@ -168,7 +220,8 @@ def read_null_odds(path, predicted):
         if question_id not in null_odds:
             raise errors.UserError(
                 "%s has no number for question %r; every question needs one"
-                % (path, question_id))
+                % (path, question_id)
+            )
     return null_odds
 
 
@@ -178,9 +231,15 @@ def report_questions(gold, exact_scores, f1_scores, verbose):
         if question_id not in exact_scores:
             print("Missing prediction for %s" % question_id, file=sys.stderr)
         elif verbose:
-            print("id=%s exact=%d f1=%.4f" % (
-                question_id, exact_scores[question_id],
-                f1_scores[question_id]), file=sys.stderr)
+            print(
+                "id=%s exact=%d f1=%.4f"
+                % (
+                    question_id,
+                    exact_scores[question_id],
+                    f1_scores[question_id],
+                ),
+                file=sys.stderr,
+            )
 
 
 def evaluate(arguments, pyplot):
@@ -191,19 +250,23 @@ def evaluate(arguments, pyplot):
     raw = squad_scores.scores(gold, predictions)
     report_questions(gold, raw[0], raw[1], arguments.verbose)
     null_odds = read_null_odds(arguments.na_prob_file, raw[0])
-    final = [apply_threshold(values, gold, null_odds, arguments.na_prob_thresh)
-             for values in raw]
+    final = [
+        apply_threshold(values, gold, null_odds, arguments.na_prob_thresh)
+        for values in raw
+    ]
     result = mean_scores(*final, ids=list(gold))
     for prefix, has_answer in (("HasAns", True), ("NoAns", False)):
         ids = [k for k in gold if bool(gold[k]) == has_answer]
         if ids:
             add(result, mean_scores(*final, ids=ids), prefix)
     if arguments.na_prob_file:
-        result.update(squad_scores.find_best_thresholds(gold, predictions,
-                                                        null_odds))
+        result.update(
+            squad_scores.find_best_thresholds(gold, predictions, null_odds)
+        )
     if pyplot:
-        result.update(draw(pyplot, arguments.out_image_dir, raw, gold,
-                           null_odds))
+        result.update(
+            draw(pyplot, arguments.out_image_dir, raw, gold, null_odds)
+        )
     return result
 
 
@@ -212,21 +275,26 @@ def main(arguments):
     if arguments.out_image_dir and arguments.na_prob_file:
         pyplot = pictures.load_pyplot("--out-image-dir")
     elif arguments.out_image_dir:
-        print("--out-image-dir draws nothing without --na-prob-file",
-              file=sys.stderr)
+        print(
+            "--out-image-dir draws nothing without --na-prob-file",
+            file=sys.stderr,
+        )
     result = evaluate(arguments, pyplot)
     if not arguments.out_file:
         print(json.dumps(result, indent=2))
         return
     squad_scores.check_output(
-        "--out-file", arguments.out_file,
-        (arguments.data_file, arguments.pred_file, arguments.na_prob_file))
+        "--out-file",
+        arguments.out_file,
+        (arguments.data_file, arguments.pred_file, arguments.na_prob_file),
+    )
     with open(arguments.out_file, "w") as stream:
         json.dump(result, stream)
 
 
 if __name__ == "__main__":
     parser = squad_scores.ScriptParser(
-        description="Evaluation for SQuAD version 2.0")
+        description="Evaluation for SQuAD version 2.0"
+    )
     define_arguments(parser)
     parser.run(main)

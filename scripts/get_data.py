@@ -11,6 +11,7 @@ in the place of every host, --url_base=HOST=ADDRESS,... of some; proxies are
 those of the usual variables (https_proxy). --timeout and --attempts say how
 long a server is waited for.
 """
+
 import dataclasses
 import os
 import pathlib
@@ -36,17 +37,24 @@ FLAGS = flags.FLAGS
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Flags of this script."""
+
     list: bool = command_line.flag(
-        False, "Print what there is, with size, licence and home.")
+        False, "Print what there is, with size, licence and home."
+    )
     output_dir: str = command_line.flag("data", "Where everything goes.")
     url_base: str = command_line.flag(
-        "", "A mirror: an address that replaces https://HOST, or "
-        "HOST=ADDRESS, comma separated, for some hosts.")
+        "",
+        "A mirror: an address that replaces https://HOST, or "
+        "HOST=ADDRESS, comma separated, for some hosts.",
+    )
     timeout: float = command_line.flag(
-        60.0, "Seconds without a byte after which a connection is given up.",
-        lower=0.1)
+        60.0,
+        "Seconds without a byte after which a connection is given up.",
+        lower=0.1,
+    )
     attempts: int = command_line.flag(
-        5, "Requests in a row that may bring nothing new.", lower=1)
+        5, "Requests in a row that may bring nothing new.", lower=1
+    )
 
 
 class Item(typing.NamedTuple):
@@ -60,6 +68,7 @@ class Item(typing.NamedTuple):
       finish: function (directory of the files, directory to make) for files
         that are not wanted as they come, or None.
     """
+
     folder: str
     files: dict
     licence: str
@@ -83,39 +92,65 @@ _HUB = "https://huggingface.co/FacebookAI/"
 
 
 def _squad(version, train, dev):
-    files = {name: downloads.Remote(_SQUAD + name, *facts) for name, facts in (
-        ("train-v%s.json" % version, train), ("dev-v%s.json" % version, dev))}
-    return Item("squad", files, "CC BY-SA 4.0",
-                "https://rajpurkar.github.io/SQuAD-explorer/")
+    files = {
+        name: downloads.Remote(_SQUAD + name, *facts)
+        for name, facts in (
+            ("train-v%s.json" % version, train),
+            ("dev-v%s.json" % version, dev),
+        )
+    }
+    return Item(
+        "squad",
+        files,
+        "CC BY-SA 4.0",
+        "https://rajpurkar.github.io/SQuAD-explorer/",
+    )
 
 
 def _unpack(folder):
     """The `finish` of an item that is one archive with one top folder."""
+
     def finish(source, target):
-        archive, = os.listdir(source)
+        (archive,) = os.listdir(source)
         archives.extract(os.path.join(source, archive), folder, target)
+
     return finish
 
 
 def _glue(folder, archive, size, sha256, licence, home=_TASKS_PAGE):
-    return Item("glue/" + folder,
-                {archive: downloads.Remote(_GLUE + archive, size, sha256)},
-                licence, home, _unpack(folder))
+    return Item(
+        "glue/" + folder,
+        {archive: downloads.Remote(_GLUE + archive, size, sha256)},
+        licence,
+        home,
+        _unpack(folder),
+    )
 
 
 def _model(name, revision, config, weights):
     """A model of the Hub at a fixed commit."""
     base = "%s%s/resolve/%s/" % (_HUB, name, revision)
-    files = {"config.json": config, "vocab.json": (
-        898823,
-        "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655"),
-             "merges.txt": (
-                 456318, "1ce1664773c50f3e0cc8842619a93edc"
-                 "4624525b728b188a9e0be33b7726adc5"),
-             "model.safetensors": weights}
-    return Item(name.replace("-", "_"), {
-        file: downloads.Remote(base + file, *facts)
-        for file, facts in files.items()}, "MIT", _HUB + name)
+    files = {
+        "config.json": config,
+        "vocab.json": (
+            898823,
+            "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
+        ),
+        "merges.txt": (
+            456318,
+            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        ),
+        "model.safetensors": weights,
+    }
+    return Item(
+        name.replace("-", "_"),
+        {
+            file: downloads.Remote(base + file, *facts)
+            for file, facts in files.items()
+        },
+        "MIT",
+        _HUB + name,
+    )
 
 
 def _make_mrpc(source, target):
@@ -124,6 +159,7 @@ def _make_mrpc(source, target):
     The corpus comes in two files; GLUE's dev set is a part of its train file,
     given by pairs of ids.
     """
+
     def lines(name):
         path = os.path.join(source, name)
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -134,121 +170,211 @@ def _make_mrpc(source, target):
     header, *rows = lines("msr_paraphrase_train.txt")
     test_header, *test_rows = lines("msr_paraphrase_test.txt")
     tables = {
-        "train.tsv": [header] + [row for row in rows
-                                 if tuple(row[1:3]) not in dev_ids],
-        "dev.tsv": [header] + [row for row in rows
-                               if tuple(row[1:3]) in dev_ids],
-        "test.tsv": [["index"] + test_header[1:]] + [
-            [str(index)] + row[1:] for index, row in enumerate(test_rows)]}
+        "train.tsv": [header]
+        + [row for row in rows if tuple(row[1:3]) not in dev_ids],
+        "dev.tsv": [header]
+        + [row for row in rows if tuple(row[1:3]) in dev_ids],
+        "test.tsv": [["index"] + test_header[1:]]
+        + [[str(index)] + row[1:] for index, row in enumerate(test_rows)],
+    }
     temporary = target + ".incomplete"
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     for name, table in tables.items():
-        with open(os.path.join(temporary, name), "w", encoding="utf-8",
-                  newline="\n") as stream:
+        with open(
+            os.path.join(temporary, name), "w", encoding="utf-8", newline="\n"
+        ) as stream:
             stream.writelines("\t".join(row) + "\n" for row in table)
     os.rename(temporary, target)
 
 
 _TASKS = {
     "cola": _glue(
-        "CoLA", "CoLA.zip", 376971,
+        "CoLA",
+        "CoLA.zip",
+        376971,
         "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
         "none; its authors expect research to be fair use in the US",
-        "https://nyu-mll.github.io/CoLA/"),
+        "https://nyu-mll.github.io/CoLA/",
+    ),
     "sst-2": _glue(
-        "SST-2", "SST-2.zip", 7439277,
+        "SST-2",
+        "SST-2.zip",
+        7439277,
         "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa",
         "none stated",
-        "https://nlp.stanford.edu/sentiment/"),
-    "mrpc": Item("glue/MRPC", {
-        "mrpc_dev_ids.tsv": downloads.Remote(
-            _GLUE + "mrpc_dev_ids.tsv", 6222, "971d7767d81b997fd9060ade0ec23c"
-            "4fc31cbb226a55d1bd4a1bac474eb81dc7"),
-        "msr_paraphrase_train.txt": downloads.Remote(
-            _SENTEVAL + "msr_paraphrase_train.txt", 1047044, "60a9b09084528f"
-            "0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
-        "msr_paraphrase_test.txt": downloads.Remote(
-            _SENTEVAL + "msr_paraphrase_test.txt", 441275, "a04e271090879aa"
-            "ba6423d65b94950c089298587d9c084bf9cd7439bd785f784")},
-                 "Microsoft Research's, see its home",
-                 "https://www.microsoft.com/en-us/download/"
-                 "details.aspx?id=52398", _make_mrpc),
+        "https://nlp.stanford.edu/sentiment/",
+    ),
+    "mrpc": Item(
+        "glue/MRPC",
+        {
+            "mrpc_dev_ids.tsv": downloads.Remote(
+                _GLUE + "mrpc_dev_ids.tsv",
+                6222,
+                "971d7767d81b997fd9060ade0ec23c"
+                "4fc31cbb226a55d1bd4a1bac474eb81dc7",
+            ),
+            "msr_paraphrase_train.txt": downloads.Remote(
+                _SENTEVAL + "msr_paraphrase_train.txt",
+                1047044,
+                "60a9b09084528f"
+                "0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
+            ),
+            "msr_paraphrase_test.txt": downloads.Remote(
+                _SENTEVAL + "msr_paraphrase_test.txt",
+                441275,
+                "a04e271090879aa"
+                "ba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
+            ),
+        },
+        "Microsoft Research's, see its home",
+        "https://www.microsoft.com/en-us/download/details.aspx?id=52398",
+        _make_mrpc,
+    ),
     "qqp": _glue(
-        "QQP", "QQP-clean.zip", 41696084,
+        "QQP",
+        "QQP-clean.zip",
+        41696084,
         "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0",
         "Quora's terms of service: non-commercial use",
         "https://quoradata.quora.com/First-Quora-Dataset-Release-"
-        "Question-Pairs"),
+        "Question-Pairs",
+    ),
     "sts-b": _glue(
-        "STS-B", "STS-B.zip", 802872,
+        "STS-B",
+        "STS-B.zip",
+        802872,
         "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
-        "differs by the source of its texts, see its home"),
+        "differs by the source of its texts, see its home",
+    ),
     "mnli": _glue(
-        "MNLI", "MNLI.zip", 312783507,
+        "MNLI",
+        "MNLI.zip",
+        312783507,
         "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
         "OANC's; of its fiction CC BY 3.0, CC BY-SA 3.0 and others",
-        "https://cims.nyu.edu/~sbowman/multinli/"),
+        "https://cims.nyu.edu/~sbowman/multinli/",
+    ),
     "qnli": _glue(
-        "QNLI", "QNLIv2.zip", 10627589,
+        "QNLI",
+        "QNLIv2.zip",
+        10627589,
         "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
-        "CC BY-SA 4.0, as SQuAD, of which it is made"),
+        "CC BY-SA 4.0, as SQuAD, of which it is made",
+    ),
     "rte": _glue(
-        "RTE", "RTE.zip", 697150,
+        "RTE",
+        "RTE.zip",
+        697150,
         "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee",
-        "none stated"),
+        "none stated",
+    ),
     "wnli": _glue(
-        "WNLI", "WNLI.zip", 28999,
+        "WNLI",
+        "WNLI.zip",
+        28999,
         "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46",
         "CC BY 4.0, as the Winograd schemas of which it is made",
-        "https://cs.nyu.edu/~davise/papers/WinogradSchemas/WS.html"),
-    "ax": Item("glue/AX", {"AX.tsv": downloads.Remote(
-        _GLUE + "AX.tsv", 222257,
-        "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")},
-               "none stated", "https://gluebenchmark.com/diagnostics")}
-ITEMS = dict({
-    "squad_v1.1": _squad("1.1", (
-        30288272,
-        "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"), (
-            4854279,
-            "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"
-        )),
-    "squad_v2.0": _squad("2.0", (
-        42123633,
-        "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002"), (
-            4370528,
-            "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8"
-        ))}, **_TASKS)
-ITEMS.update({
-    "race": Item("RACE", {"RACE.tar.gz": downloads.Remote(
-        "https://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz", 25443609,
-        "b2769cc9fdc5c546a693300eb9a966cec6870bd349fbc44ed5225f8ad33006e5")},
-                 "non-commercial research only",
-                 "https://www.cs.cmu.edu/~glai1/data/race/", _unpack("RACE")),
-    # The Hub shows the weights' checksums beside them; the others are those
-    # that public projects record of these commits.
-    "roberta_base": _model(
-        "roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b", (
-            481, "ef0185e2aae6e06c5f105a285006952c"
-            "340e20c7dbf43c86ec82601b13fc45e9"), (
-                498818054, "5bde1d28afb363d0103324efeb5afc8b"
-                "2b397fe5e04beabb9b1ef355255ade81")),
-    "roberta_large": _model(
-        "roberta-large", "722cf37b1afa9454edce342e7895e588b6ff1d59", (
-            482, "82ba49810e6441735e696033ac2512ee"
-            "09da555507b2917ac3865b202d592cc3"), (
-                1421700479, "047c85f0b96269cd62e6f732644f0670"
-                "04eebd95af5b5d35965ae2528f13bf38"))})
+        "https://cs.nyu.edu/~davise/papers/WinogradSchemas/WS.html",
+    ),
+    "ax": Item(
+        "glue/AX",
+        {
+            "AX.tsv": downloads.Remote(
+                _GLUE + "AX.tsv",
+                222257,
+                "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd",
+            )
+        },
+        "none stated",
+        "https://gluebenchmark.com/diagnostics",
+    ),
+}
+ITEMS = dict(
+    {
+        "squad_v1.1": _squad(
+            "1.1",
+            (
+                30288272,
+                "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+            ),
+            (
+                4854279,
+                "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+            ),
+        ),
+        "squad_v2.0": _squad(
+            "2.0",
+            (
+                42123633,
+                "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+            ),
+            (
+                4370528,
+                "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+            ),
+        ),
+    },
+    **_TASKS,
+)
+ITEMS.update(
+    {
+        "race": Item(
+            "RACE",
+            {
+                "RACE.tar.gz": downloads.Remote(
+                    "https://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
+                    25443609,
+                    "b2769cc9fdc5c546a693300eb9a966cec6870bd349fbc44ed5225f8ad33006e5",
+                )
+            },
+            "non-commercial research only",
+            "https://www.cs.cmu.edu/~glai1/data/race/",
+            _unpack("RACE"),
+        ),
+        # The Hub shows the weights' checksums beside them; the others are those
+        # that public projects record of these commits.
+        "roberta_base": _model(
+            "roberta-base",
+            "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+            (
+                481,
+                "ef0185e2aae6e06c5f105a285006952c"
+                "340e20c7dbf43c86ec82601b13fc45e9",
+            ),
+            (
+                498818054,
+                "5bde1d28afb363d0103324efeb5afc8b"
+                "2b397fe5e04beabb9b1ef355255ade81",
+            ),
+        ),
+        "roberta_large": _model(
+            "roberta-large",
+            "722cf37b1afa9454edce342e7895e588b6ff1d59",
+            (
+                482,
+                "82ba49810e6441735e696033ac2512ee"
+                "09da555507b2917ac3865b202d592cc3",
+            ),
+            (
+                1421700479,
+                "047c85f0b96269cd62e6f732644f0670"
+                "04eebd95af5b5d35965ae2528f13bf38",
+            ),
+        ),
+    }
+)
 GROUPS = {"squad": ["squad_v1.1", "squad_v2.0"], "glue": list(_TASKS)}
 # What people ask for and nobody may give away.
 ELSEWHERE = {
     "conll2003": "its text is of the Reuters Corpus, which NIST gives to "
-                 "those who sign its agreement "
-                 "(https://trec.nist.gov/data/reuters/reuters.html); "
-                 "the annotations, and how to join both, are at "
-                 "https://www.clips.uantwerpen.be/conll2003/ner/",
+    "those who sign its agreement "
+    "(https://trec.nist.gov/data/reuters/reuters.html); "
+    "the annotations, and how to join both, are at "
+    "https://www.clips.uantwerpen.be/conll2003/ner/",
     "bookcorpus": "it has no public home any more; any text of yours does, a "
-                  "sentence or paragraph a line"}
+    "sentence or paragraph a line",
+}
 
 
 def readable(size):
@@ -263,11 +389,25 @@ def print_list():
     row = "%-14s %11s  %-14s %s"
     print(row % ("ITEM", "DOWNLOAD", "DIRECTORY", "LICENCE; HOME"))
     for name, item in ITEMS.items():
-        print(row % (name, readable(item.size), item.folder,
-                     "%s; %s" % (item.licence, item.home)))
+        print(
+            row
+            % (
+                name,
+                readable(item.size),
+                item.folder,
+                "%s; %s" % (item.licence, item.home),
+            )
+        )
     for name, members in GROUPS.items():
-        print(row % (name, readable(sum(ITEMS[m].size for m in members)),
-                     name, "all of: " + ", ".join(members)))
+        print(
+            row
+            % (
+                name,
+                readable(sum(ITEMS[m].size for m in members)),
+                name,
+                "all of: " + ", ".join(members),
+            )
+        )
     for name, reason in ELSEWHERE.items():
         print("%-14s cannot be downloaded from here: %s" % (name, reason))
 
@@ -279,18 +419,22 @@ def chosen(names):
       errors.UserError: a name is not known.
     """
     if not names:
-        raise errors.UserError("nothing is asked for; name items such as "
-                               "squad_v1.1 roberta_base (--list lists them)")
+        raise errors.UserError(
+            "nothing is asked for; name items such as "
+            "squad_v1.1 roberta_base (--list lists them)"
+        )
     found = []
     for name in names:
         name = name.lower().replace("roberta-", "roberta_")
         if name in ELSEWHERE:
-            raise errors.UserError("%s is not to be had here: %s" %
-                                   (name, ELSEWHERE[name]))
+            raise errors.UserError(
+                "%s is not to be had here: %s" % (name, ELSEWHERE[name])
+            )
         if name not in ITEMS and name not in GROUPS:
             raise errors.UserError(
-                "%s is not known; expected one of %s" %
-                (name, ", ".join(sorted(list(ITEMS) + list(GROUPS)))))
+                "%s is not known; expected one of %s"
+                % (name, ", ".join(sorted(list(ITEMS) + list(GROUPS))))
+            )
         found += [n for n in GROUPS.get(name, [name]) if n not in found]
     return found
 
@@ -307,8 +451,7 @@ def get(item, output_dir, url_base="", patience=downloads.Patience()):
     folder = target + ".download" if item.finish else target
     is_new = False
     for name, remote in item.files.items():
-        remote = remote._replace(
-            url=downloads.redirected(remote.url, url_base))
+        remote = remote._replace(url=downloads.redirected(remote.url, url_base))
         is_new |= downloads.fetch(remote, os.path.join(folder, name), patience)
     if item.finish is None:
         return target if is_new else None
@@ -325,8 +468,9 @@ def main(arguments):
     patience = downloads.Patience(config.timeout, config.attempts)
     try:
         for name in chosen(arguments[1:]):
-            made = get(ITEMS[name], config.output_dir, config.url_base,
-                       patience)
+            made = get(
+                ITEMS[name], config.output_dir, config.url_base, patience
+            )
             print("%s: %s" % (name, made or "is there already"), flush=True)
     except KeyboardInterrupt:
         command_line.fail("interrupted; the same command goes on from here")

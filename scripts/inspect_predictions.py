@@ -9,6 +9,7 @@ The lowest F1 comes first, among equals the answer that the model was surest
 of. Accepted and predicted answers are marked in the context. The page needs
 no other file and no network, and runs no script.
 """
+
 import collections
 import html
 import math
@@ -25,11 +26,14 @@ from question_answering import squad_scores  # noqa: E402
 
 CORRECT = "correct"
 # kind: what it means
-KINDS = collections.OrderedDict((
-    ("wrong", "has an answer, none of its words was found"),
-    ("partial", "shares words with an accepted answer"),
-    ("missed", "has an answer, none was given"),
-    ("should be empty", "has no answer, one was given")))
+KINDS = collections.OrderedDict(
+    (
+        ("wrong", "has an answer, none of its words was found"),
+        ("partial", "shares words with an accepted answer"),
+        ("missed", "has an answer, none was given"),
+        ("should be empty", "has no answer, one was given"),
+    )
+)
 _LISTED = 10  # of the n-best list
 # Characters of a context that stay beside a mark, and how many further ones
 # are folded away at least.
@@ -38,6 +42,7 @@ _NEAR, _FAR = 320, 600
 
 class Question(typing.NamedTuple):
     """One question with its answer and its score."""
+
     entry: dict  # the question in the file
     title: str
     context: str
@@ -72,25 +77,39 @@ def read_questions(arguments):
     if not set(predictions) & set(gold):
         raise errors.UserError(
             "%s answers no question of %s; give the predictions for this file"
-            % (arguments.predictions, arguments.dataset))
+            % (arguments.predictions, arguments.dataset)
+        )
     exact, f1 = squad_scores.scores(gold, predictions)
     nbest = _read_nbest(arguments.nbest) if arguments.nbest else {}
-    odds = (squad_scores.read_null_odds(arguments.null_odds)
-            if arguments.null_odds else {})
-    titles = {id(paragraph): article.get("title", "")
-              for article in document["data"]
-              for paragraph in article["paragraphs"]}
+    odds = (
+        squad_scores.read_null_odds(arguments.null_odds)
+        if arguments.null_odds
+        else {}
+    )
+    titles = {
+        id(paragraph): article.get("title", "")
+        for article in document["data"]
+        for paragraph in article["paragraphs"]
+    }
     questions = []
     for where, paragraph, entry in squad_scores.iterate_questions(
-            arguments.dataset, document):
+        arguments.dataset, document
+    ):
         name = entry["id"]
         scores = exact.get(name, 0.0), f1.get(name, 0.0)
-        questions.append(Question(
-            entry, str(titles[id(paragraph)]), squad_scores.value(
-                paragraph, "context", str, where), entry["answers"],
-            predictions.get(name), *scores,
-            kind_of(gold[name], predictions.get(name), *scores),
-            nbest.get(name, []), odds.get(name)))
+        questions.append(
+            Question(
+                entry,
+                str(titles[id(paragraph)]),
+                squad_scores.value(paragraph, "context", str, where),
+                entry["answers"],
+                predictions.get(name),
+                *scores,
+                kind_of(gold[name], predictions.get(name), *scores),
+                nbest.get(name, []),
+                odds.get(name),
+            )
+        )
     return questions
 
 
@@ -102,11 +121,14 @@ def _read_nbest(path):
         for answer in squad_scores.value(nbest, name, list, where):
             squad_scores.value(answer, "text", str, where)
             probability = answer.get("probability")
-            if (not isinstance(probability, (int, float))
-                    or not 0 <= probability <= 1):
+            if (
+                not isinstance(probability, (int, float))
+                or not 0 <= probability <= 1
+            ):
                 raise errors.UserError(
                     "%s: 'probability' must be a number from 0 to 1, but it "
-                    "is %.40r" % (where, probability))
+                    "is %.40r" % (where, probability)
+                )
     return nbest
 
 
@@ -142,8 +164,11 @@ def gold_spans(question):
     spans = set()
     for answer in question.gold:
         text, start = answer["text"], answer.get("answer_start", -1)
-        if not isinstance(start, int) or question.context[
-                max(start, 0):max(start, 0) + len(text)] != text:
+        if (
+            not isinstance(start, int)
+            or question.context[max(start, 0) : max(start, 0) + len(text)]
+            != text
+        ):
             start = question.context.find(text)
         if text and start >= 0:
             spans.add((start, start + len(text)))
@@ -166,8 +191,12 @@ def predicted_span(question, gold):
     if not starts:
         return None
     middles = [first + last for first, last in gold] or [0]
-    best = min(starts, key=lambda start: min(
-        abs(2 * start + len(text) - middle) for middle in middles))
+    best = min(
+        starts,
+        key=lambda start: min(
+            abs(2 * start + len(text) - middle) for middle in middles
+        ),
+    )
     return best, best + len(text)
 
 
@@ -176,10 +205,11 @@ def pieces(context, gold, predicted):
     spans = list(gold) + ([predicted] if predicted else [])
     cuts = sorted({0, len(context)} | {cut for span in spans for cut in span})
     for start, end in zip(cuts, cuts[1:]):
-        yield (context[start:end],
-               any(first <= start and end <= last for first, last in gold),
-               bool(predicted) and predicted[0] <= start
-               and end <= predicted[1])
+        yield (
+            context[start:end],
+            any(first <= start and end <= last for first, last in gold),
+            bool(predicted) and predicted[0] <= start and end <= predicted[1],
+        )
 
 
 def folded(text, is_first, is_last):
@@ -306,56 +336,83 @@ def render(questions, shown, arguments):
     counts = collections.Counter(question.kind for question in questions)
     total = len(questions)
     tiles = [("questions", "{:,}".format(total))] + [
-        (name, "%.2f" % (100.0 * sum(values) / total)) for name, values in (
+        (name, "%.2f" % (100.0 * sum(values) / total))
+        for name, values in (
             ("exact match", [question.exact for question in questions]),
-            ("F1", [question.f1 for question in questions]))]
+            ("F1", [question.f1 for question in questions]),
+        )
+    ]
     tiles.append((CORRECT, "{:,}".format(counts[CORRECT])))
     kinds = [kind for kind in KINDS if counts[kind]]
     return _PAGE.substitute(
-        title="Answers to %s" % html.escape(
-            os.path.basename(arguments.dataset)),
+        title="Answers to %s"
+        % html.escape(os.path.basename(arguments.dataset)),
         about=html.escape(
             "%s; the %d worst of %d answers that are not exact, lowest F1 "
-            "first, then the surest ones" % (
-                os.path.basename(arguments.predictions), len(shown),
-                total - counts[CORRECT])),
-        tiles="".join('<div class="tile"><b>%s</b>%s</div>' % (number, name)
-                      for name, number in tiles),
+            "first, then the surest ones"
+            % (
+                os.path.basename(arguments.predictions),
+                len(shown),
+                total - counts[CORRECT],
+            )
+        ),
+        tiles="".join(
+            '<div class="tile"><b>%s</b>%s</div>' % (number, name)
+            for name, number in tiles
+        ),
         bar="".join(
             '<i class="%s-colour" style="flex:%d" title="%s: %d"></i>'
             % (_css(kind), counts[kind], kind, counts[kind])
-            for kind in [CORRECT] + list(KINDS) if counts[kind]),
-        filters=_filter_rules(kinds), inputs=_filter_inputs(
-            kinds, counts, shown),
-        articles="\n".join(map(_article, shown)))
+            for kind in [CORRECT] + list(KINDS)
+            if counts[kind]
+        ),
+        filters=_filter_rules(kinds),
+        inputs=_filter_inputs(kinds, counts, shown),
+        articles="\n".join(map(_article, shown)),
+    )
 
 
 def _filter_rules(kinds):
     """A radio button's style sheet: no script is needed to filter."""
     rules = ["#all:checked ~ .all, #all:focus-visible ~ .all"]
-    rules += ["#{0}:checked ~ .{0}, #{0}:focus-visible ~ .{0}".format(
-        _css(kind)) for kind in kinds]
-    return ("%s { border-color: var(--ink); font-weight: 600; }\n" % ", ".join(
-        rules)) + "\n".join(
-            "#{0}:checked ~ main article:not(.{0}) {{ display: none; }}".format(
-                _css(kind)) for kind in kinds)
+    rules += [
+        "#{0}:checked ~ .{0}, #{0}:focus-visible ~ .{0}".format(_css(kind))
+        for kind in kinds
+    ]
+    return (
+        "%s { border-color: var(--ink); font-weight: 600; }\n"
+        % ", ".join(rules)
+    ) + "\n".join(
+        "#{0}:checked ~ main article:not(.{0}) {{ display: none; }}".format(
+            _css(kind)
+        )
+        for kind in kinds
+    )
 
 
 def _filter_inputs(kinds, counts, shown):
     listed = collections.Counter(question.kind for question in shown)
     radios = "".join(
-        '<input class="filter" type="radio" name="kind" id="%s"%s>' % (
-            name, " checked" * (name == "all"))
-        for name in ["all"] + [_css(kind) for kind in kinds])
-    labels = ['<label class="all" for="all">all %s</label>' % _share(
-        len(shown), sum(counts[kind] for kind in kinds))]
+        '<input class="filter" type="radio" name="kind" id="%s"%s>'
+        % (name, " checked" * (name == "all"))
+        for name in ["all"] + [_css(kind) for kind in kinds]
+    )
+    labels = [
+        '<label class="all" for="all">all %s</label>'
+        % _share(len(shown), sum(counts[kind] for kind in kinds))
+    ]
     labels += [
         '<label class="{0}{1}" for="{0}" title="{2}{3}">'
         '<i class="{0}-colour"></i>{4} {5}</label>'.format(
-            _css(kind), "" if listed[kind] else " off", KINDS[kind],
-            "" if listed[kind] else "; a higher --limit shows some", kind,
-            _share(listed[kind], counts[kind]))
-        for kind in kinds]
+            _css(kind),
+            "" if listed[kind] else " off",
+            KINDS[kind],
+            "" if listed[kind] else "; a higher --limit shows some",
+            kind,
+            _share(listed[kind], counts[kind]),
+        )
+        for kind in kinds
+    ]
     return radios + "\n" + "\n".join(labels)
 
 
@@ -365,47 +422,67 @@ def _share(listed, count):
 
 def _article(question):
     kind = question.kind
-    head = ['<span class="badge %s-colour">%s</span>' % (_css(kind), kind),
-            "<span>F1 %.1f</span>" % (100 * question.f1)]
+    head = [
+        '<span class="badge %s-colour">%s</span>' % (_css(kind), kind),
+        "<span>F1 %.1f</span>" % (100 * question.f1),
+    ]
     if question.confidence is not None:
-        head.append("<span>confidence %.1f %%</span>" % (
-            100 * question.confidence))
+        head.append(
+            "<span>confidence %.1f %%</span>" % (100 * question.confidence)
+        )
     if question.null_odds is not None:
         head.append("<span>null odds %+.2f</span>" % question.null_odds)
-    head.append('<span class="id">%s</span>' % " · ".join(map(
-        html.escape, filter(None, [question.title, question.entry["id"]]))))
+    head.append(
+        '<span class="id">%s</span>'
+        % " · ".join(
+            map(
+                html.escape,
+                filter(None, [question.title, question.entry["id"]]),
+            )
+        )
+    )
     gold = gold_spans(question)
     predicted = predicted_span(question, gold)
-    return ('<article class="%s"><div class="head">%s</div>\n'
-            '<h2 dir="auto">%s</h2>\n'
-            '<div class="context" dir="auto">%s</div>\n'
-            "%s%s</article>" % (
-                _css(kind), "".join(head),
-                html.escape(str(question.entry.get("question", ""))),
-                _marked(pieces(question.context, gold, predicted)),
-                _answers(question, predicted), _nbest(question)))
+    return (
+        '<article class="%s"><div class="head">%s</div>\n'
+        '<h2 dir="auto">%s</h2>\n'
+        '<div class="context" dir="auto">%s</div>\n'
+        "%s%s</article>"
+        % (
+            _css(kind),
+            "".join(head),
+            html.escape(str(question.entry.get("question", ""))),
+            _marked(pieces(question.context, gold, predicted)),
+            _answers(question, predicted),
+            _nbest(question),
+        )
+    )
 
 
 def _marked(parts):
-    """The context: `pieces`' parts within <mark>, what is far from one folded.
-    """
-    names = {(True, False): "gold", (False, True): "predicted",
-             (True, True): "both"}
+    """The context: `pieces`' parts within <mark>, what is far from one folded."""
+    names = {
+        (True, False): "gold",
+        (False, True): "predicted",
+        (True, True): "both",
+    }
     parts, marked = list(parts), []
     for number, (text, *flags) in enumerate(parts):
         name = names.get(tuple(flags))
         if name:
-            marked.append('<mark class="%s">%s</mark>' % (
-                name, html.escape(text)))
+            marked.append(
+                '<mark class="%s">%s</mark>' % (name, html.escape(text))
+            )
             continue
-        begin, middle, end = folded(text, number == 0,
-                                    number == len(parts) - 1)
+        begin, middle, end = folded(text, number == 0, number == len(parts) - 1)
         marked.append(html.escape(begin))
         if middle:
             marked.append(
                 '<details class="more"><summary>… {:,} more characters … '
-                "</summary>{}</details>".format(len(middle),
-                                                html.escape(middle)))
+                "</summary>{}</details>".format(
+                    len(middle), html.escape(middle)
+                )
+            )
         marked.append(html.escape(end))
     return "".join(marked)
 
@@ -417,9 +494,11 @@ def _answers(question, predicted):
         given = "<em>none in the file</em>"
     elif question.prediction and predicted is None:
         given += " <em>(not in the context word for word)</em>"
-    return ("<table><tr><th>accepted</th><td dir=\"auto\">%s</td></tr>"
-            "<tr><th>predicted</th><td dir=\"auto\">%s</td></tr></table>" % (
-                " | ".join(map(_text, texts or [""])), given))
+    return (
+        '<table><tr><th>accepted</th><td dir="auto">%s</td></tr>'
+        '<tr><th>predicted</th><td dir="auto">%s</td></tr></table>'
+        % (" | ".join(map(_text, texts or [""])), given)
+    )
 
 
 def _nbest(question):
@@ -427,21 +506,36 @@ def _nbest(question):
         return ""
     rows = "".join(
         '<tr><td class="number">%.1f %%<span class="share" '
-        'style="width:%.1fem"></span></td><td dir="auto">%s</td></tr>' % (
-            100 * answer["probability"], 6 * answer["probability"],
-            _text(answer["text"])) for answer in question.nbest[:_LISTED])
-    return ('\n<details class="nbest"><summary>n-best list (%d of %d)</summary>'
-            "<table>%s</table></details>" % (min(_LISTED, len(question.nbest)),
-                                    len(question.nbest), rows))
+        'style="width:%.1fem"></span></td><td dir="auto">%s</td></tr>'
+        % (
+            100 * answer["probability"],
+            6 * answer["probability"],
+            _text(answer["text"]),
+        )
+        for answer in question.nbest[:_LISTED]
+    )
+    return (
+        '\n<details class="nbest"><summary>n-best list (%d of %d)</summary>'
+        "<table>%s</table></details>"
+        % (min(_LISTED, len(question.nbest)), len(question.nbest), rows)
+    )
 
 
 def main(arguments):
     if arguments.limit < 1:
-        raise errors.UserError("--limit=%d: expected a whole number >= 1"
-                               % arguments.limit)
-    squad_scores.check_output("--output", arguments.output, (
-        arguments.dataset, arguments.predictions, arguments.nbest,
-        arguments.null_odds))
+        raise errors.UserError(
+            "--limit=%d: expected a whole number >= 1" % arguments.limit
+        )
+    squad_scores.check_output(
+        "--output",
+        arguments.output,
+        (
+            arguments.dataset,
+            arguments.predictions,
+            arguments.nbest,
+            arguments.null_odds,
+        ),
+    )
     questions = read_questions(arguments)
     page = render(questions, worst(questions, arguments.limit), arguments)
     draft = arguments.output + ".incomplete"
@@ -456,23 +550,42 @@ def main(arguments):
 
 
 def define_arguments(parser):
-    parser.add_argument("dataset", metavar="DATASET",
-                        help="SQuAD file with the answers, v1.1 or v2.0")
-    parser.add_argument("predictions", metavar="PREDICTIONS",
-                        help="JSON object, question id to answer")
-    parser.add_argument("--nbest", metavar="F",
-                        help="nbest_predictions.json of run_squad.py")
-    parser.add_argument("--null-odds", metavar="F",
-                        help="null_odds.json of run_squad.py (v2.0)")
-    parser.add_argument("--limit", type=int, default=200, metavar="N",
-                        help="answers on the page (default: 200)")
-    parser.add_argument("--output", "-o", default="predictions.html",
-                        metavar="F", help="default: predictions.html")
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="SQuAD file with the answers, v1.1 or v2.0",
+    )
+    parser.add_argument(
+        "predictions",
+        metavar="PREDICTIONS",
+        help="JSON object, question id to answer",
+    )
+    parser.add_argument(
+        "--nbest", metavar="F", help="nbest_predictions.json of run_squad.py"
+    )
+    parser.add_argument(
+        "--null-odds", metavar="F", help="null_odds.json of run_squad.py (v2.0)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=200,
+        metavar="N",
+        help="answers on the page (default: 200)",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        default="predictions.html",
+        metavar="F",
+        help="default: predictions.html",
+    )
 
 
 if __name__ == "__main__":
     parser = squad_scores.ScriptParser(
         description="Shows the worst answers to SQuAD's questions on one HTML "
-                    "page.")
+        "page."
+    )
     define_arguments(parser)
     parser.run(main)

@@ -19,6 +19,7 @@ for as well.
 All files follow from SEED alone, on every Python; names of the evaluation
 files (eval_text.txt, dev-*.json) stand in none of the training files.
 """
+
 import argparse
 import collections
 import itertools
@@ -42,27 +43,30 @@ HELD_OUT = 6  # every sixth name is kept for evaluation
 # No start with an end makes a place of GeoNames with 500 inhabitants or more, a
 # name of the census of the United States, or an English, German, French,
 # Italian, Spanish or Dutch word (searched in November 2026).
-_STARTS = ("Blev Blis Chalv Crin Drov Dwar Falb Glav Glon Holv Jask Jelf Jorv "
-           "Kelv Krol Lurv Nolv Olv Plez Plon Prel Quend Skuld Slorn Snav "
-           "Thrun Velb Vran Yolv Zolv").split()
+_STARTS = (
+    "Blev Blis Chalv Crin Drov Dwar Falb Glav Glon Holv Jask Jelf Jorv "
+    "Kelv Krol Lurv Nolv Olv Plez Plon Prel Quend Skuld Slorn Snav "
+    "Thrun Velb Vran Yolv Zolv"
+).split()
 _ENDS = {
     "town": "gora mund stead wick holm dale minster ford brun lund "
-            "haven moor burn cote".split(),
+    "haven moor burn cote".split(),
     "person": "vin eth rik onna ilda amir usk ena obar ulf "
-              "issa ander omi ket".split(),
+    "issa ander omi ket".split(),
     "river": "sa une ath ibble arra ome isk evel ura enne "
-             "olt ynn ava osse".split(),
+    "olt ynn ava osse".split(),
 }
 _WORDS = {
     "good": "glass salt cheese rope honey paper bells carpets knives boats "
-            "silk candles apples leather".split(),
+    "silk candles apples leather".split(),
     "job": "baker tailor printer miller painter doctor smith teacher gardener "
-           "carpenter sailor judge".split(),
+    "carpenter sailor judge".split(),
 }
 
 
 class Relation(typing.NamedTuple):
     """A kind of fact; {s} stands for its subject, {v} for its value."""
+
     subject: str
     value: str
     statements: typing.Tuple[str, ...]
@@ -70,51 +74,108 @@ class Relation(typing.NamedTuple):
 
 
 RELATIONS = (
-    Relation("town", "person",
-             ("The mayor of {s} is {v}.", "In {s} the mayor is {v}.",
-              "{v} is mayor of {s}."),
-             ("Who is the mayor of {s}?", "What is the mayor of {s} called?")),
-    Relation("town", "river",
-             ("{s} lies on the river {v}.", "The river {v} runs through {s}.",
-              "In {s} the river is {v}."),
-             ("On which river does {s} lie?",
-              "Which river runs through {s}?")),
-    Relation("town", "year",
-             ("{s} was founded in {v}.", "In {v} {s} was founded.",
-              "The founding of {s} was in {v}."),
-             ("When was {s} founded?", "In which year was {s} founded?")),
-    Relation("town", "good",
-             ("{s} is known for {v}.", "In {s} people sell {v}.",
-              "Many buy {v} in {s}."),
-             ("What is {s} known for?", "What do people sell in {s}?")),
-    Relation("person", "town",
-             ("The home of {s} is {v}.", "In {v} {s} has a home.",
-              "{s} lives in {v}."),
-             ("Where is the home of {s}?", "In which town does {s} live?")),
-    Relation("person", "job",
-             ("The work of {s} is that of a {v}.", "{s} works as a {v}.",
-              "As a {v} {s} earns a living."),
-             ("What is the work of {s}?", "What does {s} work as?")),
-    Relation("person", "year",
-             ("The birth of {s} was in {v}.", "{s} was born in {v}.",
-              "In {v} {s} was born."),
-             ("When was {s} born?", "In which year was {s} born?")),
-    Relation("river", "town",
-             ("The river {s} rises near {v}.", "Near {v} rises the {s}.",
-              "The source of the {s} is near {v}."),
-             ("Near which town does the {s} rise?",
-              "Where is the source of the {s}?")),
-    Relation("river", "length",
-             ("The river {s} is {v} miles long.",
-              "The length of the {s} is {v} miles.",
-              "For {v} miles flows the {s}."),
-             ("How many miles long is the {s}?",
-              "What is the length of the {s} in miles?")),
+    Relation(
+        "town",
+        "person",
+        (
+            "The mayor of {s} is {v}.",
+            "In {s} the mayor is {v}.",
+            "{v} is mayor of {s}.",
+        ),
+        ("Who is the mayor of {s}?", "What is the mayor of {s} called?"),
+    ),
+    Relation(
+        "town",
+        "river",
+        (
+            "{s} lies on the river {v}.",
+            "The river {v} runs through {s}.",
+            "In {s} the river is {v}.",
+        ),
+        ("On which river does {s} lie?", "Which river runs through {s}?"),
+    ),
+    Relation(
+        "town",
+        "year",
+        (
+            "{s} was founded in {v}.",
+            "In {v} {s} was founded.",
+            "The founding of {s} was in {v}.",
+        ),
+        ("When was {s} founded?", "In which year was {s} founded?"),
+    ),
+    Relation(
+        "town",
+        "good",
+        (
+            "{s} is known for {v}.",
+            "In {s} people sell {v}.",
+            "Many buy {v} in {s}.",
+        ),
+        ("What is {s} known for?", "What do people sell in {s}?"),
+    ),
+    Relation(
+        "person",
+        "town",
+        (
+            "The home of {s} is {v}.",
+            "In {v} {s} has a home.",
+            "{s} lives in {v}.",
+        ),
+        ("Where is the home of {s}?", "In which town does {s} live?"),
+    ),
+    Relation(
+        "person",
+        "job",
+        (
+            "The work of {s} is that of a {v}.",
+            "{s} works as a {v}.",
+            "As a {v} {s} earns a living.",
+        ),
+        ("What is the work of {s}?", "What does {s} work as?"),
+    ),
+    Relation(
+        "person",
+        "year",
+        (
+            "The birth of {s} was in {v}.",
+            "{s} was born in {v}.",
+            "In {v} {s} was born.",
+        ),
+        ("When was {s} born?", "In which year was {s} born?"),
+    ),
+    Relation(
+        "river",
+        "town",
+        (
+            "The river {s} rises near {v}.",
+            "Near {v} rises the {s}.",
+            "The source of the {s} is near {v}.",
+        ),
+        (
+            "Near which town does the {s} rise?",
+            "Where is the source of the {s}?",
+        ),
+    ),
+    Relation(
+        "river",
+        "length",
+        (
+            "The river {s} is {v} miles long.",
+            "The length of the {s} is {v} miles.",
+            "For {v} miles flows the {s}.",
+        ),
+        (
+            "How many miles long is the {s}?",
+            "What is the length of the {s} in miles?",
+        ),
+    ),
 )
 
 
 class Fact(typing.NamedTuple):
     """Something that a paragraph states."""
+
     subject: str
     relation: Relation
     value: str
@@ -154,8 +215,11 @@ def make_names(held_out):
     names = {}
     for kind, ends in _ENDS.items():
         pairs = itertools.product(enumerate(_STARTS), enumerate(ends))
-        names[kind] = [start + end for (i, start), (j, end) in pairs
-                       if ((i + j) % HELD_OUT == 0) == held_out]
+        names[kind] = [
+            start + end
+            for (i, start), (j, end) in pairs
+            if ((i + j) % HELD_OUT == 0) == held_out
+        ]
     return names
 
 
@@ -175,8 +239,10 @@ class World:
         for kind in self.draw.some(("town", "person", "river"), 2):
             subject = self.value(kind, used)
             relations = [r for r in RELATIONS if r.subject == kind]
-            facts += [Fact(subject, r, self.value(r.value, used))
-                      for r in self.draw.some(relations, FACTS // 2)]
+            facts += [
+                Fact(subject, r, self.value(r.value, used))
+                for r in self.draw.some(relations, FACTS // 2)
+            ]
         return self.draw.shuffled(facts)
 
     def value(self, kind, used):
@@ -222,19 +288,26 @@ def make_asked_document(world):
         asked = None
         subject, relation = world.draw.one(missing_facts(world, facts))
         opening = "Nobody knows:"
-    sentences = [fact.write(world.draw.one(fact.relation.statements))
-                 for fact in facts]
-    sentences = [sentence[:-1] + "!" if fact is asked else sentence
-                 for fact, sentence in zip(facts, sentences)]
+    sentences = [
+        fact.write(world.draw.one(fact.relation.statements)) for fact in facts
+    ]
+    sentences = [
+        sentence[:-1] + "!" if fact is asked else sentence
+        for fact, sentence in zip(facts, sentences)
+    ]
     return "%s\n%s %s\n" % (
-        world.draw.one(relation.questions).format(s=subject), opening,
-        " ".join(sentences))
+        world.draw.one(relation.questions).format(s=subject),
+        opening,
+        " ".join(sentences),
+    )
 
 
 def make_text(world, count):
     """`count` documents with blank lines between them."""
-    return "\n".join(world.draw.one((make_document, make_asked_document))(world)
-                     for _ in range(count))
+    return "\n".join(
+        world.draw.one((make_document, make_asked_document))(world)
+        for _ in range(count)
+    )
 
 
 def make_paragraph(world, with_unanswerable):
@@ -243,16 +316,24 @@ def make_paragraph(world, with_unanswerable):
     context, starts = "", []
     for fact in facts:
         form = world.draw.one(fact.relation.statements)
-        before = form[:form.index("{v}")].format(s=fact.subject)
+        before = form[: form.index("{v}")].format(s=fact.subject)
         starts.append(len(context) + len(before))
         context += form.format(s=fact.subject, v=fact.value) + " "
     asked = world.draw.some(list(zip(facts, starts)), QUESTIONS)
-    questions = [question(world, fact.relation, fact.subject,
-                          {"text": fact.value, "answer_start": start})
-                 for fact, start in asked]
+    questions = [
+        question(
+            world,
+            fact.relation,
+            fact.subject,
+            {"text": fact.value, "answer_start": start},
+        )
+        for fact, start in asked
+    ]
     if with_unanswerable:
-        questions += [question(world, relation, subject, None)
-                      for subject, relation in missing_facts(world, facts)]
+        questions += [
+            question(world, relation, subject, None)
+            for subject, relation in missing_facts(world, facts)
+        ]
     return {"context": context[:-1], "qas": questions}
 
 
@@ -260,17 +341,22 @@ def missing_facts(world, facts):
     """(subject, relation) pairs that `facts` could have stated and do not."""
     stated = {(fact.subject, fact.relation) for fact in facts}
     kinds = {fact.subject: fact.relation.subject for fact in facts}
-    pairs = [(subject, relation) for subject in sorted(kinds)
-             for relation in RELATIONS
-             if relation.subject == kinds[subject]
-             and (subject, relation) not in stated]
+    pairs = [
+        (subject, relation)
+        for subject in sorted(kinds)
+        for relation in RELATIONS
+        if relation.subject == kinds[subject]
+        and (subject, relation) not in stated
+    ]
     return world.draw.some(pairs, min(UNANSWERABLE, len(pairs)))
 
 
 def question(world, relation, subject, answer):
     """A question in SQuAD's form; without an answer that of v2.0."""
-    result = {"question": world.draw.one(relation.questions).format(s=subject),
-              "answers": [answer] if answer else []}
+    result = {
+        "question": world.draw.one(relation.questions).format(s=subject),
+        "answers": [answer] if answer else [],
+    }
     if not answer:
         result["is_impossible"] = True
     return result
@@ -278,18 +364,23 @@ def question(world, relation, subject, answer):
 
 def make_squad(world, name, count, version):
     """A SQuAD file's content: articles of ten paragraphs."""
-    paragraphs = [make_paragraph(world, version == "2.0")
-                  for _ in range(count)]
+    paragraphs = [make_paragraph(world, version == "2.0") for _ in range(count)]
     number = itertools.count(1)
     for paragraph in paragraphs:
         for qa in paragraph["qas"]:
             qa["id"] = "%s%d" % (name, next(number))
             if version == "2.0":
                 qa.setdefault("is_impossible", False)
-    return {"version": {"1.1": "1.1", "2.0": "v2.0"}[version], "data": [
-        {"title": "%s %d" % (name, first // 10 + 1),
-         "paragraphs": paragraphs[first:first + 10]}
-        for first in range(0, count, 10)]}
+    return {
+        "version": {"1.1": "1.1", "2.0": "v2.0"}[version],
+        "data": [
+            {
+                "title": "%s %d" % (name, first // 10 + 1),
+                "paragraphs": paragraphs[first : first + 10],
+            }
+            for first in range(0, count, 10)
+        ],
+    }
 
 
 def train_bpe(text, merges):
@@ -307,10 +398,13 @@ def train_bpe(text, merges):
     Returns:
       A list of (left, right), best first; a space is written "\\u0120".
     """
-    pieces = collections.Counter(re.findall(
-        r"'s| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+", text))
-    words = [(list(piece.replace(" ", "\u0120")), count)
-             for piece, count in sorted(pieces.items())]
+    pieces = collections.Counter(
+        re.findall(r"'s| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+", text)
+    )
+    words = [
+        (list(piece.replace(" ", "\u0120")), count)
+        for piece, count in sorted(pieces.items())
+    ]
     counts, places = collections.Counter(), collections.defaultdict(set)
     for index in range(len(words)):
         _count_pairs(words, index, 1, counts, places)
@@ -343,14 +437,17 @@ def _merge_pair(symbols, pair):
     i = 0
     while i + 1 < len(symbols):
         if (symbols[i], symbols[i + 1]) == pair:
-            symbols[i:i + 2] = ["".join(pair)]
+            symbols[i : i + 2] = ["".join(pair)]
         i += 1
 
 
 def byte_symbols():
     """The character for each byte in a byte-level vocabulary (GPT-2's)."""
-    printable = [b for b in range(256) if 0x21 <= b < 0x7f or 0xa1 <= b < 0xad
-                 or b >= 0xae]
+    printable = [
+        b
+        for b in range(256)
+        if 0x21 <= b < 0x7F or 0xA1 <= b < 0xAD or b >= 0xAE
+    ]
     others = [b for b in range(256) if b not in printable]
     symbols = dict(zip(printable, map(chr, printable)))
     symbols.update((b, chr(256 + n)) for n, b in enumerate(others))
@@ -367,30 +464,46 @@ def make_vocabulary(merges):
 def make_config(vocab_size):
     """config.json of a model that learns this within minutes on a CPU."""
     return {
-        "model_type": "roberta", "vocab_size": vocab_size,
-        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "intermediate_size": 512, "max_position_embeddings": 130,
-        "type_vocab_size": 1, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.05, "layer_norm_eps": 1e-5,
-        "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+        "model_type": "roberta",
+        "vocab_size": vocab_size,
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "max_position_embeddings": 130,
+        "type_vocab_size": 1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.05,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    }
 
 
 def make_files():
     """{file name: content} of all bundled files; JSON as objects."""
     train = World(Draw(SEED), make_names(held_out=False))
     dev = World(Draw(SEED + 1), make_names(held_out=True))
-    files = {"text.txt": make_text(train, TEXT_DOCUMENTS),
-             "eval_text.txt": make_text(dev, EVAL_DOCUMENTS)}
+    files = {
+        "text.txt": make_text(train, TEXT_DOCUMENTS),
+        "eval_text.txt": make_text(dev, EVAL_DOCUMENTS),
+    }
     for version in ("1.1", "2.0"):
-        for name, world, count in (("train", train, TRAIN_PARAGRAPHS),
-                                   ("dev", dev, DEV_PARAGRAPHS)):
+        for name, world, count in (
+            ("train", train, TRAIN_PARAGRAPHS),
+            ("dev", dev, DEV_PARAGRAPHS),
+        ):
             files["%s-v%s.json" % (name, version)] = make_squad(
-                world, name, count, version)
+                world, name, count, version
+            )
     merges = train_bpe(files["text.txt"], MERGES)
     vocabulary = make_vocabulary(merges)
     files["merges.txt"] = "#version: 0.2\n" + "".join(
-        "%s %s\n" % pair for pair in merges)
+        "%s %s\n" % pair for pair in merges
+    )
     files["vocab.json"] = vocabulary
     files["config.json"] = make_config(len(vocabulary))
     return files
@@ -403,18 +516,27 @@ def write_files(directory):
         if not isinstance(content, str):
             indent = 2 if name == "config.json" else None
             separators = (",", ": ") if indent else (",", ":")
-            content = json.dumps(content, ensure_ascii=False, indent=indent,
-                                 separators=separators) + "\n"
-        with open(os.path.join(directory, name), "w", encoding="utf-8",
-                  newline="\n") as stream:
+            content = (
+                json.dumps(
+                    content,
+                    ensure_ascii=False,
+                    indent=indent,
+                    separators=separators,
+                )
+                + "\n"
+            )
+        with open(
+            os.path.join(directory, name), "w", encoding="utf-8", newline="\n"
+        ) as stream:
             stream.write(content)
 
 
 def main():
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", nargs="?",
-                        default=os.path.join(repository, "demo"))
+    parser.add_argument(
+        "directory", nargs="?", default=os.path.join(repository, "demo")
+    )
     write_files(parser.parse_args().directory)
 
 

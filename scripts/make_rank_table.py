@@ -12,6 +12,7 @@ Needs no package but Python's own.
 
 Source: Huawei's TensorFlow 1.15 porting guide, "Preparing a Rank Table".
 """
+
 import argparse
 import ipaddress
 import json
@@ -37,12 +38,21 @@ def rank_table(hosts, addresses):
     for host, host_addresses in zip(hosts, addresses):
         devices = []
         for device, address in enumerate(host_addresses):
-            devices.append({"device_id": str(device), "device_ip": address,
-                            "rank_id": str(rank)})
+            devices.append(
+                {
+                    "device_id": str(device),
+                    "device_ip": address,
+                    "rank_id": str(rank),
+                }
+            )
             rank += 1
         servers.append({"server_id": host, "device": devices})
-    return {"version": "1.0", "status": "completed",
-            "server_count": str(len(servers)), "server_list": servers}
+    return {
+        "version": "1.0",
+        "status": "completed",
+        "server_count": str(len(servers)),
+        "server_list": servers,
+    }
 
 
 def read_hccn_conf(path, devices):
@@ -53,13 +63,17 @@ def read_hccn_conf(path, devices):
       devices: how many are wanted.
     """
     with open(path, encoding="utf-8", errors="replace") as stream:
-        found = dict(re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)",
-                                stream.read(), re.MULTILINE))
+        found = dict(
+            re.findall(
+                r"^\s*address_(\d+)\s*=\s*(\S+)", stream.read(), re.MULTILINE
+            )
+        )
     missing = [number for number in range(devices) if str(number) not in found]
     if missing:
-        raise Mistake("%s has no line address_%d=; expected one for each of "
-                      "%d devices, or give --device_ips" %
-                      (path, missing[0], devices))
+        raise Mistake(
+            "%s has no line address_%d=; expected one for each of "
+            "%d devices, or give --device_ips" % (path, missing[0], devices)
+        )
     return [found[str(number)] for number in range(devices)]
 
 
@@ -75,23 +89,33 @@ def device_addresses(hosts, devices, device_ips, files):
     if device_ips:
         wanted = len(hosts) * devices
         if len(device_ips) != wanted:
-            raise Mistake("--device_ips has %d addresses; expected %d, one "
-                          "for each of %d devices on %d hosts" %
-                          (len(device_ips), wanted, devices, len(hosts)))
-        return [device_ips[first:first + devices]
-                for first in range(0, wanted, devices)]
+            raise Mistake(
+                "--device_ips has %d addresses; expected %d, one "
+                "for each of %d devices on %d hosts"
+                % (len(device_ips), wanted, devices, len(hosts))
+            )
+        return [
+            device_ips[first : first + devices]
+            for first in range(0, wanted, devices)
+        ]
     if not files and len(hosts) > 1:
-        raise Mistake("--hosts names %d hosts, but %s has the devices of one; "
-                      "give --hccn_conf=FILE,FILE with a copy of each host's, "
-                      "or --device_ips" % (len(hosts), _HCCN_CONF))
+        raise Mistake(
+            "--hosts names %d hosts, but %s has the devices of one; "
+            "give --hccn_conf=FILE,FILE with a copy of each host's, "
+            "or --device_ips" % (len(hosts), _HCCN_CONF)
+        )
     if not files and not os.path.exists(_HCCN_CONF):
-        raise Mistake("the addresses of the devices are not known: %s is not "
-                      "there; give --device_ips=ADDRESS,..., which hccn_tool "
-                      "-i 0 -ip -g prints for device 0" % _HCCN_CONF)
+        raise Mistake(
+            "the addresses of the devices are not known: %s is not "
+            "there; give --device_ips=ADDRESS,..., which hccn_tool "
+            "-i 0 -ip -g prints for device 0" % _HCCN_CONF
+        )
     files = files or [_HCCN_CONF]
     if len(files) != len(hosts):
-        raise Mistake("--hccn_conf has %d files; expected one for each of %d "
-                      "hosts" % (len(files), len(hosts)))
+        raise Mistake(
+            "--hccn_conf has %d files; expected one for each of %d "
+            "hosts" % (len(files), len(hosts))
+        )
     return [read_hccn_conf(path, devices) for path in files]
 
 
@@ -101,12 +125,15 @@ def check_addresses(name, addresses):
         try:
             ipaddress.ip_address(address)
         except ValueError:
-            raise Mistake("%s has %r; expected an address such as 10.0.0.1" %
-                          (name, address))
+            raise Mistake(
+                "%s has %r; expected an address such as 10.0.0.1"
+                % (name, address)
+            )
     twice = sorted({a for a in addresses if addresses.count(a) > 1})
     if twice:
-        raise Mistake("%s has %s more than once; each has its own" %
-                      (name, twice[0]))
+        raise Mistake(
+            "%s has %s more than once; each has its own" % (name, twice[0])
+        )
 
 
 def write(path, table):
@@ -134,16 +161,32 @@ def _list(text):
 def parse(arguments):
     """The flags as a namespace."""
     parser = _Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--hosts", required=True, type=_list,
-                        help="addresses of the hosts, comma separated, the "
-                        "one with rank 0 first")
-    parser.add_argument("--devices", default=8, type=int,
-                        choices=(1, 2, 4, 8), help="of each host; default 8")
-    parser.add_argument("--device_ips", default=[], type=_list,
-                        help="addresses of the devices, in the order of the "
-                        "ranks")
-    parser.add_argument("--hccn_conf", default=[], type=_list,
-                        help="a copy of each host's %s" % _HCCN_CONF)
+    parser.add_argument(
+        "--hosts",
+        required=True,
+        type=_list,
+        help="addresses of the hosts, comma separated, the "
+        "one with rank 0 first",
+    )
+    parser.add_argument(
+        "--devices",
+        default=8,
+        type=int,
+        choices=(1, 2, 4, 8),
+        help="of each host; default 8",
+    )
+    parser.add_argument(
+        "--device_ips",
+        default=[],
+        type=_list,
+        help="addresses of the devices, in the order of the ranks",
+    )
+    parser.add_argument(
+        "--hccn_conf",
+        default=[],
+        type=_list,
+        help="a copy of each host's %s" % _HCCN_CONF,
+    )
     parser.add_argument("--output", required=True, help="the file to write")
     return parser.parse_args(arguments)
 
@@ -153,20 +196,29 @@ def main(arguments):
     try:
         options = parse(arguments)
         if not options.hosts:
-            raise Mistake("--hosts is empty; expected an address such as "
-                          "10.0.0.1")
+            raise Mistake(
+                "--hosts is empty; expected an address such as 10.0.0.1"
+            )
         check_addresses("--hosts", options.hosts)
-        addresses = device_addresses(options.hosts, options.devices,
-                                     options.device_ips, options.hccn_conf)
-        check_addresses("--device_ips" if options.device_ips
-                        else "the hosts' hccn.conf", sum(addresses, []))
+        addresses = device_addresses(
+            options.hosts,
+            options.devices,
+            options.device_ips,
+            options.hccn_conf,
+        )
+        check_addresses(
+            "--device_ips" if options.device_ips else "the hosts' hccn.conf",
+            sum(addresses, []),
+        )
         write(options.output, rank_table(options.hosts, addresses))
     except Mistake as mistake:
         sys.stderr.write("make_rank_table.py: error: %s\n" % mistake)
         return 1
     except OSError as error:
-        sys.stderr.write("make_rank_table.py: error: cannot use %r: %s\n" % (
-            error.filename, error.strerror))
+        sys.stderr.write(
+            "make_rank_table.py: error: cannot use %r: %s\n"
+            % (error.filename, error.strerror)
+        )
         return 1
     return 0
 

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the scripts that draw get matplotlib from; it is optional."""
+
 import os
 
 from common import errors
 
 # One a run or a kind, told apart by most colour-blind readers too.
 # Source: Okabe & Ito 2008, "Color Universal Design".
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-           "#000000")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)
 
 
 def load_pyplot(user):
@@ -23,10 +31,11 @@ def load_pyplot(user):
         import matplotlib
     except ImportError:
         raise errors.UserError(
-            "%s needs matplotlib; pip install -r requirements/plots.txt"
-            % user)
+            "%s needs matplotlib; pip install -r requirements/plots.txt" % user
+        )
     matplotlib.use("Agg")
     import matplotlib.pyplot
+
     return matplotlib.pyplot
 
 

@@ -10,6 +10,7 @@ else was logged: gradient norm, accuracy, loss scale, sequences a second. What
 was evaluated is a ring beside what was trained. Where a run was resumed or
 rolled back, what came later counts.
 """
+
 import collections
 import math
 import os
@@ -27,17 +28,32 @@ from common import errors  # noqa: E402
 from question_answering import squad_scores  # noqa: E402
 
 # Drawn first, in this order; other scalars follow by name.
-FIRST = ("loss", "learning_rate", "accuracy", "span_accuracy",
-         "masked_lm_accuracy", "perplexity", "gradient_norm", "weight_norm",
-         "loss_scale", "overflows", "examples_per_second",
-         "tokens_per_second")
+FIRST = (
+    "loss",
+    "learning_rate",
+    "accuracy",
+    "span_accuracy",
+    "masked_lm_accuracy",
+    "perplexity",
+    "gradient_norm",
+    "weight_norm",
+    "loss_scale",
+    "overflows",
+    "examples_per_second",
+    "tokens_per_second",
+)
 # Scalars of evaluations, and what run_pretraining.py calls its loss in one.
 EVALUATION, EVALUATED_LOSS = "eval/", "eval/masked_lm_loss"
 # Drawn as they are: smoothing would hide where they change.
 EXACT = ("learning_rate", "loss_scale", "overflows", "global_step")
 LOGARITHMIC = {"perplexity": 10, "gradient_norm": 10, "loss_scale": 2}
-_RING = {"linestyle": "", "marker": "o", "markersize": 8, "fillstyle": "none",
-         "markeredgewidth": 1.6}
+_RING = {
+    "linestyle": "",
+    "marker": "o",
+    "markersize": 8,
+    "fillstyle": "none",
+    "markeredgewidth": 1.6,
+}
 _LINES = ("-", "--", ":")
 _COLUMNS = 2
 _MARKED = 30  # curves of up to so many points show them, and are exact
@@ -45,14 +61,16 @@ _MARKED = 30  # curves of up to so many points show them, and are exact
 
 class Curve(typing.NamedTuple):
     """One scalar of one run."""
+
     steps: np.ndarray  # int64 [n], rising
     values: np.ndarray  # float64 [n]
 
 
 def read_runs(paths):
     """{name: {tag: Curve}} of run directories, in their order."""
-    return {name: read_run(path)
-            for name, path in zip(short_names(paths), paths)}
+    return {
+        name: read_run(path) for name, path in zip(short_names(paths), paths)
+    }
 
 
 def short_names(paths):
@@ -62,8 +80,9 @@ def short_names(paths):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise errors.UserError("a run is named twice: %s" % ", ".join(
-        map(str, paths)))
+    raise errors.UserError(
+        "a run is named twice: %s" % ", ".join(map(str, paths))
+    )
 
 
 def read_run(directory):
@@ -72,8 +91,9 @@ def read_run(directory):
     Raises:
       errors.UserError: there are none, or no scalar in them.
     """
-    events = [event for path in _event_files(directory)
-              for event in _scalars(path)]
+    events = [
+        event for path in _event_files(directory) for event in _scalars(path)
+    ]
     curves = collections.defaultdict(list)
     for _, step, tag, value in sorted(events, key=lambda event: event[0]):
         points = curves[tag]
@@ -84,23 +104,35 @@ def read_run(directory):
     if not curves:
         raise errors.UserError(
             "%s: its event files hold no scalars yet; they come every "
-            "--display_loss_steps steps" % directory)
-    return {tag: Curve(*map(np.array, zip(*points)))
-            for tag, points in curves.items()}
+            "--display_loss_steps steps" % directory
+        )
+    return {
+        tag: Curve(*map(np.array, zip(*points)))
+        for tag, points in curves.items()
+    }
 
 
 def _event_files(directory):
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise errors.UserError("%s is no directory; name the --output_dir or "
-                               "--out_log_dir of a run" % directory)
+        raise errors.UserError(
+            "%s is no directory; name the --output_dir or "
+            "--out_log_dir of a run" % directory
+        )
     found = sorted(directory.glob("*.tfevents.*"))
     if not found:
-        below = sorted({path.parent for path in directory.rglob(
-            "*.tfevents.*")})[:5]
-        raise errors.UserError("%s holds no TensorBoard event files; %s" % (
-            directory, "they are in %s" % ", ".join(map(str, below)) if below
-            else "name the --output_dir or --out_log_dir of a run"))
+        below = sorted(
+            {path.parent for path in directory.rglob("*.tfevents.*")}
+        )[:5]
+        raise errors.UserError(
+            "%s holds no TensorBoard event files; %s"
+            % (
+                directory,
+                "they are in %s" % ", ".join(map(str, below))
+                if below
+                else "name the --output_dir or --out_log_dir of a run",
+            )
+        )
     return found
 
 
@@ -110,17 +142,26 @@ def _scalars(path):
     A file that is still written to, or was cut short, gives what it has.
     """
     import tensorflow.compat.v1 as tf
+
     tf.logging.set_verbosity(tf.logging.ERROR)  # the reader is "deprecated"
     found = []
     try:
         for event in tf.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":
-                    found.append((event.wall_time, event.step, value.tag,
-                                  value.simple_value))
+                    found.append(
+                        (
+                            event.wall_time,
+                            event.step,
+                            value.tag,
+                            value.simple_value,
+                        )
+                    )
     except tf.errors.DataLossError:
-        print("%s is cut short; %d scalars of it are drawn" % (
-            path, len(found)), file=sys.stderr)
+        print(
+            "%s is cut short; %d scalars of it are drawn" % (path, len(found)),
+            file=sys.stderr,
+        )
     return found
 
 
@@ -159,12 +200,15 @@ def tags_of(runs, wanted):
         tags = [tag.strip() for tag in wanted.split(",")]
         missing = [tag for tag in tags if tag not in known]
         if missing:
-            raise errors.UserError("--tags: no run has %s; there are %s" % (
-                ", ".join(missing), ", ".join(sorted(known))))
+            raise errors.UserError(
+                "--tags: no run has %s; there are %s"
+                % (", ".join(missing), ", ".join(sorted(known)))
+            )
         return tags
     known -= {evaluation_of(tag, known) for tag in known}
-    return ([tag for tag in FIRST if tag in known]
-            + sorted(known.difference(FIRST)))
+    return [tag for tag in FIRST if tag in known] + sorted(
+        known.difference(FIRST)
+    )
 
 
 def evaluation_of(tag, known):
@@ -175,16 +219,19 @@ def evaluation_of(tag, known):
 
 def shown(tags, curves):
     """All scalars that are drawn of a run, evaluations beside their own."""
-    pairs = [(tag, evaluation_of(tag, set(curves).difference(tags)))
-             for tag in tags]
+    pairs = [
+        (tag, evaluation_of(tag, set(curves).difference(tags))) for tag in tags
+    ]
     return [tag for pair in pairs for tag in pair if tag in curves]
 
 
 def style_of(number):
     """Colour and line of a run; lines change where colours are used up."""
     lines, place = divmod(number, len(pictures.COLOURS))
-    return {"color": pictures.COLOURS[place],
-            "linestyle": _LINES[lines % len(_LINES)]}
+    return {
+        "color": pictures.COLOURS[place],
+        "linestyle": _LINES[lines % len(_LINES)],
+    }
 
 
 def draw(pyplot, runs, tags, weight):
@@ -199,23 +246,28 @@ def draw(pyplot, runs, tags, weight):
     columns = min(_COLUMNS, len(tags))
     rows = -(-len(tags) // columns)
     figure, panels = pyplot.subplots(
-        rows, columns, figsize=(6.4 * columns, 2.9 * rows + 0.6),
-        squeeze=False, sharex=True)
+        rows,
+        columns,
+        figsize=(6.4 * columns, 2.9 * rows + 0.6),
+        squeeze=False,
+        sharex=True,
+    )
     panels, has_rings = list(panels.flat), False
     for panel, tag in zip(panels, tags):
         for number, curves in enumerate(runs.values()):
             style = style_of(number)
             if tag in curves:
-                _draw_curve(panel, curves[tag], style,
-                            0.0 if tag in EXACT else weight)
+                _draw_curve(
+                    panel, curves[tag], style, 0.0 if tag in EXACT else weight
+                )
             rings = evaluation_of(tag, set(curves).difference(tags))
             if rings:
                 panel.plot(*curves[rings], **dict(style, **_RING))
                 has_rings = True
         _dress(panel, tag)
-    for panel in panels[len(tags):]:
+    for panel in panels[len(tags) :]:
         panel.set_visible(False)
-    for panel in panels[max(0, len(tags) - columns):len(tags)]:
+    for panel in panels[max(0, len(tags) - columns) : len(tags)]:
         panel.set_xlabel("step")
         panel.tick_params(labelbottom=True)
     _add_legend(figure, pyplot, list(runs), has_rings)
@@ -226,10 +278,20 @@ def _draw_curve(panel, curve, style, weight):
     is_short = len(curve.steps) <= _MARKED
     weight, marker = (0.0, ".") if is_short else (weight, None)
     if weight:
-        panel.plot(curve.steps, curve.values, color=style["color"],
-                   alpha=0.25, linewidth=0.9)
-    panel.plot(curve.steps, smooth(curve.values, weight), linewidth=1.6,
-               marker=marker, **style)
+        panel.plot(
+            curve.steps,
+            curve.values,
+            color=style["color"],
+            alpha=0.25,
+            linewidth=0.9,
+        )
+    panel.plot(
+        curve.steps,
+        smooth(curve.values, weight),
+        linewidth=1.6,
+        marker=marker,
+        **style,
+    )
 
 
 def _dress(panel, tag):
@@ -256,8 +318,10 @@ def _dress(panel, tag):
 
 
 def _add_legend(figure, pyplot, names, has_rings):
-    lines = [pyplot.Line2D([], [], linewidth=2.4, **style_of(number))
-             for number in range(len(names))]
+    lines = [
+        pyplot.Line2D([], [], linewidth=2.4, **style_of(number))
+        for number in range(len(names))
+    ]
     if has_rings:
         names = names + ["evaluated"]
         lines.append(pyplot.Line2D([], [], color="0.3", **_RING))
@@ -265,38 +329,70 @@ def _add_legend(figure, pyplot, names, has_rings):
     height = figure.get_size_inches()[1]
     room = 0.22 + 0.23 * -(-len(names) // columns)  # inches
     figure.tight_layout(rect=(0, 0, 1, 1 - room / height), h_pad=1.2)
-    figure.legend(lines, names, loc="upper left", frameon=False,
-                  bbox_to_anchor=(0.01, 1 - 0.05 / height), ncol=columns)
+    figure.legend(
+        lines,
+        names,
+        loc="upper left",
+        frameon=False,
+        bbox_to_anchor=(0.01, 1 - 0.05 / height),
+        ncol=columns,
+    )
 
 
 def main(arguments):
     pyplot = pictures.load_pyplot("plot_run.py")
     if not 0 <= arguments.smoothing < 1:
-        raise errors.UserError("--smoothing=%g: expected a number from 0 to "
-                               "below 1" % arguments.smoothing)
+        raise errors.UserError(
+            "--smoothing=%g: expected a number from 0 to "
+            "below 1" % arguments.smoothing
+        )
     runs = read_runs(arguments.runs)
     tags = tags_of(runs, arguments.tags)
-    pictures.save(draw(pyplot, runs, tags, arguments.smoothing),
-                  arguments.output)
+    pictures.save(
+        draw(pyplot, runs, tags, arguments.smoothing), arguments.output
+    )
     for name, curves in runs.items():
-        print("%s: %s" % (name, " ".join(
-            ["step=%d" % max(c.steps[-1] for c in curves.values())]
-            + ["%s=%.6g" % (tag, curves[tag].values[-1])
-               for tag in shown(tags, curves)])))
+        print(
+            "%s: %s"
+            % (
+                name,
+                " ".join(
+                    ["step=%d" % max(c.steps[-1] for c in curves.values())]
+                    + [
+                        "%s=%.6g" % (tag, curves[tag].values[-1])
+                        for tag in shown(tags, curves)
+                    ]
+                ),
+            )
+        )
     print(arguments.output)
 
 
 if __name__ == "__main__":
     parser = squad_scores.ScriptParser(
-        description="Draws the curves of one or several runs into one PNG.")
-    parser.add_argument("runs", nargs="+", metavar="DIRECTORY",
-                        help="the --output_dir or --out_log_dir of a run")
-    parser.add_argument("--output", "-o", default="runs.png",
-                        help="the picture (default: runs.png)")
-    parser.add_argument("--smoothing", type=float, default=0.6,
-                        help="weight of the past in the bold line, from 0 to "
-                             "below 1 (default: 0.6); the pale one is exact, "
-                             "and so are curves of a few points")
-    parser.add_argument("--tags", default="",
-                        help="comma-separated scalars (default: all)")
+        description="Draws the curves of one or several runs into one PNG."
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="DIRECTORY",
+        help="the --output_dir or --out_log_dir of a run",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        default="runs.png",
+        help="the picture (default: runs.png)",
+    )
+    parser.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.6,
+        help="weight of the past in the bold line, from 0 to "
+        "below 1 (default: 0.6); the pale one is exact, "
+        "and so are curves of a few points",
+    )
+    parser.add_argument(
+        "--tags", default="", help="comma-separated scalars (default: all)"
+    )
     parser.run(main)

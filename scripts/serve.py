@@ -8,6 +8,7 @@ Then http://127.0.0.1:8000/ is the page, and POST /answer takes {"question":
 "...", "text": "..."}. Only this machine can reach it, unless --host says
 otherwise; it knows no passwords, and keeps and logs nothing of what is asked.
 """
+
 import base64
 import dataclasses
 import hashlib
@@ -35,31 +36,43 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 _BYTES_OF_CHARACTER = 12
 # Requests at a time; more are turned away with 503. Each waits in a thread.
 _CONCURRENCY = 64
-_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff"}
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeConfig:
     """Flags of this script."""
+
     model: str = command_line.flag(
-        "", "Output directory of run_squad.py, whose newest checkpoint is "
-        "taken, or the prefix of a checkpoint.")
+        "",
+        "Output directory of run_squad.py, whose newest checkpoint is "
+        "taken, or the prefix of a checkpoint.",
+    )
     host: str = command_line.flag(
-        "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines ask, "
-        "whoever they are.")
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0 lets other machines ask, "
+        "whoever they are.",
+    )
     port: int = command_line.flag(
-        8000, "Port to listen on; 0 takes a free one.", lower=0, upper=65535)
+        8000, "Port to listen on; 0 takes a free one.", lower=0, upper=65535
+    )
     max_text_characters: int = command_line.flag(
-        100000, "Characters of a text; longer ones are refused.", lower=1)
+        100000, "Characters of a text; longer ones are refused.", lower=1
+    )
     max_question_characters: int = command_line.flag(
-        1000, "Characters of a question; longer ones are refused.", lower=1)
+        1000, "Characters of a question; longer ones are refused.", lower=1
+    )
 
     @property
     def max_bytes(self):
         """Of a request's body."""
         return 1024 + _BYTES_OF_CHARACTER * (
-            self.max_text_characters + self.max_question_characters)
+            self.max_text_characters + self.max_question_characters
+        )
 
 
 def _import():
@@ -71,7 +84,8 @@ def _import():
     except ImportError as error:
         raise errors.UserError(
             "serve.py needs the package %s; pip install --constraint "
-            "requirements.txt -r requirements/serve.txt" % error.name)
+            "requirements.txt -r requirements/serve.txt" % error.name
+        )
     return fastapi, pydantic, uvicorn
 
 
@@ -81,12 +95,13 @@ def content_security_policy(page):
     Args:
       page: HTML with one <script> that stands in it.
     """
-    script, = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest())
-    return ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            "connect-src 'self'; script-src 'sha256-%s'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'" %
-            digest.decode("ascii"))
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "connect-src 'self'; script-src 'sha256-%s'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'" % digest.decode("ascii")
+    )
 
 
 # --- What is refused --------------------------------------------------------
@@ -104,8 +119,10 @@ def length_refusal(headers, most):
     # The server itself has refused what is no number.
     length = int(headers.get("content-length", "0"))
     if length > most:
-        return 413, ("the request has {:,} bytes, this server takes {:,}; "
-                     "send a part of the text".format(length, most))
+        return 413, (
+            "the request has {:,} bytes, this server takes {:,}; "
+            "send a part of the text".format(length, most)
+        )
     return None
 
 
@@ -114,23 +131,33 @@ def text_refusal(name, value, most):
     if not value.strip():
         return 422, "the %s is empty" % name
     if len(value) > most:
-        return 413, ("the {} has {:,} characters, this server takes {:,}; "
-                     "send a part of it".format(name, len(value), most))
+        return 413, (
+            "the {} has {:,} characters, this server takes {:,}; "
+            "send a part of it".format(name, len(value), most)
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         return 422, "the %s is no text at character %d: %s" % (
-            name, error.start, error.reason)
+            name,
+            error.start,
+            error.reason,
+        )
     return None
 
 
 def _first_problem(error):
     """`question: field required` of a validation error."""
     first = error.errors()[0]
-    where = ".".join(part for part in first["loc"]
-                     if isinstance(part, str) and part != "body")
-    return "%s: %s; expected {\"question\": \"...\", \"text\": \"...\"}" % (
-        where or "the body", first["msg"])
+    where = ".".join(
+        part
+        for part in first["loc"]
+        if isinstance(part, str) and part != "body"
+    )
+    return '%s: %s; expected {"question": "...", "text": "..."}' % (
+        where or "the body",
+        first["msg"],
+    )
 
 
 # --- The application --------------------------------------------------------
@@ -149,17 +176,21 @@ def create_app(model, options):
     fastapi, pydantic, _ = _import()
     from fastapi import responses
     from starlette.middleware import trustedhost
-    app = fastapi.FastAPI(title="Answers in a text", docs_url=None,
-                          redoc_url=None)
+
+    app = fastapi.FastAPI(
+        title="Answers in a text", docs_url=None, redoc_url=None
+    )
 
     class Query(pydantic.BaseModel):
         """What is asked."""
+
         question: pydantic.StrictStr
         text: pydantic.StrictStr
 
     def refusal(status, message):
-        return responses.JSONResponse({"detail": message}, status,
-                                      headers=_HEADERS)
+        return responses.JSONResponse(
+            {"detail": message}, status, headers=_HEADERS
+        )
 
     @app.middleware("http")
     async def limit_body(request, call_next):
@@ -173,10 +204,9 @@ def create_app(model, options):
     @app.post("/answer")
     def answer(query: Query):
         """The answer, its place in characters, and the n-best list."""
-        refused = (
-            text_refusal("question", query.question,
-                         options.max_question_characters)
-            or text_refusal("text", query.text, options.max_text_characters))
+        refused = text_refusal(
+            "question", query.question, options.max_question_characters
+        ) or text_refusal("text", query.text, options.max_text_characters)
         if refused:
             return refusal(*refused)
         try:
@@ -187,8 +217,9 @@ def create_app(model, options):
         return responses.JSONResponse(result, headers=_HEADERS)
 
     page = PAGE.read_text("utf-8")
-    headers = dict(_HEADERS, **{
-        "Content-Security-Policy": content_security_policy(page)})
+    headers = dict(
+        _HEADERS, **{"Content-Security-Policy": content_security_policy(page)}
+    )
 
     @app.get("/", response_class=responses.HTMLResponse)
     def show():
@@ -197,8 +228,9 @@ def create_app(model, options):
 
     if options.host in _LOOPBACK:
         # Else another site's page could ask here under a name of its own.
-        app.add_middleware(trustedhost.TrustedHostMiddleware,
-                           allowed_hosts=list(_LOOPBACK))
+        app.add_middleware(
+            trustedhost.TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)
+        )
     return app
 
 
@@ -210,7 +242,8 @@ def listen(host, port):
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
@@ -218,7 +251,8 @@ def listen(host, port):
     except OSError as error:
         raise errors.UserError(
             "cannot listen on --host=%s --port=%d: %s; give another --port, "
-            "or 0 for a free one" % (host, port, error.strerror))
+            "or 0 for a free one" % (host, port, error.strerror)
+        )
     return found
 
 
@@ -231,12 +265,20 @@ def main(_):
     model = predictor.Predictor(options.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")
     app = create_app(model, options)
-    sys.stdout.write("http://%s:%d/ answers with %s; Ctrl-C ends it\n" % (
-        options.host, listening.getsockname()[1], model.model.checkpoint))
+    sys.stdout.write(
+        "http://%s:%d/ answers with %s; Ctrl-C ends it\n"
+        % (options.host, listening.getsockname()[1], model.model.checkpoint)
+    )
     sys.stdout.flush()
-    uvicorn.Server(uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False,
-        limit_concurrency=_CONCURRENCY)).run(sockets=[listening])
+    uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONCURRENCY,
+        )
+    ).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 A label is a text, whatever the file: `0`, `entailment`. A regression's is a
 number.
 """
+
 import math
 import typing
 
@@ -16,6 +17,7 @@ from tasks import table_files
 
 class Columns(typing.NamedTuple):
     """The columns that an example is made of; None where there is none."""
+
     text: str
     pair: typing.Optional[str] = None
     label: typing.Optional[str] = None
@@ -24,6 +26,7 @@ class Columns(typing.NamedTuple):
 
 class Example(typing.NamedTuple):
     """A text or a pair of texts."""
+
     index: str
     text: str
     pair: typing.Optional[str]
@@ -42,28 +45,42 @@ def examples_of(table, columns):
     _check_columns(table, columns)
 
     def value(row, column):
-        return (None if column is None
-                else table_files.text_of(table, row, column))
+        return (
+            None if column is None else table_files.text_of(table, row, column)
+        )
 
     if table.irregular:
         logging.warning(
             "%s: rows left out because their number of fields is not %d: %d "
-            "(line %d first)", table.path, len(table.columns),
-            len(table.irregular), table.irregular[0])
-    return [Example(value(row, columns.index) or str(number),
-                    value(row, columns.text), value(row, columns.pair),
-                    value(row, columns.label),
-                    "%s, line %d" % (table.path, row.line))
-            for number, row in enumerate(table.rows)]
+            "(line %d first)",
+            table.path,
+            len(table.columns),
+            len(table.irregular),
+            table.irregular[0],
+        )
+    return [
+        Example(
+            value(row, columns.index) or str(number),
+            value(row, columns.text),
+            value(row, columns.pair),
+            value(row, columns.label),
+            "%s, line %d" % (table.path, row.line),
+        )
+        for number, row in enumerate(table.rows)
+    ]
 
 
 def _check_columns(table, columns):
     for name in columns:
         if name is not None and name not in table.columns:
             raise errors.UserError(
-                "%s has no column %r; its columns are %s" % (
-                    table.path, name,
-                    ", ".join(repr(found) for found in table.columns)))
+                "%s has no column %r; its columns are %s"
+                % (
+                    table.path,
+                    name,
+                    ", ".join(repr(found) for found in table.columns),
+                )
+            )
 
 
 class Labels(typing.NamedTuple):
@@ -72,6 +89,7 @@ class Labels(typing.NamedTuple):
     Attributes:
       names: in the order of their ids; () means a regression.
     """
+
     names: typing.Tuple[str, ...]
 
     @property
@@ -95,9 +113,13 @@ class Labels(typing.NamedTuple):
         for example in examples:
             if example.label not in places:
                 raise errors.UserError(
-                    "%s has the label %r; expected one of %s" % (
-                        example.place, example.label,
-                        ", ".join(map(repr, self.names))))
+                    "%s has the label %r; expected one of %s"
+                    % (
+                        example.place,
+                        example.label,
+                        ", ".join(map(repr, self.names)),
+                    )
+                )
         return np.array([places[e.label] for e in examples], np.int32)
 
     def config_values(self):
@@ -107,8 +129,10 @@ class Labels(typing.NamedTuple):
             "architectures": ["RobertaForSequenceClassification"],
             "id2label": {str(i): name for i, name in enumerate(names)},
             "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": "regression" if self.is_regression
-                            else "single_label_classification"}
+            "problem_type": "regression"
+            if self.is_regression
+            else "single_label_classification",
+        }
 
 
 def _number(example):
@@ -117,8 +141,10 @@ def _number(example):
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise errors.UserError("%s has the label %r; a regression expects a "
-                               "number" % (example.place, example.label))
+        raise errors.UserError(
+            "%s has the label %r; a regression expects a "
+            "number" % (example.place, example.label)
+        )
     return value
 
 
@@ -132,13 +158,15 @@ def labels_in(examples):
     if len(names) < 2:
         raise errors.UserError(
             "%s: the only label is %r; expected at least two (is it a "
-            "regression? then give --regression=True)" %
-            (examples[0].place.rpartition(",")[0], next(iter(names))))
+            "regression? then give --regression=True)"
+            % (examples[0].place.rpartition(",")[0], next(iter(names)))
+        )
     if len(names) > 1000:
         raise errors.UserError(
             "%s: there are %d labels; is it the right --label_column, or a "
-            "regression (--regression=True)?" %
-            (examples[0].place.rpartition(",")[0], len(names)))
+            "regression (--regression=True)?"
+            % (examples[0].place.rpartition(",")[0], len(names))
+        )
     is_whole = all(name.lstrip("-").isdigit() for name in names)
     return Labels(tuple(sorted(names, key=int if is_whole else None)))
 
@@ -153,7 +181,8 @@ def named_labels(text):
     if not all(names) or len(set(names)) < len(names) or len(names) < 2:
         raise errors.UserError(
             "--labels=%s; expected at least two different names, comma "
-            "separated, in the order of their ids" % text)
+            "separated, in the order of their ids" % text
+        )
     return names
 
 
@@ -173,7 +202,8 @@ def labels_of_config(values):
     except KeyError as error:
         raise errors.UserError(
             "id2label lacks %s; expected a label for each number from 0 to "
-            "%d" % (error, len(names) - 1))
+            "%d" % (error, len(names) - 1)
+        )
 
 
 def chance_loss(labels, ids):
@@ -236,8 +266,14 @@ def prediction_lines(labels, examples, outputs):
         for example, value in zip(examples, outputs[:, 0]):
             yield {"index": example.index, "value": round(float(value), 6)}
         return
-    for example, name, row in zip(examples, predicted(labels, outputs),
-                                  probabilities(outputs)):
-        yield {"index": example.index, "label": name, "probabilities": {
-            label: round(float(share), 6)
-            for label, share in zip(labels.names, row)}}
+    for example, name, row in zip(
+        examples, predicted(labels, outputs), probabilities(outputs)
+    ):
+        yield {
+            "index": example.index,
+            "label": name,
+            "probabilities": {
+                label: round(float(share), 6)
+                for label, share in zip(labels.names, row)
+            },
+        }

@@ -13,6 +13,7 @@ such as parts of speech.
 
 Source: Tjong Kim Sang and De Meulder 2003, section 2.2 (format, IOB1).
 """
+
 import re
 import typing
 
@@ -31,13 +32,14 @@ _MAX_LABELS = 1000
 
 class Sentence(typing.NamedTuple):
     """Words of consecutive lines."""
+
     path: str
     line: int  # of the first word, from 1
     words: typing.Tuple[str, ...]
     labels: typing.Tuple[str, ...]  # one a word; () where none were read
 
     def place(self, word):
-        """"file, line 3" of a word, for messages."""
+        """ "file, line 3" of a word, for messages."""
         return "%s, line %d" % (self.path, self.line + word)
 
 
@@ -58,15 +60,18 @@ def read(path, *, token_column=0, label_column=None):
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            sentences = list(_sentences(path, stream, token_column,
-                                        label_column))
+            sentences = list(
+                _sentences(path, stream, token_column, label_column)
+            )
     except UnicodeDecodeError as error:
-        raise errors.UserError("%s is not UTF-8 text (%s); convert it" %
-                               (path, error))
+        raise errors.UserError(
+            "%s is not UTF-8 text (%s); convert it" % (path, error)
+        )
     if not sentences:
         raise errors.UserError(
             "%s holds no sentence; expected one word a line, with its columns "
-            "set apart by blanks" % path)
+            "set apart by blanks" % path
+        )
     return sentences
 
 
@@ -85,8 +90,9 @@ def _sentences(path, stream, token_column, label_column):
         if len(fields) != width:
             raise errors.UserError(
                 "%s, line %d has %d columns, those before it have %d; expected "
-                "as many in each line, set apart by blanks or tabs" %
-                (path, number, len(fields), width))
+                "as many in each line, set apart by blanks or tabs"
+                % (path, number, len(fields), width)
+            )
         if not rows:
             first = number
         rows.append(fields)
@@ -95,10 +101,14 @@ def _sentences(path, stream, token_column, label_column):
 
 
 def _sentence(path, first, rows, token_column, label_column):
-    labels = () if label_column is None else tuple(
-        fields[label_column] for fields in rows)
-    return Sentence(path, first, tuple(fields[token_column]
-                                       for fields in rows), labels)
+    labels = (
+        ()
+        if label_column is None
+        else tuple(fields[label_column] for fields in rows)
+    )
+    return Sentence(
+        path, first, tuple(fields[token_column] for fields in rows), labels
+    )
 
 
 def _check_columns(path, number, width, token_column, label_column):
@@ -106,12 +116,14 @@ def _check_columns(path, number, width, token_column, label_column):
         if column is not None and not -width <= column < width:
             raise errors.UserError(
                 "%s, line %d has no column %d (--%s_column); its columns are 0 "
-                "to %d" % (path, number, column, flag, width - 1))
+                "to %d" % (path, number, column, flag, width - 1)
+            )
     if label_column is not None and (label_column - token_column) % width == 0:
         raise errors.UserError(
             "%s, line %d has words and labels in one and the same column of "
-            "%d (--token_column=%d, --label_column=%d)" % (
-                path, number, width, token_column, label_column))
+            "%d (--token_column=%d, --label_column=%d)"
+            % (path, number, width, token_column, label_column)
+        )
 
 
 def bio(labels):
@@ -156,16 +168,23 @@ def to_bio(sentences):
             if not _is_of_entity(label):
                 raise errors.UserError(
                     "%s has the label %r among labels of entities; expected O, "
-                    "or a type after B- or I- (or one of S-, E-, U-, L-)" %
-                    (one.place(word), label))
+                    "or a type after B- or I- (or one of S-, E-, U-, L-)"
+                    % (one.place(word), label)
+                )
     found = [one._replace(labels=tuple(bio(one.labels))) for one in sentences]
-    changed = sum(old != new for one, other in zip(sentences, found)
-                  for old, new in zip(one.labels, other.labels))
+    changed = sum(
+        old != new
+        for one, other in zip(sentences, found)
+        for old, new in zip(one.labels, other.labels)
+    )
     if not changed:
         return found, None
     return found, "%s: labels converted from %s to BIO: %d of %d" % (
-        sentences[0].path, _scheme(sentences), changed,
-        sum(len(one.labels) for one in sentences))
+        sentences[0].path,
+        _scheme(sentences),
+        changed,
+        sum(len(one.labels) for one in sentences),
+    )
 
 
 def has_entities(labels):
@@ -174,8 +193,9 @@ def has_entities(labels):
 
 
 def _is_of_entity(label):
-    return label == OUTSIDE or (label[:1] in _BIO and label[1:2] == "-"
-                                and len(label) > 2)
+    return label == OUTSIDE or (
+        label[:1] in _BIO and label[1:2] == "-" and len(label) > 2
+    )
 
 
 def _scheme(sentences):
@@ -205,12 +225,14 @@ def labels_in(sentences):
     if not 2 <= len(names) <= _MAX_LABELS:
         raise errors.UserError(
             "%s has %d different labels, such as %r; is it the right "
-            "--label_column?" % (sentences[0].path, len(names), min(names)))
+            "--label_column?" % (sentences[0].path, len(names), min(names))
+        )
     if not has_entities(names):
         return tuple(sorted(names))
     kinds = sorted({name[2:] for name in names - {OUTSIDE}})
-    return (OUTSIDE,) + tuple(prefix + kind for kind in kinds
-                              for prefix in ("B-", "I-"))
+    return (OUTSIDE,) + tuple(
+        prefix + kind for kind in kinds for prefix in ("B-", "I-")
+    )
 
 
 def label_ids(sentences, names):
@@ -228,14 +250,17 @@ def label_ids(sentences, names):
         for word, label in enumerate(one.labels):
             if label not in places:
                 raise errors.UserError(
-                    "%s has the label %r; expected one of %s" % (
-                        one.place(word), label,
-                        ", ".join(map(repr, names))))
-    return np.array([places[label] for one in sentences
-                     for label in one.labels], np.int32)
+                    "%s has the label %r; expected one of %s"
+                    % (one.place(word), label, ", ".join(map(repr, names)))
+                )
+    return np.array(
+        [places[label] for one in sentences for label in one.labels], np.int32
+    )
 
 
 def text_of(sentences):
     """A file of words and labels."""
-    return "".join("".join("%s %s\n" % row for row in zip(
-        one.words, one.labels)) + "\n" for one in sentences)
+    return "".join(
+        "".join("%s %s\n" % row for row in zip(one.words, one.labels)) + "\n"
+        for one in sentences
+    )

@@ -30,6 +30,7 @@ and its `main` is then, with run, task and device from the flags:
             outputs["logits"]                          # [...]
     device.close()
 """
+
 import dataclasses
 import os
 import re
@@ -60,21 +61,31 @@ from weights import names as weight_names
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """Flags of every fine-tuning script, on top of training.RunConfig."""
+
     vocab_file: str = command_line.flag("", "The tokenizer's vocab.json.")
     merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
     do_lower_case: bool = command_line.flag(
-        False, "Lower-case all text; RoBERTa's vocabulary is cased.")
+        False, "Lower-case all text; RoBERTa's vocabulary is cased."
+    )
     do_predict: bool = command_line.flag(False, "Whether to predict.")
     predict_batch_size: int = command_line.flag(
-        8, "Sequences of a batch in prediction.", lower=1)
+        8, "Sequences of a batch in prediction.", lower=1
+    )
     num_train_epochs: float = command_line.flag(
-        2.0, "Passes over the training features.", lower=0, upper=100000)
+        2.0, "Passes over the training features.", lower=0, upper=100000
+    )
     warmup_proportion: float = command_line.flag(
-        0.06, "Share of the steps over which the learning rate rises.",
-        lower=0, upper=1)
+        0.06,
+        "Share of the steps over which the learning rate rises.",
+        lower=0,
+        upper=1,
+    )
     num_workers: int = command_line.flag(
-        0, "Processes that tokenize; 0 takes all cores.", lower=0,
-        upper=worker_pool.MAX_WORKERS)
+        0,
+        "Processes that tokenize; 0 takes all cores.",
+        lower=0,
+        upper=worker_pool.MAX_WORKERS,
+    )
 
 
 class Sequences(typing.NamedTuple):
@@ -94,6 +105,7 @@ class Sequences(typing.NamedTuple):
         token, the number at padding)}, the labels of tokens for example.
       choices: sequences that stand for one index; None for one alone.
     """
+
     ids: typing.Callable
     lengths: np.ndarray
     values: typing.Mapping = {}
@@ -119,6 +131,7 @@ class Model(typing.NamedTuple):
       chance: the loss of a model that looks at no text, where a run that is
         stuck there should be noticed.
     """
+
     losses: typing.Callable
     predictions: typing.Callable
     weight: typing.Callable = count_sequences
@@ -146,20 +159,27 @@ def begin(run, task, *, others=()):
     logs.set_up_logging(run)
     config = run_config.model_config(run)
     tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case)
+        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case
+    )
     wanted = ("do_train", *others, "do_predict")
     if not (run.do_train or any(getattr(task, name) for name in wanted[1:])):
-        raise errors.UserError("nothing to do: give %s" % " or ".join(
-            "--%s=True" % name for name in wanted))
+        raise errors.UserError(
+            "nothing to do: give %s"
+            % " or ".join("--%s=True" % name for name in wanted)
+        )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
-    preflight.check_vocabulary(tokenizer, task.vocab_file, config,
-                               run.bert_config_file)
-    if not (run.do_train or run.init_checkpoint
-            or checkpoints.newest(run.output_dir)):
+    preflight.check_vocabulary(
+        tokenizer, task.vocab_file, config, run.bert_config_file
+    )
+    if not (
+        run.do_train
+        or run.init_checkpoint
+        or checkpoints.newest(run.output_dir)
+    ):
         raise errors.UserError(
             "%s holds no checkpoint to predict with; name one with "
-            "--init_checkpoint, or train with --do_train=True" %
-            run.output_dir)
+            "--init_checkpoint, or train with --do_train=True" % run.output_dir
+        )
     return config, tokenizer
 
 
@@ -184,9 +204,14 @@ def trained_config(run):
       The JSON object; None where training begins, and labels with it.
     """
     if checkpoints.newest(run.output_dir):
-        return model_directory.read_config(os.path.join(run.output_dir,
-                                                 "config.json"))
-    return None if run.do_train else model_directory.read_config(run.bert_config_file)
+        return model_directory.read_config(
+            os.path.join(run.output_dir, "config.json")
+        )
+    return (
+        None
+        if run.do_train
+        else model_directory.read_config(run.bert_config_file)
+    )
 
 
 def schedule(count, run, task, device):
@@ -203,17 +228,31 @@ def schedule(count, run, task, device):
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
         "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
-        count, task.num_train_epochs, steps, warmup)
+        count,
+        task.num_train_epochs,
+        steps,
+        warmup,
+    )
     return steps, warmup
 
 
 def train_batches(sequences, config, run, device):
     """input_pipeline.FeatureBatches of like lengths, in a random order."""
     order = input_pipeline.LengthPools(
-        sequences.lengths, batch_size=run.batch_size * device.world_size,
-        seed=run.random_seed, is_shuffled=not run.npu_bert_debug)
-    return _batches(sequences, config, run, device, run.batch_size,
-                    order=order, rank=device.rank)
+        sequences.lengths,
+        batch_size=run.batch_size * device.world_size,
+        seed=run.random_seed,
+        is_shuffled=not run.npu_bert_debug,
+    )
+    return _batches(
+        sequences,
+        config,
+        run,
+        device,
+        run.batch_size,
+        order=order,
+        rank=device.rank,
+    )
 
 
 def predict_batches(sequences, config, run, task, device):
@@ -221,17 +260,26 @@ def predict_batches(sequences, config, run, task, device):
 
     The graph sees their ids alone.
     """
-    return _batches(sequences._replace(values={}, token_values={}), config,
-                    run, device, task.predict_batch_size)
+    return _batches(
+        sequences._replace(values={}, token_values={}),
+        config,
+        run,
+        device,
+        task.predict_batch_size,
+    )
 
 
 def _batches(sequences, config, run, device, batch_size, **more):
     return input_pipeline.FeatureBatches(
-        sequences.ids, sequences.values, pad_token_id=config.pad_token_id,
-        batch_size=batch_size, token_values=sequences.token_values,
+        sequences.ids,
+        sequences.values,
+        pad_token_id=config.pad_token_id,
+        batch_size=batch_size,
+        token_values=sequences.token_values,
         choices=sequences.choices,
         max_length=run.max_seq_length if device.static_shapes else None,
-        **more)
+        **more,
+    )
 
 
 class FineTuning:
@@ -240,8 +288,18 @@ class FineTuning:
     Making one checks memory and disk, and makes the output directory.
     """
 
-    def __init__(self, model, train, *, config, run, task, device, head,
-                 config_values=None):
+    def __init__(
+        self,
+        model,
+        train,
+        *,
+        config,
+        run,
+        task,
+        device,
+        head,
+        config_values=None,
+    ):
         """
         Args:
           model: Model.
@@ -257,38 +315,52 @@ class FineTuning:
         self._config, self._run, self._task = config, run, task
         self._device, self._model, self._train = device, model, train
         choices = train.choices if train is not None else None
-        for line in preflight.check_run(run, config, device, head,
-                                        predictions=0,
-                                        choices=choices or 1):
+        for line in preflight.check_run(
+            run, config, device, head, predictions=0, choices=choices or 1
+        ):
             tf.logging.info("%s", line)
         model_directory.prepare_output(
-            run, config, device.rank, config_values, model_directory.TokenizerFiles(
-                task.vocab_file, task.merges_file, task.do_lower_case))
-        self._head = [variable.tf for variable in
-                      weight_names.variables({head}, config)]
+            run,
+            config,
+            device.rank,
+            config_values,
+            model_directory.TokenizerFiles(
+                task.vocab_file, task.merges_file, task.do_lower_case
+            ),
+        )
+        self._head = [
+            variable.tf for variable in weight_names.variables({head}, config)
+        ]
         self._save_timer = progress.SaveTimer()
         self._guard = divergence.new_guard(run)
         self._schedule = 1, 0
         if train is not None:
             self._schedule = schedule(len(train.lengths), run, task, device)
-        self._estimator = device.estimator(self._model_fn, run,
-                                           self._schedule[0])
+        self._estimator = device.estimator(
+            self._model_fn, run, self._schedule[0]
+        )
 
     def _model_fn(self, features, labels, mode, params):
         del labels, params
         run, model = self._run, self._model
         # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = ("" if checkpoints.newest(run.output_dir)
-                           else run.init_checkpoint)
+        init_checkpoint = (
+            "" if checkpoints.newest(run.output_dir) else run.init_checkpoint
+        )
         if mode == tf.estimator.ModeKeys.TRAIN:
             return train_step.train_spec(
                 train_step.Losses(model.losses, model.weight, model.chance),
-                features, config=self._config, run=run, device=self._device,
+                features,
+                config=self._config,
+                run=run,
+                device=self._device,
                 num_train_steps=self._schedule[0],
                 num_warmup_steps=self._schedule[1],
                 init_checkpoint=init_checkpoint,
-                save_timer=self._save_timer, guard=self._guard,
-                head=self._head)
+                save_timer=self._save_timer,
+                guard=self._guard,
+                head=self._head,
+            )
         outputs = dict(model.predictions(features), index=features["index"])
         if init_checkpoint:
             warm_start.load(init_checkpoint)
@@ -296,14 +368,19 @@ class FineTuning:
 
     def train(self):
         """Trains, going on where output_dir left off."""
-        batches = train_batches(self._train, self._config, self._run,
-                                self._device)
+        batches = train_batches(
+            self._train, self._config, self._run, self._device
+        )
         loop.train(
-            self._estimator, batches,
+            self._estimator,
+            batches,
             lambda first: input_pipeline.dataset(batches, first),
-            run=self._run, device=self._device,
-            num_train_steps=self._schedule[0], save_timer=self._save_timer,
-            guard=self._guard)
+            run=self._run,
+            device=self._device,
+            num_train_steps=self._schedule[0],
+            save_timer=self._save_timer,
+            guard=self._guard,
+        )
 
     def predict(self, sequences):
         """Goes once through all sequences, the longest ones first.
@@ -316,16 +393,25 @@ class FineTuning:
         Yields:
           (index, {name: array [...]}), what the model's `predictions` gave.
         """
-        batches = predict_batches(sequences, self._config, self._run,
-                                  self._task, self._device)
+        batches = predict_batches(
+            sequences, self._config, self._run, self._task, self._device
+        )
         steps = batches.predict_all(sequences.lengths)
         with loop.reported(batches):
             outputs = self._estimator.predict(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
-                yield_single_examples=False)
-            for batch in tqdm.tqdm(outputs, total=steps, desc="predict",
-                                   unit="batch", mininterval=2.0):
+                yield_single_examples=False,
+            )
+            for batch in tqdm.tqdm(
+                outputs,
+                total=steps,
+                desc="predict",
+                unit="batch",
+                mininterval=2.0,
+            ):
                 indices = batch.pop("index")
                 for row in np.flatnonzero(indices >= 0):
-                    yield int(indices[row]), {
-                        name: values[row] for name, values in batch.items()}
+                    yield (
+                        int(indices[row]),
+                        {name: values[row] for name, values in batch.items()},
+                    )

@@ -9,6 +9,7 @@ left out and counted, as fairseq does.
 Source: Wang et al. 2018 (arXiv:1804.07461), table 1 (metrics); fairseq,
 examples/roberta/preprocess_GLUE_tasks.sh (columns).
 """
+
 import os
 import typing
 
@@ -18,6 +19,7 @@ from tasks import classification, table_files
 
 class Split(typing.NamedTuple):
     """One file of a task."""
+
     file: str
     submission: str = ""  # the server's name for predictions of a test set
     suffix: str = ""  # of its metrics' names, where a task has several
@@ -34,6 +36,7 @@ class Task(typing.NamedTuple):
       header: columns of training and development sets without a header line.
       index: the test set's column of row numbers.
     """
+
     labels: typing.Tuple[str, ...]
     columns: classification.Columns
     metrics: typing.Tuple[str, ...]
@@ -57,38 +60,73 @@ def _columns(text, pair, label):
 
 _SENTENCES = _columns("sentence1", "sentence2", "label")
 TASKS = {
-    "CoLA": Task(_ZERO_ONE, _columns("sentence", None, "label"),
-                 ("matthews_correlation",), test=_test("CoLA"),
-                 header=("source", "label", "star", "sentence")),
-    "SST-2": Task(_ZERO_ONE, _columns("sentence", None, "label"),
-                  ("accuracy",), test=_test("SST-2")),
-    "MRPC": Task(_ZERO_ONE, _columns("#1 String", "#2 String", "Quality"),
-                 ("accuracy", "f1"), test=_test("MRPC")),
-    "STS-B": Task((), _columns("sentence1", "sentence2", "score"),
-                  ("pearson", "spearman"), test=_test("STS-B")),
-    "QQP": Task(_ZERO_ONE, _columns("question1", "question2", "is_duplicate"),
-                ("accuracy", "f1"), test=_test("QQP"), index="id"),
+    "CoLA": Task(
+        _ZERO_ONE,
+        _columns("sentence", None, "label"),
+        ("matthews_correlation",),
+        test=_test("CoLA"),
+        header=("source", "label", "star", "sentence"),
+    ),
+    "SST-2": Task(
+        _ZERO_ONE,
+        _columns("sentence", None, "label"),
+        ("accuracy",),
+        test=_test("SST-2"),
+    ),
+    "MRPC": Task(
+        _ZERO_ONE,
+        _columns("#1 String", "#2 String", "Quality"),
+        ("accuracy", "f1"),
+        test=_test("MRPC"),
+    ),
+    "STS-B": Task(
+        (),
+        _columns("sentence1", "sentence2", "score"),
+        ("pearson", "spearman"),
+        test=_test("STS-B"),
+    ),
+    "QQP": Task(
+        _ZERO_ONE,
+        _columns("question1", "question2", "is_duplicate"),
+        ("accuracy", "f1"),
+        test=_test("QQP"),
+        index="id",
+    ),
     # In the order of the published roberta-large-mnli.
-    "MNLI": Task(("contradiction", "neutral", "entailment"),
-                 _columns("sentence1", "sentence2", "gold_label"),
-                 ("accuracy",),
-                 (Split("dev_matched.tsv", suffix="_matched"),
-                  Split("dev_mismatched.tsv", suffix="_mismatched")),
-                 (Split("test_matched.tsv", "MNLI-m.tsv"),
-                  Split("test_mismatched.tsv", "MNLI-mm.tsv"))),
-    "QNLI": Task(_ENTAILMENT, _columns("question", "sentence", "label"),
-                 ("accuracy",), test=_test("QNLI")),
+    "MNLI": Task(
+        ("contradiction", "neutral", "entailment"),
+        _columns("sentence1", "sentence2", "gold_label"),
+        ("accuracy",),
+        (
+            Split("dev_matched.tsv", suffix="_matched"),
+            Split("dev_mismatched.tsv", suffix="_mismatched"),
+        ),
+        (
+            Split("test_matched.tsv", "MNLI-m.tsv"),
+            Split("test_mismatched.tsv", "MNLI-mm.tsv"),
+        ),
+    ),
+    "QNLI": Task(
+        _ENTAILMENT,
+        _columns("question", "sentence", "label"),
+        ("accuracy",),
+        test=_test("QNLI"),
+    ),
     "RTE": Task(_ENTAILMENT, _SENTENCES, ("accuracy",), test=_test("RTE")),
     "WNLI": Task(_ZERO_ONE, _SENTENCES, ("accuracy",), test=_test("WNLI")),
 }
 # The diagnostic set that a model of MNLI answers, and where it may stand.
 DIAGNOSTIC = Split("", "AX.tsv")
 _DIAGNOSTIC_FILES = (
-    "diagnostic.tsv", os.path.join("..", "diagnostic", "diagnostic.tsv"),
+    "diagnostic.tsv",
+    os.path.join("..", "diagnostic", "diagnostic.tsv"),
     os.path.join("..", "AX", "diagnostic.tsv"),
-    os.path.join("..", "AX", "AX.tsv"))
-_MRPC_FILES = {"train": "msr_paraphrase_train.txt",
-               "test": "msr_paraphrase_test.txt"}
+    os.path.join("..", "AX", "AX.tsv"),
+)
+_MRPC_FILES = {
+    "train": "msr_paraphrase_train.txt",
+    "test": "msr_paraphrase_test.txt",
+}
 _MRPC_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
 _MRPC_IDS = ("#1 ID", "#2 ID")
 
@@ -105,9 +143,10 @@ def read_train(name, data_dir):
 
 def read_evaluation(name, data_dir):
     """[(suffix, labelled examples)] of a task's development sets."""
-    return [(split.suffix,
-             _read_labelled(name, data_dir, split.file, is_dev=True))
-            for split in TASKS[name].evaluation]
+    return [
+        (split.suffix, _read_labelled(name, data_dir, split.file, is_dev=True))
+        for split in TASKS[name].evaluation
+    ]
 
 
 def read_test(name, data_dir, diagnostic_file=""):
@@ -128,13 +167,18 @@ def read_test(name, data_dir, diagnostic_file=""):
         found.append((split.submission, _read_unlabelled(task, path)))
     if name == "MNLI":
         path = diagnostic_file or next(
-            (path for path in (
-                os.path.normpath(os.path.join(data_dir, place))
-                for place in _DIAGNOSTIC_FILES)
-             if os.path.exists(path)), "")
+            (
+                path
+                for path in (
+                    os.path.normpath(os.path.join(data_dir, place))
+                    for place in _DIAGNOSTIC_FILES
+                )
+                if os.path.exists(path)
+            ),
+            "",
+        )
         if path:
-            found.append((DIAGNOSTIC.submission,
-                          _read_unlabelled(task, path)))
+            found.append((DIAGNOSTIC.submission, _read_unlabelled(task, path)))
     return found
 
 
@@ -143,8 +187,9 @@ def _read_labelled(name, data_dir, file, is_dev):
     path = os.path.join(data_dir, file)
     if name == "MRPC" and not os.path.exists(path):
         return _read_mrpc(data_dir, is_dev)
-    table = table_files.read(path, header=task.header, quoting="none",
-                             skips_irregular=True)
+    table = table_files.read(
+        path, header=task.header, quoting="none", skips_irregular=True
+    )
     return classification.examples_of(table, task.columns)
 
 
@@ -152,22 +197,39 @@ def _read_mrpc(data_dir, is_dev):
     """Training or development part of the file that MRPC's authors publish."""
     path = os.path.join(data_dir, _MRPC_FILES["train"])
     table = table_files.read(path, quoting="none")
-    ids = next((ids for ids in (os.path.join(data_dir, name)
-                                for name in _MRPC_DEV_IDS)
-                if os.path.exists(ids)), None)
+    ids = next(
+        (
+            ids
+            for ids in (os.path.join(data_dir, name) for name in _MRPC_DEV_IDS)
+            if os.path.exists(ids)
+        ),
+        None,
+    )
     if ids is None:
         raise errors.UserError(
             "%s has neither train.tsv and dev.tsv nor %s, which says which "
             "pairs of %s are GLUE's development set; get GLUE's "
-            "mrpc_dev_ids.tsv" % (data_dir, _MRPC_DEV_IDS[0],
-                                  _MRPC_FILES["train"]))
-    dev = {tuple(row.values.values()) for row in table_files.read(
-        ids, header=_MRPC_IDS, quoting="none").rows}
-    rows = [row for row in table.rows if is_dev == (tuple(
-        table_files.text_of(table, row, column) for column in _MRPC_IDS)
-                                                    in dev)]
-    return classification.examples_of(table._replace(rows=rows),
-                                      TASKS["MRPC"].columns)
+            "mrpc_dev_ids.tsv"
+            % (data_dir, _MRPC_DEV_IDS[0], _MRPC_FILES["train"])
+        )
+    dev = {
+        tuple(row.values.values())
+        for row in table_files.read(ids, header=_MRPC_IDS, quoting="none").rows
+    }
+    rows = [
+        row
+        for row in table.rows
+        if is_dev
+        == (
+            tuple(
+                table_files.text_of(table, row, column) for column in _MRPC_IDS
+            )
+            in dev
+        )
+    ]
+    return classification.examples_of(
+        table._replace(rows=rows), TASKS["MRPC"].columns
+    )
 
 
 def _read_unlabelled(task, path):
@@ -187,10 +249,12 @@ def submission(task, examples, predictions):
       examples: classification.Examples of a test set.
       predictions: [n] labels, or numbers of a regression.
     """
+
     def shown(value):
         # The scores of STS-B are from 0 to 5.
         return value if task.labels else "%.3f" % min(max(value, 0.0), 5.0)
 
     return "index\tprediction\n" + "".join(
         "%s\t%s\n" % (example.index, shown(value))
-        for example, value in zip(examples, predictions))
+        for example, value in zip(examples, predictions)
+    )

@@ -14,6 +14,7 @@ An option fills a blank (`_`) in its question, where there is one.
 Source: Lai et al. 2017 (arXiv:1704.04683); fairseq, preprocess_RACE.py and
 sentence_ranking.py (sequences).
 """
+
 import os
 import typing
 
@@ -33,6 +34,7 @@ _KEYS = (("article", str), ("questions", list), ("options", list))
 
 class Question(typing.NamedTuple):
     """A question."""
+
     question_id: str  # `high19.txt-2`: the article's id and a number from 0
     level: str  # middle, high
     text: str
@@ -42,6 +44,7 @@ class Question(typing.NamedTuple):
 
 class Article(typing.NamedTuple):
     """An article and its questions."""
+
     text: str
     questions: typing.Tuple[Question, ...]
 
@@ -63,28 +66,41 @@ def read(directory, needs_answers):
     if not os.path.isdir(directory):
         raise errors.UserError(
             "there is no directory %r; expected one with %s in it, such as "
-            "RACE/train" % (directory, " and ".join(LEVELS)))
-    levels = [level for level in LEVELS
-              if os.path.isdir(os.path.join(directory, level))]
+            "RACE/train" % (directory, " and ".join(LEVELS))
+        )
+    levels = [
+        level
+        for level in LEVELS
+        if os.path.isdir(os.path.join(directory, level))
+    ]
     folders = [(level, os.path.join(directory, level)) for level in levels]
     if not folders:
         name = os.path.basename(os.path.abspath(directory))
         folders = [(name, directory)]
-    articles = [_read_file(os.path.join(folder, name), level, needs_answers)
-                for level, folder in folders for name in _files(folder)]
+    articles = [
+        _read_file(os.path.join(folder, name), level, needs_answers)
+        for level, folder in folders
+        for name in _files(folder)
+    ]
     if not any(article.questions for article in articles):
         raise errors.UserError(
             "%s holds no .txt file with a question; expected %s with one JSON "
-            "object a file, as RACE has them" % (
-                directory, " and ".join(LEVELS)))
+            "object a file, as RACE has them"
+            % (directory, " and ".join(LEVELS))
+        )
     return articles
 
 
 def _files(folder):
     """Names of the articles, `2.txt` before `10.txt`."""
-    return sorted((name for name in os.listdir(folder)
-                   if name.endswith(".txt") and not name.startswith(".")),
-                  key=lambda name: (len(name), name))
+    return sorted(
+        (
+            name
+            for name in os.listdir(folder)
+            if name.endswith(".txt") and not name.startswith(".")
+        ),
+        key=lambda name: (len(name), name),
+    )
 
 
 def _read_file(path, level, needs_answers):
@@ -95,40 +111,65 @@ def _read_file(path, level, needs_answers):
         raise errors.UserError("%s is not JSON: %s" % (path, error))
     for key, kind in _KEYS:
         if not isinstance(values, dict) or not isinstance(
-                values.get(key), kind):
+            values.get(key), kind
+        ):
             raise errors.UserError(
                 "%s has no %s; expected a file of RACE, an object with "
-                "article, questions, options and answers" % (path, key))
+                "article, questions, options and answers" % (path, key)
+            )
     questions, options = values["questions"], values["options"]
     answers = values.get("answers")
     if answers is None and not needs_answers:
         answers = [None] * len(questions)
     if not isinstance(answers, list) or not (
-            len(questions) == len(options) == len(answers)):
+        len(questions) == len(options) == len(answers)
+    ):
         raise errors.UserError(
             "%s has %d questions, %d lists of options and %s answers; "
-            "expected as many of each" % (
-                path, len(questions), len(options),
-                len(answers) if isinstance(answers, list) else "no"))
+            "expected as many of each"
+            % (
+                path,
+                len(questions),
+                len(options),
+                len(answers) if isinstance(answers, list) else "no",
+            )
+        )
     name = str(values.get("id", os.path.basename(path)))
-    return Article(values["article"].replace("\n", " "), tuple(
-        _question(path, "%s-%d" % (name, number), level, *parts)
-        for number, parts in enumerate(zip(questions, options, answers))))
+    return Article(
+        values["article"].replace("\n", " "),
+        tuple(
+            _question(path, "%s-%d" % (name, number), level, *parts)
+            for number, parts in enumerate(zip(questions, options, answers))
+        ),
+    )
 
 
 def _question(path, question_id, level, text, options, answer):
-    if not isinstance(text, str) or not isinstance(options, list) or (
-            [type(option) for option in options] != [str] * CHOICES):
+    if (
+        not isinstance(text, str)
+        or not isinstance(options, list)
+        or ([type(option) for option in options] != [str] * CHOICES)
+    ):
         raise errors.UserError(
             "%s, question %s: expected a text and %d options, all of them "
-            "texts" % (path, question_id, CHOICES))
-    if answer is not None and (not isinstance(answer, str) or len(answer) != 1
-                               or answer not in _LETTERS):
-        raise errors.UserError("%s, question %s has the answer %r; expected "
-                               "one of A, B, C, D" % (path, question_id,
-                                                      answer))
-    return Question(question_id, level, text, tuple(options),
-                    None if answer is None else _LETTERS.index(answer))
+            "texts" % (path, question_id, CHOICES)
+        )
+    if answer is not None and (
+        not isinstance(answer, str)
+        or len(answer) != 1
+        or answer not in _LETTERS
+    ):
+        raise errors.UserError(
+            "%s, question %s has the answer %r; expected "
+            "one of A, B, C, D" % (path, question_id, answer)
+        )
+    return Question(
+        question_id,
+        level,
+        text,
+        tuple(options),
+        None if answer is None else _LETTERS.index(answer),
+    )
 
 
 def letter(answer):
@@ -171,15 +212,23 @@ class Sequences:
         self._room = max_seq_length - sequences.SPECIAL_TOKENS[True]
         self._articles, self._questions = [], []
         for article, questions in _encode(articles, tokenizer, num_workers):
-            self._questions += [(len(self._articles), options)
-                                for options in questions]
+            self._questions += [
+                (len(self._articles), options) for options in questions
+            ]
             self._articles.append(article)
-        options = np.array([[len(option) for option in options]
-                            for _, options in self._questions])
-        totals = options + np.array([[len(self._articles[article])]
-                                     for article, _ in self._questions])
-        self.lengths = (np.minimum(totals, self._room).max(axis=1)
-                        + sequences.SPECIAL_TOKENS[True])
+        options = np.array(
+            [
+                [len(option) for option in options]
+                for _, options in self._questions
+            ]
+        )
+        totals = options + np.array(
+            [[len(self._articles[article])] for article, _ in self._questions]
+        )
+        self.lengths = (
+            np.minimum(totals, self._room).max(axis=1)
+            + sequences.SPECIAL_TOKENS[True]
+        )
         self.truncated_articles = int((totals > self._room).sum())
         self.truncated_questions = int((options > self._room).sum())
 
@@ -189,22 +238,35 @@ class Sequences:
     def __getitem__(self, index):
         """A question's sequences: CHOICES times int32 [T]."""
         article, options = self._questions[index]
-        options = [option[-self._room:] for option in options]
-        return [sequences.joined(
-            option, self._articles[article][:self._room - len(option)],
-            self._tokenizer) for option in options]
+        options = [option[-self._room :] for option in options]
+        return [
+            sequences.joined(
+                option,
+                self._articles[article][: self._room - len(option)],
+                self._tokenizer,
+            )
+            for option in options
+        ]
 
 
 def _encode(articles, tokenizer, num_workers):
     """Yields each article's ids and those of its questions' options."""
-    chunks = [articles[start:start + _CHUNK_SIZE]
-              for start in range(0, len(articles), _CHUNK_SIZE)]
+    chunks = [
+        articles[start : start + _CHUNK_SIZE]
+        for start in range(0, len(articles), _CHUNK_SIZE)
+    ]
     workers = min(num_workers or worker_pool.available_cores(), len(chunks))
-    results = worker_pool.map_ordered(iter(chunks), _encoder, (tokenizer,),
-                                      max(workers, 1))
-    for chunk in tqdm.tqdm(results, total=len(chunks), desc="tokenize",
-                           unit="x%d" % _CHUNK_SIZE, mininterval=2.0,
-                           disable=len(chunks) < 10):
+    results = worker_pool.map_ordered(
+        iter(chunks), _encoder, (tokenizer,), max(workers, 1)
+    )
+    for chunk in tqdm.tqdm(
+        results,
+        total=len(chunks),
+        desc="tokenize",
+        unit="x%d" % _CHUNK_SIZE,
+        mininterval=2.0,
+        disable=len(chunks) < 10,
+    ):
         yield from chunk
 
 
@@ -213,7 +275,15 @@ def _encoder(tokenizer):
         return np.array(tokenizer.encode(text), np.int32)
 
     return lambda articles: [
-        (encode(article.text), [[encode(filled(question.text, option))
-                                 for option in question.options]
-                                for question in article.questions])
-        for article in articles]
+        (
+            encode(article.text),
+            [
+                [
+                    encode(filled(question.text, option))
+                    for option in question.options
+                ]
+                for question in article.questions
+            ],
+        )
+        for article in articles
+    ]

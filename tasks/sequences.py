@@ -6,6 +6,7 @@
 
 Source: fairseq's RoBERTa, hub_interface.py (layout).
 """
+
 import typing
 
 import numpy as np
@@ -19,6 +20,7 @@ _CHUNK_SIZE = 512  # texts in one piece of work for a process
 
 class Encoded(typing.NamedTuple):
     """Sequences and what was cut off to make them fit."""
+
     sequences: list  # int32 [T] each
     truncated: int  # sequences that lost tokens
     cut_tokens: int  # tokens lost in all
@@ -77,8 +79,9 @@ def encode_pair(text, second, tokenizer, max_seq_length):
     other = None if second is None else tokenizer.encode(second)
     sizes = len(first), len(other or ())
     left = kept(*sizes, max_seq_length - SPECIAL_TOKENS[other is not None])
-    ids = joined(first[:left[0]], None if other is None else other[:left[1]],
-                 tokenizer)
+    ids = joined(
+        first[: left[0]], None if other is None else other[: left[1]], tokenizer
+    )
     return ids, sum(sizes) - sum(left)
 
 
@@ -94,16 +97,24 @@ def encode(pairs, tokenizer, max_seq_length, *, num_workers=0):
     Returns:
       Encoded, in the order of `pairs`.
     """
-    chunks = [pairs[start:start + _CHUNK_SIZE]
-              for start in range(0, len(pairs), _CHUNK_SIZE)]
+    chunks = [
+        pairs[start : start + _CHUNK_SIZE]
+        for start in range(0, len(pairs), _CHUNK_SIZE)
+    ]
     workers = min(num_workers or worker_pool.available_cores(), len(chunks))
     sequences, lost = [], []
     results = worker_pool.map_ordered(
-        iter(chunks), _encoder, (tokenizer, max_seq_length), max(workers, 1))
+        iter(chunks), _encoder, (tokenizer, max_seq_length), max(workers, 1)
+    )
     # Less than some chunks take no time worth a bar.
-    for chunk in tqdm.tqdm(results, total=len(chunks), desc="tokenize",
-                           unit="x%d" % _CHUNK_SIZE, mininterval=2.0,
-                           disable=len(chunks) < 10):
+    for chunk in tqdm.tqdm(
+        results,
+        total=len(chunks),
+        desc="tokenize",
+        unit="x%d" % _CHUNK_SIZE,
+        mininterval=2.0,
+        disable=len(chunks) < 10,
+    ):
         for ids, cut in chunk:
             sequences.append(ids)
             lost.append(cut)
@@ -111,5 +122,6 @@ def encode(pairs, tokenizer, max_seq_length, *, num_workers=0):
 
 
 def _encoder(tokenizer, max_seq_length):
-    return lambda chunk: [encode_pair(*pair, tokenizer, max_seq_length)
-                          for pair in chunk]
+    return lambda chunk: [
+        encode_pair(*pair, tokenizer, max_seq_length) for pair in chunk
+    ]

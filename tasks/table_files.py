@@ -5,6 +5,7 @@ The ending tells which: .csv has commas and quotes, .jsonl and .json hold an
 object a line, everything else has tabs. A table with tabs is read as GLUE's
 files are written: a quote is a character like any other.
 """
+
 import csv
 import typing
 
@@ -17,6 +18,7 @@ _LONGEST_FIELD = 1 << 30
 
 class Row(typing.NamedTuple):
     """One row, and where it stands."""
+
     line: int  # of the file, from 1
     values: dict  # {column: text, or what JSON holds}
 
@@ -31,6 +33,7 @@ class Table(typing.NamedTuple):
       irregular: line numbers of rows that were left out because their number
         of fields is not the header's.
     """
+
     path: str
     columns: typing.Tuple[str, ...]
     rows: list
@@ -57,17 +60,24 @@ def read(path, *, header=None, quoting="auto", skips_irregular=False):
             if path.endswith((".jsonl", ".json")):
                 table = _read_json(path, stream)
             else:
-                table = _read_delimited(path, stream, header, quoting,
-                                        skips_irregular)
+                table = _read_delimited(
+                    path, stream, header, quoting, skips_irregular
+                )
     except UnicodeDecodeError as error:
-        raise errors.UserError("%s is not UTF-8 text (%s); convert it" %
-                               (path, error))
+        raise errors.UserError(
+            "%s is not UTF-8 text (%s); convert it" % (path, error)
+        )
     if not table.rows:
         raise errors.UserError(
-            "%s holds no row%s; expected at least one" % (
-                path, ", only %d of another number of fields than its header "
+            "%s holds no row%s; expected at least one"
+            % (
+                path,
+                ", only %d of another number of fields than its header "
                 "(line %d first)" % (len(table.irregular), table.irregular[0])
-                if table.irregular else ""))
+                if table.irregular
+                else "",
+            )
+        )
     return table
 
 
@@ -76,8 +86,11 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
     is_csv = path.endswith(".csv")
     plain = quoting == "none" or quoting == "auto" and not is_csv
     reader = csv.reader(
-        stream, delimiter="," if is_csv else "\t", strict=True,
-        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+        stream,
+        delimiter="," if is_csv else "\t",
+        strict=True,
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+    )
     rows, irregular = [], []
     try:
         for fields in reader:
@@ -92,14 +105,23 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
             else:
                 raise errors.UserError(
                     "%s, line %d has %d fields, but %d columns are expected "
-                    "(%s); mend the line%s" % (
-                        path, reader.line_num, len(fields), len(header),
-                        ", ".join(header), ", or read quoted fields with "
-                        "--quoting=standard" if plain else ""))
+                    "(%s); mend the line%s"
+                    % (
+                        path,
+                        reader.line_num,
+                        len(fields),
+                        len(header),
+                        ", ".join(header),
+                        ", or read quoted fields with --quoting=standard"
+                        if plain
+                        else "",
+                    )
+                )
     except csv.Error as error:
         raise errors.UserError(
-            "%s, line %d cannot be read: %s; see --quoting" %
-            (path, reader.line_num, error))
+            "%s, line %d cannot be read: %s; see --quoting"
+            % (path, reader.line_num, error)
+        )
     return Table(path, tuple(header or ()), rows, irregular)
 
 
@@ -108,7 +130,8 @@ def _header(path, fields):
     if twice:
         raise errors.UserError(
             "%s has the column %r twice in its first line; expected a header "
-            "with one name a column" % (path, sorted(twice)[0]))
+            "with one name a column" % (path, sorted(twice)[0])
+        )
     return tuple(fields)
 
 
@@ -121,12 +144,14 @@ def _read_json(path, stream):
             values = files.loads(line)
         except ValueError as error:
             raise errors.UserError(
-                "%s, line %d is not JSON (%s); expected one object a line" %
-                (path, number, error))
+                "%s, line %d is not JSON (%s); expected one object a line"
+                % (path, number, error)
+            )
         if not isinstance(values, dict):
             raise errors.UserError(
                 "%s, line %d is no JSON object; expected "
-                '{"column": value, ...}' % (path, number))
+                '{"column": value, ...}' % (path, number)
+            )
         rows.append(Row(number, values))
     return Table(path, tuple(rows[0].values) if rows else (), rows, [])
 
@@ -139,9 +164,14 @@ def text_of(table, row, column):
     """
     if column not in row.values:
         raise errors.UserError(
-            "%s, line %d has no column %r; it has %s" % (
-                table.path, row.line, column,
-                ", ".join(repr(name) for name in row.values) or "none"))
+            "%s, line %d has no column %r; it has %s"
+            % (
+                table.path,
+                row.line,
+                column,
+                ", ".join(repr(name) for name in row.values) or "none",
+            )
+        )
     value = row.values[column]
     if isinstance(value, bool):
         return str(value).lower()
@@ -149,6 +179,7 @@ def text_of(table, row, column):
         return str(value)
     if not isinstance(value, str):
         raise errors.UserError(
-            "%s, line %d has %.40r as %r; expected a text or a number" %
-            (table.path, row.line, value, column))
+            "%s, line %d has %.40r as %r; expected a text or a number"
+            % (table.path, row.line, value, column)
+        )
     return value

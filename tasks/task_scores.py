@@ -4,6 +4,7 @@ entities, by seqeval.
 
 All three are optional (requirements/tasks.txt) and needed for all but accuracy.
 """
+
 import importlib
 import warnings
 
@@ -19,8 +20,8 @@ def _accuracy(expected, predicted):
 def _of_scikit_learn(function, **options):
     def score(expected, predicted):
         metrics = importlib.import_module("sklearn.metrics")
-        return float(getattr(metrics, function)(expected, predicted,
-                                                **options))
+        return float(getattr(metrics, function)(expected, predicted, **options))
+
     return score
 
 
@@ -28,6 +29,7 @@ def _of_scipy(function):
     def score(expected, predicted):
         stats = importlib.import_module("scipy.stats")
         return float(getattr(stats, function)(expected, predicted)[0])
+
     return score
 
 
@@ -36,10 +38,11 @@ def _of_scipy(function):
 METRICS = {
     "accuracy": ("", _accuracy),
     "f1": ("sklearn", _of_scikit_learn("f1_score", zero_division=0)),
-    "macro_f1": ("sklearn", _of_scikit_learn("f1_score", average="macro",
-                                             zero_division=0)),
-    "matthews_correlation": ("sklearn",
-                             _of_scikit_learn("matthews_corrcoef")),
+    "macro_f1": (
+        "sklearn",
+        _of_scikit_learn("f1_score", average="macro", zero_division=0),
+    ),
+    "matthews_correlation": ("sklearn", _of_scikit_learn("matthews_corrcoef")),
     "pearson": ("scipy", _of_scipy("pearsonr")),
     "spearman": ("scipy", _of_scipy("spearmanr")),
 }
@@ -58,18 +61,28 @@ def check(names, labels):
     """
     for name in names:
         if name not in METRICS:
-            raise errors.UserError("%r is no metric; expected some of %s" % (
-                name, ", ".join(METRICS)))
+            raise errors.UserError(
+                "%r is no metric; expected some of %s"
+                % (name, ", ".join(METRICS))
+            )
         if (name in OF_NUMBERS) != (not labels):
             raise errors.UserError(
-                "the metric %s does not fit a %s; take %s" % (
-                    name, "classification" if labels else "regression",
-                    ", ".join(metric for metric in METRICS
-                              if (metric in OF_NUMBERS) == (not labels))))
+                "the metric %s does not fit a %s; take %s"
+                % (
+                    name,
+                    "classification" if labels else "regression",
+                    ", ".join(
+                        metric
+                        for metric in METRICS
+                        if (metric in OF_NUMBERS) == (not labels)
+                    ),
+                )
+            )
         if name == "f1" and labels != 2:
             raise errors.UserError(
                 "the metric f1 is that of two labels, there are %d; take "
-                "macro_f1" % labels)
+                "macro_f1" % labels
+            )
         package = METRICS[name][0]
         try:
             if package:
@@ -77,9 +90,13 @@ def check(names, labels):
         except ImportError as error:
             raise errors.UserError(
                 "the metric %s needs %s, which is not installed (%s): pip "
-                "install -r requirements/tasks.txt" % (
-                    name, {"sklearn": "scikit-learn", "scipy": "SciPy"}[
-                        package], error))
+                "install -r requirements/tasks.txt"
+                % (
+                    name,
+                    {"sklearn": "scikit-learn", "scipy": "SciPy"}[package],
+                    error,
+                )
+            )
 
 
 def scores(names, expected, predicted):
@@ -103,7 +120,8 @@ def check_entities():
     except ImportError as error:
         raise errors.UserError(
             "scores of entities need seqeval, which is not installed (%s): "
-            "pip install -r requirements/tasks.txt" % error)
+            "pip install -r requirements/tasks.txt" % error
+        )
 
 
 def entity_scores(expected, predicted):
@@ -121,13 +139,19 @@ def entity_scores(expected, predicted):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of means over no entity at all
         report = metrics.classification_report(
-            expected, predicted, output_dict=True, zero_division=0)
+            expected, predicted, output_dict=True, zero_division=0
+        )
     overall = report.pop("micro avg")
     for name in ("macro avg", "weighted avg"):
         del report[name]
     scores = {}
     for suffix, values in [("", overall)] + [
-            ("_" + name, values) for name, values in report.items()]:
-        scores.update({name.split("-")[0] + suffix: float(values[name])
-                       for name in ("precision", "recall", "f1-score")})
+        ("_" + name, values) for name, values in report.items()
+    ]:
+        scores.update(
+            {
+                name.split("-")[0] + suffix: float(values[name])
+                for name in ("precision", "recall", "f1-score")
+            }
+        )
     return scores

@@ -7,6 +7,7 @@ The text of a sentence is its words joined by one space; a word stands for its
 first token. A sentence that is too long becomes several windows, none of
 which begins or ends within a word.
 """
+
 import typing
 
 import numpy as np
@@ -20,6 +21,7 @@ _CHUNK_SIZE = 512  # sentences in one piece of work for a process
 
 class Window(typing.NamedTuple):
     """A sequence of consecutive words of one sentence."""
+
     ids: np.ndarray  # int32 [T], with <s> and </s>
     places: np.ndarray  # int32 [words], of each word's first token in ids
     first_word: int  # among the words of all sentences
@@ -27,6 +29,7 @@ class Window(typing.NamedTuple):
 
 class Encoded(typing.NamedTuple):
     """Windows of all words, in their order, and what was done to fit them."""
+
     windows: list
     split_sentences: int  # that have several windows
     cut_words: int  # longer than a window: their end is left out
@@ -50,8 +53,9 @@ def first_tokens(words, offsets):
     first = np.searchsorted(token_ends, word_ends - lengths, side="right")
     shared = np.flatnonzero(first[1:] <= first[:-1])
     if shared.size:
-        raise ValueError("%r and %r share a token" % (
-            words[shared[0]], words[shared[0] + 1]))
+        raise ValueError(
+            "%r and %r share a token" % (words[shared[0]], words[shared[0] + 1])
+        )
     assert (token_starts[first] < word_ends).all()
     return first
 
@@ -88,16 +92,24 @@ def encode(sentences, tokenizer, max_seq_length, *, num_workers=0):
     Raises:
       errors.UserError: words are white space that runs into one token.
     """
-    chunks = [sentences[start:start + _CHUNK_SIZE]
-              for start in range(0, len(sentences), _CHUNK_SIZE)]
+    chunks = [
+        sentences[start : start + _CHUNK_SIZE]
+        for start in range(0, len(sentences), _CHUNK_SIZE)
+    ]
     workers = min(num_workers or worker_pool.available_cores(), len(chunks))
     results = worker_pool.map_ordered(
-        iter(chunks), _encoder, (tokenizer, max_seq_length), max(workers, 1))
+        iter(chunks), _encoder, (tokenizer, max_seq_length), max(workers, 1)
+    )
     windows, split, cut, words = [], 0, 0, 0
     # Less than some chunks take no time worth a bar.
-    for chunk in tqdm.tqdm(results, total=len(chunks), desc="tokenize",
-                           unit="x%d" % _CHUNK_SIZE, mininterval=2.0,
-                           disable=len(chunks) < 10):
+    for chunk in tqdm.tqdm(
+        results,
+        total=len(chunks),
+        desc="tokenize",
+        unit="x%d" % _CHUNK_SIZE,
+        mininterval=2.0,
+        disable=len(chunks) < 10,
+    ):
         for parts, cut_words in chunk:
             split += len(parts) > 1
             cut += cut_words
@@ -117,14 +129,19 @@ def _encoder(tokenizer, max_seq_length):
         except ValueError as error:
             raise errors.UserError(
                 "%s: a sentence begins whose words %s; take white space out "
-                "of words" % (sentence.place(0), error))
+                "of words" % (sentence.place(0), error)
+            )
         parts = []
         for begin, end in spans(first, len(ids), room):
-            tokens = ids[first[begin]:
-                         first[end] if end < len(first) else len(ids)]
-            parts.append((
-                sequences.joined(tokens[:room], None, tokenizer),
-                (1 + first[begin:end] - first[begin]).astype(np.int32)))
+            tokens = ids[
+                first[begin] : first[end] if end < len(first) else len(ids)
+            ]
+            parts.append(
+                (
+                    sequences.joined(tokens[:room], None, tokenizer),
+                    (1 + first[begin:end] - first[begin]).astype(np.int32),
+                )
+            )
         lengths = np.diff(np.append(first, len(ids)))
         return parts, int((lengths > room).sum())
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A web server on this machine that fails in the ways that servers do."""
+
 import contextlib
 import http.server
 import re
@@ -15,6 +16,7 @@ class Site(typing.NamedTuple):
       pages: {path: function (handler)}, to be filled.
       requests: (path, Range or None) of each request so far.
     """
+
     base: str
     pages: dict
     requests: list
@@ -42,8 +44,11 @@ def running():
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield Site("http://127.0.0.1:%d" % server.server_port, server.pages,
-                   server.requests)
+        yield Site(
+            "http://127.0.0.1:%d" % server.server_port,
+            server.pages,
+            server.requests,
+        )
     finally:
         server.shutdown()
         thread.join()
@@ -76,6 +81,7 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
       has_ranges: whether Range is understood.
       **headers: further headers.
     """
+
     def page(handler):
         start, code, more = 0, 200, dict(headers, ETag=tag)
         found = re.match(r"bytes=(\d+)-", handler.headers.get("Range", ""))
@@ -85,7 +91,10 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
             if start >= len(data):
                 return answer(handler, 416, b"")
             more["Content_Range"] = "bytes %d-%d/%d" % (
-                start, len(data) - 1, len(data))
+                start,
+                len(data) - 1,
+                len(data),
+            )
         more.setdefault("Content_Length", len(data) - start)
         return answer(handler, code, data[start:][:at_most], **more)
 

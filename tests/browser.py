@@ -4,6 +4,7 @@
 The driver that comes with the browser speaks JSON over HTTP; no package is
 needed. Source: W3C, WebDriver (addresses and bodies of its commands).
 """
+
 import base64
 import contextlib
 import json
@@ -16,22 +17,37 @@ import urllib.request
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, (
-    "chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
+    None,
+)
 DRIVER = shutil.which("chromedriver")
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _ENTER = "\ue007"
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-quic", "--hide-scrollbars",
-         "--disable-dev-shm-usage")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+)
 
 
 def skip_without():
     """Skips a test where the browser or its driver is missing."""
     if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs Debian's chromium and chromium-driver: %s is not "
-                    "installed" % ("chromedriver" if CHROMIUM else "chromium"))
+        pytest.skip(
+            "needs Debian's chromium and chromium-driver: %s is not "
+            "installed" % ("chromedriver" if CHROMIUM else "chromium")
+        )
 
 
 class Browser:
@@ -43,8 +59,11 @@ class Browser:
     def _call(self, path, body=None, method=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"},
-            method=method)
+            self._address + path,
+            data,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)["value"]
@@ -52,8 +71,17 @@ class Browser:
             raise AssertionError(error.read().decode("utf-8", "replace"))
 
     def begin(self, options):
-        found = self._call("/session", {"capabilities": {"alwaysMatch": {
-            "browserName": "chrome", "goog:chromeOptions": options}}})
+        found = self._call(
+            "/session",
+            {
+                "capabilities": {
+                    "alwaysMatch": {
+                        "browserName": "chrome",
+                        "goog:chromeOptions": options,
+                    }
+                }
+            },
+        )
         self._address += "/session/" + found["sessionId"]
 
     def end(self):
@@ -64,8 +92,9 @@ class Browser:
 
     def run(self, script, *arguments):
         """What a script returns; arguments[0] is the first one."""
-        return self._call("/execute/sync", {"script": script,
-                                            "args": list(arguments)})
+        return self._call(
+            "/execute/sync", {"script": script, "args": list(arguments)}
+        )
 
     def wait_for(self, condition):
         """Until a JavaScript expression is true; at most half a minute."""
@@ -73,25 +102,44 @@ class Browser:
             if self.run("return Boolean(%s)" % condition):
                 return
             time.sleep(0.1)
-        raise AssertionError("%s did not become true on the page:\n%s" % (
-            condition, self.run("return document.body.innerText")))
+        raise AssertionError(
+            "%s did not become true on the page:\n%s"
+            % (condition, self.run("return document.body.innerText"))
+        )
 
     def resize(self, width, height):
         """The page's size, as a telephone's screen would have it."""
-        self._call("/goog/cdp/execute", {
-            "cmd": "Emulation.setDeviceMetricsOverride", "params": {
-                "width": width, "height": height, "deviceScaleFactor": 1,
-                "mobile": True}})
+        self._call(
+            "/goog/cdp/execute",
+            {
+                "cmd": "Emulation.setDeviceMetricsOverride",
+                "params": {
+                    "width": width,
+                    "height": height,
+                    "deviceScaleFactor": 1,
+                    "mobile": True,
+                },
+            },
+        )
 
     def darken(self):
         """The page as it is for who prefers dark colours."""
-        self._call("/goog/cdp/execute", {
-            "cmd": "Emulation.setEmulatedMedia", "params": {"features": [
-                {"name": "prefers-color-scheme", "value": "dark"}]}})
+        self._call(
+            "/goog/cdp/execute",
+            {
+                "cmd": "Emulation.setEmulatedMedia",
+                "params": {
+                    "features": [
+                        {"name": "prefers-color-scheme", "value": "dark"}
+                    ]
+                },
+            },
+        )
 
     def _find(self, selector):
-        return self._call("/element", {"using": "css selector",
-                                       "value": selector})[_ELEMENT]
+        return self._call(
+            "/element", {"using": "css selector", "value": selector}
+        )[_ELEMENT]
 
     def type(self, selector, text):
         """Keys typed into an emptied field."""
@@ -100,18 +148,33 @@ class Browser:
         self._call(path + "/value", {"text": text})
 
     def press_enter(self, selector):
-        self._call("/element/%s/value" % self._find(selector),
-                   {"text": _ENTER})
+        self._call("/element/%s/value" % self._find(selector), {"text": _ENTER})
 
     def click(self, selector):
         self._call("/element/%s/click" % self._find(selector), {})
 
     def point_at(self, selector):
         """Moves the mouse over an element."""
-        self._call("/actions", {"actions": [{
-            "type": "pointer", "id": "mouse", "actions": [{
-                "type": "pointerMove", "x": 0, "y": 0, "duration": 0,
-                "origin": {_ELEMENT: self._find(selector)}}]}]})
+        self._call(
+            "/actions",
+            {
+                "actions": [
+                    {
+                        "type": "pointer",
+                        "id": "mouse",
+                        "actions": [
+                            {
+                                "type": "pointerMove",
+                                "x": 0,
+                                "y": 0,
+                                "duration": 0,
+                                "origin": {_ELEMENT: self._find(selector)},
+                            }
+                        ],
+                    }
+                ]
+            },
+        )
 
     def screenshot(self, path):
         """The window as PNG."""
@@ -135,9 +198,16 @@ return Array.from(document.querySelectorAll("body *")).filter(each =>
 
 def contrasts(browser):
     """[(text, contrast with what is behind it)] of a page's visible words."""
-    return [(text, _contrast(colour, next(
-        one for one in behind if _channels(one)[3:] != [0.0])))
-            for text, colour, behind in browser.run(_COLOURS)]
+    return [
+        (
+            text,
+            _contrast(
+                colour,
+                next(one for one in behind if _channels(one)[3:] != [0.0]),
+            ),
+        )
+        for text, colour, behind in browser.run(_COLOURS)
+    ]
 
 
 def _channels(colour):
@@ -152,9 +222,10 @@ def _contrast(first, second):
 
 
 def _luminance(colour):
-    linear = [value / 12.92 if value <= 0.04045
-              else ((value + 0.055) / 1.055) ** 2.4
-              for value in (number / 255 for number in _channels(colour)[:3])]
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (number / 255 for number in _channels(colour)[:3])
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -162,16 +233,29 @@ def _luminance(colour):
 def opened(profile):
     """A Browser with an empty profile directory."""
     skip_without()
-    with subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL,
-                          universal_newlines=True) as driver:
+    with subprocess.Popen(
+        [DRIVER, "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        universal_newlines=True,
+    ) as driver:
         try:
-            port = next(filter(None, (
-                re.search(r"started successfully on port (\d+)", line)
-                for line in driver.stdout)))
+            port = next(
+                filter(
+                    None,
+                    (
+                        re.search(r"started successfully on port (\d+)", line)
+                        for line in driver.stdout
+                    ),
+                )
+            )
             browser = Browser("http://127.0.0.1:" + port.group(1))
-            browser.begin({"binary": CHROMIUM, "args": list(FLAGS) + [
-                "--user-data-dir=%s" % profile]})
+            browser.begin(
+                {
+                    "binary": CHROMIUM,
+                    "args": list(FLAGS) + ["--user-data-dir=%s" % profile],
+                }
+            )
             try:
                 yield browser
             finally:

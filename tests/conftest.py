@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: import path, reference data, TensorFlow 1's behaviour.
-"""
+"""What all tests share: import path, reference data, TensorFlow 1's behaviour."""
 
 import functools
 import json
@@ -74,10 +73,18 @@ def golden_checkpoint(tmp_path_factory):
     def convert(name):
         prefix = directory / name / "model.ckpt"
         done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "convert_checkpoint.py"),
-             "--from=hf", "--to=tf", "--input=%s" % (GOLDEN / name),
-             "--output=%s" % prefix],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+            [
+                sys.executable,
+                str(REPOSITORY / "convert_checkpoint.py"),
+                "--from=hf",
+                "--to=tf",
+                "--input=%s" % (GOLDEN / name),
+                "--output=%s" % prefix,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stdout.decode()
         return str(prefix)
 
@@ -91,15 +98,19 @@ def forked():
     Each runs in a fork of a process that knows TensorFlow (forked.py).
     """
     import tiny
+
     with subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            universal_newlines=True,
-            env=tiny.environment(npu=False)) as process:
+        [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+        env=tiny.environment(npu=False),
+    ) as process:
 
         def run(script, *arguments, code=0, **named):
             words = [script, *arguments] + [
-                "--%s=%s" % item for item in named.items()]
+                "--%s=%s" % item for item in named.items()
+            ]
             process.stdin.write(json.dumps(words) + "\n")
             process.stdin.flush()
             found, _, log = json.loads(process.stdout.readline())

@@ -7,6 +7,7 @@ A line is a JSON list, a script and its arguments; a result is a JSON list,
 exit code and both outputs. The import that takes the longest is paid once; a
 script still runs as a program of its own, from its first line to its exit.
 """
+
 import json
 import os
 import pathlib
@@ -54,10 +55,10 @@ def fork(script, arguments):
 def main():
     sys.path.insert(0, str(REPOSITORY))
     from training import train_step  # pylint: disable=unused-import
+
     for line in iter(sys.stdin.readline, ""):
         script, *arguments = json.loads(line)
-        print(json.dumps(fork(str(REPOSITORY / script), arguments)),
-              flush=True)
+        print(json.dumps(fork(str(REPOSITORY / script), arguments)), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ time or 1 GB of memory is kept in --failures, and the exit code is 1. With
 --atheris (pip install atheris; Python 3.11) the inputs come from that
 coverage-guided fuzzer instead.
 """
+
 import argparse
 import collections
 import contextlib
@@ -37,7 +38,8 @@ DOCUMENTED = (errors.UserError, OSError)
 MAX_MESSAGE = 2000
 
 Result = collections.namedtuple(
-    "Result", "inputs refused slowest_ms peak_mb failures")
+    "Result", "inputs refused slowest_ms peak_mb failures"
+)
 
 
 class TooSlow(BaseException):
@@ -72,10 +74,14 @@ def verdict(read, data):
         return False, ""
     except DOCUMENTED as error:
         # Of an OSError the script itself makes a short text.
-        too_long = (isinstance(error, errors.UserError)
-                    and len(str(error)) > MAX_MESSAGE)
-        return True, ("a message of %d characters: %s" % (
-            len(str(error)), str(error)[:200])) if too_long else ""
+        too_long = (
+            isinstance(error, errors.UserError)
+            and len(str(error)) > MAX_MESSAGE
+        )
+        return True, (
+            "a message of %d characters: %s"
+            % (len(str(error)), str(error)[:200])
+        ) if too_long else ""
     except (Exception, TooSlow):  # pylint: disable=broad-except
         return False, traceback.format_exc(limit=-6)
     finally:
@@ -116,8 +122,13 @@ def run(reader, inputs, seed):
             refused += is_refused
             if text:
                 failures.setdefault(str(_kind(text)), (number, data, text))
-    return Result(inputs, refused, 1000 * slowest,
-                  max(0.0, _peak_mb() - peak), list(failures.values()))
+    return Result(
+        inputs,
+        refused,
+        1000 * slowest,
+        max(0.0, _peak_mb() - peak),
+        list(failures.values()),
+    )
 
 
 def _keep(directory, name, failures):
@@ -131,10 +142,12 @@ def _keep(directory, name, failures):
 def run_atheris(reader, inputs, seeds):
     """Lets atheris choose the inputs; ends the process."""
     import atheris
+
     # TensorFlow and numpy would drown what our own branches tell.
     for module in list(sys.modules.values()):
-        if str(REPOSITORY) == str(pathlib.Path(
-                getattr(module, "__file__", None) or "/").parent):
+        if str(REPOSITORY) == str(
+            pathlib.Path(getattr(module, "__file__", None) or "/").parent
+        ):
             _instrument(atheris, module)
 
     def one(data):
@@ -142,32 +155,48 @@ def run_atheris(reader, inputs, seeds):
         if text:
             raise RuntimeError(text)
 
-    atheris.Setup([sys.argv[0], "-runs=%d" % inputs, "-max_len=65536",
-                   "-rss_limit_mb=4096", "-timeout=20", str(seeds)], one)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            "-runs=%d" % inputs,
+            "-max_len=65536",
+            "-rss_limit_mb=4096",
+            "-timeout=20",
+            str(seeds),
+        ],
+        one,
+    )
     atheris.Fuzz()
 
 
 def _instrument(atheris, module):
-    for holder in [module] + [value for value in vars(module).values()
-                              if isinstance(value, type)]:
+    for holder in [module] + [
+        value for value in vars(module).values() if isinstance(value, type)
+    ]:
         for value in list(vars(holder).values()):
-            if (isinstance(value, types.FunctionType)
-                    and value.__module__ == module.__name__):
+            if (
+                isinstance(value, types.FunctionType)
+                and value.__module__ == module.__name__
+            ):
                 atheris.instrument_func(value)
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--inputs", type=int, default=10000,
-                        help="for each reader")
-    parser.add_argument("--reader", choices=sorted(fuzz_readers.READERS),
-                        help="this one alone")
+    parser.add_argument(
+        "--inputs", type=int, default=10000, help="for each reader"
+    )
+    parser.add_argument(
+        "--reader", choices=sorted(fuzz_readers.READERS), help="this one alone"
+    )
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--failures", type=pathlib.Path,
-                        default=pathlib.Path(tempfile.gettempdir())
-                        / "fuzz_failures", help="directory for bad inputs")
-    parser.add_argument("--atheris", action="store_true",
-                        help="needs --reader")
+    parser.add_argument(
+        "--failures",
+        type=pathlib.Path,
+        default=pathlib.Path(tempfile.gettempdir()) / "fuzz_failures",
+        help="directory for bad inputs",
+    )
+    parser.add_argument("--atheris", action="store_true", help="needs --reader")
     options = parser.parse_args(arguments)
     if options.atheris and not options.reader:
         parser.error("--atheris needs --reader")
@@ -188,8 +217,9 @@ def scratch():
 def main(arguments):
     options = parse(arguments)
     failed = False
-    for name in [options.reader] if options.reader else sorted(
-            fuzz_readers.READERS):
+    for name in (
+        [options.reader] if options.reader else sorted(fuzz_readers.READERS)
+    ):
         with scratch() as directory:
             reader = fuzz_readers.READERS[name](directory)
             if options.atheris:
@@ -197,13 +227,23 @@ def main(arguments):
                 seeds.mkdir()
                 for number in range(50):
                     (seeds / str(number)).write_bytes(
-                        reader.make(random.Random(number)))
+                        reader.make(random.Random(number))
+                    )
                 run_atheris(reader, options.inputs, seeds)
             result = run(reader, options.inputs, options.seed)
-        print("%s inputs=%d refused=%d slowest_ms=%.0f peak_mb=%.0f "
-              "failures=%d" % (name, result.inputs, result.refused,
-                               result.slowest_ms, result.peak_mb,
-                               len(result.failures)), flush=True)
+        print(
+            "%s inputs=%d refused=%d slowest_ms=%.0f peak_mb=%.0f "
+            "failures=%d"
+            % (
+                name,
+                result.inputs,
+                result.refused,
+                result.slowest_ms,
+                result.peak_mb,
+                len(result.failures),
+            ),
+            flush=True,
+        )
         _keep(options.failures, name, result.failures)
         failed |= bool(result.failures) or result.peak_mb > 1024
     return int(failed)

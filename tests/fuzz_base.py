@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the readers of tests/fuzz.py are made of."""
+
 import io
 import json
 import typing
@@ -16,6 +17,7 @@ class Reader(typing.NamedTuple):
       make: function of a random.Random giving a damaged one.
       read: takes a file as a script would, to its last byte.
     """
+
     sound: list
     make: typing.Callable
     read: typing.Callable
@@ -24,14 +26,20 @@ class Reader(typing.NamedTuple):
 def of_json(values, read):
     """The Reader of JSON texts like these."""
     texts = [json.dumps(value).encode() for value in values]
-    return Reader(texts, lambda random: mutations.of_json(
-        random.choice(texts), random), read)
+    return Reader(
+        texts,
+        lambda random: mutations.of_json(random.choice(texts), random),
+        read,
+    )
 
 
 def of_bytes(texts, read, tokens=()):
     """The Reader of files like these, without regard to their format."""
-    return Reader(texts, lambda random: mutations.of_bytes(
-        random.choice(texts), random, tokens), read)
+    return Reader(
+        texts,
+        lambda random: mutations.of_bytes(random.choice(texts), random, tokens),
+        read,
+    )
 
 
 def zipped(members, compression=zipfile.ZIP_STORED):

@@ -3,6 +3,7 @@
 
 Each is a function of a directory giving a fuzz_base.Reader.
 """
+
 import contextlib
 import functools
 import gzip
@@ -43,7 +44,8 @@ import plot_run  # noqa: E402 pylint: disable=wrong-import-position
 def _tokenizer(directory):
     model = tiny.write_model(directory / "model")
     return tokenization.RobertaTokenizer(
-        str(model / "vocab.json"), str(model / "merges.txt"))
+        str(model / "vocab.json"), str(model / "merges.txt")
+    )
 
 
 # --- Tables, words, articles ------------------------------------------------
@@ -55,25 +57,48 @@ def _read_table(path, tokenizer, data):
         with contextlib.suppress(errors.UserError):
             table = table_files.read(str(path), quoting=quoting)
             examples = classification.examples_of(
-                table, classification.Columns("text", "pair", "label"))
-            sequences.encode([(e.text, e.pair) for e in examples[:9]],
-                              tokenizer, 16, num_workers=1)
+                table, classification.Columns("text", "pair", "label")
+            )
+            sequences.encode(
+                [(e.text, e.pair) for e in examples[:9]],
+                tokenizer,
+                16,
+                num_workers=1,
+            )
             classification.labels_in(examples).ids(examples)
-    table_files.read(str(path), header=("a", "b", "c"), quoting="none",
-                     skips_irregular=True)
+    table_files.read(
+        str(path), header=("a", "b", "c"), quoting="none", skips_irregular=True
+    )
 
 
-_FIELDS = [b"\t", b"\n", b"\r", b"\r\n", b'"', b'""', b",", b"\0",
-           b"\xef\xbb\xbf", b"\xff", b"\xe2\x80\xa8", b"text\tlabel\n",
-           b"\\ud800"]
-_ROWS = [("text", "pair", "label"), ("One \u00e9.", "a", "yes"),
-         ("Two \U0001f600", "b", "no"), ("Three", "", "no")]
+_FIELDS = [
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b'"',
+    b'""',
+    b",",
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"\xe2\x80\xa8",
+    b"text\tlabel\n",
+    b"\\ud800",
+]
+_ROWS = [
+    ("text", "pair", "label"),
+    ("One \u00e9.", "a", "yes"),
+    ("Two \U0001f600", "b", "no"),
+    ("Three", "", "no"),
+]
 
 
 def _delimited(directory, ending, delimiter):
     sound = "".join(delimiter.join(row) + "\n" for row in _ROWS).encode()
-    read = functools.partial(_read_table, directory / ("a" + ending),
-                             _tokenizer(directory))
+    read = functools.partial(
+        _read_table, directory / ("a" + ending), _tokenizer(directory)
+    )
     return of_bytes([sound], read, _FIELDS)
 
 
@@ -86,48 +111,76 @@ def comma_tables(directory):
 
 
 def json_tables(directory):
-    lines = [json.dumps(dict(zip(_ROWS[0], row))).encode()
-             for row in _ROWS[1:]]
+    lines = [json.dumps(dict(zip(_ROWS[0], row))).encode() for row in _ROWS[1:]]
 
     def make(random):
         if random.randrange(3) == 0:
             return mutations.of_bytes(b"\n".join(lines), random, _FIELDS)
         return b"\n".join([lines[0], mutations.of_json(lines[1], random)])
-    return Reader([b"\n".join(lines)], make, functools.partial(
-        _read_table, directory / "a.jsonl", _tokenizer(directory)))
+
+    return Reader(
+        [b"\n".join(lines)],
+        make,
+        functools.partial(
+            _read_table, directory / "a.jsonl", _tokenizer(directory)
+        ),
+    )
 
 
 def word_lists(directory):
     """Words and labels as CoNLL has them."""
     path, tokenizer = directory / "a.txt", _tokenizer(directory)
-    sound = ("-DOCSTART- -X- -X- O\n\nDol NNP I-NP I-PER\nkufs VBZ I-VP O\n\n"
-             "\u00e9t\u00e9 NN I-NP B-LOC\n\U0001f600 NN I-NP I-LOC\n").encode()
+    sound = (
+        "-DOCSTART- -X- -X- O\n\nDol NNP I-NP I-PER\nkufs VBZ I-VP O\n\n"
+        "\u00e9t\u00e9 NN I-NP B-LOC\n\U0001f600 NN I-NP I-LOC\n"
+    ).encode()
 
     def read(data):
         path.write_bytes(data)
         for column in (-1, 1, None):
             with contextlib.suppress(errors.UserError):
                 sentences = conll.read(str(path), label_column=column)
-                word_windows.encode(sentences[:5], tokenizer, 12,
-                                    num_workers=1)
+                word_windows.encode(sentences[:5], tokenizer, 12, num_workers=1)
                 if column is not None:
                     sentences, _ = conll.to_bio(sentences)
                     conll.label_ids(sentences, conll.labels_in(sentences))
         conll.read(str(path))
-    return of_bytes([sound], read, [
-        b" ", b"\t", b"\n", b"\r\n", b"\r", b"\xc2\xa0", b"\xe3\x80\x80",
-        b"\xef\xbb\xbf", b"\xff", b"\0", b"-DOCSTART-", b" B-", b" O\n",
-        b"\xe2\x80\xa8", b"B- ", b"S-X\n"])
+
+    return of_bytes(
+        [sound],
+        read,
+        [
+            b" ",
+            b"\t",
+            b"\n",
+            b"\r\n",
+            b"\r",
+            b"\xc2\xa0",
+            b"\xe3\x80\x80",
+            b"\xef\xbb\xbf",
+            b"\xff",
+            b"\0",
+            b"-DOCSTART-",
+            b" B-",
+            b" O\n",
+            b"\xe2\x80\xa8",
+            b"B- ",
+            b"S-X\n",
+        ],
+    )
 
 
 def articles(directory):
     """RACE's files."""
     folder, tokenizer = directory / "train", _tokenizer(directory)
     folder.mkdir()
-    sound = {"id": "high1.txt", "article": "A river.\nIt runs \u00e9.",
-             "questions": ["What runs _ ?", "Who?"],
-             "options": [["a", "b", "c", "d"], ["e", "f", "g", "\u00e9"]],
-             "answers": ["A", "D"]}
+    sound = {
+        "id": "high1.txt",
+        "article": "A river.\nIt runs \u00e9.",
+        "questions": ["What runs _ ?", "Who?"],
+        "options": [["a", "b", "c", "d"], ["e", "f", "g", "\u00e9"]],
+        "answers": ["A", "D"],
+    }
 
     def read(data):
         (folder / "1.txt").write_bytes(data)
@@ -136,6 +189,7 @@ def articles(directory):
             encoded = race.Sequences(found, tokenizer, 16, num_workers=1)
             for index in range(min(len(encoded), 4)):
                 encoded[index]
+
     return of_json([sound], read)
 
 
@@ -145,26 +199,34 @@ def articles(directory):
 def feature_caches(directory):
     """A damaged cache is a warning, and the features are made anew."""
     tokenizer = _tokenizer(directory)
-    names = [directory / "model" / name
-             for name in ("vocab.json", "merges.txt")]
+    names = [
+        directory / "model" / name for name in ("vocab.json", "merges.txt")
+    ]
     path = tiny.write_squad(directory / "squad.json", paragraphs=2)
     examples = squad.read_examples(str(path), True, False)
     cache = directory / "cache"
 
     def convert():
         return squad_cache.load_or_convert(
-            str(cache), examples, tokenizer, 64, 16, 16, True,
-            tokenizer_files=names)
+            str(cache),
+            examples,
+            tokenizer,
+            64,
+            16,
+            16,
+            True,
+            tokenizer_files=names,
+        )
 
     expected = [feature.input_ids for feature in convert()]
-    file, = cache.glob("*.cache")
+    (file,) = cache.glob("*.cache")
 
     def read(data):
         file.write_bytes(data)
         found = [feature.input_ids for feature in convert()]
         if len(found) != len(expected) or any(
-                list(one) != list(other)
-                for one, other in zip(found, expected)):
+            list(one) != list(other) for one, other in zip(found, expected)
+        ):
             raise AssertionError("a damaged cache was taken for whole")
 
     return of_bytes([file.read_bytes()], read, [b"PK\x03\x04", b"\x93NUMPY"])
@@ -173,22 +235,36 @@ def feature_caches(directory):
 def answers_to_show(directory):
     """What scripts/inspect_predictions.py makes a page of."""
     data = tiny.write_squad(directory / "squad.json", version_2=True)
-    (directory / "predictions.json").write_text(json.dumps(
-        {"q0": "Town 0", "q1": "river", "q2": ""}))
+    (directory / "predictions.json").write_text(
+        json.dumps({"q0": "Town 0", "q1": "river", "q2": ""})
+    )
     path = directory / "nbest.json"
-    sound = {"q0": [{"text": "Town 0", "probability": 0.75,
-                     "start_logit": 1.5, "end_logit": 2}],
-             "q1": [{"text": "river", "probability": 1}], "q2": []}
+    sound = {
+        "q0": [
+            {
+                "text": "Town 0",
+                "probability": 0.75,
+                "start_logit": 1.5,
+                "end_logit": 2,
+            }
+        ],
+        "q1": [{"text": "river", "probability": 1}],
+        "q2": [],
+    }
     options = _Options(
-        dataset=str(data), predictions=str(directory / "predictions.json"),
-        nbest=str(path), null_odds=None)
+        dataset=str(data),
+        predictions=str(directory / "predictions.json"),
+        nbest=str(path),
+        null_odds=None,
+    )
 
     def read(raw):
         path.write_bytes(raw)
         questions = inspect_predictions.read_questions(options)
         inspect_predictions.render(
-            questions, inspect_predictions.worst(questions, 9),
-            options).encode("utf-8", "replace")
+            questions, inspect_predictions.worst(questions, 9), options
+        ).encode("utf-8", "replace")
+
     return of_json([sound], read)
 
 
@@ -206,14 +282,17 @@ def trained_configs(directory):
     """config.json of a trainer's directory, which predict.py reads."""
     tiny.write_trained(directory / "run", ["classification"])
     path = directory / "run" / "config.json"
-    sound = dict(json.loads(path.read_text()), id2label={
-        "0": "no", "1": "yes", "2": "\u00e9"})
+    sound = dict(
+        json.loads(path.read_text()),
+        id2label={"0": "no", "1": "yes", "2": "\u00e9"},
+    )
 
     def read(data):
         path.write_bytes(data)
         model = trained_model.find(str(directory / "run"))
         model.labels(model.num_labels("classification"))
         classification.labels_of_config(model.values)
+
     return of_json([sound], read)
 
 
@@ -224,8 +303,8 @@ def tokenizer_configs(directory):
     def read(data):
         path.write_bytes(data)
         trained_model.find(str(directory / "run"))
-    return of_json([{"do_lower_case": True, "model_max_length": 512}],
-                   read)
+
+    return of_json([{"do_lower_case": True, "model_max_length": 512}], read)
 
 
 def event_files(directory):
@@ -234,32 +313,38 @@ def event_files(directory):
         writer = progress.scalar_writer(str(directory), "train")
         for step in (10, 20):
             progress.add_scalars(
-                writer, {"loss": 2.5, "learning_rate": 1e-4}, step)
+                writer, {"loss": 2.5, "learning_rate": 1e-4}, step
+            )
         writer.close()
-    path, = directory.glob("events*")
+    (path,) = directory.glob("events*")
 
     def read(data):
         path.write_bytes(data)
         with contextlib.redirect_stderr(io.StringIO()):
             plot_run.tags_of({"run": plot_run.read_run(str(directory))}, "")
-    return of_bytes([path.read_bytes()], read,
-                    [b"\xff" * 9, b"\x0a\x04loss"])
+
+    return of_bytes([path.read_bytes()], read, [b"\xff" * 9, b"\x0a\x04loss"])
 
 
 def archive_files(directory):
     """Downloaded archives; nothing may come to lie outside."""
-    files = {"data/a.txt": b"text\n" * 9, "data/b/c.txt": b"more",
-             "other/d.txt": b"x"}
+    files = {
+        "data/a.txt": b"text\n" * 9,
+        "data/b/c.txt": b"more",
+        "other/d.txt": b"x",
+    }
     sounds = [zipped(files), _tar_gz(files)]
     path, target = directory / "a.archive", directory / "in" / "target"
     target.parent.mkdir()
 
     def make(random):
         if random.randrange(2):
-            return mutations.of_bytes(random.choice(sounds), random, [
-                b"PK\x01\x02", b"../", b"PK\x05\x06"])
-        changed = {_hostile(name, random): data
-                   for name, data in files.items()}
+            return mutations.of_bytes(
+                random.choice(sounds),
+                random,
+                [b"PK\x01\x02", b"../", b"PK\x05\x06"],
+            )
+        changed = {_hostile(name, random): data for name, data in files.items()}
         if random.randrange(2):
             return zipped(changed)
         tar = gzip.decompress(_tar_gz(changed))
@@ -271,29 +356,49 @@ def archive_files(directory):
         path.write_bytes(data)
         shutil.rmtree(str(target), ignore_errors=True)
         try:
-            archives.extract(str(path), "data", str(target),
-                             max_bytes=1 << 20, max_files=20)
+            archives.extract(
+                str(path), "data", str(target), max_bytes=1 << 20, max_files=20
+            )
         finally:
             found = {p.name for p in directory.iterdir()} | {
-                p.name for p in target.parent.iterdir()}
+                p.name for p in target.parent.iterdir()
+            }
             if not found <= {"a.archive", "in", "target"}:
                 raise AssertionError("left behind: %s" % found)
+
     return Reader(sounds, make, read)
 
 
 def _hostile(name, random):
     if random.randrange(3):
         return name
-    return random.choice(("../../evil", "/tmp/evil", "data//x", "data/./x",
-                          "data/a.txt/x", "C:evil", "data\\..\\evil", "data",
-                          "data/" + "n" * 300, "data/\u00e9", "data/\ud7ff",
-                          "__MACOSX/x"))
+    return random.choice(
+        (
+            "../../evil",
+            "/tmp/evil",
+            "data//x",
+            "data/./x",
+            "data/a.txt/x",
+            "C:evil",
+            "data\\..\\evil",
+            "data",
+            "data/" + "n" * 300,
+            "data/\u00e9",
+            "data/\ud7ff",
+            "__MACOSX/x",
+        )
+    )
 
 
 def _tar_gz(files):
     result = io.BytesIO()
-    with tarfile.open(fileobj=result, mode="w", format=tarfile.GNU_FORMAT,
-                      encoding="utf-8", errors="surrogateescape") as archive:
+    with tarfile.open(
+        fileobj=result,
+        mode="w",
+        format=tarfile.GNU_FORMAT,
+        encoding="utf-8",
+        errors="surrogateescape",
+    ) as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -312,11 +417,25 @@ def device_lists(directory):
             make_rank_table.check_addresses("file", found)
         except make_rank_table.Mistake as mistake:
             raise errors.UserError(str(mistake))
-    return of_bytes([b"address_0=10.0.0.1\nnetmask_0=255.255.255.0\n"
-                     b"address_1=10.0.0.2\n"], read,
-                    [b"address_1=", b"\xff", b" ", b"\n", b"::1"])
+
+    return of_bytes(
+        [b"address_0=10.0.0.1\nnetmask_0=255.255.255.0\naddress_1=10.0.0.2\n"],
+        read,
+        [b"address_1=", b"\xff", b" ", b"\n", b"::1"],
+    )
 
 
-READERS = (tab_tables, comma_tables, json_tables, word_lists, articles,
-           feature_caches, answers_to_show, trained_configs,
-           tokenizer_configs, event_files, archive_files, device_lists)
+READERS = (
+    tab_tables,
+    comma_tables,
+    json_tables,
+    word_lists,
+    articles,
+    feature_caches,
+    answers_to_show,
+    trained_configs,
+    tokenizer_configs,
+    event_files,
+    archive_files,
+    device_lists,
+)

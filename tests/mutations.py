@@ -4,28 +4,83 @@
 `of_bytes` knows no format. `of_json` changes one value of a JSON text, or how
 it is written, so that the rest still parses.
 """
+
 import itertools
 import json
 import struct
 
 # Numbers at which widths, signs and limits end.
-NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 1023, 1 << 14, 65535, 65536,
-           (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 48,
-           (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    256,
+    1023,
+    1 << 14,
+    65535,
+    65536,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    1 << 48,
+    (1 << 53) + 1,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+    1 << 64,
+)
 _WIDTHS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 # JSON texts of one value each, most of them wrong wherever they stand.
 _FRAGMENTS = (
-    "null", "true", "false", "[]", "{}", '""', "[null]", '{"": null}', "-1",
-    "1.5", "-0.0", "1e999", "-1e999", "NaN", "Infinity", "1e-400",
-    "1" * 25, "-" + "9" * 400, "7" * 20000, "0." + "3" * 5000,
-    '"\\ud800"', '"\\udc00\\ud800"', '"\\u0000"', '"../x"', '"/"', '"."',
-    '"a\\nb\\rc\\u2028"', '"\\u001b[31m"', '"' + "long " * 20000 + '"',
-    "[" * 20 + "]" * 20, "[" * 100 + "]" * 100, "[" * 100000,
-    '{"a":' * 50 + "1" + "}" * 50, '{"a":' * 100000,
-    "[" + ",".join("0" * 1) + "]", "[" + "0," * 20000 + "0]",
+    "null",
+    "true",
+    "false",
+    "[]",
+    "{}",
+    '""',
+    "[null]",
+    '{"": null}',
+    "-1",
+    "1.5",
+    "-0.0",
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "1e-400",
+    "1" * 25,
+    "-" + "9" * 400,
+    "7" * 20000,
+    "0." + "3" * 5000,
+    '"\\ud800"',
+    '"\\udc00\\ud800"',
+    '"\\u0000"',
+    '"../x"',
+    '"/"',
+    '"."',
+    '"a\\nb\\rc\\u2028"',
+    '"\\u001b[31m"',
+    '"' + "long " * 20000 + '"',
+    "[" * 20 + "]" * 20,
+    "[" * 100 + "]" * 100,
+    "[" * 100000,
+    '{"a":' * 50 + "1" + "}" * 50,
+    '{"a":' * 100000,
+    "[" + ",".join("0" * 1) + "]",
+    "[" + "0," * 20000 + "0]",
     "{" + ",".join('"%d":%d' % (i, i) for i in range(3000)) + "}",
-    '"\u00e9\u4e2d\U0001f600"', "01", "'x'", "undefined", "")
+    '"\u00e9\u4e2d\U0001f600"',
+    "01",
+    "'x'",
+    "undefined",
+    "",
+)
 
 
 def of_bytes(data, random, tokens=()):
@@ -53,28 +108,32 @@ def _flip_bits(data, random, _):
 
 
 def _truncate(data, random, _):
-    return data[:_place(data, random)]
+    return data[: _place(data, random)]
 
 
 def _cut_out(data, random, _):
     start = _place(data, random)
-    return data[:start] + data[start + random.randint(1, 64):]
+    return data[:start] + data[start + random.randint(1, 64) :]
 
 
 def _splice(data, random, _):
     """Puts a piece of the file to another place, over what stood there."""
     source, target = _place(data, random), _place(data, random)
-    piece = data[source:source + random.randint(1, 200)]
-    return data[:target] + piece + data[target + random.choice(
-        (0, len(piece))):]
+    piece = data[source : source + random.randint(1, 200)]
+    return (
+        data[:target] + piece + data[target + random.choice((0, len(piece))) :]
+    )
 
 
 def _repeat(data, random, _):
     start = _place(data, random)
-    piece = data[start:start + random.choice((1, 8, 100, 5000))]
+    piece = data[start : start + random.choice((1, 8, 100, 5000))]
     times = random.choice((2, 3, 50, 1000))
-    return data[:start] + piece * min(times, 1 + (1 << 18) // (
-        len(piece) or 1)) + data[start:]
+    return (
+        data[:start]
+        + piece * min(times, 1 + (1 << 18) // (len(piece) or 1))
+        + data[start:]
+    )
 
 
 def _number(data, random, _):
@@ -82,26 +141,35 @@ def _number(data, random, _):
     value = random.choice(NUMBERS) & ((1 << 8 * width) - 1)
     packed = struct.pack(random.choice("<>") + _WIDTHS[width], value)
     start = _place(data, random)
-    return data[:start] + packed + data[start + width:]
+    return data[:start] + packed + data[start + width :]
 
 
 def _noise(data, random, _):
     start = _place(data, random)
-    noise = bytes(random.randrange(256)
-                  for _ in range(random.choice((1, 4, 30))))
-    return data[:start] + noise + data[start + random.choice(
-        (0, len(noise))):]
+    noise = bytes(
+        random.randrange(256) for _ in range(random.choice((1, 4, 30)))
+    )
+    return data[:start] + noise + data[start + random.choice((0, len(noise))) :]
 
 
 def _token(data, random, tokens):
     start = _place(data, random)
     token = random.choice(tokens) if tokens else b"\0"
-    return data[:start] + token + data[start + random.choice(
-        (0, len(token))):]
+    return data[:start] + token + data[start + random.choice((0, len(token))) :]
 
 
-_CHANGES = (_flip_bits, _flip_bits, _truncate, _cut_out, _splice, _repeat,
-            _number, _noise, _token, _token)
+_CHANGES = (
+    _flip_bits,
+    _flip_bits,
+    _truncate,
+    _cut_out,
+    _splice,
+    _repeat,
+    _number,
+    _noise,
+    _token,
+    _token,
+)
 
 
 def of_json(data, random):
@@ -137,12 +205,14 @@ def _written(value, numbers, target, random):
     if next(numbers) == target:
         return _changed(value, random)
     if isinstance(value, dict):
-        return "{%s}" % ",".join("%s:%s" % (
-            json.dumps(key), _written(item, numbers, target, random))
-                                 for key, item in value.items())
+        return "{%s}" % ",".join(
+            "%s:%s" % (json.dumps(key), _written(item, numbers, target, random))
+            for key, item in value.items()
+        )
     if isinstance(value, list):
-        return "[%s]" % ",".join(_written(item, numbers, target, random)
-                                 for item in value)
+        return "[%s]" % ",".join(
+            _written(item, numbers, target, random) for item in value
+        )
     return json.dumps(value)
 
 
@@ -153,9 +223,14 @@ def _changed(value, random):
     if isinstance(value, list) and value and kind:
         items = list(map(json.dumps, value))
         place = random.randrange(len(items))
-        items[place:place + 1] = random.choice((
-            [], [items[place]] * 2, [items[place]] * 300,
-            [random.choice(_FRAGMENTS)]))
+        items[place : place + 1] = random.choice(
+            (
+                [],
+                [items[place]] * 2,
+                [items[place]] * 300,
+                [random.choice(_FRAGMENTS)],
+            )
+        )
         return "[%s]" % ",".join(items)
     if type(value) in (int, float) and kind:
         near = random.choice((value - 1, value + 1, -value, value * 2))
@@ -165,16 +240,16 @@ def _changed(value, random):
 
 def _changed_object(value, random):
     """Without a key, with one twice, or with one of another name."""
-    pairs = [[json.dumps(key), json.dumps(item)]
-             for key, item in value.items()]
+    pairs = [[json.dumps(key), json.dumps(item)] for key, item in value.items()]
     place, kind = random.randrange(len(pairs)), random.randrange(4)
     if kind == 0:
         del pairs[place]
     elif kind == 1:
         pairs.append([pairs[place][0], random.choice(pairs)[1]])
     elif kind == 2:
-        pairs[place][0] = random.choice((
-            '""', '"\\ud800"', '"\\u0000"', '"x"', '"%s"' % ("k" * 5000)))
+        pairs[place][0] = random.choice(
+            ('""', '"\\ud800"', '"\\u0000"', '"x"', '"%s"' % ("k" * 5000))
+        )
     else:
         pairs[place][1] = random.choice(pairs)[1]
     return "{%s}" % ",".join(map(":".join, pairs))

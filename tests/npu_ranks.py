@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a command in several processes, each one a rank of an NPU job."""
+
 import json
 import os
 import pathlib
@@ -11,11 +12,20 @@ STAND_IN = pathlib.Path(__file__).resolve().parent / "npu_bridge_stub"
 
 def table(ranks):
     """A rank table of one server with 1, 2, 4 or 8 devices."""
-    devices = [{"device_id": str(rank), "rank_id": str(rank),
-                "device_ip": "192.168.100.%d" % (100 + rank)}
-               for rank in range(ranks)]
-    return {"version": "1.0", "status": "completed", "server_count": "1",
-            "server_list": [{"server_id": "127.0.0.1", "device": devices}]}
+    devices = [
+        {
+            "device_id": str(rank),
+            "rank_id": str(rank),
+            "device_ip": "192.168.100.%d" % (100 + rank),
+        }
+        for rank in range(ranks)
+    ]
+    return {
+        "version": "1.0",
+        "status": "completed",
+        "server_count": "1",
+        "server_list": [{"server_id": "127.0.0.1", "device": devices}],
+    }
 
 
 def environment(rank, ranks, table_file=None, **more):
@@ -28,10 +38,17 @@ def environment(rank, ranks, table_file=None, **more):
       **more: variables that are added.
     """
     variables = dict(
-        os.environ, JOB_ID="10086", RANK_SIZE=str(ranks), RANK_ID=str(rank),
-        ASCEND_DEVICE_ID=str(rank), PYTHONPATH=str(STAND_IN),
-        TF_CPP_MIN_LOG_LEVEL="3", PYTHONDONTWRITEBYTECODE="1",
-        HCCL_CONNECT_TIMEOUT="300", HCCL_EXEC_TIMEOUT="300")
+        os.environ,
+        JOB_ID="10086",
+        RANK_SIZE=str(ranks),
+        RANK_ID=str(rank),
+        ASCEND_DEVICE_ID=str(rank),
+        PYTHONPATH=str(STAND_IN),
+        TF_CPP_MIN_LOG_LEVEL="3",
+        PYTHONDONTWRITEBYTECODE="1",
+        HCCL_CONNECT_TIMEOUT="300",
+        HCCL_EXEC_TIMEOUT="300",
+    )
     if table_file is not None:
         variables["RANK_TABLE_FILE"] = str(table_file)
     variables.update(more)
@@ -60,10 +77,15 @@ def launch(commands, folder, *, variables=None, timeout=120):
     for rank, command in enumerate(commands):
         more = variables[rank] if variables else {}
         with open(str(logs[rank]), "w") as log:
-            processes.append(subprocess.Popen(
-                [str(c) for c in command], stdout=log,
-                stderr=subprocess.STDOUT, cwd=str(folder),
-                env=environment(rank, ranks, table_file, **more)))
+            processes.append(
+                subprocess.Popen(
+                    [str(c) for c in command],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=str(folder),
+                    env=environment(rank, ranks, table_file, **more),
+                )
+            )
     _wait(processes, timeout)
     return [(p.returncode, log.read_text()) for p, log in zip(processes, logs)]
 

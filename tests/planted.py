@@ -6,6 +6,7 @@
 trains FOLDER/two on FOLDER's model and records, which Pretraining.write has
 put there, with a spike planted in the batches from FIRST to before END.
 """
+
 import pathlib
 import sys
 
@@ -35,8 +36,11 @@ def write_drawn_tokens(folder):
     with records.RecordWriter(str(folder / "a.tfrecord")) as writer:
         for _ in range(256):
             ids = 10 + np.minimum(random_state.geometric(0.5, 30), 20)
-            writer.write(records.encode_example(
-                {"input_ids": np.concatenate([[0], ids, [2]])}))
+            writer.write(
+                records.encode_example(
+                    {"input_ids": np.concatenate([[0], ids, [2]])}
+                )
+            )
     return str(folder)
 
 
@@ -52,7 +56,8 @@ class Planted(masked_lm_batches.MaskedLmBatches):
         if step in self._bad:
             place = self.names.index("masked_lm_ids")
             arrays[place] = np.random.RandomState(step).randint(
-                100, tiny.VOCAB_SIZE, arrays[place].shape)
+                100, tiny.VOCAB_SIZE, arrays[place].shape
+            )
         return arrays
 
 
@@ -76,29 +81,58 @@ class Pretraining:
         """Trains; gives the loss of evaluation where asked to."""
         run = run_config.RunConfig(
             bert_config_file=str(self.folder / "model" / "config.json"),
-            output_dir=str(self.folder / name), train_batch_size=16,
-            max_seq_length=32, learning_rate=3e-3, save_checkpoints_steps=25,
-            display_loss_steps=10, **flags)
+            output_dir=str(self.folder / name),
+            train_batch_size=16,
+            max_seq_length=32,
+            learning_rate=3e-3,
+            save_checkpoints_steps=25,
+            display_loss_steps=10,
+            **flags,
+        )
         task = run_pretraining.PretrainingConfig(
-            num_train_steps=self.steps, num_warmup_steps=10,
-            max_predictions_per_seq=6, masked_lm_prob=0.2, eval_batch_size=64)
-        device = environment.create(environment.DeviceConfig(
-            accelerator="cpu", npu_bert_loss_scale=0, horovod=self.horovod))
+            num_train_steps=self.steps,
+            num_warmup_steps=10,
+            max_predictions_per_seq=6,
+            masked_lm_prob=0.2,
+            eval_batch_size=64,
+        )
+        device = environment.create(
+            environment.DeviceConfig(
+                accelerator="cpu", npu_bert_loss_scale=0, horovod=self.horovod
+            )
+        )
         config = run_config.model_config(run)
         model_directory.prepare_output(run, config, device.rank)
         timer, guard = progress.SaveTimer(), divergence.new_guard(run)
-        estimator = device.estimator(run_pretraining.build_model_fn(
-            config, run, task, device, timer, guard), run, self.steps)
+        estimator = device.estimator(
+            run_pretraining.build_model_fn(
+                config, run, task, device, timer, guard
+            ),
+            run,
+            self.steps,
+        )
         source = run_pretraining._source(self.records, config, run, task)
         batches = Planted(
-            source, batch_size=run.batch_size, rank=device.rank,
-            world_size=device.world_size, seed=run.random_seed, bad=bad,
-            order=records.RecordOrder(source.shard_counts, run.random_seed,
-                                      1000))
-        loop.train(estimator, batches,
-                       lambda first: input_pipeline.dataset(batches, first),
-                       run=run, device=device, num_train_steps=self.steps,
-                       save_timer=timer, guard=guard)
+            source,
+            batch_size=run.batch_size,
+            rank=device.rank,
+            world_size=device.world_size,
+            seed=run.random_seed,
+            bad=bad,
+            order=records.RecordOrder(
+                source.shard_counts, run.random_seed, 1000
+            ),
+        )
+        loop.train(
+            estimator,
+            batches,
+            lambda first: input_pipeline.dataset(batches, first),
+            run=run,
+            device=device,
+            num_train_steps=self.steps,
+            save_timer=timer,
+            guard=guard,
+        )
         if not is_evaluated:
             return None
         run_pretraining.evaluate(estimator, source, run, task)
@@ -108,10 +142,12 @@ class Pretraining:
 
 def main(folder, *numbers):
     steps, first, end = map(int, numbers)
-    logs.set_up_logging(run_config.RunConfig(
-        bert_config_file="none", output_dir="none"))
+    logs.set_up_logging(
+        run_config.RunConfig(bert_config_file="none", output_dir="none")
+    )
     Pretraining(pathlib.Path(folder), steps, horovod=True)(
-        "two", range(first, end), divergence_guard="rollback")
+        "two", range(first, end), divergence_guard="rollback"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every refusal of a script looks like, and where it is explained."""
+
 import functools
 import os
 import re
@@ -12,10 +13,17 @@ PAGE = REPOSITORY / "docs" / "errors.md"
 @functools.lru_cache(maxsize=None)
 def explained():
     """{message of docs/errors.md: its pattern}; `…` stands for anything."""
-    messages = re.findall(r"^\| `([^`]*)` \| [^|]+ \| [^|]+ \|$",
-                          PAGE.read_text("utf-8"), re.MULTILINE)
-    return {message: re.compile(".*".join(map(re.escape, message.split("…"))),
-                                re.DOTALL) for message in messages}
+    messages = re.findall(
+        r"^\| `([^`]*)` \| [^|]+ \| [^|]+ \|$",
+        PAGE.read_text("utf-8"),
+        re.MULTILINE,
+    )
+    return {
+        message: re.compile(
+            ".*".join(map(re.escape, message.split("…"))), re.DOTALL
+        )
+        for message in messages
+    }
 
 
 def check(script, log, words):
@@ -35,8 +43,8 @@ def check(script, log, words):
     assert "Traceback" not in log
     for word in words:
         assert re.search(word, last), last
-    message = last[len(begin):]
-    assert any(pattern.fullmatch(message)
-               for pattern in explained().values()), (
-                   "docs/errors.md does not explain: " + message)
+    message = last[len(begin) :]
+    assert any(
+        pattern.fullmatch(message) for pattern in explained().values()
+    ), "docs/errors.md does not explain: " + message
     return last

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives are unpacked whole or not at all, and never beside their folder."""
+
 import io
 import os
 import stat
@@ -40,12 +41,21 @@ GOOD = [("Task/train.tsv", b"a\tb\n" * 1000), ("Task/sub/dev.tsv", b"")]
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])
 def test_folder_appears_with_its_files(tmp_path, write):
-    path = write(tmp_path / "a", GOOD + [
-        ("__MACOSX/Task/._train.tsv", b"x"), ("Task/.DS_Store", b"x"),
-        ("Other/file", b"x")])
+    path = write(
+        tmp_path / "a",
+        GOOD
+        + [
+            ("__MACOSX/Task/._train.tsv", b"x"),
+            ("Task/.DS_Store", b"x"),
+            ("Other/file", b"x"),
+        ],
+    )
     archives.extract(path, "Task", str(tmp_path / "out"))
-    found = {str(file.relative_to(tmp_path / "out")): file.read_bytes()
-             for file in (tmp_path / "out").glob("**/*") if file.is_file()}
+    found = {
+        str(file.relative_to(tmp_path / "out")): file.read_bytes()
+        for file in (tmp_path / "out").glob("**/*")
+        if file.is_file()
+    }
     assert found == {"train.tsv": GOOD[0][1], "sub/dev.tsv": b""}
     assert sorted(os.listdir(str(tmp_path))) == ["a", "out"]
 
@@ -63,32 +73,49 @@ def refused(tmp_path, path, **limits):
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])
-@pytest.mark.parametrize("name", [
-    "../evil", "Task/../../evil", "/tmp/evil", "Task//evil", "Task/./evil",
-    "C:/evil", "..\\evil", "Task\\..\\evil"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil",
+        "Task/../../evil",
+        "/tmp/evil",
+        "Task//evil",
+        "Task/./evil",
+        "C:/evil",
+        "..\\evil",
+        "Task\\..\\evil",
+    ],
+)
 def test_path_that_leads_elsewhere_is_refused(tmp_path, write, name):
     path = write(tmp_path / "a", GOOD + [(name, b"x")])
     assert "not to be trusted" in refused(tmp_path, path)
 
 
 def test_links_in_a_zip_are_refused(tmp_path):
-    path = write_zip(tmp_path / "a", GOOD + [("Task/link", b"/etc/passwd")],
-                     {"Task/link": stat.S_IFLNK | 0o777})
+    path = write_zip(
+        tmp_path / "a",
+        GOOD + [("Task/link", b"/etc/passwd")],
+        {"Task/link": stat.S_IFLNK | 0o777},
+    )
     assert "a link or a device" in refused(tmp_path, path)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE,
-                                  tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE],
+)
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
-    path = write_tar(tmp_path / "a", GOOD + [("Task/link", b"")],
-                     {"Task/link": kind})
+    path = write_tar(
+        tmp_path / "a", GOOD + [("Task/link", b"")], {"Task/link": kind}
+    )
     assert "a link or a device" in refused(tmp_path, path)
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])
 def test_size_is_limited_over_all_files(tmp_path, write):
-    path = write(tmp_path / "a", [("Task/%d" % n, bytes(1000))
-                                  for n in range(10)])
+    path = write(
+        tmp_path / "a", [("Task/%d" % n, bytes(1000)) for n in range(10)]
+    )
     archives.extract(path, "Task", str(tmp_path / "fits"), max_bytes=10000)
     (tmp_path / "fits").rename(tmp_path / "a.fits")
     for file in (tmp_path / "a.fits").iterdir():
@@ -102,7 +129,7 @@ def test_size_that_a_zip_claims_is_not_believed(tmp_path):
     path = write_zip(tmp_path / "a", [("Task/bomb", bytes(5000000))])
     data = bytearray((tmp_path / "a").read_bytes())
     place = data.rindex(b"PK\x01\x02") + 24  # the central directory's size
-    data[place:place + 4] = (10).to_bytes(4, "little")
+    data[place : place + 4] = (10).to_bytes(4, "little")
     (tmp_path / "a").write_bytes(bytes(data))
     refused(tmp_path, path, max_bytes=1000)
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records that Apache Beam builds are those of the local builder."""
+
 import gzip
 import importlib.util
 import os
@@ -20,10 +21,13 @@ from common import errors
 from pretraining_data import record_builder
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
-needs_beam = pytest.mark.skipif(not HAS_BEAM,
-                                reason="apache_beam is not installed")
-LINE_TEXTS = ("The tide tables hang beside the door.",
-              "Ölsk lies three hours further north.")
+needs_beam = pytest.mark.skipif(
+    not HAS_BEAM, reason="apache_beam is not installed"
+)
+LINE_TEXTS = (
+    "The tide tables hang beside the door.",
+    "Ölsk lies three hours further north.",
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,26 +37,42 @@ def corpus_folder(tmp_path_factory):
     (folder / "a.txt").write_text(make_text(300, seed=1), "utf-8")
     with gzip.open(str(folder / "b.txt.gz"), "wb") as stream:
         stream.write(make_text(100, seed=2).encode("utf-8"))
-    (folder / "c.jsonl").write_text("".join(
-        '{"text": "%s"}\n' % text for text in LINE_TEXTS), "utf-8")
+    (folder / "c.jsonl").write_text(
+        "".join('{"text": "%s"}\n' % text for text in LINE_TEXTS), "utf-8"
+    )
     return folder
 
 
 @pytest.fixture
 def build(vocabulary, corpus_folder, tmp_path):
     """Builds in this process; returns the manifest and the run's summary."""
-    def run(output, input_file=corpus_folder, runner=None, beam_options="",
-            num_shards=4, overwrite=False, **config):
+
+    def run(
+        output,
+        input_file=corpus_folder,
+        runner=None,
+        beam_options="",
+        num_shards=4,
+        overwrite=False,
+        **config,
+    ):
         if "://" not in output:
             output = str(tmp_path / output)
         return script.run(
             script.BuildConfig(
-                input_file=str(input_file), output_file=output,
+                input_file=str(input_file),
+                output_file=output,
                 vocab_file=str(vocabulary / "vocab.json"),
-                merges_file=str(vocabulary / "merges.txt"), num_workers=1,
-                num_shards=num_shards, overwrite=overwrite, runner=runner,
-                beam_options=beam_options),
-            record_builder.RecordConfig(**config))
+                merges_file=str(vocabulary / "merges.txt"),
+                num_workers=1,
+                num_shards=num_shards,
+                overwrite=overwrite,
+                runner=runner,
+                beam_options=beam_options,
+            ),
+            record_builder.RecordConfig(**config),
+        )
+
     return run
 
 
@@ -62,10 +82,18 @@ def counts(summary):
 
 
 @needs_beam
-@pytest.mark.parametrize("config", [
-    {"masking": "dynamic"},
-    {"dupe_factor": 3, "do_whole_word_mask": True, "short_seq_prob": 0.2,
-     "random_seed": -7}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"masking": "dynamic"},
+        {
+            "dupe_factor": 3,
+            "do_whole_word_mask": True,
+            "short_seq_prob": 0.2,
+            "random_seed": -7,
+        },
+    ],
+)
 def test_shards_are_those_of_the_local_builder(build, tmp_path, config):
     local, local_summary = build("local", **config)
     content, summary = build("beam", runner="DirectRunner", **config)
@@ -79,35 +107,53 @@ def test_shards_are_those_of_the_local_builder(build, tmp_path, config):
 def test_one_file_and_empty_shards(build, tmp_path, corpus_folder):
     """One chunk leaves two of three shards empty."""
     for name, shards in (("one.tfrecord", 1), ("many", 3)):
-        options = {"input_file": corpus_folder / "c.jsonl",
-                   "num_shards": shards, "masking": "dynamic"}
+        options = {
+            "input_file": corpus_folder / "c.jsonl",
+            "num_shards": shards,
+            "masking": "dynamic",
+        }
         build("local/" + name, **options)
         build("beam/" + name, runner="DirectRunner", **options)
-    assert ((tmp_path / "beam" / "one.tfrecord").read_bytes()
-            == (tmp_path / "local" / "one.tfrecord").read_bytes())
+    assert (tmp_path / "beam" / "one.tfrecord").read_bytes() == (
+        tmp_path / "local" / "one.tfrecord"
+    ).read_bytes()
     found = digests(tmp_path / "beam" / "many")
     assert found == digests(tmp_path / "local" / "many")
-    assert [path.stat().st_size > 0 for path in sorted(
-        (tmp_path / "beam" / "many").glob("*.tfrecord"))] == [
-            True, False, False]
+    assert [
+        path.stat().st_size > 0
+        for path in sorted((tmp_path / "beam" / "many").glob("*.tfrecord"))
+    ] == [True, False, False]
 
 
 @needs_beam
-def test_two_worker_processes_build_the_same(build, vocabulary, corpus_folder,
-                                             tmp_path):
+def test_two_worker_processes_build_the_same(
+    build, vocabulary, corpus_folder, tmp_path
+):
     local, _ = build("local", masking="dynamic")
     done = subprocess.run(
-        command(vocabulary, "--input_file=%s" % corpus_folder,
-                "--output_file=beam", "--masking=dynamic", "--num_shards=4",
-                "--runner=DirectRunner", "--beam_options=--direct_num_workers="
-                "2 --direct_running_mode=multi_processing"),
-        cwd=str(tmp_path), timeout=120, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
+        command(
+            vocabulary,
+            "--input_file=%s" % corpus_folder,
+            "--output_file=beam",
+            "--masking=dynamic",
+            "--num_shards=4",
+            "--runner=DirectRunner",
+            "--beam_options=--direct_num_workers="
+            "2 --direct_running_mode=multi_processing",
+        ),
+        cwd=str(tmp_path),
+        timeout=120,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     report = done.stdout.decode()
     assert done.returncode == 0, report
     assert digests(tmp_path / "beam") == digests(tmp_path / "local")
-    assert "documents=%d tokens=%d sequences=%d" % (
-        local["documents"], local["tokens"], local["sequences"]) in report
+    assert (
+        "documents=%d tokens=%d sequences=%d"
+        % (local["documents"], local["tokens"], local["sequences"])
+        in report
+    )
 
 
 @needs_beam
@@ -140,16 +186,22 @@ def test_a_mistake_in_the_text_leaves_nothing_behind(build, tmp_path):
         build("beam", input_file=bad, runner="DirectRunner")
     assert str(error.value) == (
         "%r is not UTF-8: byte 0xff at offset 6, in line 3; convert it, for "
-        "example with iconv -t UTF-8" % str(bad))
+        "example with iconv -t UTF-8" % str(bad)
+    )
     assert not (tmp_path / "beam").exists()
 
 
 @needs_beam
 def test_a_wrong_option_is_one_error(build, tmp_path):
-    with pytest.raises(errors.UserError, match="--beam_options=--direct_num_"
-                       "workers=two holds a wrong value"):
-        build("beam", runner="DirectRunner",
-              beam_options="--direct_num_workers=two")
+    with pytest.raises(
+        errors.UserError,
+        match="--beam_options=--direct_num_workers=two holds a wrong value",
+    ):
+        build(
+            "beam",
+            runner="DirectRunner",
+            beam_options="--direct_num_workers=two",
+        )
     assert not (tmp_path / "beam").exists()
 
 
@@ -176,7 +228,8 @@ def addresses(tmp_path):
             for one in found:
                 for file in one.metadata_list:
                     file.path = "test://" + os.path.relpath(
-                        file.path, str(tmp_path))
+                        file.path, str(tmp_path)
+                    )
             return found
 
         def open(self, path, *arguments, **options):
@@ -193,8 +246,12 @@ def addresses(tmp_path):
                 os.remove(self._path(path))
 
         def rename(self, sources, destinations):
-            super().rename(*([self._path(path) for path in paths]
-                             for paths in (sources, destinations)))
+            super().rename(
+                *(
+                    [self._path(path) for path in paths]
+                    for paths in (sources, destinations)
+                )
+            )
 
     return Addressed
 
@@ -205,8 +262,11 @@ def test_files_may_have_addresses(build, corpus_folder, tmp_path, addresses):
     for path in corpus_folder.iterdir():
         (tmp_path / "text" / path.name).write_bytes(path.read_bytes())
     local, _ = build("local", masking="dynamic")
-    options = {"input_file": "test://text/", "runner": "DirectRunner",
-               "masking": "dynamic"}
+    options = {
+        "input_file": "test://text/",
+        "runner": "DirectRunner",
+        "masking": "dynamic",
+    }
     content, _ = build("test://records", **options)
     assert content == local
     assert digests(tmp_path / "records") == digests(tmp_path / "local")
@@ -221,16 +281,23 @@ def test_files_may_have_addresses(build, corpus_folder, tmp_path, addresses):
 @needs_beam
 def test_other_machines_get_the_modules_as_a_package(tmp_path):
     from pretraining_data import beam_builder
+
     options = beam_builder._options(
-        "FlinkRunner", "--flink_master=host:8081 --parallelism=4",
-        str(tmp_path)).get_all_options()
+        "FlinkRunner", "--flink_master=host:8081 --parallelism=4", str(tmp_path)
+    ).get_all_options()
     assert options["flink_master"] == "host:8081"
     assert options["setup_file"] == str(tmp_path / "setup.py")
     name = subprocess.run(
-        [sys.executable, "-c", "import beam_builder, sys;"
-         "sys.stdout.write(beam_builder.__file__)"], check=True,
-        cwd=str(tmp_path), stdout=subprocess.PIPE,
-        env=dict(os.environ, PYTHONPATH="")).stdout.decode()
+        [
+            sys.executable,
+            "-c",
+            "import beam_builder, sys;sys.stdout.write(beam_builder.__file__)",
+        ],
+        check=True,
+        cwd=str(tmp_path),
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=""),
+    ).stdout.decode()
     assert pathlib.Path(name).parent == tmp_path
     assert '"regex==' in (tmp_path / "setup.py").read_text().replace("'", '"')
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark: turns, ratios, text that grows, peers in their processes."""
+
 import subprocess
 import sys
 import types
@@ -19,22 +20,44 @@ TEXT = "the cat sat\nthe cat saw an Ant\n"
 
 
 def row(**changes):
-    return benchmark.Row(**dict(
-        stage="step", title="Step", contender="peer", rate=2.0, unit="x/s",
-        ratio=1.5, lowest=1.25, highest=2.0, cpu_ratio=1.0, peak_share=0.0,
-        megabytes=0.0, **changes))
+    return benchmark.Row(
+        **dict(
+            stage="step",
+            title="Step",
+            contender="peer",
+            rate=2.0,
+            unit="x/s",
+            ratio=1.5,
+            lowest=1.25,
+            highest=2.0,
+            cpu_ratio=1.0,
+            peak_share=0.0,
+            megabytes=0.0,
+            **changes,
+        )
+    )
 
 
 def contender(name, seconds, amount=1.0):
     return benchmark_contenders.Contender(
-        name, "x/s", amount,
-        lambda: benchmark_contenders.Run(next(seconds), 1.0, 7.0))
+        name,
+        "x/s",
+        amount,
+        lambda: benchmark_contenders.Run(next(seconds), 1.0, 7.0),
+    )
 
 
 def test_ratios_are_of_the_same_round_and_the_warm_up_is_left_out():
-    rows = benchmark.time_stage("step", "Step", [
-        contender("ours", iter([99.0, 1.0, 2.0, 4.0])),
-        contender("peer", iter([99.0, 6.0, 4.0, 12.0]), amount=2.0)], 3, 0.0)
+    rows = benchmark.time_stage(
+        "step",
+        "Step",
+        [
+            contender("ours", iter([99.0, 1.0, 2.0, 4.0])),
+            contender("peer", iter([99.0, 6.0, 4.0, 12.0]), amount=2.0),
+        ],
+        3,
+        0.0,
+    )
     ours, peer = rows
     assert (ours.rate, ours.ratio) == (0.5, 1.0)
     assert peer.rate == pytest.approx(2.0 / 6.0)
@@ -45,11 +68,19 @@ def test_ratios_are_of_the_same_round_and_the_warm_up_is_left_out():
 
 def test_a_line_is_put_through_the_costs():
     def costs(*ratios):
-        names = ["this suite", "num_layers=2", "num_layers=8", "batch_size=4",
-                 "batch_size=16"]
-        return [row()._replace(stage="scaling", contender=name, ratio=ratio,
-                               cpu_ratio=1.0)
-                for name, ratio in zip(names, ratios)]
+        names = [
+            "this suite",
+            "num_layers=2",
+            "num_layers=8",
+            "batch_size=4",
+            "batch_size=16",
+        ]
+        return [
+            row()._replace(
+                stage="scaling", contender=name, ratio=ratio, cpu_ratio=1.0
+            )
+            for name, ratio in zip(names, ratios)
+        ]
 
     lines = list(benchmark.fits(costs(1.0, 0.6, 1.8, 0.55, 1.9)))
     assert lines[0].startswith("time of a step = 0.20 + 0.80 x num_layers")
@@ -62,7 +93,8 @@ def test_operations_of_one_layer_by_hand():
     settings = types.SimpleNamespace(hidden_size=2, vocab_size=5, num_layers=1)
     # Keys and values of 6 tokens; 2 predictions ask, and see 3 tokens each.
     assert benchmark_stages._forward_flops(settings, 6, 3, 2) == (
-        2 * 6 * 2 * 4 + 2 * 2 * 10 * 4 + 4 * 2 * 3 * 2 + 2 * 2 * 2 * (5 + 2))
+        2 * 6 * 2 * 4 + 2 * 2 * 10 * 4 + 4 * 2 * 3 * 2 + 2 * 2 * 2 * (5 + 2)
+    )
 
 
 def test_every_stage_has_a_title_and_every_peer_a_stage():
@@ -74,7 +106,8 @@ def test_grown_text_spells_rare_words_anew(tmp_path):
     source = tmp_path / "source.txt"
     source.write_text(TEXT)
     path = benchmark_contenders.grown_text(
-        str(source), str(tmp_path), 3 * len(TEXT) / 1e6)
+        str(source), str(tmp_path), 3 * len(TEXT) / 1e6
+    )
     copies = open(path).read().split("\n\n\n")[:3]
     assert copies[0] == TEXT.rstrip("\n")
     assert len(set(copies)) == 3
@@ -111,10 +144,12 @@ benchmark_contenders.serve(peer)
 def start(monkeypatch, tmp_path, statement, watched=False):
     (tmp_path / "scripts").mkdir(exist_ok=True)
     (tmp_path / "scripts" / "benchmark_peers.py").write_text(
-        PEER % (str(REPOSITORY / "scripts"), statement))
+        PEER % (str(REPOSITORY / "scripts"), statement)
+    )
     monkeypatch.setattr(benchmark_contenders, "REPOSITORY", tmp_path)
     return benchmark_contenders.PeerProcess(
-        sys.executable, "step", "peer", {}, str(tmp_path), watched)
+        sys.executable, "step", "peer", {}, str(tmp_path), watched
+    )
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -142,23 +177,35 @@ def test_a_peer_that_fails_says_why(monkeypatch, tmp_path):
 
 # The script.
 
+
 def test_script_times_stages_and_draws_earlier_ones(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"),
-               "--output_dir=%s" % tmp_path]
-    small = ["--stages=tokenizer,step", "--rounds=1", "--num_layers=1",
-             "--hidden_size=64", "--vocab_size=300", "--batch_size=2",
-             "--sequence_length=8", "--predictions=2"]
-    printed = subprocess.check_output(command + small,
-                                      universal_newlines=True)
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "benchmark.py"),
+        "--output_dir=%s" % tmp_path,
+    ]
+    small = [
+        "--stages=tokenizer,step",
+        "--rounds=1",
+        "--num_layers=1",
+        "--hidden_size=64",
+        "--vocab_size=300",
+        "--batch_size=2",
+        "--sequence_length=8",
+        "--predictions=2",
+    ]
+    printed = subprocess.check_output(command + small, universal_newlines=True)
     assert "2 masked | this suite |" in printed
     assert "GFLOP/s" in printed
     rows = benchmark.read_csv(str(tmp_path / "benchmark.csv"))
     assert [one.stage for one in rows] == ["tokenizer", "step"]
-    assert rows[1].title == ("Training step, 1 layers, H 64, V 300, 2 x 8, "
-                             "2 masked")
+    assert rows[1].title == (
+        "Training step, 1 layers, H 64, V 300, 2 x 8, 2 masked"
+    )
     again = subprocess.check_output(
         command + ["--draw=%s" % (tmp_path / "benchmark.csv")],
-        universal_newlines=True)
+        universal_newlines=True,
+    )
     assert "2 masked | this suite |" in again
 
 

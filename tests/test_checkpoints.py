@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which checkpoint a run goes on from when files are damaged or missing."""
+
 import fcntl
 import os
 
@@ -18,10 +19,12 @@ class Directory:
     def __init__(self, path):
         self.path = str(path)
         tf.get_variable("a", [100], initializer=tf.ones_initializer())
-        tf.get_variable("global_step", [], tf.int64,
-                        initializer=tf.constant_initializer(7))
-        seen = tf.get_variable("batches_seen", [], tf.int64,
-                               initializer=tf.zeros_initializer())
+        tf.get_variable(
+            "global_step", [], tf.int64, initializer=tf.constant_initializer(7)
+        )
+        seen = tf.get_variable(
+            "batches_seen", [], tf.int64, initializer=tf.zeros_initializer()
+        )
         self.saver = checkpoints.Saver(3)
         self.saver.build()
         self.session = tf.Session()
@@ -41,8 +44,10 @@ class Directory:
 
     def steps(self):
         """The steps that TensorFlow believes to be there."""
-        return [int(path.rpartition("-")[2])
-                for path in checkpoints.listed(self.path)]
+        return [
+            int(path.rpartition("-")[2])
+            for path in checkpoints.listed(self.path)
+        ]
 
     def state(self):
         """The text of the file that lists them."""
@@ -84,8 +89,9 @@ def test_a_list_that_is_not_utf8_is_made_anew(run, warnings):
     assert checkpoints.newest(run.path) == run.prefix(3)
 
 
-@pytest.mark.parametrize("how", [
-    {}, {"keep": 0}, {"index": True}, {"index": True, "keep": 0}])
+@pytest.mark.parametrize(
+    "how", [{}, {"keep": 0}, {"index": True}, {"index": True, "keep": 0}]
+)
 def test_the_one_before_a_damaged_checkpoint_is_taken(run, warnings, how):
     run.damage(3, **how)
     assert checkpoints.repair(run.path) == run.prefix(2)
@@ -107,7 +113,10 @@ def test_a_missing_data_file_is_damage(run):
 def test_changed_counters_are_damage(run):
     assert checkpoints.damage(run.prefix(3)) == ""
     assert list(tf_checkpoint.load(run.prefix(3))) == [
-        "a", "batches_seen", "global_step"]
+        "a",
+        "batches_seen",
+        "global_step",
+    ]
     with open(tf_checkpoint.data_file(run.prefix(3)), "r+b") as stream:
         stream.seek(400)  # behind the 100 numbers of a
         stream.write(b"\xff")
@@ -124,8 +133,11 @@ def test_two_damaged_checkpoints_are_passed_over(run, warnings):
 def test_no_whole_checkpoint_is_an_error_and_changes_nothing(run):
     for step in (1, 2, 3):
         run.damage(step)
-    with pytest.raises(errors.UserError, match="no checkpoint in .* is whole; "
-                       ".*-3.*move them away to begin anew"):
+    with pytest.raises(
+        errors.UserError,
+        match="no checkpoint in .* is whole; "
+        ".*-3.*move them away to begin anew",
+    ):
         checkpoints.repair(run.path)
     assert run.steps() == [1, 2, 3]
 
@@ -141,9 +153,13 @@ def test_a_lost_list_of_checkpoints_is_made_again(run, warnings, text):
 
 
 def test_going_back_by_hand_is_respected(run):
-    run.write_state(run.state().replace(
-        'model_checkpoint_path: "model.ckpt-3"',
-        'model_checkpoint_path: "model.ckpt-2"', 1))
+    run.write_state(
+        run.state().replace(
+            'model_checkpoint_path: "model.ckpt-3"',
+            'model_checkpoint_path: "model.ckpt-2"',
+            1,
+        )
+    )
     assert checkpoints.repair(run.path) == run.prefix(2)
     assert run.steps() == [1, 2]
 
@@ -183,6 +199,7 @@ def test_what_was_just_restored_is_not_written_again(run):
 
 # Two runs in one directory.
 
+
 def test_a_second_run_in_a_directory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "_CLAIM_SECONDS", 0.2)
     other = os.open(str(tmp_path), os.O_RDONLY)
@@ -205,29 +222,50 @@ def test_an_evaluation_leaves_alone_what_a_run_is_writing(run, tmp_path):
     path = tiny.write_model(tmp_path / "model") / "config.json"
     for trains in (False, True):
         settings = run_config.RunConfig(
-            bert_config_file=str(path), output_dir=run.path, do_train=trains)
-        model_directory.prepare_output(settings, run_config.model_config(settings))
+            bert_config_file=str(path), output_dir=run.path, do_train=trains
+        )
+        model_directory.prepare_output(
+            settings, run_config.model_config(settings)
+        )
         assert unfinished.exists() is not trains
 
 
 # Errors of TensorFlow that a user can mend.
+
 
 class Batches:
     def raise_error(self):
         pass
 
 
-@pytest.mark.parametrize("error, message", [
-    (tf.errors.ResourceExhaustedError(
-        None, None, "Graph error:\n out/a.data; No space left on device"),
-     r"files in out: No space left \(out/a.data; No space left on device\); "
-     r"free some space, then the same command goes on from the start"),
-    (tf.errors.PermissionDeniedError(
-        None, None, "out/a; Read-only file system"), "make it usable"),
-    (tf.errors.NotFoundError(None, None, "out/a; No such file or directory"),
-     "make it usable"),
-    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"),
-     "out of memory: OOM when .*--train_batch_size")])
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "Graph error:\n out/a.data; No space left on device"
+            ),
+            r"files in out: No space left \(out/a.data; No space left on device\); "
+            r"free some space, then the same command goes on from the start",
+        ),
+        (
+            tf.errors.PermissionDeniedError(
+                None, None, "out/a; Read-only file system"
+            ),
+            "make it usable",
+        ),
+        (
+            tf.errors.NotFoundError(
+                None, None, "out/a; No such file or directory"
+            ),
+            "make it usable",
+        ),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"),
+            "out of memory: OOM when .*--train_batch_size",
+        ),
+    ],
+)
 def test_errors_about_files_and_memory_are_one_line(error, message):
     with pytest.raises(errors.UserError, match=message):
         with loop.reported(Batches(), "out"):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels, losses and predictions, by hand."""
+
 import math
 
 import numpy as np
@@ -13,16 +14,21 @@ NUMBERS = classification.Labels(())
 
 
 def examples(*labels):
-    return [classification.Example(str(n), "dol", None, label,
-                                   "a.tsv, line %d" % (n + 2))
-            for n, label in enumerate(labels)]
+    return [
+        classification.Example(
+            str(n), "dol", None, label, "a.tsv, line %d" % (n + 2)
+        )
+        for n, label in enumerate(labels)
+    ]
 
 
 def test_labels_become_ids_in_their_order():
     ids = LABELS.ids(examples("so", "no", "yes"))
     assert ids.dtype == np.int32 and ids.tolist() == [2, 0, 1]
-    with pytest.raises(errors.UserError, match=(
-            "a.tsv, line 3 has the label 'si'; expected one of 'no', 'yes'")):
+    with pytest.raises(
+        errors.UserError,
+        match=("a.tsv, line 3 has the label 'si'; expected one of 'no', 'yes'"),
+    ):
         LABELS.ids(examples("so", "si"))
 
 
@@ -34,9 +40,14 @@ def test_labels_of_a_regression_are_numbers():
             NUMBERS.ids(examples(wrong))
 
 
-@pytest.mark.parametrize("found, wanted", [
-    (["b", "a", "b"], ("a", "b")), (["10", "9", "-1"], ("-1", "9", "10")),
-    (["10", "9", "x"], ("10", "9", "x"))])
+@pytest.mark.parametrize(
+    "found, wanted",
+    [
+        (["b", "a", "b"], ("a", "b")),
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["10", "9", "x"], ("10", "9", "x")),
+    ],
+)
 def test_labels_are_found_in_the_data(found, wanted):
     assert classification.labels_in(examples(*found)).names == wanted
 
@@ -71,23 +82,33 @@ def test_losses_by_hand():
     found = classification.mean_loss(LABELS, outputs, np.array([2, 1]))
     assert found == pytest.approx(wanted)
     # Scores far apart are no trouble.
-    assert classification.mean_loss(LABELS, np.array([[0, 1000.0, 0]]),
-                                    np.array([0])) == pytest.approx(1000)
-    assert classification.mean_loss(NUMBERS, np.array([[1.0], [4.0]]),
-                                    np.array([3.0, 3.0])) == 2.5
+    assert classification.mean_loss(
+        LABELS, np.array([[0, 1000.0, 0]]), np.array([0])
+    ) == pytest.approx(1000)
+    assert (
+        classification.mean_loss(
+            NUMBERS, np.array([[1.0], [4.0]]), np.array([3.0, 3.0])
+        )
+        == 2.5
+    )
 
 
 def test_loss_of_guessing():
     assert classification.chance_loss(LABELS, np.array([0, 0, 1, 2])) == (
-        pytest.approx(1.5 * math.log(2)))
+        pytest.approx(1.5 * math.log(2))
+    )
     assert classification.chance_loss(NUMBERS, np.array([1.0, 3.0])) == 1.0
 
 
 def test_prediction_lines_hold_probabilities():
     outputs = np.log([[0.5, 0.2, 0.3]]).astype(np.float32)
-    line, = classification.prediction_lines(LABELS, examples(None), outputs)
-    assert line == {"index": "0", "label": "no", "probabilities": {
-        "no": 0.5, "yes": 0.2, "so": 0.3}}
-    line, = classification.prediction_lines(NUMBERS, examples(None),
-                                            np.array([[1.25]]))
+    (line,) = classification.prediction_lines(LABELS, examples(None), outputs)
+    assert line == {
+        "index": "0",
+        "label": "no",
+        "probabilities": {"no": 0.5, "yes": 0.2, "so": 0.3},
+    }
+    (line,) = classification.prediction_lines(
+        NUMBERS, examples(None), np.array([[1.25]])
+    )
     assert line == {"index": "0", "value": 1.25}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags from config classes, and how a user's mistake ends."""
+
 import dataclasses
 import json
 import os
@@ -13,7 +14,7 @@ from conftest import REPOSITORY
 from common import command_line, errors
 
 # A script of its own: absl's flags are one global set a process.
-SCRIPT = '''
+SCRIPT = """
 import dataclasses, json, os, typing
 from absl import flags
 from common import command_line, errors
@@ -46,9 +47,19 @@ def main(arguments):
 
 command_line.define(Config, rate=0.25)
 command_line.run(main, takes_arguments="ARGUMENTS" in os.environ)
-'''
-DEFAULTS = dict(size=3, rate=0.25, name="a", path="", is_on=False, is_off=True,
-                share=None, count=0, whole=None, rest=[])
+"""
+DEFAULTS = dict(
+    size=3,
+    rate=0.25,
+    name="a",
+    path="",
+    is_on=False,
+    is_off=True,
+    share=None,
+    count=0,
+    whole=None,
+    rest=[],
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +71,54 @@ def script(tmp_path_factory):
     def run(*arguments, **variables):
         done = subprocess.run(
             [sys.executable, str(path)] + list(arguments),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-            env=dict(os.environ, PYTHONPATH=str(REPOSITORY), **variables))
-        return (done.returncode, done.stdout.decode(),
-                done.stderr.decode().splitlines())
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            env=dict(os.environ, PYTHONPATH=str(REPOSITORY), **variables),
+        )
+        return (
+            done.returncode,
+            done.stdout.decode(),
+            done.stderr.decode().splitlines(),
+        )
 
     return run
 
 
-@pytest.mark.parametrize("arguments, changes", [
-    ([], {}),
-    (["--size=4", "--rate=2", "--name=b", "--path=x", "--share=0.1"],
-     {"size": 4, "rate": 2.0, "name": "b", "path": "x", "share": 0.1}),
-    (["--is_on", "--nois_off"], {"is_on": True, "is_off": False}),
-    (["--is_on=True", "--is_off=false", "--whole=1"],
-     {"is_on": True, "is_off": False, "whole": True}),
-    (["--count=2147483647", "--share=inf"],
-     {"count": 2147483647, "share": float("inf")}),
-    # An empty value is the default, whatever the type.
-    (["--size=", "--rate=", "--name=", "--path=", "--is_on=", "--is_off=",
-      "--share=", "--whole="], {}),
-    (["--size", "5"], {"size": 5}),
-])
+@pytest.mark.parametrize(
+    "arguments, changes",
+    [
+        ([], {}),
+        (
+            ["--size=4", "--rate=2", "--name=b", "--path=x", "--share=0.1"],
+            {"size": 4, "rate": 2.0, "name": "b", "path": "x", "share": 0.1},
+        ),
+        (["--is_on", "--nois_off"], {"is_on": True, "is_off": False}),
+        (
+            ["--is_on=True", "--is_off=false", "--whole=1"],
+            {"is_on": True, "is_off": False, "whole": True},
+        ),
+        (
+            ["--count=2147483647", "--share=inf"],
+            {"count": 2147483647, "share": float("inf")},
+        ),
+        # An empty value is the default, whatever the type.
+        (
+            [
+                "--size=",
+                "--rate=",
+                "--name=",
+                "--path=",
+                "--is_on=",
+                "--is_off=",
+                "--share=",
+                "--whole=",
+            ],
+            {},
+        ),
+        (["--size", "5"], {"size": 5}),
+    ],
+)
 def test_flags_become_a_config(script, arguments, changes):
     code, output, lines = script(*arguments)
     assert (code, lines) == (0, [])
@@ -110,21 +147,30 @@ def test_flag_file_with_comments(script, tmp_path):
     assert json.loads(output) == dict(DEFAULTS, size=7, name="a")
 
 
-@pytest.mark.parametrize("argument, words", [
-    ("--size=x", ["--size=x", "a whole number from 1 to 9"]),
-    ("--size=2.5", ["a whole number"]), ("--size=0", ["from 1 to 9"]),
-    ("--size=10", ["from 1 to 9"]), ("--rate=-1", ["a number >= 0"]),
-    ("--rate=nan", ["a number >= 0"]), ("--share=x", ["a number"]),
-    ("--rate=inf", ["a number >= 0"]), ("--share=nan", ["a number"]),
-    ("--count=2147483648", ["a whole number >= 0, at most 2147483647"]),
-    ("--name=c", ["one of 'a', 'b'"]), ("--is_on=maybe", ["true or false"]),
-    ("--nam=b", ["nam", "name"]), ("--unknown=1", ["unknown", "--help"]),
-    ("--path=bad", ["--path is bad; use a good one"]),
-    ("--path=missing", ["cannot use '/nonexistent/file'"]),
-    ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
-    # absl's search for the flag that was meant is recursive.
-    ("--%s=1" % ("size" * 500), ["the flags cannot be read"]),
-])
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--size=x", ["--size=x", "a whole number from 1 to 9"]),
+        ("--size=2.5", ["a whole number"]),
+        ("--size=0", ["from 1 to 9"]),
+        ("--size=10", ["from 1 to 9"]),
+        ("--rate=-1", ["a number >= 0"]),
+        ("--rate=nan", ["a number >= 0"]),
+        ("--share=x", ["a number"]),
+        ("--rate=inf", ["a number >= 0"]),
+        ("--share=nan", ["a number"]),
+        ("--count=2147483648", ["a whole number >= 0, at most 2147483647"]),
+        ("--name=c", ["one of 'a', 'b'"]),
+        ("--is_on=maybe", ["true or false"]),
+        ("--nam=b", ["nam", "name"]),
+        ("--unknown=1", ["unknown", "--help"]),
+        ("--path=bad", ["--path is bad; use a good one"]),
+        ("--path=missing", ["cannot use '/nonexistent/file'"]),
+        ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
+        # absl's search for the flag that was meant is recursive.
+        ("--%s=1" % ("size" * 500), ["the flags cannot be read"]),
+    ],
+)
 def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
     code, output, lines = script(argument)
     assert (code, output, len(lines)) == (1, "", 1)
@@ -171,8 +217,11 @@ def test_a_closed_pipe_ends_a_script_quietly(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, str(path)], stdout=writer, stderr=subprocess.PIPE,
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+        [sys.executable, str(path)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of labelled words, and what their labels mean."""
+
 import pytest
 
 from common import errors
@@ -11,16 +12,20 @@ def write(path, text):
     return str(path)
 
 
-FILE = ("\ufeff-DOCSTART- -X- O\r\n\r\nDol  NN I-PER\r\nkufs\tVB O\r\n\r\n"
-        " \t \r\nM\u00a0r NN I-LOC\r\n-DOCSTART- -X- O\r\nzog NN O")
+FILE = (
+    "\ufeff-DOCSTART- -X- O\r\n\r\nDol  NN I-PER\r\nkufs\tVB O\r\n\r\n"
+    " \t \r\nM\u00a0r NN I-LOC\r\n-DOCSTART- -X- O\r\nzog NN O"
+)
 
 
 def test_sentences_end_at_blank_lines_and_documents(tmp_path):
     path = write(tmp_path / "a", FILE)
     found = conll.read(path, label_column=-1)
     assert [(one.words, one.labels) for one in found] == [
-        (("Dol", "kufs"), ("I-PER", "O")), (("M\u00a0r",), ("I-LOC",)),
-        (("zog",), ("O",))]
+        (("Dol", "kufs"), ("I-PER", "O")),
+        (("M\u00a0r",), ("I-LOC",)),
+        (("zog",), ("O",)),
+    ]
     assert found[0].place(1) == path + ", line 4"
     assert found[1].place(0) == path + ", line 7"
 
@@ -32,12 +37,20 @@ def test_columns_are_counted_from_either_end(tmp_path):
     assert conll.read(write(tmp_path / "b", "Dol\nkufs\n"))[0].labels == ()
 
 
-@pytest.mark.parametrize("text, flags, message", [
-    ("\n\n", {}, "holds no sentence; expected one word a line"),
-    ("a B\nb\n", {}, "line 2 has 1 columns, those before it have 2"),
-    ("a B\n", {"token_column": 2}, r"no column 2 \(--token_column\)"),
-    ("\na B\n", {"label_column": -3}, r"line 2 has no column -3 \(--label_co"),
-    ("a\n", {"label_column": -1}, "in one and the same column of 1")])
+@pytest.mark.parametrize(
+    "text, flags, message",
+    [
+        ("\n\n", {}, "holds no sentence; expected one word a line"),
+        ("a B\nb\n", {}, "line 2 has 1 columns, those before it have 2"),
+        ("a B\n", {"token_column": 2}, r"no column 2 \(--token_column\)"),
+        (
+            "\na B\n",
+            {"label_column": -3},
+            r"line 2 has no column -3 \(--label_co",
+        ),
+        ("a\n", {"label_column": -1}, "in one and the same column of 1"),
+    ],
+)
 def test_files_of_another_form_are_refused(tmp_path, text, flags, message):
     with pytest.raises(errors.UserError, match=message):
         conll.read(write(tmp_path / "a", text), **flags)
@@ -55,7 +68,8 @@ SCHEMES = {
     "BIO": ("B-X I-X B-X B-Y O B-Y", "B-X I-X B-X B-Y O B-Y"),
     "IOBES": ("S-X B-X I-X E-X O S-Y S-Y", "B-X B-X I-X I-X O B-Y B-Y"),
     "BILOU": ("U-X B-X I-X L-X O U-Y", "B-X B-X I-X I-X O B-Y"),
-    "BIO with entities that begin with I-": ("B-X O I-X", "B-X O B-X")}
+    "BIO with entities that begin with I-": ("B-X O I-X", "B-X O B-X"),
+}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -65,14 +79,23 @@ def test_labels_become_bio(scheme):
     (found,), converted = conll.to_bio([one])
     assert found.labels == wanted
     changed = sum(old != new for old, new in zip(labels, wanted))
-    assert converted == (None if scheme == "BIO" else (
-        "file: labels converted from %s to BIO: %d of %d" % (
-            scheme, changed, len(labels))))
+    assert converted == (
+        None
+        if scheme == "BIO"
+        else (
+            "file: labels converted from %s to BIO: %d of %d"
+            % (scheme, changed, len(labels))
+        )
+    )
 
 
 def labelled(*labels):
-    return [conll.Sentence("file", 1, ("dol",) * len(one.split()),
-                           tuple(one.split())) for one in labels]
+    return [
+        conll.Sentence(
+            "file", 1, ("dol",) * len(one.split()), tuple(one.split())
+        )
+        for one in labels
+    ]
 
 
 def test_labels_of_words_without_entities_stay():
@@ -82,19 +105,28 @@ def test_labels_of_words_without_entities_stay():
 
 
 def test_a_stray_label_is_named():
-    with pytest.raises(errors.UserError, match="file, line 2 has the label "
-                       "'B_X' among labels of entities"):
+    with pytest.raises(
+        errors.UserError,
+        match="file, line 2 has the label 'B_X' among labels of entities",
+    ):
         conll.to_bio(labelled("B-X B_X"))
 
 
 def test_a_type_has_both_labels():
     assert conll.labels_in(labelled("B-Y O", "B-X I-X")) == (
-        "O", "B-X", "I-X", "B-Y", "I-Y")
+        "O",
+        "B-X",
+        "I-X",
+        "B-Y",
+        "I-Y",
+    )
 
 
 def test_the_wrong_column_is_noticed():
-    with pytest.raises(errors.UserError, match="1 different labels, such as "
-                       "'O'; is it the right --label_column"):
+    with pytest.raises(
+        errors.UserError,
+        match="1 different labels, such as 'O'; is it the right --label_column",
+    ):
         conll.labels_in(labelled("O O"))
     with pytest.raises(errors.UserError, match="has 1001 different labels"):
         conll.labels_in(labelled(" ".join(map(str, range(1001)))))
@@ -102,10 +134,11 @@ def test_the_wrong_column_is_noticed():
 
 def test_ids_follow_the_names():
     sentences = labelled("B-X O", "I-X")
-    assert conll.label_ids(sentences, ("O", "B-X", "I-X")).tolist() == [
-        1, 0, 2]
-    with pytest.raises(errors.UserError, match="line 1 has the label 'I-X'; "
-                       "expected one of 'O', 'B-X'"):
+    assert conll.label_ids(sentences, ("O", "B-X", "I-X")).tolist() == [1, 0, 2]
+    with pytest.raises(
+        errors.UserError,
+        match="line 1 has the label 'I-X'; expected one of 'O', 'B-X'",
+    ):
         conll.label_ids(sentences, ("O", "B-X"))
 
 

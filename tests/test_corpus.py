@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cutting text into chunks, and the lines of a chunk."""
+
 import gzip
 import json
 
@@ -19,21 +20,26 @@ class Words:
         self.ids = {}
 
     def encode(self, text):
-        return [self.ids.setdefault(word, 10 + len(self.ids))
-                for word in text.split()]
+        return [
+            self.ids.setdefault(word, 10 + len(self.ids))
+            for word in text.split()
+        ]
 
 
 def chunks_of(path, size, line_bytes=corpus.BYTES_A_LINE):
     files = text_files.expand_inputs(str(path))
     limits = corpus.ChunkLimits(size, line_bytes)
-    return [chunk for group in corpus.group_files(files, limits)
-            for chunk in corpus.read_chunks(group, limits)]
+    return [
+        chunk
+        for group in corpus.group_files(files, limits)
+        for chunk in corpus.read_chunks(group, limits)
+    ]
 
 
 def chunk_of(tmp_path, text, name="a.txt"):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    chunk, = chunks_of(path, 1 << 20)
+    (chunk,) = chunks_of(path, 1 << 20)
     return chunk
 
 
@@ -41,7 +47,7 @@ def random_text(state, lines):
     """Documents of lines of words, blank lines, some very long."""
     parts = []
     for _ in range(lines):
-        count = state.choice([0, 1, 3, 20, 300], p=[.3, .2, .3, .15, .05])
+        count = state.choice([0, 1, 3, 20, 300], p=[0.3, 0.2, 0.3, 0.15, 0.05])
         words = state.choice(["a", "é", "bc", "漢字", "d" * 40], count)
         parts.append(" ".join(words) + state.choice(["", " ", "\r"]))
     return "\n".join(parts) + state.choice(["", "\n", "\n\n"])
@@ -49,12 +55,18 @@ def random_text(state, lines):
 
 # --- Chunks -------------------------------------------------------------------
 
+
 def test_large_files_are_groups_of_their_own():
-    files = [text_files.TextFile(str(i), size)
-             for i, size in enumerate([3, 4, 5, 20, 2, 1])]
+    files = [
+        text_files.TextFile(str(i), size)
+        for i, size in enumerate([3, 4, 5, 20, 2, 1])
+    ]
     groups = corpus.group_files(files, corpus.ChunkLimits(10))
-    assert [[f.size for f in g.files] for g in groups] == [[3, 4, 5], [20],
-                                                          [2, 1]]
+    assert [[f.size for f in g.files] for g in groups] == [
+        [3, 4, 5],
+        [20],
+        [2, 1],
+    ]
     assert [g.start for g in groups] == [0, 12, 32]
 
 
@@ -93,13 +105,23 @@ def test_chunks_hold_every_byte_and_every_document(tmp_path, size, compress):
 def test_a_chunk_ends_between_documents_then_lines_then_words(tmp_path):
     text = b"a b\n\nc d\n \ne f\ng h\ni j k l m n o p q r s t u v\n"
     (tmp_path / "a.txt").write_bytes(text)
-    segments = [s for c in chunks_of(tmp_path / "a.txt", 18, line_bytes=1)
-                for s in c.segments]
+    segments = [
+        s
+        for c in chunks_of(tmp_path / "a.txt", 18, line_bytes=1)
+        for s in c.segments
+    ]
     assert [s.data for s in segments] == [
-        b"a b\n\nc d\n \n", b"e f\ng h\n", b"i j k l m n o p q",
-        b" r s t u v\n"]
-    assert [s.continues_document for s in segments] == [False, False, True,
-                                                        True]
+        b"a b\n\nc d\n \n",
+        b"e f\ng h\n",
+        b"i j k l m n o p q",
+        b" r s t u v\n",
+    ]
+    assert [s.continues_document for s in segments] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert [s.continues_line for s in segments] == [False] * 3 + [True]
     assert [s.ends_in_line for s in segments] == [False, False, True, False]
 
@@ -107,8 +129,11 @@ def test_a_chunk_ends_between_documents_then_lines_then_words(tmp_path):
 def test_a_space_at_a_cut_in_a_line_is_kept(tmp_path):
     text = b"  " + b"word " * 100 + b"\n"
     (tmp_path / "a.txt").write_bytes(text)
-    parts = [part for c in chunks_of(tmp_path / "a.txt", 64)
-             for part, _ in corpus.sentences(c)]
+    parts = [
+        part
+        for c in chunks_of(tmp_path / "a.txt", 64)
+        for part, _ in corpus.sentences(c)
+    ]
     assert len(parts) > 5
     assert "".join(parts) == text.decode().strip()
     assert all(part.startswith(" word") for part in parts[1:])
@@ -123,25 +148,37 @@ def test_many_short_lines_make_a_smaller_chunk(tmp_path):
 def test_chunks_of_small_files_are_joined(tmp_path):
     for name in "abc":
         (tmp_path / name).write_text("one %s\n" % name)
-    chunk, = chunks_of(tmp_path, 1000)
-    assert list(corpus.sentences(chunk)) == [("one a", True), ("one b", True),
-                                             ("one c", True)]
+    (chunk,) = chunks_of(tmp_path, 1000)
+    assert list(corpus.sentences(chunk)) == [
+        ("one a", True),
+        ("one b", True),
+        ("one c", True),
+    ]
 
 
 # --- Lines --------------------------------------------------------------------
 
+
 def test_lines_are_stripped_and_blank_lines_end_documents(tmp_path):
     chunk = chunk_of(tmp_path, "\ufeff a b \r\nc\r\n \t\u3000\n\n d\ne")
     assert list(corpus.sentences(chunk)) == [
-        ("a b", True), ("c", False), ("d", True), ("e", False)]
+        ("a b", True),
+        ("c", False),
+        ("d", True),
+        ("e", False),
+    ]
 
 
 def test_json_lines_are_documents(tmp_path):
     lines = [{"text": "a\n\nb\n", "id": 1}, {"text": " "}, {"text": "c"}]
-    chunk = chunk_of(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n",
-                     "a.jsonl")
-    assert list(corpus.sentences(chunk)) == [("a", True), ("b", False),
-                                             ("c", True)]
+    chunk = chunk_of(
+        tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", "a.jsonl"
+    )
+    assert list(corpus.sentences(chunk)) == [
+        ("a", True),
+        ("b", False),
+        ("c", True),
+    ]
 
 
 def test_json_text_may_stand_in_another_field(tmp_path):
@@ -149,17 +186,33 @@ def test_json_text_may_stand_in_another_field(tmp_path):
     assert list(corpus.sentences(chunk, "body")) == [("a", True)]
 
 
-@pytest.mark.parametrize("line, message", [
-    ("{", "line 3 of .* is no JSON"),
-    ("[]", "line 3 of .* no field 'text' but no object"),
-    ('{"title": "a"}',
-     r"line 3 of .* but the fields \['title'\]; .*text_field"),
-    ('{"text": 5}', "line 3 of .* field 'text' is a float; expected a text"),
-    ('{"text": "\\ud800"}', "line 3 of .* surrogate"),
-    ("[" * 100000, "line 3 of .* nested too deeply"),
-    ('{"text": ' + "9" * 1000000 + "}", "line 3 of .* float"),
-], ids=["cut off", "list", "other field", "number", "surrogate", "deep",
-        "long number"])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 3 of .* is no JSON"),
+        ("[]", "line 3 of .* no field 'text' but no object"),
+        (
+            '{"title": "a"}',
+            r"line 3 of .* but the fields \['title'\]; .*text_field",
+        ),
+        (
+            '{"text": 5}',
+            "line 3 of .* field 'text' is a float; expected a text",
+        ),
+        ('{"text": "\\ud800"}', "line 3 of .* surrogate"),
+        ("[" * 100000, "line 3 of .* nested too deeply"),
+        ('{"text": ' + "9" * 1000000 + "}", "line 3 of .* float"),
+    ],
+    ids=[
+        "cut off",
+        "list",
+        "other field",
+        "number",
+        "surrogate",
+        "deep",
+        "long number",
+    ],
+)
 def test_a_bad_json_line_is_named(tmp_path, line, message):
     chunk = chunk_of(tmp_path, '{"text": "a"}\n\n%s\n' % line, "a.jsonl")
     with pytest.raises(errors.UserError, match=message):
@@ -167,14 +220,20 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
 
 
 def test_giant_json_documents_are_divided_like_text(tmp_path):
-    texts = ["a b\n\nc", "\n\n".join(["word " * 9 + "é"] * 30), "漢" * 400,
-             "d", " \n", "x " * 300 + "\ny"]
+    texts = [
+        "a b\n\nc",
+        "\n\n".join(["word " * 9 + "é"] * 30),
+        "漢" * 400,
+        "d",
+        " \n",
+        "x " * 300 + "\ny",
+    ]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"body": t}) for t in texts))
-    whole, = chunks_of(path, 1 << 20)
+    (whole,) = chunks_of(path, 1 << 20)
     expected = list(corpus.sentences(whole, "body"))
     limits = corpus.ChunkLimits(200, line_bytes=1)
-    group, = corpus.group_files(text_files.expand_inputs(str(path)), limits)
+    (group,) = corpus.group_files(text_files.expand_inputs(str(path)), limits)
     chunks = list(corpus.read_chunks(group, limits, "body"))
     assert max(len(s.data) for c in chunks for s in c.segments) <= 200
     found = [s for c in chunks for s in corpus.sentences(c, "body")]
@@ -197,9 +256,13 @@ def test_json_lines_have_a_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [16, 1000])
 def test_invalid_utf8_names_file_byte_and_line(tmp_path, size):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgood line\n" * 3
-                                     + b"bad \xff\n")
-    with pytest.raises(errors.UserError, match=r"a\.txt' is not UTF-8: byte "
-                       "0xff at offset 43, in line 4"):
+    (tmp_path / "a.txt").write_bytes(
+        b"\xef\xbb\xbfgood line\n" * 3 + b"bad \xff\n"
+    )
+    with pytest.raises(
+        errors.UserError,
+        match=r"a\.txt' is not UTF-8: byte "
+        "0xff at offset 43, in line 4",
+    ):
         for chunk in chunks_of(tmp_path / "a.txt", size):
             list(corpus.sentences(chunk))

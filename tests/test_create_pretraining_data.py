@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From text to records: every token, the same bytes, nothing half-written."""
+
 import collections
 import concurrent.futures
 import dataclasses
@@ -47,24 +48,33 @@ def vocabulary(tmp_path_factory):
     tokens = ["<s>", "<pad>", "</s>", "<unk>"] + symbols
     tokens += [left + right for left, right in pairs] + ["<mask>"]
     (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(tokens)}))
+        json.dumps({token: i for i, token in enumerate(tokens)})
+    )
     (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join("%s %s\n" % p for p in pairs), "utf-8")
+        "#version: 0.2\n" + "".join("%s %s\n" % p for p in pairs), "utf-8"
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
 def tokenizer(vocabulary):
-    return tokenization.RobertaTokenizer(str(vocabulary / "vocab.json"),
-                                         str(vocabulary / "merges.txt"))
+    return tokenization.RobertaTokenizer(
+        str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt")
+    )
 
 
 def make_text(documents, seed=0):
     state = np.random.RandomState(seed)
-    return "\n\n".join(
-        "\n".join(" ".join(state.choice(WORDS, state.randint(1, 90)))
-                  for _ in range(state.randint(1, 6)))
-        for _ in range(documents)) + "\n"
+    return (
+        "\n\n".join(
+            "\n".join(
+                " ".join(state.choice(WORDS, state.randint(1, 90)))
+                for _ in range(state.randint(1, 6))
+            )
+            for _ in range(documents)
+        )
+        + "\n"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,32 +87,50 @@ def text_file(tmp_path_factory):
 @pytest.fixture
 def build(vocabulary, text_file, tmp_path):
     """Builds records in this process; returns the manifest."""
-    def run(output="records", input_file=text_file, num_workers=1,
-            num_shards=None, overwrite=False, do_lower_case=False, **config):
+
+    def run(
+        output="records",
+        input_file=text_file,
+        num_workers=1,
+        num_shards=None,
+        overwrite=False,
+        do_lower_case=False,
+        **config,
+    ):
         return script.run(
             script.BuildConfig(
-                input_file=str(input_file), output_file=str(tmp_path / output),
+                input_file=str(input_file),
+                output_file=str(tmp_path / output),
                 vocab_file=str(vocabulary / "vocab.json"),
                 merges_file=str(vocabulary / "merges.txt"),
-                num_workers=num_workers, num_shards=num_shards,
-                overwrite=overwrite, do_lower_case=do_lower_case),
-            record_builder.RecordConfig(**config))[0]
+                num_workers=num_workers,
+                num_shards=num_shards,
+                overwrite=overwrite,
+                do_lower_case=do_lower_case,
+            ),
+            record_builder.RecordConfig(**config),
+        )[0]
+
     return run
 
 
 def command(vocabulary, *arguments):
-    return [sys.executable, str(conftest.REPOSITORY
-                                / "create_pretraining_data.py"),
-            "--vocab_file=%s" % (vocabulary / "vocab.json"),
-            "--merges_file=%s" % (vocabulary / "merges.txt")] + list(arguments)
+    return [
+        sys.executable,
+        str(conftest.REPOSITORY / "create_pretraining_data.py"),
+        "--vocab_file=%s" % (vocabulary / "vocab.json"),
+        "--merges_file=%s" % (vocabulary / "merges.txt"),
+    ] + list(arguments)
 
 
 def read(path):
     """The records of a file or directory: a list of {name: array}."""
     files = records.expand_inputs(str(path))
     shards = records.ShardedRecords(files)
-    return [records.decode_example(data)
-            for data in shards.read(np.arange(len(shards)))]
+    return [
+        records.decode_example(data)
+        for data in shards.read(np.arange(len(shards)))
+    ]
 
 
 def unmasked(record):
@@ -111,21 +139,27 @@ def unmasked(record):
     if "masked_lm_ids" in record:
         used = record["masked_lm_weights"] == 1
         ids[record["masked_lm_positions"][used]] = record["masked_lm_ids"][used]
-        ids = ids[:record["input_mask"].sum()]
+        ids = ids[: record["input_mask"].sum()]
     return ids.tolist()
 
 
 def expected_tokens(tokenizer, text):
-    return [tokenizer.encode(line.strip()) for line in text.splitlines()
-            if line.strip()]
+    return [
+        tokenizer.encode(line.strip())
+        for line in text.splitlines()
+        if line.strip()
+    ]
 
 
 def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 # --- What is in the records ---------------------------------------------------
+
 
 def test_many_examples_at_once_equal_one_by_one():
     state = np.random.RandomState(0)
@@ -140,24 +174,38 @@ def test_many_examples_at_once_equal_one_by_one():
                 values = values.astype(np.float32)
             features[name] = values, bounds
         assert tf_example.encode_examples(features) == [
-            tf_example.encode_example({
-                name: values[bounds[row]:bounds[row + 1]]
-                for name, (values, bounds) in features.items()})
-            for row in range(rows)]
+            tf_example.encode_example(
+                {
+                    name: values[bounds[row] : bounds[row + 1]]
+                    for name, (values, bounds) in features.items()
+                }
+            )
+            for row in range(rows)
+        ]
 
 
-@pytest.mark.parametrize("config", [
-    {"masking": "dynamic"},
-    {"masking": "dynamic", "packing": "doc_sentences", "short_seq_prob": 0.3},
-    {"dupe_factor": 1},
-    {"dupe_factor": 1, "packing": "doc_sentences"},
-    {"dupe_factor": 1, "do_whole_word_mask": True, "short_seq_prob": 0.3}])
-def test_every_token_of_the_text_is_in_the_records(build, tokenizer, tmp_path,
-                                                   text_file, config):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"masking": "dynamic"},
+        {
+            "masking": "dynamic",
+            "packing": "doc_sentences",
+            "short_seq_prob": 0.3,
+        },
+        {"dupe_factor": 1},
+        {"dupe_factor": 1, "packing": "doc_sentences"},
+        {"dupe_factor": 1, "do_whole_word_mask": True, "short_seq_prob": 0.3},
+    ],
+)
+def test_every_token_of_the_text_is_in_the_records(
+    build, tokenizer, tmp_path, text_file, config
+):
     content = build(max_seq_length=40, num_shards=3, **config)
     sequences = [unmasked(r) for r in read(tmp_path / "records")]
-    assert all(s[0] == 0 and s[-1] == 2 and 3 <= len(s) <= 40
-               for s in sequences)
+    assert all(
+        s[0] == 0 and s[-1] == 2 and 3 <= len(s) <= 40 for s in sequences
+    )
     found = collections.Counter(i for s in sequences for i in s[1:-1] if i != 2)
     lines = expected_tokens(tokenizer, text_file.read_text("utf-8"))
     assert found == collections.Counter(i for line in lines for i in line)
@@ -173,32 +221,37 @@ def test_every_token_of_the_text_is_in_the_records(build, tokenizer, tmp_path,
     in_order = []
     for group in corpus.group_files(files, limits):
         for chunk in corpus.read_chunks(group, limits):
-            in_order += [unmasked(tf_example.decode_example(r))
-                         for r in builder.build(chunk).records]
+            in_order += [
+                unmasked(tf_example.decode_example(r))
+                for r in builder.build(chunk).records
+            ]
     assert sorted(in_order) == sorted(sequences)
-    assert ([i for s in in_order for i in s[1:-1] if i != 2]
-            == [i for line in lines for i in line])
+    assert [i for s in in_order for i in s[1:-1] if i != 2] == [
+        i for line in lines for i in line
+    ]
 
 
 def test_static_records_have_the_schema(build, tmp_path, tokenizer):
-    content = build(max_seq_length=40, max_predictions_per_seq=7,
-                    dupe_factor=2)
+    content = build(max_seq_length=40, max_predictions_per_seq=7, dupe_factor=2)
     for record in read(tmp_path / "records"):
         assert {name: (v.dtype, len(v)) for name, v in record.items()} == {
             name: (np.dtype(dtype), 7 if "masked" in name else 40)
-            for name, dtype in records.STATIC_FEATURES.items()}
+            for name, dtype in records.STATIC_FEATURES.items()
+        }
         length = record["input_mask"].sum()
         assert (record["input_mask"][:length] == 1).all()
         assert (record["input_ids"][length:] == tokenizer.pad_id).all()
         assert not record["segment_ids"].any()
         assert 1 <= record["masked_lm_weights"].sum() <= 7
         positions = record["masked_lm_positions"][
-            record["masked_lm_weights"] == 1]
-        assert not set(record["masked_lm_ids"][:len(positions)]) & {0, 1, 2, 3}
+            record["masked_lm_weights"] == 1
+        ]
+        assert not set(record["masked_lm_ids"][: len(positions)]) & {0, 1, 2, 3}
         assert (positions > 0).all() and (positions < length - 1).all()
     assert content["dupe_factor"] == 2
-    assert sum(s["records"] for s in content["shards"]) \
-        == 2 * content["sequences"]
+    assert (
+        sum(s["records"] for s in content["shards"]) == 2 * content["sequences"]
+    )
 
 
 def test_each_duplicate_has_other_masks(build, tmp_path):
@@ -215,41 +268,66 @@ def test_each_duplicate_has_other_masks(build, tmp_path):
 def test_whole_words_are_masked_whole(build, tmp_path, tokenizer):
     starts = tokenizer.word_start_table()
     # Lower-cased, "ölsk" is no word of the vocabulary and has several pieces.
-    build(max_seq_length=64, dupe_factor=1, do_whole_word_mask=True,
-          do_lower_case=True)
+    build(
+        max_seq_length=64,
+        dupe_factor=1,
+        do_whole_word_mask=True,
+        do_lower_case=True,
+    )
     for record in read(tmp_path / "records"):
         ids = unmasked(record)
-        chosen = set(record["masked_lm_positions"][
-            record["masked_lm_weights"] == 1])
+        chosen = set(
+            record["masked_lm_positions"][record["masked_lm_weights"] == 1]
+        )
         for position, (left, right) in enumerate(zip(ids[1:], ids[2:-1]), 1):
             if 2 not in (left, right) and not starts[right]:
                 assert (position in chosen) == (position + 1 in chosen)
 
 
 def test_manifest_says_what_was_built(build, tmp_path, tokenizer, vocabulary):
-    content = build(masking="dynamic", num_shards=2, max_seq_length=50,
-                    random_seed=-7)
+    content = build(
+        masking="dynamic", num_shards=2, max_seq_length=50, random_seed=-7
+    )
     path = tmp_path / "records"
     loaded = manifest.load_manifest(str(path))
     assert loaded == dict(content, format_version=manifest.FORMAT_VERSION)
-    assert sorted(digests(path)) == ["manifest.json",
-                                     "pretrain-00000-of-00002.tfrecord",
-                                     "pretrain-00001-of-00002.tfrecord"]
+    assert sorted(digests(path)) == [
+        "manifest.json",
+        "pretrain-00000-of-00002.tfrecord",
+        "pretrain-00001-of-00002.tfrecord",
+    ]
     for shard in loaded["shards"]:
         summary = manifest.summarize_file(str(path / shard["name"]))
         assert {k: shard[k] for k in summary} == summary
         assert shard["records"] > 30
-    assert loaded["vocab_sha256"] == hashlib.sha256(
-        (vocabulary / "vocab.json").read_bytes()).hexdigest()
-    assert manifest.decode_word_starts(
-        loaded["word_starts"], loaded["vocab_size"]).tolist() \
+    assert (
+        loaded["vocab_sha256"]
+        == hashlib.sha256((vocabulary / "vocab.json").read_bytes()).hexdigest()
+    )
+    assert (
+        manifest.decode_word_starts(
+            loaded["word_starts"], loaded["vocab_size"]
+        ).tolist()
         == tokenizer.word_start_table().tolist()
-    assert {k: loaded[k] for k in (
-        "masking", "max_seq_length", "random_seed", "dupe_factor", "mask_id",
-        "do_lower_case")} == {
-            "masking": "dynamic", "max_seq_length": 50, "random_seed": -7,
-            "dupe_factor": 1, "mask_id": tokenizer.mask_id,
-            "do_lower_case": False}
+    )
+    assert {
+        k: loaded[k]
+        for k in (
+            "masking",
+            "max_seq_length",
+            "random_seed",
+            "dupe_factor",
+            "mask_id",
+            "do_lower_case",
+        )
+    } == {
+        "masking": "dynamic",
+        "max_seq_length": 50,
+        "random_seed": -7,
+        "dupe_factor": 1,
+        "mask_id": tokenizer.mask_id,
+        "do_lower_case": False,
+    }
 
 
 def test_cuts_of_giant_lines_change_no_token(tokenizer, monkeypatch):
@@ -262,64 +340,92 @@ def test_cuts_of_giant_lines_change_no_token(tokenizer, monkeypatch):
         parts = list(packing._parts(text))
         if all(part[0] in " \t" for part in parts[1:]):  # not cut by force
             divided += len(parts) > 1
-            assert sum(map(tokenizer.encode, parts), []) \
-                == tokenizer.encode(text)
+            assert sum(map(tokenizer.encode, parts), []) == tokenizer.encode(
+                text
+            )
     assert divided > 100
 
 
 def test_chunks_are_small_where_they_become_large():
-    def limits(total=10 ** 9, **config):
+    def limits(total=10**9, **config):
         return record_builder.RecordConfig(**config).chunk_limits(total, 1)
 
     full = limits(masking="dynamic")
     assert full == corpus.ChunkLimits(corpus.CHUNK_BYTES, 32)
     assert limits(dupe_factor=40).size == corpus.CHUNK_BYTES // 10
-    assert limits(packing="doc_sentences", max_seq_length=512,
-                  max_predictions_per_seq=80).line_bytes == 168
-    assert limits(total=10 ** 6, masking="dynamic").size == 250000
+    assert (
+        limits(
+            packing="doc_sentences",
+            max_seq_length=512,
+            max_predictions_per_seq=80,
+        ).line_bytes
+        == 168
+    )
+    assert limits(total=10**6, masking="dynamic").size == 250000
     assert limits(total=1).size == corpus.MIN_CHUNK_BYTES
 
 
-def test_gzip_and_json_lines_give_the_same_sequences(build, tmp_path,
-                                                     text_file):
+def test_gzip_and_json_lines_give_the_same_sequences(
+    build, tmp_path, text_file
+):
     text = text_file.read_text("utf-8")
     (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode("utf-8")))
     (tmp_path / "b.jsonl").write_text(
-        "".join(json.dumps({"body": d}) + "\n" for d in text.split("\n\n")))
+        "".join(json.dumps({"body": d}) + "\n" for d in text.split("\n\n"))
+    )
     found = []
-    for name, source in (("1", text_file), ("2", tmp_path / "a.gz"),
-                         ("3", tmp_path / "b.jsonl")):
-        build(name, source, masking="dynamic", packing="doc_sentences",
-              text_field="body")
-        found.append(collections.Counter(
-            tuple(unmasked(r)) for r in read(tmp_path / name)))
+    for name, source in (
+        ("1", text_file),
+        ("2", tmp_path / "a.gz"),
+        ("3", tmp_path / "b.jsonl"),
+    ):
+        build(
+            name,
+            source,
+            masking="dynamic",
+            packing="doc_sentences",
+            text_field="body",
+        )
+        found.append(
+            collections.Counter(
+                tuple(unmasked(r)) for r in read(tmp_path / name)
+            )
+        )
     # Chunks end elsewhere, which may divide a document in another place.
     for other in found[1:]:
-        assert sum((found[0] & other).values()) \
-            >= 0.98 * sum(found[0].values())
+        assert sum((found[0] & other).values()) >= 0.98 * sum(found[0].values())
 
 
 def test_wikitext_has_251354_tokens(shared, tmp_path):
     text = shared / "data" / "text" / "wikitext2_valid.txt"
-    files = [str(shared / "data" / "roberta" / n)
-             for n in ("vocab.json", "merges.txt")]
+    files = [
+        str(shared / "data" / "roberta" / n)
+        for n in ("vocab.json", "merges.txt")
+    ]
     tokenizer = tokenization.RobertaTokenizer(*files)
     lines = expected_tokens(tokenizer, text.read_text("utf-8"))
     expected = collections.Counter(i for line in lines for i in line)
     for masking in ("static", "dynamic"):
         content, _ = script.run(
-            script.BuildConfig(str(text), str(tmp_path / masking), *files,
-                               num_workers=1),
-            record_builder.RecordConfig(masking=masking, dupe_factor=1,
-                                        max_seq_length=512))
+            script.BuildConfig(
+                str(text), str(tmp_path / masking), *files, num_workers=1
+            ),
+            record_builder.RecordConfig(
+                masking=masking, dupe_factor=1, max_seq_length=512
+            ),
+        )
         found = collections.Counter(
-            i for r in read(tmp_path / masking) for i in unmasked(r)[1:-1]
-            if i != 2)
+            i
+            for r in read(tmp_path / masking)
+            for i in unmasked(r)[1:-1]
+            if i != 2
+        )
         assert found == expected
         assert content["tokens"] == sum(expected.values()) == 251354
 
 
 # --- The same bytes -----------------------------------------------------------
+
 
 def test_bytes_do_not_depend_on_workers_or_place(build, tmp_path):
     for name, workers in (("1", 1), ("2", 2), ("3", 3)):
@@ -333,8 +439,10 @@ def test_bytes_do_not_depend_on_workers_or_place(build, tmp_path):
 def test_bytes_are_the_same_on_every_platform(build, tmp_path):
     build("static", dupe_factor=2, do_whole_word_mask=True, short_seq_prob=0.2)
     build("dynamic", masking="dynamic")
-    found = [digests(tmp_path / name)["pretrain-00000-of-00001.tfrecord"][:16]
-             for name in ("static", "dynamic")]
+    found = [
+        digests(tmp_path / name)["pretrain-00000-of-00001.tfrecord"][:16]
+        for name in ("static", "dynamic")
+    ]
     assert found == ["a266692f9b5ba1b9", "6798025ee5f569ce"]
 
 
@@ -343,8 +451,11 @@ def test_shuffled_records_are_all_there_and_few_wait(tmp_path):
     path = str(tmp_path / "a.tfrecord")
     with shard_output.ShuffledWriter(path, 3, capacity=500) as writer:
         for low in range(0, 3000, 100):
-            writer.add(record_builder.ChunkRecords(
-                0, data[low:low + 100], 0, 1, 2, 2, 100))
+            writer.add(
+                record_builder.ChunkRecords(
+                    0, data[low : low + 100], 0, 1, 2, 2, 100
+                )
+            )
             assert len(writer._waiting) <= 100
     shards = records.ShardedRecords([path])
     found = shards.read(np.arange(3000))
@@ -356,6 +467,7 @@ def test_shuffled_records_are_all_there_and_few_wait(tmp_path):
 
 
 # --- Interrupted builds -------------------------------------------------------
+
 
 class Stop(Exception):
     """Ends a build at a certain place."""
@@ -369,11 +481,13 @@ def stop_after(monkeypatch, shards, error=Stop):
         if len(self.finished) == shards:
             raise error("stopped")
         finish(self, entry)
+
     monkeypatch.setattr(shard_output._Output, "finish", limited)
 
 
 def test_an_interrupted_build_goes_on_to_the_same_bytes(
-        build, tmp_path, text_file, monkeypatch):
+    build, tmp_path, text_file, monkeypatch
+):
     options = {"num_shards": 5, "dupe_factor": 1}
     build("through", **options)
     tokenized = []
@@ -382,6 +496,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     def counted(self, chunk):
         tokenized.append(chunk.position)
         return work(self, chunk)
+
     monkeypatch.setattr(record_builder.RecordBuilder, "build", counted)
     for shards in (1, 2, 4):
         with monkeypatch.context() as patch:
@@ -397,11 +512,20 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     assert digests(tmp_path / "parts") == digests(tmp_path / "through")
 
 
-@pytest.mark.parametrize("changes", [
-    {"name": 3.5}, {"name": "other.tfrecord"}, {"tokens": "many"},
-    {"records": None}, {"sha256": "?"}, {"documents": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 3.5},
+        {"name": "other.tfrecord"},
+        {"tokens": "many"},
+        {"records": None},
+        {"sha256": "?"},
+        {"documents": -1},
+    ],
+)
 def test_a_damaged_list_of_finished_shards_is_begun_anew(
-        build, tmp_path, monkeypatch, changes):
+    build, tmp_path, monkeypatch, changes
+):
     build("through", num_shards=2)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -421,8 +545,11 @@ def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
         with pytest.raises(Stop):
             build(num_shards=3, dupe_factor=1)
     before = digests(tmp_path / "records")
-    with pytest.raises(errors.UserError, match="interrupted build with other "
-                       "settings .max_seq_length 128, not 64"):
+    with pytest.raises(
+        errors.UserError,
+        match="interrupted build with other "
+        "settings .max_seq_length 128, not 64",
+    ):
         build(num_shards=3, dupe_factor=1, max_seq_length=64)
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text_file.read_bytes())
@@ -434,32 +561,44 @@ def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
     assert digests(tmp_path / "records") == digests(tmp_path / "fresh")
 
 
-def test_a_finished_shard_that_was_damaged_is_written_again(build, tmp_path,
-                                                            monkeypatch):
+def test_a_finished_shard_that_was_damaged_is_written_again(
+    build, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Stop):
             build(num_shards=3, masking="dynamic")
-    with open(str(tmp_path / "records" / "pretrain-00000-of-00003.tfrecord"),
-              "ab") as stream:
+    with open(
+        str(tmp_path / "records" / "pretrain-00000-of-00003.tfrecord"), "ab"
+    ) as stream:
         stream.write(b"x")
     build(num_shards=3, masking="dynamic")
     build("through", num_shards=3, masking="dynamic")
     assert digests(tmp_path / "records") == digests(tmp_path / "through")
 
 
-def test_a_killed_build_goes_on_and_leaves_no_process(build, vocabulary,
-                                                      text_file, tmp_path):
+def test_a_killed_build_goes_on_and_leaves_no_process(
+    build, vocabulary, text_file, tmp_path
+):
     big = tmp_path / "big.txt"
     big.write_bytes(text_file.read_bytes() * 12)
     arguments = command(
-        vocabulary, "--input_file=%s" % big, "--num_workers=2",
-        "--output_file=%s" % (tmp_path / "records"), "--num_shards=8",
-        "--dupe_factor=4")
+        vocabulary,
+        "--input_file=%s" % big,
+        "--num_workers=2",
+        "--output_file=%s" % (tmp_path / "records"),
+        "--num_shards=8",
+        "--dupe_factor=4",
+    )
     for shards in (1, 4):
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        wait_for(lambda: process.poll() is not None or len(list(
-            (tmp_path / "records").glob("*.tfrecord"))) >= shards)
+        wait_for(
+            lambda: (
+                process.poll() is not None
+                or len(list((tmp_path / "records").glob("*.tfrecord")))
+                >= shards
+            )
+        )
         workers = children(process.pid)
         process.kill()
         process.wait()
@@ -493,6 +632,7 @@ def is_running(process):
 
 # --- Workers ------------------------------------------------------------------
 
+
 def _multiply(factor):
     return lambda item: item * factor
 
@@ -502,6 +642,7 @@ def _fail_at(number):
         if item == number:
             raise errors.UserError("no %d" % item)
         return item
+
     return work
 
 
@@ -510,6 +651,7 @@ def _die_at(number):
         if item == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return item
+
     return work
 
 
@@ -537,8 +679,9 @@ def test_a_killed_worker_ends_the_work_with_an_error():
         list(results)
 
 
-def test_a_killed_worker_keeps_the_finished_shards(build, tmp_path,
-                                                   monkeypatch):
+def test_a_killed_worker_keeps_the_finished_shards(
+    build, tmp_path, monkeypatch
+):
     options = {"num_shards": 3, "masking": "dynamic"}
     with monkeypatch.context() as patch:
         stop_after(patch, 1, worker_pool.WorkerError)
@@ -550,18 +693,23 @@ def test_a_killed_worker_keeps_the_finished_shards(build, tmp_path,
 
 # --- What is there already ----------------------------------------------------
 
+
 def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
     build(masking="dynamic", num_shards=3)
     before = digests(tmp_path / "records")
-    with pytest.raises(errors.UserError,
-                       match="holds .*00000-of-00003.*--over"):
+    with pytest.raises(
+        errors.UserError, match="holds .*00000-of-00003.*--over"
+    ):
         build(masking="dynamic", num_shards=3)
     assert digests(tmp_path / "records") == before
     (tmp_path / "records" / "notes.txt").write_text("mine")
     build(masking="dynamic", num_shards=2, overwrite=True)
     assert sorted(digests(tmp_path / "records")) == [
-        "manifest.json", "notes.txt", "pretrain-00000-of-00002.tfrecord",
-        "pretrain-00001-of-00002.tfrecord"]
+        "manifest.json",
+        "notes.txt",
+        "pretrain-00000-of-00002.tfrecord",
+        "pretrain-00001-of-00002.tfrecord",
+    ]
 
 
 def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
@@ -579,19 +727,24 @@ def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
         build("parts", masking="dynamic", num_shards=2)
 
 
-def test_single_files_share_a_manifest(build, tmp_path, tokenizer,
-                                       monkeypatch):
+def test_single_files_share_a_manifest(build, tmp_path, tokenizer, monkeypatch):
     other = tmp_path / "other.txt"
     other.write_text("the river\n")
     first = build("all/a.tfrecord", masking="dynamic")
     build("all/b.tfrecord", other, masking="dynamic")
     content = manifest.load_manifest(str(tmp_path / "all"))
-    assert [s["name"] for s in content["shards"]] == ["a.tfrecord",
-                                                      "b.tfrecord"]
+    assert [s["name"] for s in content["shards"]] == [
+        "a.tfrecord",
+        "b.tfrecord",
+    ]
     assert content["tokens"] == first["tokens"] + len(
-        tokenizer.encode("the river"))
-    assert sorted(digests(tmp_path / "all")) == ["a.tfrecord", "b.tfrecord",
-                                                 "manifest.json"]
+        tokenizer.encode("the river")
+    )
+    assert sorted(digests(tmp_path / "all")) == [
+        "a.tfrecord",
+        "b.tfrecord",
+        "manifest.json",
+    ]
     with monkeypatch.context() as patch:  # refused before the work is done
         patch.setattr(script, "_write_shards", _raise_stop)
         with pytest.raises(errors.UserError, match="other settings .max_seq"):
@@ -604,7 +757,8 @@ def test_single_files_share_a_manifest(build, tmp_path, tokenizer,
 
 
 def test_a_single_file_interrupted_before_its_manifest_goes_on(
-        build, tmp_path, monkeypatch):
+    build, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "write_manifest", _multiply)
         patch.setattr(shard_output._Output, "_remove_progress", _multiply)
@@ -622,14 +776,18 @@ def _raise_stop(*_):
 
 # --- Mistakes -----------------------------------------------------------------
 
+
 def bad_inputs(tmp_path):
     """(bytes, file name, message) of inputs that must be refused."""
     line = b"the river runs\n"
     return [
         (b"", "a.txt", "holds no text"),
         (b" \n\n\t\n", "a.txt", "only white space"),
-        (line * 50 + b"\xff\n", "a.txt",
-         "is not UTF-8: byte 0xff at offset 750"),
+        (
+            line * 50 + b"\xff\n",
+            "a.txt",
+            "is not UTF-8: byte 0xff at offset 750",
+        ),
         (line[:5].decode().encode("utf-16"), "a.txt", "is not UTF-8"),
         (gzip.compress(line * 500)[:-9], "a.txt.gz", "truncated gzip"),
         (line, "a.gz", "no intact gzip"),
@@ -649,12 +807,17 @@ def test_bad_text_leaves_nothing_behind(build, tmp_path, number, output):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_bad_text_late_in_the_input_leaves_nothing_behind(build, tmp_path,
-                                                          text_file):
+def test_bad_text_late_in_the_input_leaves_nothing_behind(
+    build, tmp_path, text_file
+):
     (tmp_path / "a.txt").write_bytes(text_file.read_bytes() * 2 + b"\xff")
     with pytest.raises(errors.UserError, match="is not UTF-8"):
-        build(input_file=tmp_path / "a.txt", num_shards=8, masking="dynamic",
-              num_workers=2)
+        build(
+            input_file=tmp_path / "a.txt",
+            num_shards=8,
+            masking="dynamic",
+            num_workers=2,
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -667,13 +830,16 @@ def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
         if len(written) > 350:
             raise OSError(errno.ENOSPC, "No space left on device", self.path)
         write(self, data)
+
     with monkeypatch.context() as patch:
         patch.setattr(tfrecord.RecordWriter, "write", limited)
         with pytest.raises(OSError, match="No space left"):
             build(num_shards=4, masking="dynamic", max_seq_length=64)
         assert sorted(digests(tmp_path / "records")) == [
             "pretrain-00000-of-00004.tfrecord",
-            "pretrain-00001-of-00004.tfrecord", "progress.json"]
+            "pretrain-00001-of-00004.tfrecord",
+            "progress.json",
+        ]
         written[:] = range(350)
         with pytest.raises(OSError, match="No space left"):
             build("other", num_shards=4, masking="dynamic")
@@ -683,15 +849,24 @@ def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
     assert digests(tmp_path / "records") == digests(tmp_path / "through")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"masked_lm_prob": 0.0}, "masked_lm_prob is 0.0; use a number above 0"),
-    ({"masked_lm_prob": 1.0}, "masked_lm_prob is 1.0"),
-    ({"masked_lm_prob": float("nan")}, "masked_lm_prob is nan"),
-    ({"output": "a.tfrecord", "num_shards": 2}, "num_shards is 2, but .*one"),
-    ({"input_file": "gone.txt"}, "there is no file 'gone.txt'"),
-    ({"output": "text.txt"}, "text.txt is a file that does not end in"),
-    ({"output": "folder.tfrecord"}, "folder.tfrecord is a directory"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"masked_lm_prob": 0.0},
+            "masked_lm_prob is 0.0; use a number above 0",
+        ),
+        ({"masked_lm_prob": 1.0}, "masked_lm_prob is 1.0"),
+        ({"masked_lm_prob": float("nan")}, "masked_lm_prob is nan"),
+        (
+            {"output": "a.tfrecord", "num_shards": 2},
+            "num_shards is 2, but .*one",
+        ),
+        ({"input_file": "gone.txt"}, "there is no file 'gone.txt'"),
+        ({"output": "text.txt"}, "text.txt is a file that does not end in"),
+        ({"output": "folder.tfrecord"}, "folder.tfrecord is a directory"),
+    ],
+)
 def test_mistakes_in_the_settings(build, tmp_path, options, message):
     (tmp_path / "text.txt").write_text("the river\n")
     (tmp_path / "folder.tfrecord").mkdir()
@@ -702,19 +877,23 @@ def test_mistakes_in_the_settings(build, tmp_path, options, message):
 
 
 def run_script(vocabulary, *arguments):
-    return subprocess.run(command(vocabulary, *arguments),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
+    return subprocess.run(
+        command(vocabulary, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
 
 
-def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file,
-                                               tmp_path):
+def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file, tmp_path):
     good = {"input_file": text_file, "output_file": tmp_path / "records"}
     (tmp_path / "file").write_text("")
     cases = [
         ({"input_file": tmp_path / "gone.txt"}, "there is no file"),
-        ({"max_predictions_per_seq": 0}, "max_predictions_per_seq=0: expected "
-         "a whole number from 1 to"),
+        (
+            {"max_predictions_per_seq": 0},
+            "max_predictions_per_seq=0: expected a whole number from 1 to",
+        ),
         ({"max_seq_length": 2}, "expected a whole number from 3 to"),
         ({"num_shards": 0}, "expected a whole number from 1 to"),
         ({"masking": "both"}, "expected one of 'static', 'dynamic'"),
@@ -724,9 +903,13 @@ def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file,
         ({"input_fil": "a"}, "input_file"),
     ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda changed: run_script(vocabulary, *[
-            "--%s=%s" % item for item in dict(good, **changed).items()]),
-                           [changed for changed, _ in cases])
+        results = pool.map(
+            lambda changed: run_script(
+                vocabulary,
+                *["--%s=%s" % item for item in dict(good, **changed).items()],
+            ),
+            [changed for changed, _ in cases],
+        )
         for (_, message), result in zip(cases, results):
             assert result.returncode == 1, result.stderr
             lines = result.stderr.splitlines()
@@ -735,30 +918,50 @@ def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file,
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_script_reports_and_needs_no_tensorflow(vocabulary, text_file,
-                                                    tmp_path):
+def test_the_script_reports_and_needs_no_tensorflow(
+    vocabulary, text_file, tmp_path
+):
     result = run_script(
-        vocabulary, "--input_file=%s" % text_file, "--masking=dynamic",
-        "--output_file=%s" % (tmp_path / "a.tfrecord"), "--dupe_factor=5",
-        "--num_workers=", "--do_lower_case=True")
+        vocabulary,
+        "--input_file=%s" % text_file,
+        "--masking=dynamic",
+        "--output_file=%s" % (tmp_path / "a.tfrecord"),
+        "--dupe_factor=5",
+        "--num_workers=",
+        "--do_lower_case=True",
+    )
     assert result.returncode == 0, result.stderr
     assert "--dupe_factor=5 is ignored" in result.stderr
     assert "documents=%d tokens=" % DOCUMENTS in result.stderr
     assert "dropped_tokens=0" in result.stderr
     modules = subprocess.run(
-        [sys.executable, "-c", "import sys, create_pretraining_data\n"
-         "sys.exit('tensorflow' in sys.modules)"],
-        cwd=str(conftest.REPOSITORY))
+        [
+            sys.executable,
+            "-c",
+            "import sys, create_pretraining_data\n"
+            "sys.exit('tensorflow' in sys.modules)",
+        ],
+        cwd=str(conftest.REPOSITORY),
+    )
     assert modules.returncode == 0
 
 
 def test_the_launcher_passes_flags_on(vocabulary, text_file, tmp_path):
     (tmp_path / "test_bookscorpus.txt").write_bytes(text_file.read_bytes())
     subprocess.run(
-        ["bash", str(conftest.REPOSITORY / "scripts"
-                     / "create_pretraining_data.sh"), "--num_shards=2"],
-        env=dict(os.environ, BERT_BASE_DIR=str(vocabulary),
-                 BookCorpus_DIR=str(tmp_path), VENV_DIR=sys.prefix), check=True)
+        [
+            "bash",
+            str(conftest.REPOSITORY / "scripts" / "create_pretraining_data.sh"),
+            "--num_shards=2",
+        ],
+        env=dict(
+            os.environ,
+            BERT_BASE_DIR=str(vocabulary),
+            BookCorpus_DIR=str(tmp_path),
+            VENV_DIR=sys.prefix,
+        ),
+        check=True,
+    )
     content = manifest.load_manifest(str(tmp_path / "pretrain_data"))
     assert len(content["shards"]) == 2 and not content["do_lower_case"]
     assert (content["masking"], content["max_seq_length"]) == ("dynamic", 512)
@@ -766,5 +969,7 @@ def test_the_launcher_passes_flags_on(vocabulary, text_file, tmp_path):
 
 def test_every_setting_reaches_the_manifest_or_the_build():
     fields = {f.name for f in dataclasses.fields(record_builder.RecordConfig)}
-    assert fields == set(script._RECORD_SETTINGS) | {"dupe_factor",
-                                                     "text_field"}
+    assert fields == set(script._RECORD_SETTINGS) | {
+        "dupe_factor",
+        "text_field",
+    }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The divergence guard: what it calls trouble, where a run goes back to."""
+
 import math
 import random
 import tempfile
@@ -21,16 +22,20 @@ class Feed:
     def __call__(self, loss=2.0, norm=1.0, updated=True):
         self.step += updated
         self.batch += 1
-        return self.detector.observe(divergence.Observation(
-            self.batch - 1, 1, self.step, int(updated), loss, norm))
+        return self.detector.observe(
+            divergence.Observation(
+                self.batch - 1, 1, self.step, int(updated), loss, norm
+            )
+        )
 
     def usual(self, count=60, seed=0):
         """Losses that fall from 8 to 2, with noise."""
         noise = random.Random(seed)
         for number in range(count):
-            assert not self(2 + 6 * math.exp(-number / 10)
-                            + noise.gauss(0, 0.1),
-                            math.exp(noise.gauss(0, 0.3)))
+            assert not self(
+                2 + 6 * math.exp(-number / 10) + noise.gauss(0, 0.1),
+                math.exp(noise.gauss(0, 0.3)),
+            )
         assert self.detector.trouble is None
         return self
 
@@ -62,10 +67,14 @@ def test_the_guard_does_not_wait_for_ever():
     assert (feed.detector.trouble.first, feed.detector.trouble.end) == (60, 80)
 
 
-@pytest.mark.parametrize("seen, reason", [
-    (dict(loss=math.nan), "loss is nan"),
-    (dict(loss=math.inf), "loss is inf"),
-    (dict(norm=math.inf), "gradient norm is inf")])
+@pytest.mark.parametrize(
+    "seen, reason",
+    [
+        (dict(loss=math.nan), "loss is nan"),
+        (dict(loss=math.inf), "loss is inf"),
+        (dict(norm=math.inf), "gradient norm is inf"),
+    ],
+)
 def test_no_number_is_trouble_at_once_even_at_the_start(seen, reason):
     feed = Feed()
     feed(2.0)
@@ -113,8 +122,9 @@ def observe(guard, loss):
 
 def test_the_guard_stops_rolls_back_or_does_nothing():
     assert observe(divergence.Guard(), math.nan) == ""
-    with pytest.raises(errors.UserError,
-                       match=r"loss is nan at step 8 .*learning_rate"):
+    with pytest.raises(
+        errors.UserError, match=r"loss is nan at step 8 .*learning_rate"
+    ):
         observe(divergence.Guard("stop"), math.nan)
     with pytest.raises(divergence.Diverged) as caught:
         observe(divergence.Guard("rollback"), math.nan)
@@ -122,6 +132,7 @@ def test_the_guard_stops_rolls_back_or_does_nothing():
 
 
 # Where a run goes back to.
+
 
 def skips_in(path, *jumps):
     skips = divergence.Skips(str(path))
@@ -147,12 +158,20 @@ def test_a_later_rollback_voids_the_jumps_behind_it(tmp_path):
     assert skips.resume(150) == (150, 67)
 
 
-@pytest.mark.parametrize("text", [
-    "", "[]", "{}", '{"rollbacks": 1, "skipped": [3]}', "[" * 100000,
-    '{"rollbacks": 1e999, "skipped": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"rollbacks": 1, "skipped": [3]}',
+        "[" * 100000,
+        '{"rollbacks": 1e999, "skipped": []}',
+    ],
+)
 def test_a_damaged_list_of_skips_is_an_error(tmp_path, text):
     (tmp_path / "rollbacks.json").write_text(text)
-    with pytest.raises(errors.UserError, match="write {\"rollbacks\": 0"):
+    with pytest.raises(errors.UserError, match='write {"rollbacks": 0'):
         divergence.Skips(str(tmp_path))
 
 
@@ -161,8 +180,10 @@ def test_target_is_the_last_checkpoint_before_the_trouble(tmp_path):
 
     def target(first, *jumps):
         return divergence.rollback_target(
-            written, divergence.Trouble(first, first + 1, 1, "x"),
-            skips_in(tempfile.mkdtemp(dir=str(tmp_path)), *jumps))
+            written,
+            divergence.Trouble(first, first + 1, 1, "x"),
+            skips_in(tempfile.mkdtemp(dir=str(tmp_path)), *jumps),
+        )
 
     assert target(100) == 2
     assert target(99) == 1
@@ -171,11 +192,12 @@ def test_target_is_the_last_checkpoint_before_the_trouble(tmp_path):
     assert target(10, (0, 8)) == 0
     with pytest.raises(errors.UserError, match="--keep_checkpoint_max"):
         divergence.rollback_target(
-            written[1:], divergence.Trouble(49, 50, 1, "x"),
-            skips_in(tmp_path))
+            written[1:], divergence.Trouble(49, 50, 1, "x"), skips_in(tmp_path)
+        )
 
 
 # A whole run.
+
 
 @pytest.fixture
 def pretraining(tmp_path):
@@ -183,30 +205,40 @@ def pretraining(tmp_path):
 
 
 def test_a_planted_spike_is_rolled_back(pretraining, log_lines):
-    expected = pretraining("clean", is_evaluated=True,
-                           divergence_guard="rollback")
+    expected = pretraining(
+        "clean", is_evaluated=True, divergence_guard="rollback"
+    )
     assert not [line for line in log_lines if "far above" in line]
     bad = range(112, 116)
-    loss = pretraining("planted", bad, is_evaluated=True,
-                       divergence_guard="rollback")
+    loss = pretraining(
+        "planted", bad, is_evaluated=True, divergence_guard="rollback"
+    )
     told = [line for line in log_lines if line.startswith("rollback")]
     assert len(told) == 1
     assert "rollback 1 of at most 3 to" in told[0]
     assert "model.ckpt-100: loss" in told[0]
-    assert told[0].endswith("at step 113 (batches 112 to 115); going on at "
-                            "batch 116")
+    assert told[0].endswith(
+        "at step 113 (batches 112 to 115); going on at batch 116"
+    )
     print("loss", expected, "with the planted spike", loss)
     assert abs(loss - expected) < 0.01 * expected
     # Step 240 took 256 batches: 16 were passed over, none overflowed.
     last = [line for line in log_lines if line.startswith("step=240 ")][-1]
     assert " overflows=0" in last
-    assert train_step.checkpoints.batches_seen(checkpoints.newest(
-        str(pretraining.folder / "planted"))) == 256
+    assert (
+        train_step.checkpoints.batches_seen(
+            checkpoints.newest(str(pretraining.folder / "planted"))
+        )
+        == 256
+    )
 
 
 def test_a_planted_spike_stops(pretraining, log_lines):
-    with pytest.raises(errors.UserError, match=r"diverged: loss .* at step 61"
-                       r" \(batches 60 to 6\d\)"):
+    with pytest.raises(
+        errors.UserError,
+        match=r"diverged: loss .* at step 61"
+        r" \(batches 60 to 6\d\)",
+    ):
         pretraining("stop", (60, 61), divergence_guard="stop")
     told = [line.split()[:2] for line in log_lines if "far above" in line]
     assert told[:2] == [["step=61", "batch=60"], ["step=62", "batch=61"]]
@@ -214,5 +246,9 @@ def test_a_planted_spike_stops(pretraining, log_lines):
 
 def test_rollbacks_come_to_an_end(pretraining, log_lines):
     with pytest.raises(errors.UserError, match="rollbacks so far: 1, and"):
-        pretraining("ends", range(60, 1000), divergence_guard="rollback",
-                    divergence_max_rollbacks=1)
+        pretraining(
+            "ends",
+            range(60, 1000),
+            divergence_guard="rollback",
+            divergence_max_rollbacks=1,
+        )

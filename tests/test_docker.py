@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """docker/: what the images are made of is there, and a linter agrees."""
+
 import fnmatch
 import json
 import os
@@ -12,8 +13,9 @@ import pytest
 from conftest import REPOSITORY
 
 FILES = sorted(REPOSITORY.glob("docker/Dockerfile.*"))
-pytestmark = pytest.mark.parametrize("path", FILES,
-                                     ids=[path.name for path in FILES])
+pytestmark = pytest.mark.parametrize(
+    "path", FILES, ids=[path.name for path in FILES]
+)
 
 
 def instructions(path):
@@ -25,8 +27,7 @@ def instructions(path):
 
 def named(path, name):
     """The arguments of all instructions of one name."""
-    return [arguments for word, arguments in instructions(path)
-            if word == name]
+    return [arguments for word, arguments in instructions(path) if word == name]
 
 
 def sources(path):
@@ -46,12 +47,11 @@ def test_every_source_of_a_copy_is_there(path):
     assert "requirements.txt" in found and "." in found
     for name in found:
         assert (REPOSITORY / name).exists(), name
-        assert not any(fnmatch.fnmatch(name, pattern)
-                       for pattern in ignored())
+        assert not any(fnmatch.fnmatch(name, pattern) for pattern in ignored())
 
 
 def test_base_image_has_a_fixed_tag(path):
-    base, = named(path, "FROM")
+    (base,) = named(path, "FROM")
     defaults = dict(line.split("=") for line in named(path, "ARG"))
     base = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match.group(1)], base)
     assert re.fullmatch(r"[\w./-]+:\d[\w.-]+", base), base
@@ -77,19 +77,34 @@ def test_requirements_leave_the_images_tensorflow_alone(path):
     if path.name != "Dockerfile.gpu":
         pytest.skip("installs TensorFlow itself")
     from pip._vendor.packaging.requirements import Requirement
+
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
-    wanted = [Requirement(line) for line in lines
-              if line and not line.startswith(("#", "-"))]
-    names = {one.name for one in wanted if one.marker is None
-             or one.marker.evaluate({"python_version": "3.8"})}
+    wanted = [
+        Requirement(line)
+        for line in lines
+        if line and not line.startswith(("#", "-"))
+    ]
+    names = {
+        one.name
+        for one in wanted
+        if one.marker is None or one.marker.evaluate({"python_version": "3.8"})
+    }
     assert names == {"regex", "safetensors", "absl-py", "tqdm", "six"}
 
 
 def test_hadolint_finds_nothing(path):
-    program = shutil.which("hadolint", path=os.pathsep.join(
-        [os.path.dirname(sys.executable), os.environ["PATH"]]))
+    program = shutil.which(
+        "hadolint",
+        path=os.pathsep.join(
+            [os.path.dirname(sys.executable), os.environ["PATH"]]
+        ),
+    )
     if program is None:
         pytest.skip("hadolint is not installed")
-    result = subprocess.run([program, str(path)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, universal_newlines=True)
+    result = subprocess.run(
+        [program, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
     assert result.stdout == ""

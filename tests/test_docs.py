@@ -5,6 +5,7 @@ Commands stand in bash fences. Flags are parsed and checked by the scripts that
 they are given to. A command of a README is run here, or says what it needs: in
 its line, or in a comment line above it in the fence.
 """
+
 import collections
 import glob
 import json
@@ -21,12 +22,17 @@ from conftest import REPOSITORY
 READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
 PAIRS = (READMES,) + tuple(
     (path.with_name(path.name.replace(".zh-CN", "")), path)
-    for path in sorted(REPOSITORY.glob("docs/*.zh-CN.md")))
-PAGES = READMES + (REPOSITORY / "CHANGELOG.md",
-                   REPOSITORY / "CONTRIBUTING.md") + tuple(
-    sorted(REPOSITORY.glob("docs/*.md")))
-NEEDS = re.compile(r"(needs .*(GPU|NPU|network|data|MPI)|"
-                   r"需要.*(GPU|NPU|联网|数据|MPI))")
+    for path in sorted(REPOSITORY.glob("docs/*.zh-CN.md"))
+)
+PAGES = (
+    READMES
+    + (REPOSITORY / "CHANGELOG.md", REPOSITORY / "CONTRIBUTING.md")
+    + tuple(sorted(REPOSITORY.glob("docs/*.md")))
+)
+NEEDS = re.compile(
+    r"(needs .*(GPU|NPU|network|data|MPI)|"
+    r"需要.*(GPU|NPU|联网|数据|MPI))"
+)
 # Programs that are not the suite's, and what a shell does itself.
 FOREIGN = ("source", "export", "pip3", "python3.7", "docker", "curl", "atc")
 # launcher: the script that gets its flags
@@ -34,17 +40,37 @@ LAUNCHED = {
     "scripts/create_pretraining_data.sh": "create_pretraining_data.py",
     "scripts/run_pretraining.sh": "run_pretraining.py",
     "scripts/run_squadv1.1.sh": "run_squad.py",
-    "scripts/run_squadv2.0.sh": "run_squad.py"}
-TASKS = {"pretraining": "run_pretraining.py", "squad_v1.1": "run_squad.py",
-         "squad_v2.0": "run_squad.py"}
-SCRIPTS = ("create_pretraining_data.py", "run_pretraining.py", "run_squad.py",
-           "convert_checkpoint.py", "scripts/benchmark.py",
-           "train_tokenizer.py", "run_classifier.py",
-           "run_multiple_choice.py", "run_tagger.py", "predict.py",
-           "export_model.py", "scripts/serve.py", "scripts/doctor.py")
+    "scripts/run_squadv2.0.sh": "run_squad.py",
+}
+TASKS = {
+    "pretraining": "run_pretraining.py",
+    "squad_v1.1": "run_squad.py",
+    "squad_v2.0": "run_squad.py",
+}
+SCRIPTS = (
+    "create_pretraining_data.py",
+    "run_pretraining.py",
+    "run_squad.py",
+    "convert_checkpoint.py",
+    "scripts/benchmark.py",
+    "train_tokenizer.py",
+    "run_classifier.py",
+    "run_multiple_choice.py",
+    "run_tagger.py",
+    "predict.py",
+    "export_model.py",
+    "scripts/serve.py",
+    "scripts/doctor.py",
+)
 # Pages whose commands run here on tiny models in place of the demo's.
-TUTORIALS = ("data.md", "pretraining.md", "squad.md", "resume.md",
-             "prediction.md", "export.md")
+TUTORIALS = (
+    "data.md",
+    "pretraining.md",
+    "squad.md",
+    "resume.md",
+    "prediction.md",
+    "export.md",
+)
 
 # text: without comments, on one line; needs: what its comments say.
 Command = collections.namedtuple("Command", "text needs")
@@ -55,14 +81,21 @@ Command = collections.namedtuple("Command", "text needs")
 
 def fences(path):
     """(language, text) of each fence."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"),
-                      re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```(\w*)\n(.*?)^```$",
+        path.read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
 
 
 def prose(path):
     """The text without its fences."""
-    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"),
-                  flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^```.*?^```$",
+        "",
+        path.read_text("utf-8"),
+        flags=re.MULTILINE | re.DOTALL,
+    )
 
 
 def commands(path):
@@ -91,15 +124,18 @@ def call(command, variables):
       command: text.
       variables: {name: value}; an assignment alone is added to it.
     """
-    text = re.sub(r"\$(\w+)", lambda match: variables.get(
-        match.group(1), match.group(0)), command)
+    text = re.sub(
+        r"\$(\w+)",
+        lambda match: variables.get(match.group(1), match.group(0)),
+        command,
+    )
     words = shlex.split(text)
     while words and re.match(r"\w+=", words[0]):
         name, _, value = words.pop(0).partition("=")
         variables[name] = value
     for place, word in enumerate(words):
         if re.match(r"(scripts/)?[\w.-]+\.(py|sh)$", word):
-            return word, words[place + 1:]
+            return word, words[place + 1 :]
     return None, words
 
 
@@ -117,15 +153,22 @@ def ids(paths):
 
 
 def test_a_fence_is_read_as_a_shell_reads_it():
-    text = ("# needs an NPU\nA=1 bash scripts/x.sh --b='c d' \\\n  --e  # f\n"
-            "T=\"y.py --g\"\nmpirun -x PATH python $T --h\n")
+    text = (
+        "# needs an NPU\nA=1 bash scripts/x.sh --b='c d' \\\n  --e  # f\n"
+        'T="y.py --g"\nmpirun -x PATH python $T --h\n'
+    )
     found = list(_commands_of_fence(text))
     assert [command.needs for command in found] == [
-        "# needs an NPUf", "# needs an NPU", "# needs an NPU"]
+        "# needs an NPUf",
+        "# needs an NPU",
+        "# needs an NPU",
+    ]
     variables = {}
     assert [call(command.text, variables) for command in found] == [
-        ("scripts/x.sh", ["--b=c d", "--e"]), (None, []),
-        ("y.py", ["--g", "--h"])]
+        ("scripts/x.sh", ["--b=c d", "--e"]),
+        (None, []),
+        ("y.py", ["--g", "--h"]),
+    ]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
@@ -142,39 +185,47 @@ def test_both_languages_have_the_same_commands(pair):
     english, chinese = (commands(path) for path in pair)
     assert len(english) > 3
     assert [c.text for c in english] == [c.text for c in chinese]
-    assert ([bool(NEEDS.search(c.needs)) for c in english]
-            == [bool(NEEDS.search(c.needs)) for c in chinese])
+    assert [bool(NEEDS.search(c.needs)) for c in english] == [
+        bool(NEEDS.search(c.needs)) for c in chinese
+    ]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].name)
 def test_both_languages_name_the_same_flags_and_files(pair):
     english, chinese = (
-        set(re.findall(r"--[a-z][\w-]+|\w+\.(?:py|sh|json|flags)",
-                       prose(path))) for path in pair)
+        set(re.findall(r"--[a-z][\w-]+|\w+\.(?:py|sh|json|flags)", prose(path)))
+        for path in pair
+    )
     assert len(english) > 10
     assert english == chinese
 
 
 def run_here():
     """The commands of the README that need nothing."""
-    return [command.text for command in commands(READMES[0])
-            if not NEEDS.search(command.needs)
-            and "=" not in command.text.split()[0]]
+    return [
+        command.text
+        for command in commands(READMES[0])
+        if not NEEDS.search(command.needs)
+        and "=" not in command.text.split()[0]
+    ]
 
 
 def test_a_command_that_needs_nothing_runs(tmp_path):
     (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
     program = tmp_path / "bin" / "python3"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\nexec "%s" -W ignore "$@"\n'
-                       % sys.executable)
+    program.write_text('#!/bin/sh\nexec "%s" -W ignore "$@"\n' % sys.executable)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
     for command in run_here():
         done = subprocess.run(
-            ["bash", "-c", command], cwd=str(tmp_path), timeout=120,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=dict(os.environ, PATH=path))
+            ["bash", "-c", command],
+            cwd=str(tmp_path),
+            timeout=120,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, PATH=path),
+        )
         assert done.returncode == 0, done.stdout.decode()
 
 
@@ -182,25 +233,37 @@ def test_a_command_that_needs_nothing_runs(tmp_path):
 def demo_output(tmp_path_factory):
     """What the demo leaves in output, with models that learned nothing."""
     import tiny
+
     output = tmp_path_factory.mktemp("output")
-    for name, parts in (("pretraining", ["masked_lm"]),
-                        ("squad_v1.1", ["question_answering"]),
-                        ("squad_v2.0", ["question_answering"])):
+    for name, parts in (
+        ("pretraining", ["masked_lm"]),
+        ("squad_v1.1", ["question_answering"]),
+        ("squad_v2.0", ["question_answering"]),
+    ):
         tiny.write_trained(output / "demo" / name, parts)
     return output
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
-    ran = [call(command.text, {})
-           for command in commands(REPOSITORY / "docs" / name)
-           if not NEEDS.search(command.needs)]
+    ran = [
+        call(command.text, {})
+        for command in commands(REPOSITORY / "docs" / name)
+        if not NEEDS.search(command.needs)
+    ]
     assert len(ran) > 2
     for script, words in ran:
-        words = [re.sub(r"(^|=)output/", r"\1%s/" % demo_output, word)
-                 for word in words]
-        forked(script, *[re.sub(r"(^|=)demo/", r"\1%s/demo/" % REPOSITORY,
-                                word) for word in words])
+        words = [
+            re.sub(r"(^|=)output/", r"\1%s/" % demo_output, word)
+            for word in words
+        ]
+        forked(
+            script,
+            *[
+                re.sub(r"(^|=)demo/", r"\1%s/demo/" % REPOSITORY, word)
+                for word in words
+            ],
+        )
 
 
 # --- Flags ------------------------------------------------------------------
@@ -248,10 +311,13 @@ def parse(lists):
     """What _PARSE says of {script: [arguments, ...]}."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PARSE, str(REPOSITORY)],
-        cwd=str(REPOSITORY), input=json.dumps(lists),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=str(REPOSITORY),
+        input=json.dumps(lists),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         universal_newlines=True,
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"))
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -269,8 +335,10 @@ def lists_of_flags():
                 if script != "create_pretraining_data.py":
                     arguments = ["--output_dir=output"] + arguments
                 else:
-                    arguments = ["--%s_file=file" % name for name in (
-                        "input", "output", "vocab", "merges")] + arguments
+                    arguments = [
+                        "--%s_file=file" % name
+                        for name in ("input", "output", "vocab", "merges")
+                    ] + arguments
             elif script == "predict.py":
                 arguments = arguments[1:]  # without the task
             if script in lists:
@@ -291,20 +359,30 @@ def test_scripts_take_the_flags_they_are_given(parsed):
 
 def flags_in_source(path):
     """Flags of a shell script, or of a script that uses argparse."""
-    lines = [line for line in path.read_text("utf-8").splitlines()
-             if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in path.read_text("utf-8").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     return set(re.findall(r"--([a-z][\w-]*)", "\n".join(lines)))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
 def test_other_scripts_take_the_flags_they_are_given(path):
     for script, arguments in calls(path):
-        if script is None or script in SCRIPTS or script in LAUNCHED or (
-                script == "scripts/run_8p.sh"):
+        if (
+            script is None
+            or script in SCRIPTS
+            or script in LAUNCHED
+            or (script == "scripts/run_8p.sh")
+        ):
             continue
         known = flags_in_source(REPOSITORY / script)
-        given = {word[2:].split("=")[0] for word in arguments
-                 if word.startswith("--")}
+        given = {
+            word[2:].split("=")[0]
+            for word in arguments
+            if word.startswith("--")
+        }
         assert given <= known, (script, given - known)
 
 
@@ -352,26 +430,33 @@ def is_default(text, value):
     return value == text or not value
 
 
-DEFAULTS = {"classification.md": "run_classifier.py",
-            "data.md": "create_pretraining_data.py",
-            "export.md": "export_model.py",
-            "multiple_choice.md": "run_multiple_choice.py",
-            "prediction.md": "predict.py", "pretraining.md":
-            "run_pretraining.py", "resume.md": "run_pretraining.py",
-            "serving.md": "scripts/serve.py", "squad.md": "run_squad.py",
-            "tagging.md": "run_tagger.py", "tokenizer.md":
-            "train_tokenizer.py"}
+DEFAULTS = {
+    "classification.md": "run_classifier.py",
+    "data.md": "create_pretraining_data.py",
+    "export.md": "export_model.py",
+    "multiple_choice.md": "run_multiple_choice.py",
+    "prediction.md": "predict.py",
+    "pretraining.md": "run_pretraining.py",
+    "resume.md": "run_pretraining.py",
+    "serving.md": "scripts/serve.py",
+    "squad.md": "run_squad.py",
+    "tagging.md": "run_tagger.py",
+    "tokenizer.md": "train_tokenizer.py",
+}
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES
-                                  if path.name in DEFAULTS], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if path.name in DEFAULTS], ids=str
+)
 def test_defaults_are_those_of_the_script(path, parsed):
     defaults = parsed["defaults"][DEFAULTS[path.name]]
     rows = default_tables(path)
     assert len(rows) > 3
-    assert [(name, text, defaults.get(name)) for name, text in rows
-            if name not in defaults
-            or not is_default(text, defaults[name])] == []
+    assert [
+        (name, text, defaults.get(name))
+        for name, text in rows
+        if name not in defaults or not is_default(text, defaults[name])
+    ] == []
 
 
 def test_a_wrong_default_is_noticed():
@@ -395,8 +480,10 @@ def test_the_index_names_every_page():
 def anchors(path):
     """The names that GitHub gives to the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-            for title in titles}
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in titles
+    }
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
@@ -412,8 +499,9 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
 def test_files_named_in_the_text_are_there(path):
-    names = re.findall(r"`((?:scripts|configs|docs|tests|\.ci)/[\w./{},*-]*)`",
-                       prose(path))
+    names = re.findall(
+        r"`((?:scripts|configs|docs|tests|\.ci)/[\w./{},*-]*)`", prose(path)
+    )
     if path in READMES:
         names += re.findall(r"`([\w/]+\.py)`", prose(path))
         assert len(names) > 20
@@ -427,14 +515,19 @@ def test_files_named_in_the_text_are_there(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
 def test_no_path_of_one_machine(path):
-    assert not re.search(r"(^|[\s=:\"'(`])/(home|root|Users|data|work)\b",
-                         path.read_text("utf-8"))
+    assert not re.search(
+        r"(^|[\s=:\"'(`])/(home|root|Users|data|work)\b",
+        path.read_text("utf-8"),
+    )
 
 
 @pytest.mark.parametrize("path", READMES, ids=ids(READMES))
 def test_messages_are_those_of_the_code(path):
-    code = "".join(file.read_text("utf-8") for pattern in (
-        "*.py", "*/*.py", "scripts/*.sh") for file in REPOSITORY.glob(pattern))
+    code = "".join(
+        file.read_text("utf-8")
+        for pattern in ("*.py", "*/*.py", "scripts/*.sh")
+        for file in REPOSITORY.glob(pattern)
+    )
     code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
     table = re.split(r"^## ", prose(path), flags=re.MULTILINE)[-2]
     messages = re.findall(r"^\| `([^`]*)`", table, re.MULTILINE)
@@ -455,9 +548,14 @@ def test_both_languages_have_the_same_results():
 
 
 def test_both_languages_show_the_same_demo():
-    shown = [re.search(r"<!-- demo: begin -->\n(.*?)<!-- demo: end -->",
-                       path.read_text("utf-8"), re.DOTALL).group(1)
-             for path in READMES]
+    shown = [
+        re.search(
+            r"<!-- demo: begin -->\n(.*?)<!-- demo: end -->",
+            path.read_text("utf-8"),
+            re.DOTALL,
+        ).group(1)
+        for path in READMES
+    ]
     assert "squad_v1.1 exact_match=" in shown[0]
     assert "squad_v2.0 exact=" in shown[0]
     assert shown[0] == shown[1]
@@ -466,6 +564,13 @@ def test_both_languages_show_the_same_demo():
 def test_the_model_zoo_gets_its_three_lines():
     lines = (REPOSITORY / "modelzoo_level.txt").read_text().splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "FuncStatus", "PerfStatus", "PrecisionStatus"]
+        "FuncStatus",
+        "PerfStatus",
+        "PrecisionStatus",
+    ]
     assert {line.split(":")[1] for line in lines} <= {
-        "OK", "POK", "NOK", "PERFECT"}
+        "OK",
+        "POK",
+        "NOK",
+        "PERFECT",
+    }

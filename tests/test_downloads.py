@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads from a server that breaks off, lies or sends something else."""
+
 import hashlib
 import os
 import types
@@ -24,12 +25,14 @@ def site():
 @pytest.fixture
 def fetch(site, tmp_path):
     """Function of a page that downloads it, expecting DATA."""
+
     def run(page, *, patience=PATIENCE, data=DATA):
         site.pages.clear()
         site.requests.clear()
         site.pages["/file"] = page
-        remote = downloads.Remote(site.base + "/file", len(data),
-                                  hashlib.sha256(data).hexdigest())
+        remote = downloads.Remote(
+            site.base + "/file", len(data), hashlib.sha256(data).hexdigest()
+        )
         return downloads.fetch(remote, str(tmp_path / "file"), patience)
 
     return run
@@ -74,14 +77,20 @@ def test_redirection_is_followed(fetch, site, tmp_path):
         answer(handler, 302, b"", Location="/elsewhere")
 
     site.pages.clear()
-    fetch(in_turn(lambda handler: site.pages.update(
-        {"/elsewhere": file(DATA)}) or page(handler)))
+    fetch(
+        in_turn(
+            lambda handler: (
+                site.pages.update({"/elsewhere": file(DATA)}) or page(handler)
+            )
+        )
+    )
     assert (tmp_path / "file").read_bytes() == DATA
 
 
 def test_endless_redirection_is_an_error(fetch):
-    assert "HTTP 302" in refused(fetch, lambda handler: answer(
-        handler, 302, b"", Location="/file"))
+    assert "HTTP 302" in refused(
+        fetch, lambda handler: answer(handler, 302, b"", Location="/file")
+    )
 
 
 # --- What breaks off --------------------------------------------------------
@@ -91,7 +100,10 @@ def test_broken_download_goes_on_where_it_was(fetch, site, tmp_path):
     fetch(file(DATA, at_most=4000))
     assert (tmp_path / "file").read_bytes() == DATA
     assert [range_ for _, range_ in site.requests] == [
-        None, "bytes=4000-", "bytes=8000-"]
+        None,
+        "bytes=4000-",
+        "bytes=8000-",
+    ]
 
 
 def test_next_command_goes_on_too(fetch, site, tmp_path):
@@ -117,12 +129,19 @@ def test_parts_of_two_versions_are_noticed(fetch, site, tmp_path):
     fetch(in_turn(file(old, tag=None, at_most=4000), file(DATA, tag=None)))
     assert (tmp_path / "file").read_bytes() == DATA
     assert [range_ for _, range_ in site.requests] == [
-        None, "bytes=4000-", None]
+        None,
+        "bytes=4000-",
+        None,
+    ]
 
 
 def test_server_without_ranges_sends_all_again(fetch, site, tmp_path):
-    fetch(in_turn(file(DATA, has_ranges=False, at_most=4000),
-                  file(DATA, has_ranges=False)))
+    fetch(
+        in_turn(
+            file(DATA, has_ranges=False, at_most=4000),
+            file(DATA, has_ranges=False),
+        )
+    )
     assert (tmp_path / "file").read_bytes() == DATA
     assert len(site.requests) == 2
 
@@ -163,9 +182,15 @@ def test_no_server_is_an_error(tmp_path):
 def test_passing_errors_are_waited_out(fetch, site, monkeypatch, tmp_path):
     waits = []
     monkeypatch.setattr(downloads.time, "sleep", waits.append)
-    fetch(in_turn(status(500), status(429, Retry_After="7"),
-                  status(503, Retry_After="3600"), file(DATA)),
-          patience=downloads.Patience(5.0, 5, 1.0))
+    fetch(
+        in_turn(
+            status(500),
+            status(429, Retry_After="7"),
+            status(503, Retry_After="3600"),
+            file(DATA),
+        ),
+        patience=downloads.Patience(5.0, 5, 1.0),
+    )
     assert waits == [1.0, 7.0, 60.0]
     assert (tmp_path / "file").read_bytes() == DATA
 
@@ -200,8 +225,11 @@ def test_endless_body_is_refused(fetch, tmp_path):
 
 
 def test_download_that_finds_no_room_is_not_begun(fetch, site, monkeypatch):
-    monkeypatch.setattr(downloads.shutil, "disk_usage",
-                        lambda path: types.SimpleNamespace(free=5120))
+    monkeypatch.setattr(
+        downloads.shutil,
+        "disk_usage",
+        lambda path: types.SimpleNamespace(free=5120),
+    )
     text = refused(fetch, file(DATA))
     assert "needs 10240 bytes more, and 5120 are free" in text
     assert site.requests == []
@@ -210,20 +238,25 @@ def test_download_that_finds_no_room_is_not_begun(fetch, site, monkeypatch):
 # --- Mirrors and proxies ----------------------------------------------------
 
 
-@pytest.mark.parametrize("url_base, expected", [
-    ("", "https://a.org/b/c.json"),
-    ("https://m.org", "https://m.org/b/c.json"),
-    ("http://m.org/x/", "http://m.org/x/b/c.json"),
-    ("a.org=https://m.org", "https://m.org/b/c.json"),
-    ("z.org=https://m.org", "https://a.org/b/c.json"),
-    ("z.org=https://n.org, a.org=https://m.org", "https://m.org/b/c.json"),
-    ("https://m.org/x=y", "https://m.org/x=y/b/c.json")])
+@pytest.mark.parametrize(
+    "url_base, expected",
+    [
+        ("", "https://a.org/b/c.json"),
+        ("https://m.org", "https://m.org/b/c.json"),
+        ("http://m.org/x/", "http://m.org/x/b/c.json"),
+        ("a.org=https://m.org", "https://m.org/b/c.json"),
+        ("z.org=https://m.org", "https://a.org/b/c.json"),
+        ("z.org=https://n.org, a.org=https://m.org", "https://m.org/b/c.json"),
+        ("https://m.org/x=y", "https://m.org/x=y/b/c.json"),
+    ],
+)
 def test_mirror_takes_the_place_of_a_host(url_base, expected):
     assert downloads.redirected("https://a.org/b/c.json", url_base) == expected
 
 
-@pytest.mark.parametrize("url_base", [
-    "m.org", "file:///etc", "a.org=m.org", "=", "https://"])
+@pytest.mark.parametrize(
+    "url_base", ["m.org", "file:///etc", "a.org=m.org", "=", "https://"]
+)
 def test_mirror_must_be_an_address(url_base):
     with pytest.raises(errors.UserError, match="--url_base is"):
         downloads.redirected("https://a.org/b", url_base)
@@ -237,7 +270,9 @@ def test_proxy_of_the_usual_variable_is_used(site, tmp_path, monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     url = "http://files.example/file"
     site.pages[url] = file(DATA)  # a proxy is asked for the whole address
-    downloads.fetch(downloads.Remote(
-        url, len(DATA), hashlib.sha256(DATA).hexdigest()),
-                    str(tmp_path / "file"), PATIENCE)
+    downloads.fetch(
+        downloads.Remote(url, len(DATA), hashlib.sha256(DATA).hexdigest()),
+        str(tmp_path / "file"),
+        PATIENCE,
+    )
     assert site.requests == [(url, None)]

@@ -3,6 +3,7 @@
 
 The command lines are the predecessor's, with fewer steps.
 """
+
 import json
 import math
 import re
@@ -52,6 +53,7 @@ SQUAD = """run_squad.py --vocab_file=$BERT_BASE_DIR/vocab.json
 
 class Result(typing.NamedTuple):
     """How a script ended."""
+
     code: int
     output: str
     log: str
@@ -64,8 +66,10 @@ class Chain:
         self.folder = folder
         self._process = process
         self._places = {
-            "BookCorpus_DIR": "corpus", "BERT_BASE_DIR": "base",
-            "SQUAD_DIR": "squad"}
+            "BookCorpus_DIR": "corpus",
+            "BERT_BASE_DIR": "base",
+            "SQUAD_DIR": "squad",
+        }
 
     def place(self, name):
         return self.folder / self._places[name]
@@ -73,9 +77,14 @@ class Chain:
     def run(self, text, *more, out="out", code=0):
         """Runs a script; gives a Result."""
         places = dict(self._places, OUT_DIR=out)
-        words = [re.sub(r"\$(\w+)", lambda match: str(
-            self.folder / places[match.group(1)]), word)
-                 for word in text.split()]
+        words = [
+            re.sub(
+                r"\$(\w+)",
+                lambda match: str(self.folder / places[match.group(1)]),
+                word,
+            )
+            for word in text.split()
+        ]
         self._process.stdin.write(json.dumps(words + list(more)) + "\n")
         self._process.stdin.flush()
         result = Result(*json.loads(self._process.stdout.readline()))
@@ -83,8 +92,11 @@ class Chain:
         return result
 
 
-TEXT = "".join("The river %d runs past the town of number %d.\n%s" % (
-    n, n * 7 % 50, "\n" * (n % 5 == 0)) for n in range(150))
+TEXT = "".join(
+    "The river %d runs past the town of number %d.\n%s"
+    % (n, n * 7 % 50, "\n" * (n % 5 == 0))
+    for n in range(150)
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +111,16 @@ def chain(tmp_path_factory):
         for part in ("train", "dev"):
             tiny.write_squad(
                 folder / "squad" / ("%s-%s.json" % (part, version)),
-                version_2=version == "v2.0", paragraphs=7)
+                version_2=version == "v2.0",
+                paragraphs=7,
+            )
     with subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            universal_newlines=True,
-            env=tiny.environment(npu=False)) as process:
+        [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+        env=tiny.environment(npu=False),
+    ) as process:
         yield Chain(folder, process)
         process.stdin.close()
 
@@ -112,8 +128,10 @@ def chain(tmp_path_factory):
 def read_results(directory):
     """The `key = value` lines of eval_results.txt."""
     lines = (directory / "eval_results.txt").read_text().splitlines()
-    return {key: float(value) for key, value in
-            (line.split(" = ") for line in lines)}
+    return {
+        key: float(value)
+        for key, value in (line.split(" = ") for line in lines)
+    }
 
 
 # --- The chain --------------------------------------------------------------
@@ -123,15 +141,22 @@ def read_results(directory):
 def built(chain):
     """Records to train on (static) and to evaluate on (dynamic)."""
     result = chain.run(CREATE)
-    chain.run(CREATE, "--masking=dynamic", "--dupe_factor=",
-              "--output_file=%s" % (chain.place("BookCorpus_DIR")
-                                    / "eval_data"))
+    chain.run(
+        CREATE,
+        "--masking=dynamic",
+        "--dupe_factor=",
+        "--output_file=%s" % (chain.place("BookCorpus_DIR") / "eval_data"),
+    )
     return result
 
 
-PRETRAIN_SHORT = ("--num_train_steps=8", "--num_warmup_steps=2",
-                  "--train_batch_size=4", "--display_loss_steps=2",
-                  "--do_eval=True")
+PRETRAIN_SHORT = (
+    "--num_train_steps=8",
+    "--num_warmup_steps=2",
+    "--train_batch_size=4",
+    "--display_loss_steps=2",
+    "--do_eval=True",
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +165,12 @@ def pretrained(chain, built):
     target = chain.place("BERT_BASE_DIR") / "tf_model"
     target.mkdir()
     for path in (chain.folder / "pretraining").glob("model.ckpt-8.*"):
-        shutil.copy(str(path), str(target / path.name.replace(
-            "model.ckpt-8", "roberta_large.ckpt")))
+        shutil.copy(
+            str(path),
+            str(
+                target / path.name.replace("model.ckpt-8", "roberta_large.ckpt")
+            ),
+        )
     return result
 
 
@@ -149,11 +178,11 @@ def test_tokenizer_files_go_along_with_the_model(chain, pretrained, answered):
     base = chain.place("BERT_BASE_DIR")
     for directory in (chain.folder / "pretraining", answered("v1.1")[0]):
         for name in ("vocab.json", "merges.txt"):
-            assert (directory / name).read_bytes() == (
-                base / name).read_bytes()
+            assert (directory / name).read_bytes() == (base / name).read_bytes()
     # The records of the pre-training are lower-cased, the questions are not.
-    assert json.loads((chain.folder / "pretraining" / "tokenizer_config.json")
-                      .read_text()) == {"do_lower_case": True}
+    assert json.loads(
+        (chain.folder / "pretraining" / "tokenizer_config.json").read_text()
+    ) == {"do_lower_case": True}
     assert not (chain.folder / "v1.1" / "tokenizer_config.json").exists()
 
 
@@ -162,23 +191,35 @@ def test_text_becomes_records(chain, built):
     static = records.read_manifest(str(corpus / "pretrain_data"))
     dynamic = records.read_manifest(str(corpus / "eval_data"))
     assert (static["masking"], dynamic["masking"]) == ("static", "dynamic")
-    assert sum(s["records"] for s in static["shards"]) == 5 * (
-        static["sequences"])
+    assert (
+        sum(s["records"] for s in static["shards"]) == 5 * (static["sequences"])
+    )
     assert "documents=31" in built.log and "dropped_tokens=0" in built.log
 
 
 def test_pretraining_writes_what_users_read(chain, pretrained):
     directory = chain.folder / "pretraining"
     names = {path.name for path in directory.iterdir()}
-    assert {"model.ckpt-8.index", "config.json", "eval_results.txt",
-            "checkpoint", "loss"} <= names
+    assert {
+        "model.ckpt-8.index",
+        "config.json",
+        "eval_results.txt",
+        "checkpoint",
+        "loss",
+    } <= names
     assert not [name for name in names if "incomplete" in name]
     assert list((directory / "loss").glob("events*"))
     lines = tiny.steps_of(pretrained.log)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    assert {"step", "loss", "learning_rate", "examples_per_second",
-            "loss_scale", "overflows"} <= set(lines[-1])
-    assert lines[-1]["loss_scale"] == 2 ** 15
+    assert {
+        "step",
+        "loss",
+        "learning_rate",
+        "examples_per_second",
+        "loss_scale",
+        "overflows",
+    } <= set(lines[-1])
+    assert lines[-1]["loss_scale"] == 2**15
     assert abs(lines[0]["loss"] - math.log(tiny.VOCAB_SIZE)) < 0.7
     assert "fp16 on a CPU" in pretrained.log
     assert "device=cpu" in pretrained.log
@@ -190,23 +231,38 @@ def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
     directory = chain.folder / "pretraining"
     scalars = tiny.scalars_of(directory / "loss")
     assert set(scalars) == {
-        "loss", "masked_lm_accuracy", "perplexity", "learning_rate",
-        "loss_scale", "overflows", "gradient_norm", "weight_norm",
-        "examples_per_second", "tokens_per_second", "eval/masked_lm_loss",
-        "eval/masked_lm_accuracy", "eval/perplexity"}
+        "loss",
+        "masked_lm_accuracy",
+        "perplexity",
+        "learning_rate",
+        "loss_scale",
+        "overflows",
+        "gradient_norm",
+        "weight_norm",
+        "examples_per_second",
+        "tokens_per_second",
+        "eval/masked_lm_loss",
+        "eval/masked_lm_accuracy",
+        "eval/perplexity",
+    }
     lines = tiny.steps_of(pretrained.log)
     for line in lines:
         for name in set(scalars) & set(line):
             assert scalars[name][line["step"]] == pytest.approx(
-                line[name], rel=0.01, abs=1e-4), name
+                line[name], rel=0.01, abs=1e-4
+            ), name
     # Of up to 128 tokens a sequence, those that are no padding.
     last = lines[-1]
     assert 64 < last["tokens_per_second"] / last["examples_per_second"] < 128
-    weights = [tf.train.load_variable(str(directory), name)
-               for name, _ in tf.train.list_variables(str(directory))
-               if name.startswith(("bert/", "cls/")) and "/adam_" not in name]
-    assert scalars["weight_norm"][8] == pytest.approx(math.sqrt(
-        sum((w.astype(np.float64) ** 2).sum() for w in weights)), rel=1e-5)
+    weights = [
+        tf.train.load_variable(str(directory), name)
+        for name, _ in tf.train.list_variables(str(directory))
+        if name.startswith(("bert/", "cls/")) and "/adam_" not in name
+    ]
+    assert scalars["weight_norm"][8] == pytest.approx(
+        math.sqrt(sum((w.astype(np.float64) ** 2).sum() for w in weights)),
+        rel=1e-5,
+    )
     results = read_results(directory)
     for name in set(results) - {"global_step"}:
         assert scalars["eval/" + name] == {8: pytest.approx(results[name])}
@@ -215,15 +271,21 @@ def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
 def test_evaluation_is_the_same_every_time(chain, pretrained):
     directory = chain.folder / "pretraining"
     results = read_results(directory)
-    assert set(results) == {"masked_lm_loss", "masked_lm_accuracy",
-                            "perplexity", "global_step"}
+    assert set(results) == {
+        "masked_lm_loss",
+        "masked_lm_accuracy",
+        "perplexity",
+        "global_step",
+    }
     assert results["global_step"] == 8
     assert results["perplexity"] == pytest.approx(
-        math.exp(results["masked_lm_loss"]))
+        math.exp(results["masked_lm_loss"])
+    )
     (directory / "eval_results.txt").unlink()
     # The same command again: nothing is left to train, other batches.
-    again = chain.run(PRETRAIN, *PRETRAIN_SHORT, "--eval_batch_size=5",
-                      out="pretraining")
+    again = chain.run(
+        PRETRAIN, *PRETRAIN_SHORT, "--eval_batch_size=5", out="pretraining"
+    )
     assert not tiny.steps_of(again.log)
     assert "step=8 of num_train_steps=8: nothing is left" in again.log
     assert read_results(directory) == pytest.approx(results, rel=1e-5)
@@ -235,9 +297,13 @@ def test_evaluation_ends_after_max_eval_steps(chain, pretrained):
     logs = {}
     for steps in (0, 2, 1000):
         logs[steps] = chain.run(
-            PRETRAIN, *PRETRAIN_SHORT, "--do_train=False",
-            "--max_eval_steps=%d" % steps, "--eval_batch_size=3",
-            out="pretraining").log
+            PRETRAIN,
+            *PRETRAIN_SHORT,
+            "--do_train=False",
+            "--max_eval_steps=%d" % steps,
+            "--eval_batch_size=3",
+            out="pretraining",
+        ).log
     total = re.search(r"evaluating (\d+) of \1 sequences", logs[0]).group(1)
     assert "evaluating 6 of %s sequences" % total in logs[2]
     assert "evaluating %s of %s sequences" % (total, total) in logs[1000]
@@ -251,40 +317,52 @@ def answered(chain, pretrained):
 
     def run(version):
         if version not in done:
-            text = SQUAD % {"version": version,
-                            "negative": version == "v2.0"}
+            text = SQUAD % {"version": version, "negative": version == "v2.0"}
             done[version] = chain.run(text, "--num_workers=1", out=version)
         return chain.folder / version, done[version]
 
     return run
 
 
-@pytest.mark.parametrize("version, script, keys", [
-    ("v1.1", "evaluate-v1.1.py", {"exact_match", "f1"}),
-    ("v2.0", "evaluate-v2.0.py", {"exact", "f1", "best_exact", "best_f1"})])
-def test_questions_are_answered_and_scored(chain, answered, version, script,
-                                           keys):
+@pytest.mark.parametrize(
+    "version, script, keys",
+    [
+        ("v1.1", "evaluate-v1.1.py", {"exact_match", "f1"}),
+        ("v2.0", "evaluate-v2.0.py", {"exact", "f1", "best_exact", "best_f1"}),
+    ],
+)
+def test_questions_are_answered_and_scored(
+    chain, answered, version, script, keys
+):
     directory, result = answered(version)
     assert "variables loaded" in result.log
-    document = json.loads((chain.place("SQUAD_DIR") / (
-        "dev-%s.json" % version)).read_text())
-    contexts = {q["id"]: paragraph["context"] for article in document["data"]
-                for paragraph in article["paragraphs"]
-                for q in paragraph["qas"]}
+    document = json.loads(
+        (chain.place("SQUAD_DIR") / ("dev-%s.json" % version)).read_text()
+    )
+    contexts = {
+        q["id"]: paragraph["context"]
+        for article in document["data"]
+        for paragraph in article["paragraphs"]
+        for q in paragraph["qas"]
+    }
     predictions = json.loads((directory / "predictions.json").read_text())
     nbest = json.loads((directory / "nbest_predictions.json").read_text())
     assert set(predictions) == set(nbest) == set(contexts)
     for name, text in predictions.items():
         assert text in contexts[name] and (text or version == "v2.0")
         assert {"text", "probability", "start_logit", "end_logit"} <= set(
-            nbest[name][0])
+            nbest[name][0]
+        )
     arguments = ["$SQUAD_DIR/dev-%s.json $OUT_DIR/predictions.json" % version]
     if version == "v2.0":
         odds = json.loads((directory / "null_odds.json").read_text())
         assert set(odds) == set(contexts)
         arguments.append("--na-prob-file $OUT_DIR/null_odds.json")
-    scores = json.loads(chain.run("scripts/%s %s" % (
-        script, " ".join(arguments)), out=version).output)
+    scores = json.loads(
+        chain.run(
+            "scripts/%s %s" % (script, " ".join(arguments)), out=version
+        ).output
+    )
     assert keys <= set(scores)
     found = read_results(directory)
     for key in keys & set(found):
@@ -293,16 +371,22 @@ def test_questions_are_answered_and_scored(chain, answered, version, script,
     assert {"loss", "span_accuracy", "gradient_norm"} <= set(scalars)
     step = max(scalars["loss"])
     assert {name: scalars["eval/" + name] for name in found} == {
-        name: {step: pytest.approx(value)} for name, value in found.items()}
+        name: {step: pytest.approx(value)} for name, value in found.items()
+    }
 
 
 def test_prediction_alone_gives_the_same_answers(chain, answered):
     directory, _ = answered("v1.1")
     before = (directory / "predictions.json").read_text()
     (directory / "predictions.json").unlink()
-    chain.run(SQUAD % {"version": "v1.1", "negative": False},
-              "--do_train=False", "--init_checkpoint=", "--num_workers=1",
-              "--predict_batch_size=3", out="v1.1")
+    chain.run(
+        SQUAD % {"version": "v1.1", "negative": False},
+        "--do_train=False",
+        "--init_checkpoint=",
+        "--num_workers=1",
+        "--predict_batch_size=3",
+        out="v1.1",
+    )
     assert (directory / "predictions.json").read_text() == before
 
 
@@ -314,22 +398,35 @@ PREDICT = """predict.py answer --model=$OUT_DIR --predict_batch_size=3
 @pytest.mark.parametrize("version", ["v1.1", "v2.0"])
 def test_a_loaded_model_gives_the_same_answers(chain, answered, version):
     directory, _ = answered(version)
-    chain.run(PREDICT % {"version": version, "negative": version == "v2.0"},
-              "--max_seq_length=512", out=version)
+    chain.run(
+        PREDICT % {"version": version, "negative": version == "v2.0"},
+        "--max_seq_length=512",
+        out=version,
+    )
     assert json.loads((directory / "same.json").read_text()) == json.loads(
-        (directory / "predictions.json").read_text())
+        (directory / "predictions.json").read_text()
+    )
 
 
 def test_every_option_of_fine_tuning_at_once(chain, pretrained):
     out = chain.folder / "options"
     result = chain.run(
-        SQUAD % {"version": "v2.0", "negative": True}, "--num_workers=1",
-        "--answerability_head=True", "--optimizer_type=lamb",
-        "--num_accumulation_steps=2", "--layerwise_lr_decay=0.8",
-        "--recompute_layers=True", "--null_score_diff_threshold=-1000",
-        "--clip_norm=0", "--max_seq_length=40", "--doc_stride=8",
-        "--max_query_length=16", "--display_loss_steps=1",
-        "--n_best_size=3", out="options")
+        SQUAD % {"version": "v2.0", "negative": True},
+        "--num_workers=1",
+        "--answerability_head=True",
+        "--optimizer_type=lamb",
+        "--num_accumulation_steps=2",
+        "--layerwise_lr_decay=0.8",
+        "--recompute_layers=True",
+        "--null_score_diff_threshold=-1000",
+        "--clip_norm=0",
+        "--max_seq_length=40",
+        "--doc_stride=8",
+        "--max_query_length=16",
+        "--display_loss_steps=1",
+        "--n_best_size=3",
+        out="options",
+    )
     assert "4 begin anew (cls/squad/" in result.log
     names = dict(tf.train.list_variables(str(out)))
     assert names["cls/squad/answerable/kernel"] == [32, 1]
@@ -341,18 +438,25 @@ def test_every_option_of_fine_tuning_at_once(chain, pretrained):
     assert {len(answers) for answers in nbest.values()} == {3}
     assert read_results(out)["best_f1"] >= read_results(out)["f1"]
     # The loaded model sees the classifier and the windows too.
-    chain.run(PREDICT % {"version": "v2.0", "negative": True},
-              "--max_seq_length=40", "--doc_stride=8",
-              "--max_query_length=16", "--n_best_size=3",
-              "--output_file=%s" % (out / "same.jsonl"), out="options")
+    chain.run(
+        PREDICT % {"version": "v2.0", "negative": True},
+        "--max_seq_length=40",
+        "--doc_stride=8",
+        "--max_query_length=16",
+        "--n_best_size=3",
+        "--output_file=%s" % (out / "same.jsonl"),
+        out="options",
+    )
     odds = json.loads((out / "null_odds.json").read_text())
     lines = (out / "same.jsonl").read_text().splitlines()
     assert len(lines) == len(odds)
     for result in map(json.loads, lines):
-        assert result["null_odds"] == pytest.approx(odds[result["id"]],
-                                                    abs=1e-5)
+        assert result["null_odds"] == pytest.approx(
+            odds[result["id"]], abs=1e-5
+        )
         assert [entry["text"] for entry in result["nbest"]] == [
-            entry["text"] for entry in nbest[result["id"]]]
+            entry["text"] for entry in nbest[result["id"]]
+        ]
 
 
 # --- Both platforms ---------------------------------------------------------
@@ -365,27 +469,37 @@ def write_sequences(directory, vocab_size=300):
     with records.RecordWriter(str(directory / "a.tfrecord")) as writer:
         for _ in range(40):
             ids = random.randint(4, vocab_size - 1, random.randint(5, 40))
-            writer.write(records.encode_example(
-                {"input_ids": np.concatenate([[0], ids, [2]])}))
+            writer.write(
+                records.encode_example(
+                    {"input_ids": np.concatenate([[0], ids, [2]])}
+                )
+            )
     return directory
 
 
 def test_losses_of_20_steps_are_those_of_the_other_platform(
-        chain, golden_checkpoint, tmp_path):
+    chain, golden_checkpoint, tmp_path
+):
     """From one checkpoint and without dropout; recorded on the first one."""
     result = chain.run(
-        "run_pretraining.py --do_train=True", "--output_dir=%s" % (
-            tmp_path / "out"),
+        "run_pretraining.py --do_train=True",
+        "--output_dir=%s" % (tmp_path / "out"),
         "--bert_config_file=%s" % (GOLDEN / "masked_lm" / "config.json"),
         "--init_checkpoint=%s" % golden_checkpoint("masked_lm"),
         "--input_files_dir=%s" % write_sequences(tmp_path / "records"),
-        "--max_seq_length=48", "--max_predictions_per_seq=8",
-        "--train_batch_size=4", "--num_accumulation_steps=2",
-        "--num_train_steps=20", "--num_warmup_steps=2",
-        "--learning_rate=1e-3", "--display_loss_steps=1")
+        "--max_seq_length=48",
+        "--max_predictions_per_seq=8",
+        "--train_batch_size=4",
+        "--num_accumulation_steps=2",
+        "--num_train_steps=20",
+        "--num_warmup_steps=2",
+        "--learning_rate=1e-3",
+        "--display_loss_steps=1",
+    )
     recorded = json.loads((DATA / "losses_of_20_steps.json").read_text())
-    np.testing.assert_allclose(tiny.losses_of(result.log), recorded, rtol=0,
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        tiny.losses_of(result.log), recorded, rtol=0, atol=1e-4
+    )
     assert "42 variables loaded, 0 begin anew" in result.log
 
 
@@ -401,22 +515,29 @@ def bad(chain, built):
     (folder / "latin.txt").write_bytes("größe\n".encode("latin-1"))
     (folder / "text.json").write_text("no JSON")
     (folder / "shape.json").write_text('{"data": [{"paragraphs": 3}]}')
-    config = json.loads((chain.place("BERT_BASE_DIR")
-                         / "config.json").read_text())
-    for name, change in (("larger", {"vocab_size": 300}),
-                         ("wide", {"hidden_size": 64}),
-                         ("short", {"max_position_embeddings": 66})):
-        (folder / (name + ".json")).write_text(json.dumps(
-            dict(config, **change)))
+    config = json.loads(
+        (chain.place("BERT_BASE_DIR") / "config.json").read_text()
+    )
+    for name, change in (
+        ("larger", {"vocab_size": 300}),
+        ("wide", {"hidden_size": 64}),
+        ("short", {"max_position_embeddings": 66}),
+    ):
+        (folder / (name + ".json")).write_text(
+            json.dumps(dict(config, **change))
+        )
     (folder / "none").mkdir()
-    shutil.copytree(str(chain.place("BookCorpus_DIR") / "pretrain_data"),
-                    str(folder / "bare"))
+    shutil.copytree(
+        str(chain.place("BookCorpus_DIR") / "pretrain_data"),
+        str(folder / "bare"),
+    )
     (folder / "bare" / "manifest.json").unlink()
     shutil.copytree(str(folder / "bare"), str(folder / "cut"))
     shard = next((folder / "cut").glob("*.tfrecord"))
     shard.write_bytes(shard.read_bytes()[:-10])
-    squad = json.loads((chain.place("SQUAD_DIR")
-                        / "train-v1.1.json").read_text())
+    squad = json.loads(
+        (chain.place("SQUAD_DIR") / "train-v1.1.json").read_text()
+    )
     question = squad["data"][0]["paragraphs"][0]["qas"][0]
     question["answers"][0]["answer_start"] = 3
     (folder / "moved.json").write_text(json.dumps(squad))
@@ -432,55 +553,96 @@ WRONG_FOR_CREATE = [
     ("empty input", ["--input_file=$BAD/empty.txt"], ["empty.txt"]),
     ("no UTF-8", ["--input_file=$BAD/latin.txt"], ["latin.txt", "UTF-8"]),
     ("no vocabulary", ["--vocab_file=$BAD/missing.json"], ["missing.json"]),
-    ("no room for masks", ["--max_predictions_per_seq=0"],
-     ["max_predictions_per_seq", ">= 1|from 1"]),
+    (
+        "no room for masks",
+        ["--max_predictions_per_seq=0"],
+        ["max_predictions_per_seq", ">= 1|from 1"],
+    ),
     ("share of 0", ["--masked_lm_prob=0"], ["--masked_lm_prob"]),
     ("share of 1", ["--masked_lm_prob=1"], ["--masked_lm_prob"]),
     ("length of 2", ["--max_seq_length=2"], ["max_seq_length"]),
-    ("more shards than text", ["--num_shards=99999", "--input_file="
-                               "$BAD/shape.json"], ["fewer shards"]),
+    (
+        "more shards than text",
+        ["--num_shards=99999", "--input_file=$BAD/shape.json"],
+        ["fewer shards"],
+    ),
 ]
 WRONG_FOR_PRETRAINING = [
     ("nothing to do", ["--do_train=False"], ["--do_train", "--do_eval"]),
     ("no config", ["--bert_config_file="], ["--bert_config_file"]),
-    ("missing config", ["--bert_config_file=$BAD/missing.json"],
-     ["missing.json"]),
+    (
+        "missing config",
+        ["--bert_config_file=$BAD/missing.json"],
+        ["missing.json"],
+    ),
     ("config is text", ["--bert_config_file=$BAD/text.json"], ["not JSON"]),
     ("no records", ["--input_files_dir=$BAD/none"], ["none", "tfrecord"]),
     ("missing records", ["--input_files_dir=$BAD/missing"], ["missing"]),
     ("no place given", ["--input_files_dir="], ["no file of records"]),
-    ("missing evaluation records",
-     ["--do_eval=True", "--eval_files_dir=$BAD/missing"], ["missing"]),
-    ("another length", ["--max_seq_length=64"],
-     ["max_seq_length 128", "--max_seq_length=128"]),
-    ("another length, no manifest",
-     ["--max_seq_length=64", "--input_files_dir=$BAD/bare"],
-     ["length 128", "64"]),
-    ("another number of masks", ["--max_predictions_per_seq=10"],
-     ["--max_predictions_per_seq=20"]),
-    ("no room for masks", ["--max_predictions_per_seq=0"],
-     ["max_predictions_per_seq", ">= 1"]),
+    (
+        "missing evaluation records",
+        ["--do_eval=True", "--eval_files_dir=$BAD/missing"],
+        ["missing"],
+    ),
+    (
+        "another length",
+        ["--max_seq_length=64"],
+        ["max_seq_length 128", "--max_seq_length=128"],
+    ),
+    (
+        "another length, no manifest",
+        ["--max_seq_length=64", "--input_files_dir=$BAD/bare"],
+        ["length 128", "64"],
+    ),
+    (
+        "another number of masks",
+        ["--max_predictions_per_seq=10"],
+        ["--max_predictions_per_seq=20"],
+    ),
+    (
+        "no room for masks",
+        ["--max_predictions_per_seq=0"],
+        ["max_predictions_per_seq", ">= 1"],
+    ),
     ("share of 1", ["--masked_lm_prob=1"], ["--masked_lm_prob", "0.15"]),
     ("beyond the positions", ["--max_seq_length=600"], ["600", "512"]),
-    ("positions of the config", ["--bert_config_file=$BAD/short.json"],
-     ["128", "64"]),
-    ("another vocabulary", ["--bert_config_file=$BAD/larger.json"],
-     ["vocab_size 261", "300"]),
+    (
+        "positions of the config",
+        ["--bert_config_file=$BAD/short.json"],
+        ["128", "64"],
+    ),
+    (
+        "another vocabulary",
+        ["--bert_config_file=$BAD/larger.json"],
+        ["vocab_size 261", "300"],
+    ),
     ("cut records", ["--input_files_dir=$BAD/cut"], ["truncated|ends"]),
     ("long warm-up", ["--num_warmup_steps=8"], ["--num_warmup_steps"]),
     ("no output", ["--output_dir="], ["--output_dir"]),
     ("output is a file", ["--output_dir=$BAD/file"], ["file"]),
-    ("output is a pattern", ["--output_dir=$BAD/../refused[1]"],
-     ["for a pattern", "--output_dir"]),
+    (
+        "output is a pattern",
+        ["--output_dir=$BAD/../refused[1]"],
+        ["for a pattern", "--output_dir"],
+    ),
     ("log directory is a file", ["--out_log_dir=$BAD/file"], ["file"]),
     ("no number", ["--train_batch_size=many"], ["a whole number >= 1"]),
     ("no batch", ["--train_batch_size=0"], ["a whole number >= 1"]),
-    ("a batch beyond numbers", ["--train_batch_size=" + "9" * 20],
-     ["a whole number >= 1, at most 2147483647"]),
-    ("a batch beyond devices", ["--train_batch_size=1000000000"],
-     ["tokens an update"]),
-    ("a blank for =", ["--do_eval", "False"], ["'False' is no flag",
-                                               "--do_train=False"]),
+    (
+        "a batch beyond numbers",
+        ["--train_batch_size=" + "9" * 20],
+        ["a whole number >= 1, at most 2147483647"],
+    ),
+    (
+        "a batch beyond devices",
+        ["--train_batch_size=1000000000"],
+        ["tokens an update"],
+    ),
+    (
+        "a blank for =",
+        ["--do_eval", "False"],
+        ["'False' is no flag", "--do_train=False"],
+    ),
     ("a moment that never decays", ["--adam_beta1=1"], ["below 1"]),
     ("no epsilon", ["--adam_epsilon=0"], ["above 0"]),
     ("a rate that is no number", ["--learning_rate=nan"], ["a number >= 0"]),
@@ -489,47 +651,84 @@ WRONG_FOR_PRETRAINING = [
     ("no GPU", ["--accelerator=gpu"], ["sees no GPU"]),
     ("no NPU", ["--accelerator=npu"], ["npu_bridge", "install"]),
     ("two ways to fp16", ["--use_fp16=True"], ["take one"]),
-    ("loss scale of a half", ["--npu_bert_loss_scale=0.5"],
-     ["--npu_bert_loss_scale"]),
-    ("missing checkpoint", ["--init_checkpoint=$BAD/missing.ckpt"],
-     ["missing.ckpt"]),
-    ("checkpoint is text", ["--init_checkpoint=$BAD/text.json"],
-     ["text.json"]),
-    ("nothing to evaluate",
-     ["--do_train=False", "--do_eval=True",
-      "--eval_files_dir=$BAD/../corpus/eval_data"], ["no checkpoint"]),
+    (
+        "loss scale of a half",
+        ["--npu_bert_loss_scale=0.5"],
+        ["--npu_bert_loss_scale"],
+    ),
+    (
+        "missing checkpoint",
+        ["--init_checkpoint=$BAD/missing.ckpt"],
+        ["missing.ckpt"],
+    ),
+    ("checkpoint is text", ["--init_checkpoint=$BAD/text.json"], ["text.json"]),
+    (
+        "nothing to evaluate",
+        [
+            "--do_train=False",
+            "--do_eval=True",
+            "--eval_files_dir=$BAD/../corpus/eval_data",
+        ],
+        ["no checkpoint"],
+    ),
 ]
 WRONG_FOR_SQUAD = [
-    ("nothing to do", ["--do_train=False", "--do_predict=False"],
-     ["--do_train", "--do_predict"]),
+    (
+        "nothing to do",
+        ["--do_train=False", "--do_predict=False"],
+        ["--do_train", "--do_predict"],
+    ),
     ("no training file", ["--train_file="], ["--train_file"]),
     ("missing file", ["--train_file=$BAD/missing.json"], ["missing.json"]),
     ("no JSON", ["--predict_file=$BAD/text.json"], ["text.json", "JSON"]),
     ("another shape", ["--train_file=$BAD/shape.json"], ["shape.json"]),
-    ("v2.0 without the flag",
-     ["--train_file=$BAD/../squad/train-v2.0.json"],
-     ["--version_2_with_negative"]),
-    ("answer elsewhere", ["--train_file=$BAD/moved.json"],
-     ["q0", "answer_start"]),
-    ("another vocabulary", ["--bert_config_file=$BAD/larger.json"],
-     ["261", "300"]),
+    (
+        "v2.0 without the flag",
+        ["--train_file=$BAD/../squad/train-v2.0.json"],
+        ["--version_2_with_negative"],
+    ),
+    (
+        "answer elsewhere",
+        ["--train_file=$BAD/moved.json"],
+        ["q0", "answer_start"],
+    ),
+    (
+        "another vocabulary",
+        ["--bert_config_file=$BAD/larger.json"],
+        ["261", "300"],
+    ),
     ("no vocabulary", ["--vocab_file=$BAD/missing.json"], ["missing.json"]),
     ("no merges", ["--merges_file="], ["merges"]),
     ("beyond the positions", ["--max_seq_length=600"], ["600", "512"]),
-    ("no room for context", ["--max_seq_length=64", "--max_query_length=64"],
-     ["doc_stride", "max_seq_length"]),
+    (
+        "no room for context",
+        ["--max_seq_length=64", "--max_query_length=64"],
+        ["doc_stride", "max_seq_length"],
+    ),
     ("no stride", ["--doc_stride=0"], ["doc_stride"]),
-    ("a hundred thousand processes", ["--num_workers=100000"],
-     ["from 0 to 1024"]),
+    (
+        "a hundred thousand processes",
+        ["--num_workers=100000"],
+        ["from 0 to 1024"],
+    ),
     ("passes without end", ["--num_train_epochs=1e30"], ["to 100000"]),
-    ("no checkpoint", ["--do_train=False", "--init_checkpoint="],
-     ["no checkpoint"]),
-    ("missing checkpoint", ["--init_checkpoint=$BAD/missing.ckpt"],
-     ["missing.ckpt"]),
+    (
+        "no checkpoint",
+        ["--do_train=False", "--init_checkpoint="],
+        ["no checkpoint"],
+    ),
+    (
+        "missing checkpoint",
+        ["--init_checkpoint=$BAD/missing.ckpt"],
+        ["missing.ckpt"],
+    ),
     ("untrained head", ["--do_train=False"], ["cls/squad"]),
     ("a TPU", ["--use_tpu=True"], ["--use_tpu", "--accelerator"]),
-    ("head for v2.0", ["--answerability_head=True"],
-     ["--version_2_with_negative"]),
+    (
+        "head for v2.0",
+        ["--answerability_head=True"],
+        ["--version_2_with_negative"],
+    ),
 ]
 
 
@@ -537,8 +736,11 @@ def check_refused(chain, text, flags, words, out="refused"):
     """Runs a command line that must end in one line and leave nothing."""
     before = sorted(chain.folder.iterdir())
     result = chain.run(
-        text, *[flag.replace("$BAD", str(chain.folder / "bad"))
-                for flag in flags], out=out, code=1)
+        text,
+        *[flag.replace("$BAD", str(chain.folder / "bad")) for flag in flags],
+        out=out,
+        code=1,
+    )
     last = refusals.check(text.split()[0], result.log, words)
     left = set(chain.folder.iterdir()) - set(before)
     for path in left:
@@ -547,28 +749,38 @@ def check_refused(chain, text, flags, words, out="refused"):
     return last
 
 
-@pytest.mark.parametrize("flags, words", [case[1:] for case in
-                                          WRONG_FOR_CREATE],
-                         ids=[case[0] for case in WRONG_FOR_CREATE])
+@pytest.mark.parametrize(
+    "flags, words",
+    [case[1:] for case in WRONG_FOR_CREATE],
+    ids=[case[0] for case in WRONG_FOR_CREATE],
+)
 def test_bad_input_of_create(chain, bad, flags, words):
     output = "--output_file=%s" % (chain.folder / "refused")
     check_refused(chain, CREATE, [output] + flags, words)
 
 
-@pytest.mark.parametrize("flags, words", [case[1:] for case in
-                                          WRONG_FOR_PRETRAINING],
-                         ids=[case[0] for case in WRONG_FOR_PRETRAINING])
+@pytest.mark.parametrize(
+    "flags, words",
+    [case[1:] for case in WRONG_FOR_PRETRAINING],
+    ids=[case[0] for case in WRONG_FOR_PRETRAINING],
+)
 def test_bad_input_of_pretraining(chain, bad, flags, words):
     check_refused(chain, PRETRAIN, list(PRETRAIN_SHORT[:-1]) + flags, words)
     assert (bad / "file").read_text() == ""
 
 
-@pytest.mark.parametrize("flags, words", [case[1:] for case in
-                                          WRONG_FOR_SQUAD],
-                         ids=[case[0] for case in WRONG_FOR_SQUAD])
+@pytest.mark.parametrize(
+    "flags, words",
+    [case[1:] for case in WRONG_FOR_SQUAD],
+    ids=[case[0] for case in WRONG_FOR_SQUAD],
+)
 def test_bad_input_of_squad(chain, bad, pretrained, flags, words):
-    check_refused(chain, SQUAD % {"version": "v1.1", "negative": False},
-                  ["--num_workers=1"] + flags, words)
+    check_refused(
+        chain,
+        SQUAD % {"version": "v1.1", "negative": False},
+        ["--num_workers=1"] + flags,
+        words,
+    )
 
 
 # --- Checkpoints that do not fit ---------------------------------------------
@@ -576,18 +788,23 @@ def test_bad_input_of_squad(chain, bad, pretrained, flags, words):
 
 def write_changed(chain, name, change):
     """A copy of the pre-trained checkpoint, changed; its prefix."""
-    reader = tf.train.load_checkpoint(str(
-        chain.place("BERT_BASE_DIR") / "tf_model" / "roberta_large.ckpt"))
-    tensors = {name: reader.get_tensor(name)
-               for name in reader.get_variable_to_shape_map()}
+    reader = tf.train.load_checkpoint(
+        str(chain.place("BERT_BASE_DIR") / "tf_model" / "roberta_large.ckpt")
+    )
+    tensors = {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+    }
     change(tensors)
     for variable, value in tensors.items():
         tf.get_variable(variable, initializer=value)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         return tf.train.Saver().save(
-            session, str(chain.folder / "changed" / name),
-            write_meta_graph=False)
+            session,
+            str(chain.folder / "changed" / name),
+            write_meta_graph=False,
+        )
 
 
 KERNEL = "bert/encoder/layer_1/output/dense/kernel"
@@ -607,39 +824,63 @@ def reshape(tensors):
 
 @pytest.mark.parametrize("change", [drop, rename, reshape])
 def test_checkpoint_that_does_not_fit_is_refused_by_name(
-        chain, pretrained, bad, change):
+    chain, pretrained, bad, change
+):
     prefix = write_changed(chain, change.__name__, change)
     for text in (PRETRAIN, SQUAD % {"version": "v1.1", "negative": False}):
-        last = check_refused(chain, text, list(
-            PRETRAIN_SHORT[:3] if text is PRETRAIN else ["--num_workers=1"]) + [
-                "--init_checkpoint=%s" % prefix], [KERNEL])
+        last = check_refused(
+            chain,
+            text,
+            list(
+                PRETRAIN_SHORT[:3] if text is PRETRAIN else ["--num_workers=1"]
+            )
+            + ["--init_checkpoint=%s" % prefix],
+            [KERNEL],
+        )
         assert str(prefix) in last
 
 
 def test_run_of_another_model_is_not_gone_on_with(chain, pretrained, bad):
     before = sorted((chain.folder / "pretraining").iterdir())
-    check_refused(chain, PRETRAIN, list(PRETRAIN_SHORT) + [
-        "--num_train_steps=10", "--bert_config_file=$BAD/wide.json"],
-                  ["model.ckpt-8", "--output_dir"], out="pretraining")
-    check_refused(chain, SQUAD % {"version": "v1.1", "negative": False},
-                  ["--num_workers=1"], ["model.ckpt-8", "cls/squad"],
-                  out="pretraining")
-    config = json.loads((chain.folder / "pretraining"
-                         / "config.json").read_text())
+    check_refused(
+        chain,
+        PRETRAIN,
+        list(PRETRAIN_SHORT)
+        + ["--num_train_steps=10", "--bert_config_file=$BAD/wide.json"],
+        ["model.ckpt-8", "--output_dir"],
+        out="pretraining",
+    )
+    check_refused(
+        chain,
+        SQUAD % {"version": "v1.1", "negative": False},
+        ["--num_workers=1"],
+        ["model.ckpt-8", "cls/squad"],
+        out="pretraining",
+    )
+    config = json.loads(
+        (chain.folder / "pretraining" / "config.json").read_text()
+    )
     assert config["hidden_size"] == 32
     assert before == sorted((chain.folder / "pretraining").iterdir())
 
 
 def test_loss_scale_may_go_but_not_come(chain, pretrained):
     """Its state is in the checkpoint only where there was one."""
-    changes = ["--manual_fp16=False", "--use_fp16_cls=False",
-               "--npu_bert_loss_scale=-1", "--num_train_steps=9"]
-    result = chain.run(PRETRAIN, *PRETRAIN_SHORT[1:-1] + tuple(changes),
-                       out="pretraining")
+    changes = [
+        "--manual_fp16=False",
+        "--use_fp16_cls=False",
+        "--npu_bert_loss_scale=-1",
+        "--num_train_steps=9",
+    ]
+    result = chain.run(
+        PRETRAIN, *PRETRAIN_SHORT[1:-1] + tuple(changes), out="pretraining"
+    )
     assert [line["step"] for line in tiny.steps_of(result.log)] == [9]
     last = check_refused(
-        chain, PRETRAIN, list(PRETRAIN_SHORT[1:-1]) + [
-            "--num_train_steps=10"], ["lacks (loss_scale|good|bad)",
-                                      "--npu_bert_loss_scale"],
-        out="pretraining")
+        chain,
+        PRETRAIN,
+        list(PRETRAIN_SHORT[1:-1]) + ["--num_train_steps=10"],
+        ["lacks (loss_scale|good|bad)", "--npu_bert_loss_scale"],
+        out="pretraining",
+    )
     assert str(chain.folder / "pretraining") in last

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of a device, and what the CPU makes of its options."""
+
 import importlib.util
 import os
 import subprocess
@@ -20,18 +21,21 @@ from training import run_config
 
 
 def create(environ=None, **options):
-    return environment.create(environment.DeviceConfig(**options),
-                              {} if environ is None else environ)
+    return environment.create(
+        environment.DeviceConfig(**options), {} if environ is None else environ
+    )
 
 
 @pytest.fixture
 def no_accelerator(monkeypatch):
     monkeypatch.setattr(npu_environment, "missing", lambda: "no npu_bridge")
-    monkeypatch.setattr(tf.config.experimental, "list_physical_devices",
-                        lambda kind: [])
+    monkeypatch.setattr(
+        tf.config.experimental, "list_physical_devices", lambda kind: []
+    )
 
 
 # The choice.
+
 
 def test_auto_takes_the_cpu_where_nothing_else_is(no_accelerator, log_lines):
     device = create()
@@ -40,10 +44,14 @@ def test_auto_takes_the_cpu_where_nothing_else_is(no_accelerator, log_lines):
     assert len(chosen) == 1 and "device=cpu reason=no NPU" in chosen[0]
 
 
-def test_auto_takes_a_gpu_before_the_cpu(no_accelerator, monkeypatch,
-                                         log_lines):
-    monkeypatch.setattr(tf.config.experimental, "list_physical_devices",
-                        lambda kind: ["gpu 0"] * (kind == "GPU"))
+def test_auto_takes_a_gpu_before_the_cpu(
+    no_accelerator, monkeypatch, log_lines
+):
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "list_physical_devices",
+        lambda kind: ["gpu 0"] * (kind == "GPU"),
+    )
     device = create()
     assert device.name == "gpu"
     assert device.session_config().gpu_options.allow_growth
@@ -51,11 +59,16 @@ def test_auto_takes_a_gpu_before_the_cpu(no_accelerator, monkeypatch,
     assert create(accelerator="cpu").name == "cpu"
 
 
-@pytest.mark.parametrize("accelerator, message", [
-    ("gpu", "sees no GPU; install requirements/gpu.txt"),
-    ("npu", "no npu_bridge")])
+@pytest.mark.parametrize(
+    "accelerator, message",
+    [
+        ("gpu", "sees no GPU; install requirements/gpu.txt"),
+        ("npu", "no npu_bridge"),
+    ],
+)
 def test_accelerator_that_is_not_usable_is_an_error(
-        no_accelerator, accelerator, message):
+    no_accelerator, accelerator, message
+):
     with pytest.raises(errors.UserError, match=message):
         create(accelerator=accelerator)
 
@@ -72,8 +85,9 @@ def test_horovod_that_does_not_import_is_an_error(monkeypatch):
         create(accelerator="cpu", horovod=True)
 
 
-@pytest.mark.parametrize("environ", [
-    {}, {"RANK_SIZE": ""}, {"RANK_SIZE": "1", "RANK_ID": "0"}])
+@pytest.mark.parametrize(
+    "environ", [{}, {"RANK_SIZE": ""}, {"RANK_SIZE": "1", "RANK_ID": "0"}]
+)
 def test_distributed_on_one_cpu_is_no_error(environ):
     device = create(environ, accelerator="cpu", distributed=True)
     assert (device.rank, device.world_size) == (0, 1)
@@ -88,6 +102,7 @@ def test_distributed_on_many_cpus_needs_horovod():
 
 # Precision and loss scale.
 
+
 def test_both_fp16_flags_are_an_error():
     with pytest.raises(errors.UserError, match="take one of them"):
         environment.DeviceConfig(manual_fp16=True, use_fp16=True)
@@ -99,29 +114,44 @@ def test_impossible_loss_scale_is_an_error(scale):
         environment.DeviceConfig(npu_bert_loss_scale=scale)
 
 
-@pytest.mark.parametrize("options, wanted", [
-    ({}, -1), ({"manual_fp16": True}, 0), ({"use_fp16": True}, 0),
-    ({"use_fp16_cls": True}, 0),
-    ({"manual_fp16": True, "npu_bert_loss_scale": -1.0}, -1),
-    ({"npu_bert_loss_scale": 0.0}, 0), ({"npu_bert_loss_scale": 128.0}, 128)])
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ({}, -1),
+        ({"manual_fp16": True}, 0),
+        ({"use_fp16": True}, 0),
+        ({"use_fp16_cls": True}, 0),
+        ({"manual_fp16": True, "npu_bert_loss_scale": -1.0}, -1),
+        ({"npu_bert_loss_scale": 0.0}, 0),
+        ({"npu_bert_loss_scale": 128.0}, 128),
+    ],
+)
 def test_loss_scale_by_default_goes_with_half_precision(options, wanted):
     assert environment.DeviceConfig(**options).loss_scale == wanted
 
 
-@pytest.mark.parametrize("options, name, warns", [
-    ({"use_fp16": True}, "changes nothing on a CPU", True),
-    ({"manual_fp16": True}, "fp16 on a CPU", True),
-    ({}, "fp16", False)])
+@pytest.mark.parametrize(
+    "options, name, warns",
+    [
+        ({"use_fp16": True}, "changes nothing on a CPU", True),
+        ({"manual_fp16": True}, "fp16 on a CPU", True),
+        ({}, "fp16", False),
+    ],
+)
 def test_fp16_on_a_cpu_says_what_it_does(log_lines, options, name, warns):
     create(accelerator="cpu", **options)
     assert len([line for line in log_lines if name in line]) == warns
 
 
-@pytest.mark.parametrize("options, encoder, head", [
-    ({}, tf.float32, tf.float32),
-    ({"manual_fp16": True}, tf.float16, tf.float32),
-    ({"use_fp16_cls": True}, tf.float32, tf.float16),
-    ({"use_fp16": True}, tf.float32, tf.float32)])
+@pytest.mark.parametrize(
+    "options, encoder, head",
+    [
+        ({}, tf.float32, tf.float32),
+        ({"manual_fp16": True}, tf.float16, tf.float32),
+        ({"use_fp16_cls": True}, tf.float32, tf.float16),
+        ({"use_fp16": True}, tf.float32, tf.float32),
+    ],
+)
 def test_kernels_have_the_precision_of_the_flags(options, encoder, head):
     kernels = create(accelerator="cpu", **options).kernels
     assert (kernels.compute_dtype, kernels.head_dtype) == (encoder, head)
@@ -135,27 +165,37 @@ def loss_scale_at_first(**options):
     device = create(accelerator="cpu", **options)
     with tf.Graph().as_default(), tf.Session() as session:
         weight = tf.get_variable("weight", initializer=1.0)
-        chain = device.wrap_optimizer(device.micro_batches(
-            optimization.AdamW(0.1), lambda index: (weight, {}), new_run()),
-            new_run())
+        chain = device.wrap_optimizer(
+            device.micro_batches(
+                optimization.AdamW(0.1), lambda index: (weight, {}), new_run()
+            ),
+            new_run(),
+        )
         chain.compute_gradients(tf.constant(1.0))
         report = device.overflow(chain)
         session.run(tf.global_variables_initializer())
         return session.run(report.get("loss_scale", tf.constant(-1.0)))
 
 
-@pytest.mark.parametrize("options, wanted", [
-    ({}, -1), ({"npu_bert_loss_scale": 0.0}, 2 ** 15),
-    ({"npu_bert_loss_scale": 0.0, "init_loss_scale_value": 64.0}, 64),
-    ({"npu_bert_loss_scale": 8.0, "init_loss_scale_value": 64.0}, 8)])
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ({}, -1),
+        ({"npu_bert_loss_scale": 0.0}, 2**15),
+        ({"npu_bert_loss_scale": 0.0, "init_loss_scale_value": 64.0}, 64),
+        ({"npu_bert_loss_scale": 8.0, "init_loss_scale_value": 64.0}, 8),
+    ],
+)
 def test_first_loss_scale(options, wanted):
     assert loss_scale_at_first(**options) == wanted
 
 
 # Processes.
 
+
 class TwoProcesses(Processes):
     """The first of two, the other one's tensors being 0."""
+
     world_size = 2
 
     def average(self, tensors):
@@ -166,13 +206,18 @@ class TwoProcesses(Processes):
 @pytest.mark.parametrize("count", [1, 3])
 def test_gradients_are_averaged_once(after, count):
     """Whether before or after the micro-batches are summed."""
-    run = new_run(num_accumulation_steps=count,
-                     allreduce_post_accumulation=after)
+    run = new_run(
+        num_accumulation_steps=count, allreduce_post_accumulation=after
+    )
     device = cpu_environment.Cpu(environment.DeviceConfig(), TwoProcesses())
     weight = tf.get_variable("weight", initializer=1.0)
-    chain = device.wrap_optimizer(device.micro_batches(
-        optimization.AdamW(0.1), lambda index: (6.0 * weight, {}), run), run)
-    (gradient, _), = chain.compute_gradients(tf.constant(1.0))
+    chain = device.wrap_optimizer(
+        device.micro_batches(
+            optimization.AdamW(0.1), lambda index: (6.0 * weight, {}), run
+        ),
+        run,
+    )
+    ((gradient, _),) = chain.compute_gradients(tf.constant(1.0))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         assert session.run(gradient) == 6.0 * count / 2
@@ -199,22 +244,30 @@ def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
 
 
 def test_two_dumps_at_once_are_refused():
-    with pytest.raises(errors.UserError, match="--data_dump and --over_dump "
-                       "are both given; CANN writes one"):
+    with pytest.raises(
+        errors.UserError,
+        match="--data_dump and --over_dump are both given; CANN writes one",
+    ):
         environment.DeviceConfig(data_dump=True, over_dump=True)
     environment.DeviceConfig(data_dump=True)
     environment.DeviceConfig(over_dump=True)
 
 
-@pytest.mark.parametrize("flags, is_warned", [
-    ({}, True), ({"precision_mode": "allow_mix_precision"}, True),
-    ({"use_fp16": True, "npu_bert_loss_scale": -1}, True),
-    ({"precision_mode": "must_keep_origin_dtype"}, False),
-    ({"npu_bert_loss_scale": 0}, False), ({"manual_fp16": True}, False)])
-def test_fp16_on_an_npu_without_a_loss_scale_is_a_warning(log_lines, flags,
-                                                          is_warned):
-    device = npu_environment.Npu(environment.DeviceConfig(**flags),
-                                 Processes())
+@pytest.mark.parametrize(
+    "flags, is_warned",
+    [
+        ({}, True),
+        ({"precision_mode": "allow_mix_precision"}, True),
+        ({"use_fp16": True, "npu_bert_loss_scale": -1}, True),
+        ({"precision_mode": "must_keep_origin_dtype"}, False),
+        ({"npu_bert_loss_scale": 0}, False),
+        ({"manual_fp16": True}, False),
+    ],
+)
+def test_fp16_on_an_npu_without_a_loss_scale_is_a_warning(
+    log_lines, flags, is_warned
+):
+    device = npu_environment.Npu(environment.DeviceConfig(**flags), Processes())
     device._warn_of_underflow()
     warned = [line for line in log_lines if "small gradients" in line]
     assert bool(warned) == is_warned
@@ -229,7 +282,7 @@ def test_cpu_threads_reach_the_session():
 
 # XLA.
 
-COMPILED = '''
+COMPILED = """
 import cpu_environment
 import environment
 from device import Processes
@@ -243,14 +296,18 @@ with tf.Session(config=device.session_config()) as session:
     session.run(y, {x: [[0.1] * 4] * 4}, options, metadata)
 print(sorted({node.op for graph in metadata.partition_graphs
               for node in graph.node if node.op.startswith(("_Xla", "Xla"))}))
-'''
+"""
 
 
 def test_xla_compiles_on_a_cpu():
     """It reads its flags before the first session: a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, timeout=120, cwd=str(REPOSITORY))
+        [sys.executable, "-c", COMPILED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        cwd=str(REPOSITORY),
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert "_Xla" in done.stdout.decode()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores against hand-computed cases and the official scripts' output."""
+
 import json
 import os
 import signal
@@ -15,15 +16,41 @@ from question_answering import squad_scores
 # Made for the corners: articles, punctuation, several golds, an answer that is
 # nothing but an article, odds outside [0, 1], ties.
 ANSWERS = {
-    "a": ["the River Odra", "Odra"], "b": ["1,000 ships"], "c": ["A"],
-    "d": ["Anna Bell", "Bell, Anna", "Miss Bell"], "e": [], "f": [],
-    "g": ["north–east"], "h": [], "i": ["the café"], "j": ["Lower Mill"]}
+    "a": ["the River Odra", "Odra"],
+    "b": ["1,000 ships"],
+    "c": ["A"],
+    "d": ["Anna Bell", "Bell, Anna", "Miss Bell"],
+    "e": [],
+    "f": [],
+    "g": ["north–east"],
+    "h": [],
+    "i": ["the café"],
+    "j": ["Lower Mill"],
+}
 PREDICTIONS = {
-    "a": "odra.", "b": "a 1000", "c": "", "d": "the Anna", "e": "", "f": "no",
-    "g": "north-east", "h": "mill", "i": "Café", "j": "Mill, the Lower"}
+    "a": "odra.",
+    "b": "a 1000",
+    "c": "",
+    "d": "the Anna",
+    "e": "",
+    "f": "no",
+    "g": "north-east",
+    "h": "mill",
+    "i": "Café",
+    "j": "Mill, the Lower",
+}
 NULL_ODDS = {
-    "j": -4.5, "i": 0.25, "h": 0.5, "g": 0.5, "f": 3, "e": 0.75, "d": -1,
-    "c": 0.9, "b": 0.125, "a": 0}
+    "j": -4.5,
+    "i": 0.25,
+    "h": 0.5,
+    "g": 0.5,
+    "f": 3,
+    "e": 0.75,
+    "d": -1,
+    "c": 0.9,
+    "b": 0.125,
+    "a": 0,
+}
 
 # What the official scripts print for them (v1.1: without e, f, h).
 OFFICIAL_V1 = '{"exact_match": 42.857142857142854, "f1": 61.904761904761905}\n'
@@ -57,47 +84,77 @@ OFFICIAL_V2_THRESHOLD = """\
   "best_f1_thresh": 0.25
 }
 """
-OFFICIAL_AREAS = {"pr_exact_ap": 15.238095238095237,
-                  "pr_f1_ap": 63.703703703703695,
-                  "pr_oracle_ap": 94.7845804988662}
+OFFICIAL_AREAS = {
+    "pr_exact_ap": 15.238095238095237,
+    "pr_f1_ap": 63.703703703703695,
+    "pr_oracle_ap": 94.7845804988662,
+}
 
 
 def dataset(answers, version="1.1"):
-    questions = [{"id": k, "question": "?",
-                  "answers": [{"text": t, "answer_start": 0} for t in texts]}
-                 for k, texts in answers.items()]
-    return {"version": version, "data": [
-        {"title": "t", "paragraphs": [{"context": "c", "qas": questions}]}]}
+    questions = [
+        {
+            "id": k,
+            "question": "?",
+            "answers": [{"text": t, "answer_start": 0} for t in texts],
+        }
+        for k, texts in answers.items()
+    ]
+    return {
+        "version": version,
+        "data": [
+            {"title": "t", "paragraphs": [{"context": "c", "qas": questions}]}
+        ],
+    }
 
 
 @pytest.fixture
 def evaluate(tmp_path):
     """Runs a script from another directory on JSON values."""
+
     def run(version, data, predictions, *arguments, **values):
-        for name, value in dict(values, data=data,
-                                predictions=predictions).items():
+        for name, value in dict(
+            values, data=data, predictions=predictions
+        ).items():
             (tmp_path / name).write_text(
-                value if isinstance(value, str) else json.dumps(value))
+                value if isinstance(value, str) else json.dumps(value)
+            )
         script = REPOSITORY / "scripts" / "evaluate-v{}.py".format(version)
         done = subprocess.run(
             [sys.executable, str(script), "data", "predictions", *arguments],
-            cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True)
+            cwd=str(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+        )
         return done.returncode, done.stdout, done.stderr
+
     return run
 
 
-@pytest.mark.parametrize("script, arguments", [
-    ("evaluate-v1.1.py", []), ("evaluate-v2.0.py", ["--verbose"])])
-def test_a_closed_pipe_ends_a_script_quietly(evaluate, tmp_path, script,
-                                             arguments):
+@pytest.mark.parametrize(
+    "script, arguments",
+    [("evaluate-v1.1.py", []), ("evaluate-v2.0.py", ["--verbose"])],
+)
+def test_a_closed_pipe_ends_a_script_quietly(
+    evaluate, tmp_path, script, arguments
+):
     evaluate("2.0", dataset(answerable()), PREDICTIONS)  # writes the files
     reader, writer = os.pipe()
     os.close(reader)  # as `| head -0` does
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts" / script), "data",
-         "predictions"] + arguments, cwd=str(tmp_path), stdout=writer,
-        stderr=subprocess.PIPE, universal_newlines=True)
+        [
+            sys.executable,
+            str(REPOSITORY / "scripts" / script),
+            "data",
+            "predictions",
+        ]
+        + arguments,
+        cwd=str(tmp_path),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
     assert "rror" not in done.stderr and "Traceback" not in done.stderr
@@ -115,14 +172,22 @@ def test_v1_prints_what_the_official_script_prints(evaluate):
 def test_v2_prints_what_the_official_script_prints(evaluate):
     data = dataset(ANSWERS, "v2.0")
     assert evaluate("2.0", data, PREDICTIONS) == (0, OFFICIAL_V2, "")
-    assert evaluate("2.0", data, PREDICTIONS, "--na-prob-file", "odds",
-                    "--na-prob-thresh", "0.4", odds=NULL_ODDS) == (
-                        0, OFFICIAL_V2_THRESHOLD, "")
+    assert evaluate(
+        "2.0",
+        data,
+        PREDICTIONS,
+        "--na-prob-file",
+        "odds",
+        "--na-prob-thresh",
+        "0.4",
+        odds=NULL_ODDS,
+    ) == (0, OFFICIAL_V2_THRESHOLD, "")
 
 
 def test_out_file_takes_the_scores_on_one_line(evaluate, tmp_path):
-    code, out, _ = evaluate("2.0", dataset(ANSWERS), PREDICTIONS,
-                            "-o", "scores")
+    code, out, _ = evaluate(
+        "2.0", dataset(ANSWERS), PREDICTIONS, "-o", "scores"
+    )
     assert (code, out) == (0, "")
     text = (tmp_path / "scores").read_text()
     assert text == json.dumps(json.loads(OFFICIAL_V2))
@@ -131,14 +196,28 @@ def test_out_file_takes_the_scores_on_one_line(evaluate, tmp_path):
 def test_images_and_areas(evaluate, tmp_path):
     pytest.importorskip("matplotlib")
     code, out, err = evaluate(
-        "2.0", dataset(ANSWERS), PREDICTIONS, "-n", "odds", "-t", "0.4",
-        "-p", "new/images", odds=NULL_ODDS)
+        "2.0",
+        dataset(ANSWERS),
+        PREDICTIONS,
+        "-n",
+        "odds",
+        "-t",
+        "0.4",
+        "-p",
+        "new/images",
+        odds=NULL_ODDS,
+    )
     assert (code, err) == (0, "")
-    assert json.loads(out) == dict(json.loads(OFFICIAL_V2_THRESHOLD),
-                                   **OFFICIAL_AREAS)
+    assert json.loads(out) == dict(
+        json.loads(OFFICIAL_V2_THRESHOLD), **OFFICIAL_AREAS
+    )
     assert sorted(p.name for p in (tmp_path / "new/images").iterdir()) == [
-        "na_prob_hist_hasAns.png", "na_prob_hist_noAns.png", "pr_exact.png",
-        "pr_f1.png", "pr_oracle.png"]
+        "na_prob_hist_hasAns.png",
+        "na_prob_hist_noAns.png",
+        "pr_exact.png",
+        "pr_f1.png",
+        "pr_oracle.png",
+    ]
 
 
 def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
@@ -147,10 +226,22 @@ def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
     script = str(REPOSITORY / "scripts" / "evaluate-v2.0.py")
     evaluate("2.0", dataset(ANSWERS), PREDICTIONS, odds=NULL_ODDS)
     done = subprocess.run(
-        [sys.executable, script, "data", "predictions", "-n", "odds",
-         "-p", "x"],
-        cwd=str(tmp_path), env={"PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        [
+            sys.executable,
+            script,
+            "data",
+            "predictions",
+            "-n",
+            "odds",
+            "-p",
+            "x",
+        ],
+        cwd=str(tmp_path),
+        env={"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "pip install -r requirements/plots.txt" in done.stderr
@@ -166,12 +257,14 @@ def test_missing_predictions_score_zero_and_are_named(evaluate):
     some = {k: PREDICTIONS[k] for k in "abij"}
     code, out, err = evaluate("1.1", dataset(answerable()), some)
     assert code == 0
-    assert err == "".join("Unanswered question %s will receive score 0.\n" % k
-                          for k in "cdg")
+    assert err == "".join(
+        "Unanswered question %s will receive score 0.\n" % k for k in "cdg"
+    )
     assert json.loads(out)["exact_match"] == 100 * 2 / 7
 
-    code, out, err = evaluate("2.0", dataset(ANSWERS), some, "-n", "odds",
-                              odds=NULL_ODDS)
+    code, out, err = evaluate(
+        "2.0", dataset(ANSWERS), some, "-n", "odds", odds=NULL_ODDS
+    )
     assert code == 0
     assert err == "".join("Missing prediction for %s\n" % k for k in "cdefgh")
     result = json.loads(out)
@@ -187,23 +280,37 @@ def test_verbose_lists_the_questions(evaluate):
     assert len(err.splitlines()) == 10
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("The  Cat's – hat.", "cats – hat"),
-    ("an A-team\tof the\u00a0theatre", "ateam of theatre"),
-    ("the. a, AN!", ""),
-    ("“Quoted” “the” ’s", "“quoted” “ ” ’s"),
-    ("$1,000.50", "100050"),
-    ("东京, the 塔", "东京 塔"),
-    ("a_the b", "athe b"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The  Cat's – hat.", "cats – hat"),
+        ("an A-team\tof the\u00a0theatre", "ateam of theatre"),
+        ("the. a, AN!", ""),
+        ("“Quoted” “the” ’s", "“quoted” “ ” ’s"),
+        ("$1,000.50", "100050"),
+        ("东京, the 塔", "东京 塔"),
+        ("a_the b", "athe b"),
+    ],
+)
 def test_normalization(text, expected):
     assert squad_scores.normalize_answer(text) == expected
 
 
-@pytest.mark.parametrize("prediction, gold, expected", [
-    ("the red house", "a red, red house", 2 * 1.0 * (2 / 3) / (1.0 + 2 / 3)),
-    ("red", "house", 0), ("", "house", 0), ("the", "house", 0),
-    ("same", "Same", 1.0), ("the", "", 1)])
+@pytest.mark.parametrize(
+    "prediction, gold, expected",
+    [
+        (
+            "the red house",
+            "a red, red house",
+            2 * 1.0 * (2 / 3) / (1.0 + 2 / 3),
+        ),
+        ("red", "house", 0),
+        ("", "house", 0),
+        ("the", "house", 0),
+        ("same", "Same", 1.0),
+        ("the", "", 1),
+    ],
+)
 def test_f1(prediction, gold, expected):
     assert squad_scores.f1(prediction, gold) == expected
 
@@ -224,8 +331,11 @@ def test_best_threshold_is_at_least_as_good_as_any_other():
     best = squad_scores.find_best_thresholds(ANSWERS, PREDICTIONS, odds)
 
     def score(values, threshold):
-        return 10 * sum(values[k] if odds[k] <= threshold else not ANSWERS[k]
-                        for k in ANSWERS)
+        return 10 * sum(
+            values[k] if odds[k] <= threshold else not ANSWERS[k]
+            for k in ANSWERS
+        )
+
     for name, values in (("exact", exact), ("f1", f1)):
         achieved = score(values, best["best_%s_thresh" % name])
         assert best["best_" + name] == pytest.approx(achieved)
@@ -234,17 +344,21 @@ def test_best_threshold_is_at_least_as_good_as_any_other():
 
 def test_answering_nothing_can_be_best():
     best = squad_scores.find_best_thresholds(
-        {"a": [], "b": ["x"]}, {"a": "y", "b": "z"}, {"a": 0.1, "b": 0.2})
+        {"a": [], "b": ["x"]}, {"a": "y", "b": "z"}, {"a": 0.1, "b": 0.2}
+    )
     assert best["best_f1"] == 50.0 and best["best_f1_thresh"] == 0.0
 
 
 # Right answers whose null odds, 1, forbid them at threshold 0, and wrong ones
 # to questions without an answer: gains and losses of a threshold of 1. The
 # gain has to exceed 2 sqrt(gains + losses), nearly.
-@pytest.mark.parametrize("gains, losses, wanted", [
-    (3, 0, 0.0), (5, 0, 1.0), (7, 2, 0.0), (10, 2, 1.0)])
+@pytest.mark.parametrize(
+    "gains, losses, wanted",
+    [(3, 0, 0.0), (5, 0, 1.0), (7, 2, 0.0), (10, 2, 1.0)],
+)
 def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
-        gains, losses, wanted):
+    gains, losses, wanted
+):
     gold = {"right%d" % i: ["x"] for i in range(gains + 500)}
     gold.update(("wrong%d" % i, []) for i in range(losses))
     odds = dict.fromkeys(gold, 1.0)
@@ -257,24 +371,39 @@ def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
 GOOD = dataset({"a": ["x"]})
 
 
-@pytest.mark.parametrize("version, data, predictions, named", [
-    ("1.1", "{", {}, "not JSON"),
-    ("1.1", [], {}, "must be an object"),
-    ("1.1", {}, {}, "'data' is missing"),
-    ("1.1", {"data": []}, {}, "no questions"),
-    ("1.1", {"data": [{"paragraphs": {}}]}, {}, "article 0: 'paragraphs'"),
-    ("1.1", {"data": [{"paragraphs": [{"qas": [7]}]}]}, {},
-     "article 0, paragraph 0: expected an object with 'id'"),
-    ("1.1", {"data": [{"paragraphs": [{"qas": [{"id": 7}]}]}]}, {},
-     "'id' must be a string"),
-    ("2.0", {"data": [{"paragraphs": [{"qas": [{"id": "q"}]}]}]}, {},
-     "question 'q': 'answers' is missing"),
-    ("1.1", "[" * 100000, {}, "nested too deeply"),
-    ("1.1", dataset({"a": []}), {}, "evaluate-v2.0.py"),
-    ("1.1", GOOD, [], "must be an object"),
-    ("1.1", GOOD, {"a": None}, "'a' must be a string"),
-    ("2.0", GOOD, {"a": ["x"]}, "'a' must be a string"),
-])
+@pytest.mark.parametrize(
+    "version, data, predictions, named",
+    [
+        ("1.1", "{", {}, "not JSON"),
+        ("1.1", [], {}, "must be an object"),
+        ("1.1", {}, {}, "'data' is missing"),
+        ("1.1", {"data": []}, {}, "no questions"),
+        ("1.1", {"data": [{"paragraphs": {}}]}, {}, "article 0: 'paragraphs'"),
+        (
+            "1.1",
+            {"data": [{"paragraphs": [{"qas": [7]}]}]},
+            {},
+            "article 0, paragraph 0: expected an object with 'id'",
+        ),
+        (
+            "1.1",
+            {"data": [{"paragraphs": [{"qas": [{"id": 7}]}]}]},
+            {},
+            "'id' must be a string",
+        ),
+        (
+            "2.0",
+            {"data": [{"paragraphs": [{"qas": [{"id": "q"}]}]}]},
+            {},
+            "question 'q': 'answers' is missing",
+        ),
+        ("1.1", "[" * 100000, {}, "nested too deeply"),
+        ("1.1", dataset({"a": []}), {}, "evaluate-v2.0.py"),
+        ("1.1", GOOD, [], "must be an object"),
+        ("1.1", GOOD, {"a": None}, "'a' must be a string"),
+        ("2.0", GOOD, {"a": ["x"]}, "'a' must be a string"),
+    ],
+)
 def test_bad_files_are_one_line(evaluate, version, data, predictions, named):
     code, out, err = evaluate(version, data, predictions)
     assert (code, out) == (1, "")
@@ -282,15 +411,18 @@ def test_bad_files_are_one_line(evaluate, version, data, predictions, named):
     assert err.count("\n") == 1 and named in err
 
 
-@pytest.mark.parametrize("arguments, odds, named", [
-    (["-n", "odds"], {"b": 1}, "no number for question 'a'"),
-    (["-n", "odds"], {"a": "1"}, "'1' where a number was expected"),
-    (["-n", "odds"], {"a": float("nan")}, "nan where a number"),
-    (["-n", "odds"], {"a": 10 ** 400}, "a number of 401 digits"),
-    (["-n", "none"], {}, "cannot use 'none': No such file"),
-    (["--na-prob-thresh=x"], {}, "invalid float value: 'x'; --help"),
-    (["--unknown"], {}, "unrecognized arguments"),
-])
+@pytest.mark.parametrize(
+    "arguments, odds, named",
+    [
+        (["-n", "odds"], {"b": 1}, "no number for question 'a'"),
+        (["-n", "odds"], {"a": "1"}, "'1' where a number was expected"),
+        (["-n", "odds"], {"a": float("nan")}, "nan where a number"),
+        (["-n", "odds"], {"a": 10**400}, "a number of 401 digits"),
+        (["-n", "none"], {}, "cannot use 'none': No such file"),
+        (["--na-prob-thresh=x"], {}, "invalid float value: 'x'; --help"),
+        (["--unknown"], {}, "unrecognized arguments"),
+    ],
+)
 def test_bad_arguments_are_one_line(evaluate, arguments, odds, named):
     code, out, err = evaluate("2.0", GOOD, {"a": "x"}, *arguments, odds=odds)
     assert (code, out, err.count("\n")) == (1, "", 1)

@@ -4,6 +4,7 @@
 What a form gives is compared with reference numbers, not with this project's
 own graph, which `export` does itself.
 """
+
 import os
 
 import numpy as np
@@ -18,28 +19,38 @@ from weights import tf_checkpoint
 
 REFERENCES = {
     "mlm": ("masked_lm", {"logits": "mlm_logits"}, 3e-5),
-    "squad": ("question_answering", {"start_logits": "start_logits",
-                                     "end_logits": "end_logits"}, 1e-5),
-    "classification": ("sequence_classification", {"logits": "logits"},
-                       1e-5)}
+    "squad": (
+        "question_answering",
+        {"start_logits": "start_logits", "end_logits": "end_logits"},
+        1e-5,
+    ),
+    "classification": ("sequence_classification", {"logits": "logits"}, 1e-5),
+}
 ENDINGS = {"frozen": ".pb", "onnx": ".onnx", "saved_model": "", "slim": ""}
 
 
 @pytest.mark.parametrize("head", sorted(REFERENCES))
 @pytest.mark.parametrize("form", ["saved_model", "frozen", "onnx", "slim"])
-def test_every_form_gives_the_reference_numbers(golden_checkpoint, tmp_path,
-                                                form, head):
+def test_every_form_gives_the_reference_numbers(
+    golden_checkpoint, tmp_path, form, head
+):
     if form == "onnx":
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
     name, outputs, atol = REFERENCES[head]
     expected = np.load(str(GOLDEN / name / "expected.npz"))
     ids = expected["input_ids"].astype(np.int32)
-    shape = exporting.Shape(*ids.shape) if form == "frozen" else (
-        exporting.Shape())
+    shape = (
+        exporting.Shape(*ids.shape) if form == "frozen" else (exporting.Shape())
+    )
     path = str(tmp_path / "out") + ENDINGS[form]
-    largest, _ = exporting.export(trained_model.find(golden_checkpoint(name)),
-                                  head, form, path, shape=shape)
+    largest, _ = exporting.export(
+        trained_model.find(golden_checkpoint(name)),
+        head,
+        form,
+        path,
+        shape=shape,
+    )
     assert largest <= atol
     found = exporting.FORMATS[form].run(path, head, ids)
     wanted = {ours: expected[theirs] for ours, theirs in outputs.items()}
@@ -54,8 +65,10 @@ def test_every_form_gives_the_reference_numbers(golden_checkpoint, tmp_path,
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny.write_trained(folder, ["masked_lm", "question_answering",
-                                "multiple_choice", "answerable"])
+    tiny.write_trained(
+        folder,
+        ["masked_lm", "question_answering", "multiple_choice", "answerable"],
+    )
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     return trained_model.find(str(folder))
 
@@ -66,48 +79,69 @@ def test_a_saved_model_names_its_signatures(model, tmp_path):
     ids = exporting.random_ids(model, [3, 9])
     columns = np.array([[1, 2], [1, 1], [0, 0]], np.int32)
     with tf.Session(graph=tf.Graph()) as session:
-        signatures = tf.saved_model.load(session, ["serve"],
-                                         path).signature_def
-        assert set(signatures) == {"serving_default", "mlm", "mlm_top_k",
-                                   "encoder"}
+        signatures = tf.saved_model.load(session, ["serve"], path).signature_def
+        assert set(signatures) == {
+            "serving_default",
+            "mlm",
+            "mlm_top_k",
+            "encoder",
+        }
 
         def run(name, **inputs):
             signature = signatures[name]
             return session.run(
                 {key: info.name for key, info in signature.outputs.items()},
-                {signature.inputs[key].name: value
-                 for key, value in inputs.items()})
+                {
+                    signature.inputs[key].name: value
+                    for key, value in inputs.items()
+                },
+            )
+
         logits = run("mlm", input_ids=ids)["logits"]
         best = run("mlm_top_k", input_ids=ids, positions=columns)
         hidden = run("encoder", input_ids=ids)["sequence_output"]
     assert hidden.shape == (3, 9, 32)
     rows = logits[np.arange(3)[:, None], columns]  # [3, 2, V]
-    assert best["ids"].tolist() == np.argsort(
-        -rows, axis=-1, kind="stable")[:, :, :3].tolist()
+    assert (
+        best["ids"].tolist()
+        == np.argsort(-rows, axis=-1, kind="stable")[:, :, :3].tolist()
+    )
     assert sorted(os.listdir(os.path.join(path, "assets.extra"))) == [
-        "config.json", "merges.txt", "tokenizer_config.json", "vocab.json"]
+        "config.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
 
 
-def test_a_frozen_graph_has_fixed_shapes_and_no_trace_of_training(model,
-                                                                  tmp_path):
+def test_a_frozen_graph_has_fixed_shapes_and_no_trace_of_training(
+    model, tmp_path
+):
     path = str(tmp_path / "m.pb")
     _, signatures = exporting.export(
-        model, "multiple_choice", "frozen", path,
-        shape=exporting.Shape(2, 16, 3), input_type=tf.int64)
+        model,
+        "multiple_choice",
+        "frozen",
+        path,
+        shape=exporting.Shape(2, 16, 3),
+        input_type=tf.int64,
+    )
     graph_def = tf.GraphDef()
     with open(path, "rb") as stream:
         graph_def.ParseFromString(stream.read())
     kinds = {node.op for node in graph_def.node}
     assert not kinds & {"IdentityN", "VariableV2", "VarHandleOp", "Assign"}
-    given, = [node for node in graph_def.node if node.op == "Placeholder"]
+    (given,) = [node for node in graph_def.node if node.op == "Placeholder"]
     assert [size.size for size in given.attr["shape"].shape.dim] == [2, 3, 16]
     assert given.attr["dtype"].type == tf.int64.as_datatype_enum
-    command = exporting.atc_command(path, signatures["multiple_choice"],
-                                    "Ascend310P3")
+    command = exporting.atc_command(
+        path, signatures["multiple_choice"], "Ascend310P3"
+    )
     assert command == (
-        'atc --model=%s --framework=3 --output=%s --input_format=ND '
+        "atc --model=%s --framework=3 --output=%s --input_format=ND "
         '--input_shape="input_ids:2,3,16" --out_nodes="logits:0" '
-        '--soc_version=Ascend310P3 --log=error' % (path, path[:-3]))
+        "--soc_version=Ascend310P3 --log=error" % (path, path[:-3])
+    )
 
 
 def test_a_slim_checkpoint_has_the_weights_and_nothing_else(model, tmp_path):
@@ -116,12 +150,16 @@ def test_a_slim_checkpoint_has_the_weights_and_nothing_else(model, tmp_path):
     slim = trained_model.find(str(path))
     assert slim.parts == model.parts and slim.do_lower_case
     assert os.path.dirname(slim.vocab_file) == str(path)
-    weights = {name for name in model.tensors
-               if not name.endswith("/adam_m") and name != "global_step"}
+    weights = {
+        name
+        for name in model.tensors
+        if not name.endswith("/adam_m") and name != "global_step"
+    }
     assert set(slim.tensors) == weights != set(model.tensors)
     for name in weights:
-        np.testing.assert_array_equal(slim.tensors[name].read(),
-                                      model.tensors[name].read())
+        np.testing.assert_array_equal(
+            slim.tensors[name].read(), model.tensors[name].read()
+        )
     names = dict(tf.train.list_variables(str(path)))  # TensorFlow reads it too
     assert set(names) == weights
 
@@ -130,19 +168,28 @@ def test_what_differs_is_not_left_behind(model, tmp_path):
     path = tmp_path / "s.pb"
     arguments = dict(shape=exporting.Shape(1, 16))
     with pytest.raises(errors.UserError, match="differ from those of training"):
-        exporting.export(model, "squad", "frozen", str(path), tolerance=-1.0,
-                         **arguments)
+        exporting.export(
+            model, "squad", "frozen", str(path), tolerance=-1.0, **arguments
+        )
     assert not list(tmp_path.iterdir())
     exporting.export(model, "squad", "frozen", str(path), **arguments)
     before = path.read_bytes()
     with pytest.raises(errors.UserError, match="--overwrite"):
         exporting.export(model, "squad", "frozen", str(path), **arguments)
     with pytest.raises(errors.UserError, match="differ"):
-        exporting.export(model, "squad", "frozen", str(path), tolerance=-1.0,
-                         overwrite=True, **arguments)
+        exporting.export(
+            model,
+            "squad",
+            "frozen",
+            str(path),
+            tolerance=-1.0,
+            overwrite=True,
+            **arguments,
+        )
     assert path.read_bytes() == before
-    exporting.export(model, "encoder", "frozen", str(path), overwrite=True,
-                     **arguments)
+    exporting.export(
+        model, "encoder", "frozen", str(path), overwrite=True, **arguments
+    )
     assert path.read_bytes() != before
     assert [one.name for one in tmp_path.iterdir()] == ["s.pb"]
 
@@ -151,22 +198,27 @@ def test_a_model_that_has_diverged_is_named_as_such(model, tmp_path):
     tensors = dict(model.tensors)
     name = "cls/squad/output_bias"
     tensors[name] = tensors[name]._replace(
-        read=lambda: np.full([2], np.nan, np.float32))
+        read=lambda: np.full([2], np.nan, np.float32)
+    )
     prefix = str(tmp_path / "broken")
     with open(prefix + ".data-00000-of-00001", "wb") as stream:
-        index = tf_checkpoint.write_data(stream, dict(sorted(
-            tensors.items())))
+        index = tf_checkpoint.write_data(stream, dict(sorted(tensors.items())))
     with open(prefix + ".index", "wb") as stream:
         stream.write(index)
     with pytest.raises(errors.UserError, match="broken are NaN or infinite"):
-        exporting.export(model._replace(checkpoint=prefix), "squad",
-                         "saved_model", str(tmp_path / "out"))
+        exporting.export(
+            model._replace(checkpoint=prefix),
+            "squad",
+            "saved_model",
+            str(tmp_path / "out"),
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["saved_model", "frozen", "slim"])
-def test_a_full_disk_is_one_line_that_names_the_place(model, tmp_path, forked,
-                                                      form):
+def test_a_full_disk_is_one_line_that_names_the_place(
+    model, tmp_path, forked, form
+):
     path = str(tmp_path / "out") + ENDINGS[form]
     with open(str(tmp_path / "run.py"), "w") as stream:
         stream.write(
@@ -174,10 +226,17 @@ def test_a_full_disk_is_one_line_that_names_the_place(model, tmp_path, forked,
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
             "sys.path.insert(0, %r)\n"
-            "runpy.run_path(%r, run_name='__main__')\n" % (
-                str(REPOSITORY), str(REPOSITORY / "export_model.py")))
-    log = forked(str(tmp_path / "run.py"), "--task=squad", code=1,
-                 model=model.directory, format=form, output=path)
+            "runpy.run_path(%r, run_name='__main__')\n"
+            % (str(REPOSITORY), str(REPOSITORY / "export_model.py"))
+        )
+    log = forked(
+        str(tmp_path / "run.py"),
+        "--task=squad",
+        code=1,
+        model=model.directory,
+        format=form,
+        output=path,
+    )
     last = log.splitlines()[-1]
     assert "Traceback" not in log and path in last
     assert "File too large" in last
@@ -197,7 +256,11 @@ def test_differences_count_at_tokens_alone():
     def of(**found):
         return exporting.difference(
             dict({"a": logits, "h": hidden}, **found),
-            {"a": logits, "h": hidden}, ids, 1)
+            {"a": logits, "h": hidden},
+            ids,
+            1,
+        )
+
     assert of() == 0.0
     assert of(h=hidden + [[[0], [0], [0], [9]]]) == 0.0
     assert of(h=hidden + [[[0], [-0.5], [0], [9]]]) == 0.5

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """fairseq checkpoints, written here in its layout: names and row order."""
+
 import argparse
 import json
 import pathlib
@@ -14,24 +15,46 @@ from common import errors
 from weights import fairseq_model
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
-SIZES = dict(encoder_layers=2, encoder_embed_dim=32, encoder_ffn_embed_dim=64,
-             encoder_attention_heads=4, max_positions=64, dropout=0.1,
-             attention_dropout=0.1, pooler_dropout=0.0, activation_fn="gelu",
-             pooler_activation_fn="tanh", arch="roberta_base")
+SIZES = dict(
+    encoder_layers=2,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=64,
+    encoder_attention_heads=4,
+    max_positions=64,
+    dropout=0.1,
+    attention_dropout=0.1,
+    pooler_dropout=0.0,
+    activation_fn="gelu",
+    pooler_activation_fn="tanh",
+    arch="roberta_base",
+)
 
 # 256 bytes + 38 merges + <|endoftext|> + 5 special tokens = 300 tokens.
 MERGES = ["Ġ %s" % chr(97 + i) for i in range(26)] + [
-    "%s e" % chr(97 + i) for i in range(12)]
-BYTES = [chr(c) for c in list(range(33, 127)) + list(range(161, 173))
-         + list(range(174, 256)) + list(range(256, 324))]
+    "%s e" % chr(97 + i) for i in range(12)
+]
+BYTES = [
+    chr(c)
+    for c in list(range(33, 127))
+    + list(range(161, 173))
+    + list(range(174, 256))
+    + list(range(256, 324))
+]
 TEXTS = BYTES + [pair.replace(" ", "") for pair in MERGES] + ["<|endoftext|>"]
 # dict.txt's order, by the number of a token in GPT-2's vocabulary.
 ORDER = np.random.RandomState(5).permutation(295).tolist()
-FAIRSEQ_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"] + [
-    TEXTS[number] for number in ORDER] + ["<mask>"]
+FAIRSEQ_TOKENS = (
+    ["<s>", "<pad>", "</s>", "<unk>"]
+    + [TEXTS[number] for number in ORDER]
+    + ["<mask>"]
+)
 # vocab.json's order: another one.
-VOCABULARY = {token: i for i, token in enumerate(
-    ["<s>", "<pad>", "</s>", "<unk>"] + TEXTS + ["<mask>"])}
+VOCABULARY = {
+    token: i
+    for i, token in enumerate(
+        ["<s>", "<pad>", "</s>", "<unk>"] + TEXTS + ["<mask>"]
+    )
+}
 
 
 def golden(name="masked_lm"):
@@ -46,21 +69,27 @@ def fairseq_state(arrays, *, is_old, head="mnli"):
     state = {body + "version": np.zeros(1, np.float32) + 3}
     for name, array in arrays.items():
         for new, old in (
-                ("roberta.embeddings.word_embeddings", body + "embed_tokens"),
-                ("roberta.embeddings.position_embeddings",
-                 body + "embed_positions"),
-                ("roberta.embeddings.LayerNorm", body + (
-                    "emb_layer_norm" if is_old else "layernorm_embedding")),
-                ("roberta.encoder.layer.", body + "layers."),
-                ("attention.output.LayerNorm", "self_attn_layer_norm"),
-                ("attention.output.dense", "self_attn.out_proj"),
-                ("attention.self.query", "self_attn.q_proj"),
-                ("attention.self.key", "self_attn.k_proj"),
-                ("attention.self.value", "self_attn.v_proj"),
-                ("intermediate.dense", "fc1"),
-                ("output.LayerNorm", "final_layer_norm"),
-                ("output.dense", "fc2"), ("lm_head", first + "lm_head"),
-                ("classifier", "classification_heads." + head)):
+            ("roberta.embeddings.word_embeddings", body + "embed_tokens"),
+            (
+                "roberta.embeddings.position_embeddings",
+                body + "embed_positions",
+            ),
+            (
+                "roberta.embeddings.LayerNorm",
+                body + ("emb_layer_norm" if is_old else "layernorm_embedding"),
+            ),
+            ("roberta.encoder.layer.", body + "layers."),
+            ("attention.output.LayerNorm", "self_attn_layer_norm"),
+            ("attention.output.dense", "self_attn.out_proj"),
+            ("attention.self.query", "self_attn.q_proj"),
+            ("attention.self.key", "self_attn.k_proj"),
+            ("attention.self.value", "self_attn.v_proj"),
+            ("intermediate.dense", "fc1"),
+            ("output.LayerNorm", "final_layer_norm"),
+            ("output.dense", "fc2"),
+            ("lm_head", first + "lm_head"),
+            ("classifier", "classification_heads." + head),
+        ):
             name = name.replace(new, old)
         if array.shape[0] == 300:
             array = array[order]
@@ -70,23 +99,30 @@ def fairseq_state(arrays, *, is_old, head="mnli"):
         for layer in range(2):
             for kind in ("weight", "bias"):
                 stem = body + "layers.%d.self_attn." % layer
-                state[stem + "in_proj_" + kind] = np.concatenate([
-                    state.pop("%s%s_proj.%s" % (stem, part, kind))
-                    for part in "qkv"])
+                state[stem + "in_proj_" + kind] = np.concatenate(
+                    [
+                        state.pop("%s%s_proj.%s" % (stem, part, kind))
+                        for part in "qkv"
+                    ]
+                )
     if first + "lm_head.bias" in state:
         state[first + "lm_head.weight"] = state[body + "embed_tokens.weight"]
     return state
 
 
 def checkpoint(state, **settings):
-    return {"args": argparse.Namespace(**dict(SIZES, **settings)),
-            "model": state, "optimizer_history": [{"num_updates": 5}],
-            "last_optimizer_state": {"state": {0: np.zeros(3, np.float32)}}}
+    return {
+        "args": argparse.Namespace(**dict(SIZES, **settings)),
+        "model": state,
+        "optimizer_history": [{"num_updates": 5}],
+        "last_optimizer_state": {"state": {0: np.zeros(3, np.float32)}},
+    }
 
 
 def lines_of(order):
-    return "".join("%d %d\n" % (number, 1000 - i)
-                   for i, number in enumerate(order))
+    return "".join(
+        "%d %d\n" % (number, 1000 - i) for i, number in enumerate(order)
+    )
 
 
 @pytest.fixture
@@ -96,9 +132,12 @@ def model(tmp_path):
     directory.mkdir()
     (directory / "dict.txt").write_text(lines_of(ORDER))
     (directory / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8")
-    torch_writer.save(directory / "model.pt", checkpoint(
-        fairseq_state(golden(), is_old=False)))
+        "#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8"
+    )
+    torch_writer.save(
+        directory / "model.pt",
+        checkpoint(fairseq_state(golden(), is_old=False)),
+    )
     (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
     return directory
 
@@ -106,8 +145,13 @@ def model(tmp_path):
 def convert(given, output, target="hf", **options):
     lines = []
     convert_checkpoint.convert(
-        "fairseq", target, convert_checkpoint.ConvertConfig(
-            input=str(given), output=str(output), **options), lines.append)
+        "fairseq",
+        target,
+        convert_checkpoint.ConvertConfig(
+            input=str(given), output=str(output), **options
+        ),
+        lines.append,
+    )
     return lines
 
 
@@ -136,50 +180,75 @@ def assert_golden(found, name="masked_lm", order=None):
 
 
 @pytest.mark.parametrize("is_old", [True, False])
-@pytest.mark.parametrize("writer", [torch_writer.save,
-                                    torch_writer.save_legacy])
+@pytest.mark.parametrize(
+    "writer", [torch_writer.save, torch_writer.save_legacy]
+)
 def test_rows_go_to_the_ids_of_the_vocabulary(tmp_path, model, is_old, writer):
-    writer(model / "model.pt", checkpoint(
-        fairseq_state(golden(), is_old=is_old)))
+    writer(
+        model / "model.pt", checkpoint(fairseq_state(golden(), is_old=is_old))
+    )
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     assert_golden(hf_arrays(tmp_path / "hf"))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     expected = json.loads((GOLDEN / "masked_lm" / "config.json").read_text())
-    for key in ("architectures", "vocab_size", "hidden_size",
-                "num_hidden_layers", "num_attention_heads", "layer_norm_eps",
-                "intermediate_size", "max_position_embeddings", "hidden_act",
-                "type_vocab_size", "pad_token_id", "model_type"):
+    for key in (
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "layer_norm_eps",
+        "intermediate_size",
+        "max_position_embeddings",
+        "hidden_act",
+        "type_vocab_size",
+        "pad_token_id",
+        "model_type",
+    ):
         assert config[key] == expected[key], key
     assert config["hidden_dropout_prob"] == 0.1
     assert (tmp_path / "hf" / "merges.txt").read_bytes() == (
-        model / "merges.txt").read_bytes()
+        model / "merges.txt"
+    ).read_bytes()
 
 
-def test_without_a_vocabulary_one_is_written_in_the_models_order(tmp_path,
-                                                                 model):
+def test_without_a_vocabulary_one_is_written_in_the_models_order(
+    tmp_path, model
+):
     convert(model, tmp_path / "hf")
     written = json.loads((tmp_path / "hf" / "vocab.json").read_text())
     assert written == {token: i for i, token in enumerate(FAIRSEQ_TOKENS)}
-    assert_golden(hf_arrays(tmp_path / "hf"), order=[
-        VOCABULARY[token] for token in FAIRSEQ_TOKENS])
+    assert_golden(
+        hf_arrays(tmp_path / "hf"),
+        order=[VOCABULARY[token] for token in FAIRSEQ_TOKENS],
+    )
 
 
 def test_a_fairseq_model_makes_the_round_trip_by_tensorflow(tmp_path, model):
-    convert(model, tmp_path / "tf" / "m", "tf",
-            vocab_file=str(tmp_path / "vocab.json"))
+    convert(
+        model,
+        tmp_path / "tf" / "m",
+        "tf",
+        vocab_file=str(tmp_path / "vocab.json"),
+    )
     for file in ("vocab.json", "merges.txt", "config.json"):
         assert (tmp_path / "tf" / file).is_file()
     convert_checkpoint.convert(
-        "tf", "hf", convert_checkpoint.ConvertConfig(
-            input=str(tmp_path / "tf" / "m"), output=str(tmp_path / "hf")),
-        lambda line: None)
+        "tf",
+        "hf",
+        convert_checkpoint.ConvertConfig(
+            input=str(tmp_path / "tf" / "m"), output=str(tmp_path / "hf")
+        ),
+        lambda line: None,
+    )
     assert_golden(hf_arrays(tmp_path / "hf"))
 
 
 def test_encoder_json_says_what_the_numbers_mean(tmp_path, model):
     (model / "merges.txt").unlink()
-    (model / "encoder.json").write_text(json.dumps(
-        {token: number for number, token in enumerate(TEXTS)}))
+    (model / "encoder.json").write_text(
+        json.dumps({token: number for number, token in enumerate(TEXTS)})
+    )
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     assert_golden(hf_arrays(tmp_path / "hf"))
 
@@ -192,7 +261,8 @@ def test_vocab_bpe_is_another_name_of_the_merges(tmp_path, model):
 
 
 def test_numbers_without_meaning_keep_their_order_with_a_warning(
-        tmp_path, model, caplog):
+    tmp_path, model, caplog
+):
     (model / "merges.txt").unlink()
     convert(model, tmp_path / "hf")
     assert not (tmp_path / "hf" / "vocab.json").exists()
@@ -202,7 +272,8 @@ def test_numbers_without_meaning_keep_their_order_with_a_warning(
 def test_numbers_without_meaning_and_another_order_are_refused(tmp_path, model):
     (model / "merges.txt").unlink()
     assert "give --merges_file" in refused(
-        model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
+        model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json")
+    )
 
 
 def test_the_order_of_single_bytes_shows_that_nothing_moves(tmp_path, model):
@@ -210,26 +281,37 @@ def test_the_order_of_single_bytes_shows_that_nothing_moves(tmp_path, model):
     same = {token: i for i, token in enumerate(FAIRSEQ_TOKENS)}
     (tmp_path / "vocab.json").write_text(json.dumps(same))
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
-    assert_golden(hf_arrays(tmp_path / "hf"), order=[
-        VOCABULARY[token] for token in FAIRSEQ_TOKENS])
+    assert_golden(
+        hf_arrays(tmp_path / "hf"),
+        order=[VOCABULARY[token] for token in FAIRSEQ_TOKENS],
+    )
 
 
 def test_a_dictionary_of_texts_needs_no_merges(tmp_path, model):
     (model / "merges.txt").unlink()
-    (model / "dict.txt").write_text("".join(
-        "%s 7\n" % TEXTS[number] for number in ORDER), encoding="utf-8")
+    (model / "dict.txt").write_text(
+        "".join("%s 7\n" % TEXTS[number] for number in ORDER), encoding="utf-8"
+    )
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     assert_golden(hf_arrays(tmp_path / "hf"))
 
 
 def test_padding_words_take_the_ids_that_are_free(tmp_path, model):
     texts = ["Ġ" + chr(97 + i) for i in range(3)]
-    padded = [("madeupword%04d" % texts.index(TEXTS[number])
-               if TEXTS[number] in texts else str(number)) for number in ORDER]
-    (model / "dict.txt").write_text("".join(
-        "%s 0\n" % symbol for symbol in padded))
-    vocabulary = {token: i for token, i in VOCABULARY.items()
-                  if token not in texts}
+    padded = [
+        (
+            "madeupword%04d" % texts.index(TEXTS[number])
+            if TEXTS[number] in texts
+            else str(number)
+        )
+        for number in ORDER
+    ]
+    (model / "dict.txt").write_text(
+        "".join("%s 0\n" % symbol for symbol in padded)
+    )
+    vocabulary = {
+        token: i for token, i in VOCABULARY.items() if token not in texts
+    }
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     name = "roberta.embeddings.word_embeddings.weight"
@@ -242,16 +324,22 @@ def test_padding_words_take_the_ids_that_are_free(tmp_path, model):
 
 def test_real_dictionary_gives_the_real_vocabulary(shared):
     directory = shared / "data" / "roberta"
-    vocabulary = json.loads((directory / "vocab.json").read_text(
-        encoding="utf-8"))
+    vocabulary = json.loads(
+        (directory / "vocab.json").read_text(encoding="utf-8")
+    )
     tokens = fairseq_model.gpt2_tokens(str(directory / "merges.txt"))
     assert len(tokens) == 50257 and tokens[13] == "." and tokens[262] == "Ġthe"
     numbers = {token: str(number) for number, token in enumerate(tokens)}
-    symbols = [numbers.get(token, token) for token in sorted(
-        vocabulary, key=vocabulary.get)]
+    symbols = [
+        numbers.get(token, token)
+        for token in sorted(vocabulary, key=vocabulary.get)
+    ]
     order = fairseq_model.row_order(
-        symbols, fairseq_model._texts(symbols, str(directory / "merges.txt"),
-                                      None), vocabulary, "vocab.json")
+        symbols,
+        fairseq_model._texts(symbols, str(directory / "merges.txt"), None),
+        vocabulary,
+        "vocab.json",
+    )
     np.testing.assert_array_equal(order, np.arange(50265))
 
 
@@ -275,14 +363,19 @@ def test_of_two_heads_one_is_chosen(tmp_path, model):
     torch_writer.save(model / "model.pt", checkpoint(state))
     options = {"vocab_file": str(tmp_path / "vocab.json")}
     assert "the classification heads mnli, rte; choose one" in refused(
-        model, tmp_path / "hf", **options)
-    assert "'cola', but" in refused(model, tmp_path / "hf",
-                                    classification_head="cola", **options)
-    lines = convert(model, tmp_path / "hf", classification_head="rte",
-                    **options)
+        model, tmp_path / "hf", **options
+    )
+    assert "'cola', but" in refused(
+        model, tmp_path / "hf", classification_head="cola", **options
+    )
+    lines = convert(
+        model, tmp_path / "hf", classification_head="rte", **options
+    )
     assert_golden(hf_arrays(tmp_path / "hf"), "sequence_classification")
-    assert ("left out: classification_heads.mnli.dense.bias (another "
-            "classification head)") in lines
+    assert (
+        "left out: classification_heads.mnli.dense.bias (another "
+        "classification head)"
+    ) in lines
 
 
 @pytest.mark.parametrize("form", ["dict", "namespace", "omegaconf"])
@@ -296,122 +389,196 @@ def test_settings_of_newer_checkpoints_are_found(tmp_path, model, form):
         given["cfg"] = {"model": argparse.Namespace(**settings)}
     else:
         pickler = torch_writer._Pickler(False)
-        nodes = {name: (b"comegaconf.nodes\nAnyNode\n)\x81" + pickler._value(
-            {"_val": value}) + b"b") for name, value in settings.items()}
-        config = b"comegaconf\nDictConfig\n)\x81" + pickler._value(
-            {"_content": nodes}) + b"b"
-        given["cfg"] = b"comegaconf\nDictConfig\n)\x81" + pickler._value(
-            {"_content": {"model": config}}) + b"b"
+        nodes = {
+            name: (
+                b"comegaconf.nodes\nAnyNode\n)\x81"
+                + pickler._value({"_val": value})
+                + b"b"
+            )
+            for name, value in settings.items()
+        }
+        config = (
+            b"comegaconf\nDictConfig\n)\x81"
+            + pickler._value({"_content": nodes})
+            + b"b"
+        )
+        given["cfg"] = (
+            b"comegaconf\nDictConfig\n)\x81"
+            + pickler._value({"_content": {"model": config}})
+            + b"b"
+        )
     torch_writer.save(model / "model.pt", given)
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     assert_golden(hf_arrays(tmp_path / "hf"))
 
 
 def test_without_settings_heads_come_from_a_config_beside(tmp_path, model):
-    torch_writer.save(model / "model.pt", {
-        "model": fairseq_state(golden(), is_old=False)})
+    torch_writer.save(
+        model / "model.pt", {"model": fairseq_state(golden(), is_old=False)}
+    )
     options = {"vocab_file": str(tmp_path / "vocab.json")}
     assert "does not say encoder_attention_heads" in refused(
-        model, tmp_path / "hf", **options)
+        model, tmp_path / "hf", **options
+    )
     (model / "config.json").write_text('{"num_attention_heads": 4}')
     convert(model, tmp_path / "hf", **options)
     assert_golden(hf_arrays(tmp_path / "hf"))
 
 
 def test_everything_else_in_the_checkpoint_is_named(tmp_path, model):
-    lines = convert(model, tmp_path / "hf",
-                    vocab_file=str(tmp_path / "vocab.json"))
-    left_out = {line.split()[2] for line in lines
-                if line.startswith("left out: ")}
-    assert left_out == {"args", "optimizer_history", "last_optimizer_state",
-                        "encoder.sentence_encoder.version",
-                        "encoder.lm_head.weight"}
-    assert any(line.startswith("(zeros: fairseq has no token types) F32 [1, 32]"
-                               " -> ") for line in lines)
+    lines = convert(
+        model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json")
+    )
+    left_out = {
+        line.split()[2] for line in lines if line.startswith("left out: ")
+    }
+    assert left_out == {
+        "args",
+        "optimizer_history",
+        "last_optimizer_state",
+        "encoder.sentence_encoder.version",
+        "encoder.lm_head.weight",
+    }
+    assert any(
+        line.startswith("(zeros: fairseq has no token types) F32 [1, 32] -> ")
+        for line in lines
+    )
 
 
 FC1 = "encoder.sentence_encoder.layers.1.fc1.weight"
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda s: s.pop(FC1), FC1 + " [64, 32] is missing"),
-    (lambda s: s.update({FC1 + "x": s.pop(FC1)}), "%r [64, 32] is not expected"
-     % (FC1 + "x")),
-    (lambda s: s.update({FC1: s[FC1].T.copy()}),
-     FC1 + " is [32, 64], expected [64, 32]"),
-    (lambda s: s.update({FC1.replace("encoder.", "decoder.", 1): s[FC1]}),
-     "in two ways"),
-    (lambda s: s.update({"encoder.lm_head.weight": np.zeros_like(
-        s["encoder.lm_head.weight"])}), "encoder.lm_head.weight differs from"),
-    (lambda s: s.update({"encoder.sentence_encoder.layer_norm.weight":
-                         np.zeros(32, np.float32)}),
-     "sentence_encoder.layer_norm.weight' [32] is not expected"),
-    (lambda s: s.update(x=3), "'x' under \"model\" is no tensor"),
-    (lambda s: s.pop("encoder.sentence_encoder.embed_tokens.weight"),
-     "vocab_size"),
-    (lambda s: s.clear(), "vocab_size"),
-])
-def test_a_model_that_is_not_whole_is_refused_by_name(tmp_path, model, change,
-                                                      expected):
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda s: s.pop(FC1), FC1 + " [64, 32] is missing"),
+        (
+            lambda s: s.update({FC1 + "x": s.pop(FC1)}),
+            "%r [64, 32] is not expected" % (FC1 + "x"),
+        ),
+        (
+            lambda s: s.update({FC1: s[FC1].T.copy()}),
+            FC1 + " is [32, 64], expected [64, 32]",
+        ),
+        (
+            lambda s: s.update(
+                {FC1.replace("encoder.", "decoder.", 1): s[FC1]}
+            ),
+            "in two ways",
+        ),
+        (
+            lambda s: s.update(
+                {
+                    "encoder.lm_head.weight": np.zeros_like(
+                        s["encoder.lm_head.weight"]
+                    )
+                }
+            ),
+            "encoder.lm_head.weight differs from",
+        ),
+        (
+            lambda s: s.update(
+                {
+                    "encoder.sentence_encoder.layer_norm.weight": np.zeros(
+                        32, np.float32
+                    )
+                }
+            ),
+            "sentence_encoder.layer_norm.weight' [32] is not expected",
+        ),
+        (lambda s: s.update(x=3), "'x' under \"model\" is no tensor"),
+        (
+            lambda s: s.pop("encoder.sentence_encoder.embed_tokens.weight"),
+            "vocab_size",
+        ),
+        (lambda s: s.clear(), "vocab_size"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused_by_name(
+    tmp_path, model, change, expected
+):
     state = fairseq_state(golden(), is_old=False)
     change(state)
     torch_writer.save(model / "model.pt", checkpoint(state))
-    assert expected in refused(model, tmp_path / "hf",
-                               vocab_file=str(tmp_path / "vocab.json"))
+    assert expected in refused(
+        model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json")
+    )
 
 
-@pytest.mark.parametrize("settings, expected", [
-    ({"encoder_layers": 3}, "layers.2.self_attn.q_proj.weight"),
-    ({"encoder_layers": 900}, "the config has 900 layers"),
-    ({"encoder_layers": 10 ** 9}, "must be from 1 to 1000"),
-    ({"encoder_layers": "2"}, "does not say encoder_layers"),
-    ({"encoder_attention_heads": 0}, "num_attention_heads is 0"),
-    ({"max_positions": 512}, "is [66, 32], expected [514, 32]"),
-    ({"activation_fn": "relu"}, "activation 'relu'"),
-])
-def test_settings_that_do_not_fit_are_refused(tmp_path, model, settings,
-                                              expected):
-    torch_writer.save(model / "model.pt", checkpoint(
-        fairseq_state(golden(), is_old=False), **settings))
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"encoder_layers": 3}, "layers.2.self_attn.q_proj.weight"),
+        ({"encoder_layers": 900}, "the config has 900 layers"),
+        ({"encoder_layers": 10**9}, "must be from 1 to 1000"),
+        ({"encoder_layers": "2"}, "does not say encoder_layers"),
+        ({"encoder_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"max_positions": 512}, "is [66, 32], expected [514, 32]"),
+        ({"activation_fn": "relu"}, "activation 'relu'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path, model, settings, expected
+):
+    torch_writer.save(
+        model / "model.pt",
+        checkpoint(fairseq_state(golden(), is_old=False), **settings),
+    )
     assert expected in refused(model, tmp_path / "hf")
 
 
-@pytest.mark.parametrize("text, expected", [
-    (lines_of(ORDER[1:]), "makes 299 tokens"),
-    (lines_of(ORDER + [900]), "makes 301 tokens"),
-    (lines_of(ORDER[1:] + [295]), "token number 295, but"),
-    (lines_of(ORDER[1:] + [ORDER[1]]), "a second time"),
-    ("13\n", "line 1 is '13'; expected a token and its count"),
-    ("", "line 1 is ''"),
-    ("<s> 1\n", "a second time"),
-])
-def test_a_dictionary_that_does_not_fit_is_refused(tmp_path, model, text,
-                                                   expected):
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (lines_of(ORDER[1:]), "makes 299 tokens"),
+        (lines_of(ORDER + [900]), "makes 301 tokens"),
+        (lines_of(ORDER[1:] + [295]), "token number 295, but"),
+        (lines_of(ORDER[1:] + [ORDER[1]]), "a second time"),
+        ("13\n", "line 1 is '13'; expected a token and its count"),
+        ("", "line 1 is ''"),
+        ("<s> 1\n", "a second time"),
+    ],
+)
+def test_a_dictionary_that_does_not_fit_is_refused(
+    tmp_path, model, text, expected
+):
     (model / "dict.txt").write_text(text)
     assert expected in refused(model, tmp_path / "hf")
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({"Ġa": None, "other": 260}, "only in vocab.json, such as 'other'; 1 are "
-     "only in dict.txt, such as 'Ġa'"),
-    ({"<mask>": None}, "only in dict.txt, such as '<mask>'"),
-    ({"<pad>": 0, "<s>": 1}, "gives <pad> the id 0"),
-    ({"<mask>": 300}, "has 300 embeddings"),
-])
-def test_a_vocabulary_of_other_tokens_is_refused(tmp_path, model, changes,
-                                                 expected):
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (
+            {"Ġa": None, "other": 260},
+            "only in vocab.json, such as 'other'; 1 are "
+            "only in dict.txt, such as 'Ġa'",
+        ),
+        ({"<mask>": None}, "only in dict.txt, such as '<mask>'"),
+        ({"<pad>": 0, "<s>": 1}, "gives <pad> the id 0"),
+        ({"<mask>": 300}, "has 300 embeddings"),
+    ],
+)
+def test_a_vocabulary_of_other_tokens_is_refused(
+    tmp_path, model, changes, expected
+):
     vocabulary = dict(VOCABULARY, **changes)
-    (tmp_path / "vocab.json").write_text(json.dumps(
-        {token: i for token, i in vocabulary.items() if i is not None}))
-    assert expected in refused(model, tmp_path / "hf",
-                               vocab_file=str(tmp_path / "vocab.json"))
+    (tmp_path / "vocab.json").write_text(
+        json.dumps(
+            {token: i for token, i in vocabulary.items() if i is not None}
+        )
+    )
+    assert expected in refused(
+        model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json")
+    )
 
 
 def test_missing_files_are_named(tmp_path, model):
     (model / "dict.txt").unlink()
     assert "dict.txt does not exist" in refused(model, tmp_path / "hf")
     assert "checkpoint.pt does not exist" in refused(
-        model / "checkpoint.pt", tmp_path / "hf")
+        model / "checkpoint.pt", tmp_path / "hf"
+    )
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, {"model": 3}])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps, batches and refusals that the fine-tuning scripts share."""
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -14,23 +15,34 @@ from tasks import finetuning
 from training import logs, preflight, run_config, warm_start
 
 CONFIG = configuration.RobertaConfig(
-    vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-    intermediate_size=12)
+    vocab_size=40,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+)
 
 
 def run_of(**more):
-    return run_config.RunConfig(**dict(dict(
-        output_dir="/nonexistent", train_batch_size=4), **more))
+    return run_config.RunConfig(
+        **dict(dict(output_dir="/nonexistent", train_batch_size=4), **more)
+    )
 
 
 def device_of():
-    return cpu_environment.Cpu(environment.DeviceConfig(),
-                              Processes())
+    return cpu_environment.Cpu(environment.DeviceConfig(), Processes())
 
 
-@pytest.mark.parametrize("count, epochs, accumulation, wanted", [
-    (80, 2.0, 1, (40, 2)), (80, 2.0, 5, (8, 0)), (3, 1.0, 1, (1, 0)),
-    (87, 1.5, 2, (16, 0)), (400, 1.0, 1, (100, 6))])
+@pytest.mark.parametrize(
+    "count, epochs, accumulation, wanted",
+    [
+        (80, 2.0, 1, (40, 2)),
+        (80, 2.0, 5, (8, 0)),
+        (3, 1.0, 1, (1, 0)),
+        (87, 1.5, 2, (16, 0)),
+        (400, 1.0, 1, (100, 6)),
+    ],
+)
 def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
     task = finetuning.TaskConfig(num_train_epochs=epochs)
     run = run_of(num_accumulation_steps=accumulation)
@@ -39,9 +51,11 @@ def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
 
 IDS = [[0, 5, 2], [0, 7, 8, 9, 2], [0, 4, 4, 2]]
 SEQUENCES = finetuning.Sequences(
-    IDS.__getitem__, np.array([3, 5, 4]),
+    IDS.__getitem__,
+    np.array([3, 5, 4]),
     {"label": np.array([3, 5, 4], np.int32)},
-    {"tags": (lambda index: [-1] + IDS[index][1:-1] + [-1], -1)})
+    {"tags": (lambda index: [-1] + IDS[index][1:-1] + [-1], -1)},
+)
 
 
 def features_of(batches, step):
@@ -49,22 +63,23 @@ def features_of(batches, step):
 
 
 def test_values_of_tokens_are_padded_along_with_them():
-    batches = finetuning.train_batches(SEQUENCES, CONFIG, run_of(),
-                                       device_of())
+    batches = finetuning.train_batches(SEQUENCES, CONFIG, run_of(), device_of())
     for step in range(3):
         features = features_of(batches, step)
         ids, tags = features["input_ids"], features["tags"]
         assert ids.shape == tags.shape == (4, 32)
         assert ((ids == 0) | (ids == 1) | (ids == 2)).tolist() == (
-            tags == -1).tolist()
+            tags == -1
+        ).tolist()
         assert (tags[tags >= 0] == ids[tags >= 0]).all()
         assert ((ids != 1).sum(1) == features["label"]).all()
 
 
 def test_prediction_sees_each_sequence_once_and_no_label():
     task = finetuning.TaskConfig(predict_batch_size=2)
-    batches = finetuning.predict_batches(SEQUENCES, CONFIG, run_of(), task,
-                                         device_of())
+    batches = finetuning.predict_batches(
+        SEQUENCES, CONFIG, run_of(), task, device_of()
+    )
     assert batches.predict_all(SEQUENCES.lengths) == 2
     assert set(batches.names) == {"input_ids", "index"}
     found = [features_of(batches, step) for step in range(2)]
@@ -79,51 +94,71 @@ def test_choices_stand_side_by_side(static):
     device.static_shapes = static
     batches = finetuning.predict_batches(
         finetuning.Sequences(pairs.__getitem__, np.array([4, 3]), choices=2),
-        CONFIG, run_of(max_seq_length=64), finetuning.TaskConfig(
-            predict_batch_size=3), device)
+        CONFIG,
+        run_of(max_seq_length=64),
+        finetuning.TaskConfig(predict_batch_size=3),
+        device,
+    )
     batches.predict_all([4, 3])
     features = features_of(batches, 0)
-    assert features["input_ids"].shape == ((3, 2, 64) if static
-                                           else (2, 2, 32))
+    assert features["input_ids"].shape == ((3, 2, 64) if static else (2, 2, 32))
     assert features["input_ids"][:2, :, 1].tolist() == [[5, 6], [7, 8]]
     assert features["index"].tolist() == [0, 1] + [-1] * static
 
 
 def begun(folder, monkeypatch, run, task):
     monkeypatch.setattr(logs, "set_up_logging", lambda run: None)
-    files = {name: str(tiny.write_model(folder / "model") / file)
-             for name, file in (("bert_config_file", "config.json"),
-                                ("vocab_file", "vocab.json"),
-                                ("merges_file", "merges.txt"))}
+    files = {
+        name: str(tiny.write_model(folder / "model") / file)
+        for name, file in (
+            ("bert_config_file", "config.json"),
+            ("vocab_file", "vocab.json"),
+            ("merges_file", "merges.txt"),
+        )
+    }
     return finetuning.begin(
         run_of(bert_config_file=files.pop("bert_config_file"), **run),
-        finetuning.TaskConfig(**files, **task))
+        finetuning.TaskConfig(**files, **task),
+    )
 
 
 def test_a_run_begins_with_its_model_and_tokenizer(tmp_path, monkeypatch):
-    config, tokenizer = begun(tmp_path, monkeypatch, {"do_train": True},
-                              {"do_lower_case": True})
+    config, tokenizer = begun(
+        tmp_path, monkeypatch, {"do_train": True}, {"do_lower_case": True}
+    )
     assert config.vocab_size == tokenizer.vocab_size == tiny.VOCAB_SIZE
     assert tokenizer.encode("AB") == tokenizer.encode("ab")
 
 
-@pytest.mark.parametrize("run, task, message", [
-    ({}, {}, "nothing to do: give --do_train=True or --do_predict=True"),
-    ({"do_train": True, "max_seq_length": 600}, {}, "--max_seq_length is 600"),
-    ({}, {"do_predict": True}, "/nonexistent holds no checkpoint")])
-def test_what_cannot_work_is_refused(tmp_path, monkeypatch, run, task,
-                                     message):
+@pytest.mark.parametrize(
+    "run, task, message",
+    [
+        ({}, {}, "nothing to do: give --do_train=True or --do_predict=True"),
+        (
+            {"do_train": True, "max_seq_length": 600},
+            {},
+            "--max_seq_length is 600",
+        ),
+        ({}, {"do_predict": True}, "/nonexistent holds no checkpoint"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, monkeypatch, run, task, message):
     with pytest.raises(errors.UserError, match=message):
         begun(tmp_path, monkeypatch, run, task)
 
 
 def test_prediction_alone_needs_a_trained_head():
-    names = ("bert/encoder/layer_0/output/dense/bias", "cls/tagging/bias",
-             "cls/predictions/output_bias")
+    names = (
+        "bert/encoder/layer_0/output/dense/bias",
+        "cls/tagging/bias",
+        "cls/predictions/output_bias",
+    )
     needed = finetuning.required(run_of(), "cls/tagging/")
     assert [bool(needed.match(name)) for name in names] == [True, True, False]
-    assert finetuning.required(run_of(do_train=True),
-                               "cls/tagging/") is warm_start.ENCODER
+    assert (
+        finetuning.required(run_of(do_train=True), "cls/tagging/")
+        is warm_start.ENCODER
+    )
 
 
 HEAD = ["cls/classification/out_proj/bias", "cls/classification/dense/bias"]
@@ -139,12 +174,12 @@ def save(folder, labels):
 
 
 @pytest.mark.parametrize("labels, head", [(2, [1, 1, 1]), (4, [0, 0, 0])])
-def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels,
-                                             head):
+def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels, head):
     prefix = save(tmp_path, labels=2)
-    variables = [tf.get_variable(name, [size], initializer=tf.zeros_initializer
-                                 ()) for name, size in zip(
-                                     HEAD + ["bert/x"], (labels, 3, 2))]
+    variables = [
+        tf.get_variable(name, [size], initializer=tf.zeros_initializer())
+        for name, size in zip(HEAD + ["bert/x"], (labels, 3, 2))
+    ]
     warm_start.load(prefix, HEAD)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -152,7 +187,8 @@ def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels,
     assert found[1].tolist() == head
     assert found[2].tolist() == [1, 1]
     assert any("the head begins anew" in line for line in log_lines) == (
-        labels != 2)
+        labels != 2
+    )
 
 
 def test_a_head_of_free_size_has_parameters():

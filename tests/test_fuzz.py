@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few inputs of tests/fuzz.py for each reader; by hand it runs thousands."""
+
 import random
 
 import fuzz
@@ -68,8 +69,10 @@ def test_what_is_documented_is_counted(error):
 
 def test_json_keeps_its_shape_under_most_mutations():
     sound = b'{"a": [1, 2, {"b": "c"}], "d": null}'
-    changed = [mutations.of_json(sound, random.Random(str(seed)))
-               for seed in range(300)]
+    changed = [
+        mutations.of_json(sound, random.Random(str(seed)))
+        for seed in range(300)
+    ]
     assert sum(text[:1] in b"{" for text in changed if text) > 150
     assert any(b"[[[[" in text for text in changed)
     assert any(b"\\ud800" in text for text in changed)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """scripts/get_data.py: what it knows, and its items from a local server."""
+
 import hashlib
 import importlib.util
 import os
@@ -40,18 +41,22 @@ def serve(site, item, contents):
     files = {}
     for name, remote in item.files.items():
         data = contents[name]
-        site.pages["/" + remote.url.split("/", 3)[3]] = (
-            broken_server.file(data))
-        files[name] = downloads.Remote(remote.url, len(data),
-                                       hashlib.sha256(data).hexdigest())
+        site.pages["/" + remote.url.split("/", 3)[3]] = broken_server.file(data)
+        files[name] = downloads.Remote(
+            remote.url, len(data), hashlib.sha256(data).hexdigest()
+        )
     return item._replace(files=files)
 
 
 def run(*arguments):
-    done = subprocess.run([sys.executable, str(SCRIPT)] + list(arguments),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, timeout=60,
-                          env=dict(os.environ, no_proxy="127.0.0.1"))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)] + list(arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=60,
+        env=dict(os.environ, no_proxy="127.0.0.1"),
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -62,15 +67,21 @@ def test_every_file_has_an_address_a_size_and_a_checksum():
     for item in get_data.ITEMS.values():
         assert item.licence and item.home.startswith("https://")
         for remote in item.files.values():
-            assert remote.url.startswith("https://") and remote.size > 1000 or (
-                remote.size > 400 and remote.url.endswith("config.json"))
+            assert (
+                remote.url.startswith("https://")
+                and remote.size > 1000
+                or (remote.size > 400 and remote.url.endswith("config.json"))
+            )
             assert re.fullmatch("[0-9a-f]{64}", remote.sha256)
             assert "token" not in remote.url and "?" not in remote.url
 
 
 def test_items_do_not_share_a_place():
-    places = [(item.folder, name) for item in get_data.ITEMS.values()
-              for name in item.files]
+    places = [
+        (item.folder, name)
+        for item in get_data.ITEMS.values()
+        for name in item.files
+    ]
     assert len(set(places)) == len(places)
 
 
@@ -81,19 +92,40 @@ def test_both_models_have_the_tokenizer_that_the_tests_use(shared):
             assert get_data.ITEMS[model].files[name].sha256 == found
 
 
-@pytest.mark.parametrize("names, expected", [
-    (["squad"], ["squad_v1.1", "squad_v2.0"]),
-    (["RTE", "glue"], ["rte"] + [
-        "cola", "sst-2", "mrpc", "qqp", "sts-b", "mnli", "qnli", "wnli",
-        "ax"]),
-    (["roberta-base"], ["roberta_base"])])
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["squad"], ["squad_v1.1", "squad_v2.0"]),
+        (
+            ["RTE", "glue"],
+            ["rte"]
+            + [
+                "cola",
+                "sst-2",
+                "mrpc",
+                "qqp",
+                "sts-b",
+                "mnli",
+                "qnli",
+                "wnli",
+                "ax",
+            ],
+        ),
+        (["roberta-base"], ["roberta_base"]),
+    ],
+)
 def test_names_and_groups(names, expected):
     assert get_data.chosen(names) == expected
 
 
-@pytest.mark.parametrize("names, words", [
-    ([], "--list"), (["squat"], "expected one of ax, cola"),
-    (["conll2003"], "Reuters")])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ([], "--list"),
+        (["squat"], "expected one of ax, cola"),
+        (["conll2003"], "Reuters"),
+    ],
+)
 def test_names_that_give_nothing(names, words):
     with pytest.raises(errors.UserError, match=words):
         get_data.chosen(names)
@@ -103,28 +135,37 @@ def test_names_that_give_nothing(names, words):
 
 
 def test_files_that_are_wanted_as_they_come(site, tmp_path):
-    item = serve(site, get_data.ITEMS["squad_v1.1"], {
-        "train-v1.1.json": b"{}" * 9, "dev-v1.1.json": b"{}"})
+    item = serve(
+        site,
+        get_data.ITEMS["squad_v1.1"],
+        {"train-v1.1.json": b"{}" * 9, "dev-v1.1.json": b"{}"},
+    )
     assert get_data.get(item, str(tmp_path), site.base) == str(
-        tmp_path / "squad")
+        tmp_path / "squad"
+    )
     assert (tmp_path / "squad" / "train-v1.1.json").read_bytes() == b"{}" * 9
     assert get_data.get(item, str(tmp_path), site.base) is None
 
 
-@pytest.mark.parametrize("name, write, file, place", [
-    ("cola", write_zip, "CoLA.zip", "glue/CoLA"),
-    ("qqp", write_zip, "QQP-clean.zip", "glue/QQP"),
-    ("race", write_tar, "RACE.tar.gz", "RACE")])
-def test_archives_become_their_folder(site, tmp_path, name, write, file,
-                                      place):
+@pytest.mark.parametrize(
+    "name, write, file, place",
+    [
+        ("cola", write_zip, "CoLA.zip", "glue/CoLA"),
+        ("qqp", write_zip, "QQP-clean.zip", "glue/QQP"),
+        ("race", write_tar, "RACE.tar.gz", "RACE"),
+    ],
+)
+def test_archives_become_their_folder(site, tmp_path, name, write, file, place):
     folder = place.split("/")[-1]
     write(tmp_path / "made", [(folder + "/train.tsv", b"1\tx\n")])
-    item = serve(site, get_data.ITEMS[name],
-                 {file: (tmp_path / "made").read_bytes()})
+    item = serve(
+        site, get_data.ITEMS[name], {file: (tmp_path / "made").read_bytes()}
+    )
     out = tmp_path / "out"
     assert get_data.get(item, str(out), site.base) == str(out / place)
-    assert [str(p.relative_to(out)) for p in out.glob("**/*")
-            if p.is_file()] == [place + "/train.tsv"]
+    assert [
+        str(p.relative_to(out)) for p in out.glob("**/*") if p.is_file()
+    ] == [place + "/train.tsv"]
     site.requests.clear()
     assert get_data.get(item, str(out), site.base) is None
     assert site.requests == []
@@ -132,8 +173,11 @@ def test_archives_become_their_folder(site, tmp_path, name, write, file,
 
 def test_hostile_archive_leaves_no_folder(site, tmp_path):
     write_zip(tmp_path / "made", [("CoLA/a", b"x"), ("../evil", b"x")])
-    item = serve(site, get_data.ITEMS["cola"],
-                 {"CoLA.zip": (tmp_path / "made").read_bytes()})
+    item = serve(
+        site,
+        get_data.ITEMS["cola"],
+        {"CoLA.zip": (tmp_path / "made").read_bytes()},
+    )
     with pytest.raises(errors.UserError, match="not to be trusted"):
         get_data.get(item, str(tmp_path / "out"), site.base)
     assert os.listdir(str(tmp_path / "out" / "glue")) == ["CoLA.download"]
@@ -142,20 +186,29 @@ def test_hostile_archive_leaves_no_folder(site, tmp_path):
 
 def test_mrpc_gets_glues_layout(site, tmp_path):
     head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
-    item = serve(site, get_data.ITEMS["mrpc"], {
-        "mrpc_dev_ids.tsv": b"3\t4\n",
-        "msr_paraphrase_train.txt": ("\ufeff" + head + (
-            "1\t1\t2\tA \u2028 b\tB\r\n0\t3\t4\tC \"d\tD\r\n"
-        )).encode("utf-8"),
-        "msr_paraphrase_test.txt": (head + "1\t5\t6\tE\tF\r\n").encode()})
+    item = serve(
+        site,
+        get_data.ITEMS["mrpc"],
+        {
+            "mrpc_dev_ids.tsv": b"3\t4\n",
+            "msr_paraphrase_train.txt": (
+                "\ufeff"
+                + head
+                + ('1\t1\t2\tA \u2028 b\tB\r\n0\t3\t4\tC "d\tD\r\n')
+            ).encode("utf-8"),
+            "msr_paraphrase_test.txt": (head + "1\t5\t6\tE\tF\r\n").encode(),
+        },
+    )
     get_data.get(item, str(tmp_path), site.base)
     folder = tmp_path / "glue" / "MRPC"
     head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-    assert {p.name: p.read_bytes().decode("utf-8")
-            for p in folder.iterdir()} == {
+    assert {
+        p.name: p.read_bytes().decode("utf-8") for p in folder.iterdir()
+    } == {
         "train.tsv": head + "1\t1\t2\tA \u2028 b\tB\n",
-        "dev.tsv": head + "0\t3\t4\tC \"d\tD\n",
-        "test.tsv": head.replace("Quality", "index") + "0\t5\t6\tE\tF\n"}
+        "dev.tsv": head + '0\t3\t4\tC "d\tD\n',
+        "test.tsv": head.replace("Quality", "index") + "0\t5\t6\tE\tF\n",
+    }
     assert os.listdir(str(tmp_path / "glue")) == ["MRPC"]
 
 
@@ -167,7 +220,7 @@ def test_list_tells_all_there_is():
     assert code == 0
     lines = output.splitlines()
     for name, item in get_data.ITEMS.items():
-        line, = [line for line in lines if line.split()[0] == name]
+        (line,) = [line for line in lines if line.split()[0] == name]
         assert item.licence in line and item.home in line
     assert re.search(r"squad_v1\.1 +35\.1 MB", output)
     assert re.search(r"roberta_large +1423\.1 MB", output)
@@ -176,11 +229,14 @@ def test_list_tells_all_there_is():
 
 def test_wrong_file_is_one_line_and_exit_code_1(site, tmp_path):
     site.pages.clear()
-    site.pages["/SQuAD-explorer/dataset/train-v1.1.json"] = (
-        broken_server.file(b"<html>log in</html>"))
+    site.pages["/SQuAD-explorer/dataset/train-v1.1.json"] = broken_server.file(
+        b"<html>log in</html>"
+    )
     code, output, error = run(
-        "squad_v1.1", "--output_dir=%s" % (tmp_path / "out"),
-        "--url_base=rajpurkar.github.io=" + site.base)
+        "squad_v1.1",
+        "--output_dir=%s" % (tmp_path / "out"),
+        "--url_base=rajpurkar.github.io=" + site.base,
+    )
     assert (code, output) == (1, "")
     last = error.splitlines()[-1]
     assert last.startswith("get_data.py: error: http://127.0.0.1")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two Horovod processes train as one; real runs under horovodrun."""
+
 import os
 import pathlib
 import re
@@ -28,37 +29,59 @@ def data(tmp_path_factory):
 def flags(data, name, **more):
     settings = dict(
         bert_config_file=data / "model" / "config.json",
-        input_files_dir=data / "records", output_dir=data / name,
-        do_train=True, max_seq_length=tiny.LENGTH,
-        max_predictions_per_seq=tiny.PREDICTIONS, num_train_steps=20,
-        num_warmup_steps=2, learning_rate=1e-2, display_loss_steps=1,
-        save_checkpoints_steps=10, accelerator="cpu",
+        input_files_dir=data / "records",
+        output_dir=data / name,
+        do_train=True,
+        max_seq_length=tiny.LENGTH,
+        max_predictions_per_seq=tiny.PREDICTIONS,
+        num_train_steps=20,
+        num_warmup_steps=2,
+        learning_rate=1e-2,
+        display_loss_steps=1,
+        save_checkpoints_steps=10,
+        accelerator="cpu",
         # With a small one Adam would hide gradients of a wrong scale.
-        adam_epsilon=1e-3)
+        adam_epsilon=1e-3,
+    )
     settings.update(more)
     return tiny.command("run_pretraining.py", [], **settings)
 
 
 def two_processes(data, name, **more):
     """The output of both processes, each line marked by horovodrun."""
-    return launch(data / (name + "_logs"),
-                  flags(data, name, horovod=True, **more))
+    return launch(
+        data / (name + "_logs"), flags(data, name, horovod=True, **more)
+    )
 
 
 def launch(folder, command):
     """The outputs of a command in two processes; their logs go to folder."""
-    tiny.run([HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
-             + command, tiny.environment(npu=False, PATH=os.pathsep.join(
-                 [str(HOROVODRUN.parent), os.environ["PATH"]])), timeout=300)
-    return ["".join((folder / ("rank.%d" % rank) / stream).read_text()
-                    for stream in ("stdout", "stderr")) for rank in (0, 1)]
+    tiny.run(
+        [HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
+        + command,
+        tiny.environment(
+            npu=False,
+            PATH=os.pathsep.join([str(HOROVODRUN.parent), os.environ["PATH"]]),
+        ),
+        timeout=300,
+    )
+    return [
+        "".join(
+            (folder / ("rank.%d" % rank) / stream).read_text()
+            for stream in ("stdout", "stderr")
+        )
+        for rank in (0, 1)
+    ]
 
 
 @pytest.fixture(scope="module")
 def one(data):
     """The losses of one process with the whole batch."""
-    return tiny.losses_of(tiny.run(flags(data, "one", train_batch_size=16),
-                                   tiny.environment(npu=False)))
+    return tiny.losses_of(
+        tiny.run(
+            flags(data, "one", train_batch_size=16), tiny.environment(npu=False)
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,37 +100,50 @@ def test_two_processes_give_the_losses_of_one(two, one):
 
 
 def test_two_micro_batches_give_the_losses_of_one(data, one):
-    output = tiny.run(flags(data, "micro", train_batch_size=8,
-                            num_accumulation_steps=2),
-                      tiny.environment(npu=False))
+    output = tiny.run(
+        flags(data, "micro", train_batch_size=8, num_accumulation_steps=2),
+        tiny.environment(npu=False),
+    )
     assert_same(output, one)
 
 
 def test_averaging_every_micro_batch_changes_nothing(data, one):
     outputs = two_processes(
-        data, "each", train_batch_size=4, num_accumulation_steps=2,
-        allreduce_post_accumulation=False)
+        data,
+        "each",
+        train_batch_size=4,
+        num_accumulation_steps=2,
+        allreduce_post_accumulation=False,
+    )
     assert_same(outputs[0], one)
 
 
 def test_rank_0_alone_saves_and_logs(data, two):
     assert "learning_rate=0.01" in two[0]
-    assert ("global_batch=16 train_batch_size=8 num_accumulation_steps=1 "
-            "devices=2") in two[0]
-    saved = [line for line in two[0].splitlines()
-             if "Saving checkpoints" in line]
+    assert (
+        "global_batch=16 train_batch_size=8 num_accumulation_steps=1 devices=2"
+    ) in two[0]
+    saved = [
+        line for line in two[0].splitlines() if "Saving checkpoints" in line
+    ]
     assert len(saved) == 3
     assert [line for line in two[1].splitlines() if " I " in line] == []
     assert {path.name for path in (data / "two").glob("model*.index")} == {
-        "model.ckpt-0.index", "model.ckpt-10.index", "model.ckpt-20.index"}
+        "model.ckpt-0.index",
+        "model.ckpt-10.index",
+        "model.ckpt-20.index",
+    }
     assert len(list((data / "two").glob("events*"))) == len(
-        list((data / "one").glob("events*")))
+        list((data / "one").glob("events*"))
+    )
 
 
 def test_two_processes_are_rolled_back_together(tmp_path):
     planted.Pretraining(tmp_path).write()
-    outputs = launch(tmp_path / "logs", [
-        sys.executable, planted.__file__, tmp_path, "90", "62", "65"])
+    outputs = launch(
+        tmp_path / "logs",
+        [sys.executable, planted.__file__, tmp_path, "90", "62", "65"],
+    )
     told = [line for line in outputs[0].splitlines() if "rollback 1" in line]
     assert len(told) == 1, outputs[0][-3000:]
     assert "model.ckpt-50: loss" in told[0]
@@ -115,5 +151,7 @@ def test_two_processes_are_rolled_back_together(tmp_path):
     assert "rollback 1" not in outputs[1]
     # 90 updates; the batches from 50 to the end of the spike passed over.
     end = int(re.search(r"batch (\d+)$", told[0]).group(1))
-    assert checkpoints.batches_seen(checkpoints.newest(
-        str(tmp_path / "two"))) == 90 + end - 50
+    assert (
+        checkpoints.batches_seen(checkpoints.newest(str(tmp_path / "two")))
+        == 90 + end - 50
+    )

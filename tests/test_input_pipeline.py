@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: functions of their step, shared by ranks, filled, checked."""
+
 import os
 
 import numpy as np
@@ -14,35 +15,57 @@ VOCAB = 60
 MASK = VOCAB - 1
 LENGTH = 16
 PREDICTIONS = 4
-SETTINGS = dict(max_seq_length=LENGTH, max_predictions=PREDICTIONS,
-                vocab_size=VOCAB, pad_token_id=1)
+SETTINGS = dict(
+    max_seq_length=LENGTH,
+    max_predictions=PREDICTIONS,
+    vocab_size=VOCAB,
+    pad_token_id=1,
+)
 MANIFEST = dict(
-    masking="dynamic", max_seq_length=LENGTH,
-    max_predictions_per_seq=PREDICTIONS, vocab_size=VOCAB, bos_id=0, pad_id=1,
-    eos_id=2, unk_id=3, mask_id=MASK)
+    masking="dynamic",
+    max_seq_length=LENGTH,
+    max_predictions_per_seq=PREDICTIONS,
+    vocab_size=VOCAB,
+    bos_id=0,
+    pad_id=1,
+    eos_id=2,
+    unk_id=3,
+    mask_id=MASK,
+)
 
 
 def sequences_of(count, seed=0):
     """Sequences of 5 to 16 tokens; the second one is their number."""
     random = np.random.RandomState(seed)
-    return [np.concatenate([[0, 4 + number], random.randint(
-        4, MASK, random.randint(2, LENGTH - 2)), [2]])
-            for number in range(count)]
+    return [
+        np.concatenate(
+            [
+                [0, 4 + number],
+                random.randint(4, MASK, random.randint(2, LENGTH - 2)),
+                [2],
+            ]
+        )
+        for number in range(count)
+    ]
 
 
 def static_example(ids):
     row = np.full(LENGTH, 1)
-    row[:len(ids)] = ids
+    row[: len(ids)] = ids
     row[1] = MASK
-    return {"input_ids": row, "input_mask": (row != 1).astype(np.int64),
-            "segment_ids": np.zeros(LENGTH, np.int64),
-            "masked_lm_positions": np.array([1, 0, 0, 0]),
-            "masked_lm_ids": np.array([ids[1], 0, 0, 0]),
-            "masked_lm_weights": np.array([1, 0, 0, 0], np.float32)}
+    return {
+        "input_ids": row,
+        "input_mask": (row != 1).astype(np.int64),
+        "segment_ids": np.zeros(LENGTH, np.int64),
+        "masked_lm_positions": np.array([1, 0, 0, 0]),
+        "masked_lm_ids": np.array([ids[1], 0, 0, 0]),
+        "masked_lm_weights": np.array([1, 0, 0, 0], np.float32),
+    }
 
 
-def write_records(directory, count=13, *, static=False, manifest=True,
-                  **changes):
+def write_records(
+    directory, count=13, *, static=False, manifest=True, **changes
+):
     """Two files of records and their manifest; returns the directory."""
     os.makedirs(str(directory), exist_ok=True)
     entries, parts = [], np.array_split(np.arange(count), 2)
@@ -51,13 +74,17 @@ def write_records(directory, count=13, *, static=False, manifest=True,
         path = os.path.join(str(directory), name)
         with records.RecordWriter(path) as writer:
             for number in part:
-                example = (static_example(sequences[number]) if static
-                           else {"input_ids": sequences[number]})
+                example = (
+                    static_example(sequences[number])
+                    if static
+                    else {"input_ids": sequences[number]}
+                )
                 writer.write(records.encode_example(example))
         entries.append(records.summarize_file(path))
     if manifest:
-        settings = dict(MANIFEST, masking="static" if static else "dynamic",
-                        shards=entries)
+        settings = dict(
+            MANIFEST, masking="static" if static else "dynamic", shards=entries
+        )
         settings.update(changes)
         records.write_manifest(str(directory), settings)
     return str(directory)
@@ -75,7 +102,8 @@ def source_of(inputs, **changes):
 def training_batches(source, batch_size=4, seed=7, **options):
     order = records.RecordOrder(source.shard_counts, seed, 5)
     return masked_lm_batches.MaskedLmBatches(
-        source, batch_size=batch_size, seed=seed, order=order, **options)
+        source, batch_size=batch_size, seed=seed, order=order, **options
+    )
 
 
 def as_dict(batches, step):
@@ -85,8 +113,9 @@ def as_dict(batches, step):
 def unmasked(batch):
     ids = batch["input_ids"].copy()
     rows, slots = np.nonzero(batch["masked_lm_weights"])
-    ids[rows, batch["masked_lm_positions"][rows, slots]] = (
-        batch["masked_lm_ids"][rows, slots])
+    ids[rows, batch["masked_lm_positions"][rows, slots]] = batch[
+        "masked_lm_ids"
+    ][rows, slots]
     return ids
 
 
@@ -97,22 +126,24 @@ def assert_same(one, other):
 
 # Masked LM batches.
 
+
 def test_batch_is_a_function_of_its_step(dynamic):
     forward = training_batches(source_of(dynamic))
     batches = [as_dict(forward, step) for step in range(8)]
     backward = training_batches(source_of(dynamic))
     for step in reversed(range(8)):
         assert_same(batches[step], as_dict(backward, step))
-    assert not np.array_equal(batches[0]["input_ids"],
-                              batches[1]["input_ids"])
+    assert not np.array_equal(batches[0]["input_ids"], batches[1]["input_ids"])
 
 
 def test_dataset_begins_anywhere(dynamic):
     batches = training_batches(source_of(dynamic))
     features = tf.data.make_one_shot_iterator(
-        input_pipeline.dataset(batches, 3)).get_next()
-    assert {name: tensor.shape.as_list() for name, tensor in features.items()
-            } == dict(zip(batches.names, batches.shapes))
+        input_pipeline.dataset(batches, 3)
+    ).get_next()
+    assert {
+        name: tensor.shape.as_list() for name, tensor in features.items()
+    } == dict(zip(batches.names, batches.shapes))
     with tf.Session() as session:
         for step in (3, 4):
             found = session.run(features)
@@ -123,7 +154,8 @@ def test_dataset_begins_anywhere(dynamic):
 def test_dataset_ends(dynamic):
     batches = training_batches(source_of(dynamic))
     features = tf.data.make_one_shot_iterator(
-        input_pipeline.dataset(batches, 0, 1)).get_next()
+        input_pipeline.dataset(batches, 0, 1)
+    ).get_next()
     with tf.Session() as session:
         session.run(features)
         with pytest.raises(tf.errors.OutOfRangeError):
@@ -138,13 +170,19 @@ def test_seed_changes_order_and_masks(dynamic):
 
 def test_ranks_share_one_global_batch(dynamic):
     whole = training_batches(source_of(dynamic), batch_size=8)
-    parts = [training_batches(source_of(dynamic), rank=rank, world_size=2)
-             for rank in (0, 1)]
+    parts = [
+        training_batches(source_of(dynamic), rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
     for step in (0, 1, 5):
         halves = [as_dict(part, step) for part in parts]
-        assert_same(as_dict(whole, step), {
-            name: np.concatenate([half[name] for half in halves])
-            for name in whole.names})
+        assert_same(
+            as_dict(whole, step),
+            {
+                name: np.concatenate([half[name] for half in halves])
+                for name in whole.names
+            },
+        )
 
 
 def test_every_sequence_is_fed_once_an_epoch_with_new_masks(dynamic):
@@ -155,8 +193,12 @@ def test_every_sequence_is_fed_once_an_epoch_with_new_masks(dynamic):
     for batch in (first, second):
         found = unmasked(batch)
         assert {tuple(row[row != 1]) for row in found} == wanted
-        masks.append({row[1]: tuple(positions) for row, positions in zip(
-            found, batch["masked_lm_positions"])})
+        masks.append(
+            {
+                row[1]: tuple(positions)
+                for row, positions in zip(found, batch["masked_lm_positions"])
+            }
+        )
     differing = sum(masks[0][key] != masks[1][key] for key in masks[0])
     assert differing >= 8
 
@@ -174,8 +216,9 @@ def test_padding_is_invisible_and_never_masked(dynamic):
 
 def test_static_records_come_as_they_are(tmp_path):
     source = source_of(write_records(tmp_path, static=True))
-    assert not source.dynamic and source_of(
-        write_records(tmp_path / "d")).dynamic
+    assert (
+        not source.dynamic and source_of(write_records(tmp_path / "d")).dynamic
+    )
     batches = masked_lm_batches.MaskedLmBatches(source, batch_size=13)
     batch = as_dict(batches, 0)
     for row, ids in enumerate(sequences_of(13)):
@@ -186,15 +229,26 @@ def test_static_records_come_as_they_are(tmp_path):
 
 # Evaluation.
 
+
 def test_masks_of_evaluation_are_always_the_same(dynamic):
-    large = as_dict(masked_lm_batches.MaskedLmBatches(
-        source_of(dynamic), batch_size=13, seed=7), 0)
-    small = masked_lm_batches.MaskedLmBatches(source_of(dynamic), batch_size=5,
-                                           seed=7)
+    large = as_dict(
+        masked_lm_batches.MaskedLmBatches(
+            source_of(dynamic), batch_size=13, seed=7
+        ),
+        0,
+    )
+    small = masked_lm_batches.MaskedLmBatches(
+        source_of(dynamic), batch_size=5, seed=7
+    )
     assert small.steps == 3
     parts = [as_dict(small, step) for step in range(3)]
-    assert_same(large, {name: np.concatenate([p[name] for p in parts])[:13]
-                        for name in small.names})
+    assert_same(
+        large,
+        {
+            name: np.concatenate([p[name] for p in parts])[:13]
+            for name in small.names
+        },
+    )
     order = [tuple(row[row != 1]) for row in unmasked(large)]
     assert order == [tuple(ids) for ids in sequences_of(13)]
 
@@ -202,18 +256,23 @@ def test_masks_of_evaluation_are_always_the_same(dynamic):
 def test_masks_of_evaluation_are_not_those_of_training(dynamic):
     source = source_of(dynamic)
     indices = np.arange(13)
-    trained = [source.masked(indices, np.full(13, epoch), 7)
-               for epoch in range(3)]
-    evaluated = as_dict(masked_lm_batches.MaskedLmBatches(
-        source, batch_size=13, seed=7), 0)
+    trained = [
+        source.masked(indices, np.full(13, epoch), 7) for epoch in range(3)
+    ]
+    evaluated = as_dict(
+        masked_lm_batches.MaskedLmBatches(source, batch_size=13, seed=7), 0
+    )
     for masks in trained:
-        differing = (masks["masked_lm_positions"]
-                     != evaluated["masked_lm_positions"]).any(axis=1)
+        differing = (
+            masks["masked_lm_positions"] != evaluated["masked_lm_positions"]
+        ).any(axis=1)
         assert differing.sum() >= 8
 
 
 def test_last_batch_of_an_evaluation_is_filled_with_weight_0(dynamic):
-    batches = masked_lm_batches.MaskedLmBatches(source_of(dynamic), batch_size=5)
+    batches = masked_lm_batches.MaskedLmBatches(
+        source_of(dynamic), batch_size=5
+    )
     last = as_dict(batches, 2)
     assert [len(value) for value in last.values()] == [5] * 5
     assert (last["input_ids"][3:] == 1).all()
@@ -223,16 +282,21 @@ def test_last_batch_of_an_evaluation_is_filled_with_weight_0(dynamic):
 
 # Settings.
 
-@pytest.mark.parametrize("static, changes, settings, message", [
-    (False, {}, {"vocab_size": 50}, "vocab_size 60.*vocab_size 50"),
-    (False, {}, {"pad_token_id": 0}, "pad_id 1.*pad_token_id 0"),
-    (False, {}, {"max_seq_length": 8}, "max_seq_length 16.*use --max_seq_"),
-    (True, {}, {"max_seq_length": 32}, "max_seq_length 16.*=32"),
-    (True, {}, {"max_predictions": 5}, "max_predictions_per_seq 4.*=4"),
-    (True, {}, {"max_predictions": 3}, "max_predictions_per_seq 4"),
-])
-def test_records_of_other_settings_are_refused(tmp_path, static, changes,
-                                               settings, message):
+
+@pytest.mark.parametrize(
+    "static, changes, settings, message",
+    [
+        (False, {}, {"vocab_size": 50}, "vocab_size 60.*vocab_size 50"),
+        (False, {}, {"pad_token_id": 0}, "pad_id 1.*pad_token_id 0"),
+        (False, {}, {"max_seq_length": 8}, "max_seq_length 16.*use --max_seq_"),
+        (True, {}, {"max_seq_length": 32}, "max_seq_length 16.*=32"),
+        (True, {}, {"max_predictions": 5}, "max_predictions_per_seq 4.*=4"),
+        (True, {}, {"max_predictions": 3}, "max_predictions_per_seq 4"),
+    ],
+)
+def test_records_of_other_settings_are_refused(
+    tmp_path, static, changes, settings, message
+):
     directory = write_records(tmp_path, static=static, **changes)
     with pytest.raises(errors.UserError, match=message) as caught:
         source_of(directory, **settings)
@@ -246,13 +310,18 @@ def test_dynamic_records_fit_a_longer_sequence(dynamic):
     assert batch["masked_lm_ids"].shape == (4, 9)
 
 
-@pytest.mark.parametrize("static, settings, message", [
-    (False, {"max_seq_length": 4}, "input_ids has length"),
-    (True, {"max_seq_length": 32}, "length 16, expected 32"),
-    (True, {"max_predictions": 5}, "length 4, expected 5"),
-    (False, {"vocab_size": 10}, "use the vocabulary")])
+@pytest.mark.parametrize(
+    "static, settings, message",
+    [
+        (False, {"max_seq_length": 4}, "input_ids has length"),
+        (True, {"max_seq_length": 32}, "length 16, expected 32"),
+        (True, {"max_predictions": 5}, "length 4, expected 5"),
+        (False, {"vocab_size": 10}, "use the vocabulary"),
+    ],
+)
 def test_records_without_a_manifest_are_checked_themselves(
-        tmp_path, log_lines, static, settings, message):
+    tmp_path, log_lines, static, settings, message
+):
     directory = write_records(tmp_path, static=static, manifest=False)
     with pytest.raises(errors.UserError, match=message):
         source_of(directory, **settings)
@@ -260,7 +329,8 @@ def test_records_without_a_manifest_are_checked_themselves(
 
 
 def test_records_without_a_manifest_are_read_after_one_warning(
-        tmp_path, log_lines):
+    tmp_path, log_lines
+):
     source = source_of(write_records(tmp_path, manifest=False))
     assert len(source) == 13 and source.dynamic
     assert ["no manifest.json" in line for line in log_lines] == [True]
@@ -291,8 +361,11 @@ def torn_words(source, starts):
     """How many words of a batch are masked in part only."""
     batch = as_dict(training_batches(source, 13), 0)
     torn = 0
-    for ids, row, weights in zip(unmasked(batch), batch["masked_lm_positions"],
-                                 batch["masked_lm_weights"]):
+    for ids, row, weights in zip(
+        unmasked(batch),
+        batch["masked_lm_positions"],
+        batch["masked_lm_weights"],
+    ):
         word = np.cumsum(starts[ids])
         masked = np.zeros(LENGTH, bool)
         masked[row[weights > 0]] = True
@@ -306,17 +379,22 @@ def torn_words(source, starts):
 def test_whole_words_are_the_flags_else_the_manifests(tmp_path, dynamic):
     starts = np.arange(VOCAB) % 2 == 0
     directory = write_records(
-        tmp_path, word_starts=records.encode_word_starts(starts),
-        do_whole_word_mask=True)
+        tmp_path,
+        word_starts=records.encode_word_starts(starts),
+        do_whole_word_mask=True,
+    )
     settings = dict(max_predictions=16, masked_lm_prob=0.5)
     assert torn_words(source_of(directory, **settings), starts) == 0
-    assert torn_words(source_of(directory, whole_words=False, **settings),
-                      starts) > 5
+    assert (
+        torn_words(source_of(directory, whole_words=False, **settings), starts)
+        > 5
+    )
     with pytest.raises(errors.UserError, match="whole-word masking needs"):
         source_of(dynamic, whole_words=True)
 
 
 # Errors.
+
 
 def damage_last_record(directory):
     """Flips a bit in the data of the last record of the second file."""
@@ -333,7 +411,8 @@ def test_error_in_a_batch_reaches_the_user(tmp_path):
     damage_last_record(directory)
     batches = training_batches(source_of(directory), batch_size=13)
     features = tf.data.make_one_shot_iterator(
-        input_pipeline.dataset(batches, 0)).get_next()
+        input_pipeline.dataset(batches, 0)
+    ).get_next()
     with tf.Session() as session:
         with pytest.raises(errors.UserError) as caught:
             with loop.reported(batches):
@@ -369,7 +448,8 @@ def feature_batches(**options):
     options = dict(dict(batch_size=4, pad_token_id=1), **options)
     values = {"start_position": np.arange(30, dtype=np.int32)}
     return input_pipeline.FeatureBatches(
-        lambda index: [4 + index] * LENGTHS[index], values, **options)
+        lambda index: [4 + index] * LENGTHS[index], values, **options
+    )
 
 
 def test_pools_use_every_sequence_once_an_epoch():
@@ -377,30 +457,31 @@ def test_pools_use_every_sequence_once_an_epoch():
     steps = [pools.indices(step) for step in range(30)]
     # 15 batches are two epochs, 5 a pool; the next two come in other pools.
     for first in (0, 15):
-        seen = np.bincount(np.concatenate(steps[first:first + 15]))
+        seen = np.bincount(np.concatenate(steps[first : first + 15]))
         np.testing.assert_array_equal(seen, np.full(30, 2))
     assert not np.array_equal(steps[:15], steps[15:])
 
 
 def test_nothing_is_shuffled_where_it_is_not_wanted(dynamic):
-    pools = input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1,
-                                       is_shuffled=False)
+    pools = input_pipeline.LengthPools(
+        LENGTHS, batch_size=4, seed=1, is_shuffled=False
+    )
     for step in (0, 6, 7):
         assert set(pools.indices(step)) == {
-            (4 * step + place) % 30 for place in range(4)}
+            (4 * step + place) % 30 for place in range(4)
+        }
     source = source_of(dynamic)
     batches = masked_lm_batches.MaskedLmBatches(
-        source, batch_size=5, order=input_pipeline.FrontToBack(len(source)))
-    numbers = [unmasked(as_dict(batches, step))[:, 1] - 4
-               for step in range(3)]
-    np.testing.assert_array_equal(np.concatenate(numbers),
-                                  np.arange(15) % 13)
+        source, batch_size=5, order=input_pipeline.FrontToBack(len(source))
+    )
+    numbers = [unmasked(as_dict(batches, step))[:, 1] - 4 for step in range(3)]
+    np.testing.assert_array_equal(np.concatenate(numbers), np.arange(15) % 13)
 
 
 def test_pools_are_a_function_of_the_step():
     def pools():
-        return input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1,
-                                          pool=5)
+        return input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
+
     one, other = pools(), pools()
     steps = {step: one.indices(step) for step in range(20)}
     for step in (17, 3, 11, 2):
@@ -418,21 +499,25 @@ def test_pools_batch_like_lengths_in_random_order():
 
 def test_training_features_are_shared_by_ranks():
     def order(size):
-        return input_pipeline.LengthPools(LENGTHS, batch_size=size, seed=1,
-                                          pool=5)
+        return input_pipeline.LengthPools(
+            LENGTHS, batch_size=size, seed=1, pool=5
+        )
+
     whole = feature_batches(order=order(8), batch_size=8)
     parts = [feature_batches(order=order(8), rank=rank) for rank in (0, 1)]
     for step in (0, 7):
         halves = [as_dict(part, step) for part in parts]
         together = as_dict(whole, step)
         for name in ("index", "start_position"):
-            np.testing.assert_array_equal(together[name], np.concatenate(
-                [half[name] for half in halves]))
+            np.testing.assert_array_equal(
+                together[name], np.concatenate([half[name] for half in halves])
+            )
 
 
 def test_features_are_padded_to_the_next_multiple_of_32():
-    batches = feature_batches(order=input_pipeline.LengthPools(
-        LENGTHS, batch_size=4, seed=1, pool=5))
+    batches = feature_batches(
+        order=input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
+    )
     assert batches.shapes[0] == [4, None]
     widths = set()
     for step in range(10):
@@ -442,7 +527,8 @@ def test_features_are_padded_to_the_next_multiple_of_32():
         assert batch["input_ids"].shape == (4, -(-longest // 32) * 32)
         for row, index in zip(batch["input_ids"], batch["index"]):
             assert row.tolist() == [4 + index] * LENGTHS[index] + [1] * (
-                len(row) - LENGTHS[index])
+                len(row) - LENGTHS[index]
+            )
         np.testing.assert_array_equal(batch["start_position"], batch["index"])
     assert len(widths) > 1
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may import whom: the layers, and one place for each kind of import."""
+
 import ast
 import functools
 
@@ -13,23 +14,30 @@ LAYERS = (
     ("configuration", "tokenization"),
     ("pretraining_data", "question_answering", "squad"),
     ("kernels", "modeling", "optimization"),
-    ("environment", "cpu_environment", "gpu_environment", "npu_environment",
-     "device"),
+    (
+        "environment",
+        "cpu_environment",
+        "gpu_environment",
+        "npu_environment",
+        "device",
+    ),
     ("training",),
     ("tasks",),
     ("inference",),
 )
-PLACES = {name: place for place, names in enumerate(LAYERS)
-          for name in names}
+PLACES = {name: place for place, names in enumerate(LAYERS) for name in names}
 COMMANDS = len(LAYERS)
 SCRIPTS = COMMANDS + 1
 DEVICES = LAYERS[5]
-FILES = {path.relative_to(REPOSITORY).with_suffix("").as_posix()
-         .replace("/", "."): path
-         for pattern in ("*.py", "*/*.py") for path in
-         REPOSITORY.glob(pattern)
-         if path.parent.name not in ("tests", "demo")
-         and path.name != "__init__.py"}
+FILES = {
+    path.relative_to(REPOSITORY)
+    .with_suffix("")
+    .as_posix()
+    .replace("/", "."): path
+    for pattern in ("*.py", "*/*.py")
+    for path in REPOSITORY.glob(pattern)
+    if path.parent.name not in ("tests", "demo") and path.name != "__init__.py"
+}
 LIBRARY = [name for name in FILES if name.split(".")[0] in PLACES]
 
 
@@ -47,8 +55,9 @@ def tree(name):
 def resolved(name, importer):
     """The project's module that a dotted name is, or the name."""
     beside = importer.rpartition(".")[0] + "." + name
-    return beside if beside in FILES and importer.startswith(
-        "scripts.") else name
+    return (
+        beside if beside in FILES and importer.startswith("scripts.") else name
+    )
 
 
 def imports(name, nodes):
@@ -60,8 +69,7 @@ def imports(name, nodes):
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 inner = "%s.%s" % (node.module, alias.name)
-                yield inner if inner in FILES else resolved(
-                    node.module, name)
+                yield inner if inner in FILES else resolved(node.module, name)
 
 
 def all_imports(name):
@@ -70,35 +78,51 @@ def all_imports(name):
 
 def users(package, names):
     """The modules that import something of a package."""
-    return {name for name in names for module in all_imports(name)
-            if module.split(".")[0] == package}
+    return {
+        name
+        for name in names
+        for module in all_imports(name)
+        if module.split(".")[0] == package
+    }
 
 
 def uses(words, names):
     """["module:line"] where a module uses one of some names or attributes."""
-    return ["%s:%d" % (name, node.lineno) for name in names
-            for node in ast.walk(tree(name))
-            if isinstance(node, ast.Attribute) and node.attr in words
-            or isinstance(node, ast.Name) and node.id in words]
+    return [
+        "%s:%d" % (name, node.lineno)
+        for name in names
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Attribute)
+        and node.attr in words
+        or isinstance(node, ast.Name)
+        and node.id in words
+    ]
 
 
 def test_imports_point_to_lower_layers():
-    assert not ["%s imports %s" % (name, module) for name in FILES
-                for module in all_imports(name) if module in FILES
-                and place(module) > place(name)]
+    assert not [
+        "%s imports %s" % (name, module)
+        for name in FILES
+        for module in all_imports(name)
+        if module in FILES and place(module) > place(name)
+    ]
 
 
 def test_library_imports_no_command():
-    assert not ["%s imports %s" % (name, module) for name in LIBRARY
-                for module in all_imports(name)
-                if module in FILES and place(module) >= COMMANDS]
+    assert not [
+        "%s imports %s" % (name, module)
+        for name in LIBRARY
+        for module in all_imports(name)
+        if module in FILES and place(module) >= COMMANDS
+    ]
 
 
 def test_no_import_circle():
     needs = {name: all_imports(name) & set(FILES) for name in FILES}
     while True:
-        free = [name for name, others in needs.items()
-                if not others & set(needs)]
+        free = [
+            name for name, others in needs.items() if not others & set(needs)
+        ]
         if not free:
             break
         for name in free:
@@ -107,14 +131,19 @@ def test_no_import_circle():
 
 
 def test_lower_layers_do_without_tensorflow():
-    assert not users("tensorflow", [
-        name for name in FILES if place(name) < place("kernels")])
+    assert not users(
+        "tensorflow", [name for name in FILES if place(name) < place("kernels")]
+    )
 
 
 def test_tensorflow_is_imported_in_one_way():
     """As compat.v1, without contrib: the same files run on 1.15 and 2.15."""
-    modules = {module for name in LIBRARY for module in all_imports(name)
-               if module.split(".")[0] == "tensorflow"}
+    modules = {
+        module
+        for name in LIBRARY
+        for module in all_imports(name)
+        if module.split(".")[0] == "tensorflow"
+    }
     assert modules == {"tensorflow.compat.v1"}
     assert not uses(["contrib"], FILES)
 
@@ -124,26 +153,39 @@ def test_horovod_is_imported_in_one_place():
 
 
 def test_adapter_is_named_in_one_file():
-    assert {name for name, path in FILES.items()
-            if "npu_bridge" in path.read_text(encoding="utf-8")} == {
-                "npu_environment"}
+    assert {
+        name
+        for name, path in FILES.items()
+        if "npu_bridge" in path.read_text(encoding="utf-8")
+    } == {"npu_environment"}
 
 
 def test_library_modules_read_no_flags():
-    assert not uses(["FLAGS", "DEFINE", "DEFINE_flag"],
-                    set(LIBRARY) - {"common.command_line"})
+    assert not uses(
+        ["FLAGS", "DEFINE", "DEFINE_flag"],
+        set(LIBRARY) - {"common.command_line"},
+    )
 
 
 def test_process_variables_are_read_by_environments_alone():
     # beam_builder sets one for the processes that Beam starts.
-    assert not uses(["environ", "getenv", "putenv"], set(LIBRARY) - set(
-        DEVICES) - {"pretraining_data.beam_builder"})
+    assert not uses(
+        ["environ", "getenv", "putenv"],
+        set(LIBRARY) - set(DEVICES) - {"pretraining_data.beam_builder"},
+    )
 
 
 def test_library_modules_do_nothing_at_import():
-    harmless = (ast.Import, ast.ImportFrom, ast.Assign, ast.ClassDef,
-                ast.FunctionDef)
+    harmless = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.Assign,
+        ast.ClassDef,
+        ast.FunctionDef,
+    )
     assert not [
-        "%s:%d" % (name, node.lineno) for name in LIBRARY
+        "%s:%d" % (name, node.lineno)
+        for name in LIBRARY
         for node in tree(name).body[1:]  # the first one is the docstring
-        if not isinstance(node, harmless)]
+        if not isinstance(node, harmless)
+    ]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks: the rules, the proportions, and that they are stateless."""
+
 import numpy as np
 import pytest
 
@@ -9,8 +10,9 @@ from pretraining_data import masking
 V = 50265
 MASK = V - 1
 SPECIAL = (0, 1, 2, 3, MASK)
-SETTINGS = dict(masked_lm_prob=0.15, mask_id=MASK, vocab_size=V,
-                special_ids=SPECIAL)
+SETTINGS = dict(
+    masked_lm_prob=0.15, mask_id=MASK, vocab_size=V, special_ids=SPECIAL
+)
 
 
 def batch(rows, length, seed=0):
@@ -20,14 +22,28 @@ def batch(rows, length, seed=0):
     return ids
 
 
-def draw(ids, lengths=None, seed=5, epochs=0, first=0, predictions=77,
-         word_starts=None, **changes):
+def draw(
+    ids,
+    lengths=None,
+    seed=5,
+    epochs=0,
+    first=0,
+    predictions=77,
+    word_starts=None,
+    **changes,
+):
     if lengths is None:
         lengths = np.full(len(ids), ids.shape[1])
     return masking.mask_batch(
-        ids, lengths, seed=seed, epochs=epochs,
-        records=np.arange(first, first + len(ids)), word_starts=word_starts,
-        max_predictions_per_seq=predictions, **dict(SETTINGS, **changes))
+        ids,
+        lengths,
+        seed=seed,
+        epochs=epochs,
+        records=np.arange(first, first + len(ids)),
+        word_starts=word_starts,
+        max_predictions_per_seq=predictions,
+        **dict(SETTINGS, **changes),
+    )
 
 
 def positions_of(masks, row):
@@ -38,8 +54,9 @@ def positions_of(masks, row):
 def unmasked(masks):
     ids = masks["input_ids"].copy()
     rows, slots = np.nonzero(masks["masked_lm_weights"])
-    ids[rows, masks["masked_lm_positions"][rows, slots]] = (
-        masks["masked_lm_ids"][rows, slots])
+    ids[rows, masks["masked_lm_positions"][rows, slots]] = masks[
+        "masked_lm_ids"
+    ][rows, slots]
     return ids
 
 
@@ -52,9 +69,9 @@ def word_table():
 
 def splitmix64(state):
     """One output of splitmix64, in Python's integers."""
-    z = (state + 0x9E3779B97F4A7C15) % 2 ** 64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2 ** 64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2 ** 64
+    z = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return z ^ (z >> 31)
 
 
@@ -62,12 +79,11 @@ def masked_one_by_one(ids, seed, epoch, record, probability, mask_id, others):
     """The documented rule in plain Python: (new ids, positions)."""
     key = splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ record)
     maskable = [p for p, token in enumerate(ids) if token in others]
-    order = sorted(maskable,
-                   key=lambda p: (splitmix64(key ^ (3 * p)) >> 20, p))
-    chosen = sorted(order[:max(1, round(probability * len(maskable)))])
+    order = sorted(maskable, key=lambda p: (splitmix64(key ^ (3 * p)) >> 20, p))
+    chosen = sorted(order[: max(1, round(probability * len(maskable)))])
     result = list(ids)
     for p in chosen:
-        share = (splitmix64(key ^ (3 * p + 1)) >> 11) / 2.0 ** 53
+        share = (splitmix64(key ^ (3 * p + 1)) >> 11) / 2.0**53
         if share < 0.8:
             result[p] = mask_id
         elif share < 0.9:
@@ -79,7 +95,8 @@ def test_hash_is_splitmix64():
     # First outputs of Vigna's reference program, seed 1234567.
     assert splitmix64(1234567) == 6457827717110365317
     assert int(masking.splitmix64(np.array([1234567], np.uint64))[0]) == (
-        6457827717110365317)
+        6457827717110365317
+    )
 
 
 def test_masks_equal_the_rule_written_in_plain_python():
@@ -89,13 +106,18 @@ def test_masks_equal_the_rule_written_in_plain_python():
     kinds = set()
     for row in range(6):
         expected, chosen = masked_one_by_one(
-            ids[row].tolist(), -7 % 2 ** 64, row * 3, 90 + row, 0.15, MASK,
-            others)
+            ids[row].tolist(), -7 % 2**64, row * 3, 90 + row, 0.15, MASK, others
+        )
         assert masks["input_ids"][row].tolist() == expected
         assert positions_of(masks, row).tolist() == chosen
         for p in chosen:
-            kinds.add("mask" if expected[p] == MASK else
-                      "kept" if expected[p] == ids[row, p] else "random")
+            kinds.add(
+                "mask"
+                if expected[p] == MASK
+                else "kept"
+                if expected[p] == ids[row, p]
+                else "random"
+            )
     assert kinds == {"mask", "kept", "random"}
 
 
@@ -107,7 +129,14 @@ def test_masks_are_the_same_numbers_everywhere():
     masks = draw(ids, seed=12345, epochs=4, first=8, masked_lm_prob=0.3)
     assert positions_of(masks, 0).tolist() == [1, 2, 6, 9, 10]
     assert masks["input_ids"][0].tolist() == [
-        10, 18154, MASK, 13, 14, 15, MASK] + list(range(17, 26))
+        10,
+        18154,
+        MASK,
+        13,
+        14,
+        15,
+        MASK,
+    ] + list(range(17, 26))
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -132,16 +161,25 @@ def test_eighty_ten_ten():
     old = masks["masked_lm_ids"][rows, slots]
     count = len(rows)
     assert count == 400 * 76  # 15 % of 509
-    for share, hits in ((0.8, new == MASK), (0.1, new == old),
-                        (0.1, (new != MASK) & (new != old))):
+    for share, hits in (
+        (0.8, new == MASK),
+        (0.1, new == old),
+        (0.1, (new != MASK) & (new != old)),
+    ):
         deviation = (share * (1 - share) * count) ** 0.5
         assert abs(hits.sum() - share * count) < 4.5 * deviation
 
 
 def test_random_tokens_are_uniform_over_the_vocabulary():
     ids = np.full([2000, 100], 4)
-    masks = draw(ids, vocab_size=45, mask_id=44, special_ids=[0, 1, 2, 3],
-                 masked_lm_prob=0.9, predictions=100)
+    masks = draw(
+        ids,
+        vocab_size=45,
+        mask_id=44,
+        special_ids=[0, 1, 2, 3],
+        masked_lm_prob=0.9,
+        predictions=100,
+    )
     new = masks["input_ids"]
     counts = np.bincount(new[(new != 44) & (new != 4)], minlength=45)[5:44]
     expected = counts.mean()
@@ -152,8 +190,10 @@ def test_random_tokens_are_uniform_over_the_vocabulary():
 
 def test_every_position_is_masked_equally_often():
     masks = draw(np.full([4000, 40], 9))
-    counts = np.bincount(masks["masked_lm_positions"][
-        masks["masked_lm_weights"] > 0], minlength=40)
+    counts = np.bincount(
+        masks["masked_lm_positions"][masks["masked_lm_weights"] > 0],
+        minlength=40,
+    )
     assert counts.sum() == 4000 * 6
     assert abs(counts - 600).max() < 5 * (600 * 0.85) ** 0.5
 
@@ -162,17 +202,22 @@ def test_every_position_is_masked_equally_often():
 def test_positions_ascend_inside_the_length_and_slots_are_filled(words):
     ids = batch(50, 128)
     lengths = np.random.RandomState(1).randint(1, 129, 50)
-    masks = draw(ids, lengths, predictions=25,
-                 word_starts=word_table() if words else None)
+    masks = draw(
+        ids,
+        lengths,
+        predictions=25,
+        word_starts=word_table() if words else None,
+    )
     for row in range(50):
         positions = positions_of(masks, row)
         assert (np.diff(positions) > 0).all()
         assert (positions < lengths[row]).all()
-        assert (masks["masked_lm_weights"][row, :len(positions)] == 1).all()
+        assert (masks["masked_lm_weights"][row, : len(positions)] == 1).all()
         for name in ("masked_lm_positions", "masked_lm_ids"):
-            assert not masks[name][row, len(positions):].any()
+            assert not masks[name][row, len(positions) :].any()
         assert masks["input_mask"][row].tolist() == (
-            [1] * lengths[row] + [0] * (128 - lengths[row]))
+            [1] * lengths[row] + [0] * (128 - lengths[row])
+        )
         outside = slice(lengths[row], None)
         assert (masks["input_ids"][row, outside] == ids[row, outside]).all()
     assert not masks["segment_ids"].any()
@@ -201,12 +246,17 @@ def test_each_epoch_record_and_seed_draws_anew():
     masks = draw(ids)
     again = draw(ids, epochs=1)
     other = draw(ids, seed=6)
-    chosen = {tuple(m["masked_lm_positions"][row])
-              for m in (masks, again, other) for row in range(8)}
+    chosen = {
+        tuple(m["masked_lm_positions"][row])
+        for m in (masks, again, other)
+        for row in range(8)
+    }
     assert len(chosen) == 24
     # Two draws of 76 of 509 share 76 * 76 / 509 = 11.3 positions.
-    shared = [len(set(positions_of(masks, r)) & set(positions_of(again, r)))
-              for r in range(8)]
+    shared = [
+        len(set(positions_of(masks, r)) & set(positions_of(again, r)))
+        for r in range(8)
+    ]
     assert 6 < np.mean(shared) < 17
 
 
@@ -218,12 +268,19 @@ def test_masks_do_not_depend_on_the_batch_or_the_padding(words):
     masks = draw(ids, lengths, epochs=2, word_starts=table)
     for row in range(8):
         alone = np.full([1, 200], 1)
-        alone[0, :lengths[row]] = ids[row, :lengths[row]]
-        single = draw(alone, lengths[row:row + 1], epochs=[2], first=row,
-                      word_starts=table)
+        alone[0, : lengths[row]] = ids[row, : lengths[row]]
+        single = draw(
+            alone,
+            lengths[row : row + 1],
+            epochs=[2],
+            first=row,
+            word_starts=table,
+        )
         assert (positions_of(single, 0) == positions_of(masks, row)).all()
-        assert (single["input_ids"][0, :lengths[row]]
-                == masks["input_ids"][row, :lengths[row]]).all()
+        assert (
+            single["input_ids"][0, : lengths[row]]
+            == masks["input_ids"][row, : lengths[row]]
+        ).all()
 
 
 def words_of(ids, table):
@@ -262,8 +319,10 @@ def test_each_word_is_chosen_about_equally_often():
     table[10] = False  # continues a word
     ids = np.tile([0, 20, 10, 21, 22, 10, 23, 24, 2], [3000, 1])
     masks = draw(ids, word_starts=table, masked_lm_prob=0.29)
-    counts = np.bincount(masks["masked_lm_positions"][
-        masks["masked_lm_weights"] > 0], minlength=9)
+    counts = np.bincount(
+        masks["masked_lm_positions"][masks["masked_lm_weights"] > 0],
+        minlength=9,
+    )
     assert counts[1] == counts[2] and counts[4] == counts[5]
     assert counts[0] == counts[8] == 0
     # Two tokens: one long word first (2 of 5), or two of the three short ones.
@@ -289,21 +348,28 @@ def test_batch_without_maskable_tokens():
 def test_types():
     masks = draw(batch(2, 16).astype(np.int32))
     assert {name: str(a.dtype) for name, a in masks.items()} == {
-        "input_ids": "int64", "input_mask": "int64", "segment_ids": "int64",
-        "masked_lm_positions": "int64", "masked_lm_ids": "int64",
-        "masked_lm_weights": "float32"}
+        "input_ids": "int64",
+        "input_mask": "int64",
+        "segment_ids": "int64",
+        "masked_lm_positions": "int64",
+        "masked_lm_ids": "int64",
+        "masked_lm_weights": "float32",
+    }
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(predictions=0), "max_predictions_per_seq is 0"),
-    (dict(masked_lm_prob=0.0), "masked_lm_prob is 0.0"),
-    (dict(masked_lm_prob=1.0), "masked_lm_prob is 1.0"),
-    (dict(masked_lm_prob=float("nan")), "masked_lm_prob is nan"),
-    (dict(mask_id=V), "special tokens have the ids"),
-    (dict(special_ids=[-1]), "special tokens have the ids"),
-    (dict(word_starts=np.zeros(5, bool)), "5 tokens are known"),
-    (dict(vocab_size=20, mask_id=3, special_ids=[0]), "id .* in a record"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(predictions=0), "max_predictions_per_seq is 0"),
+        (dict(masked_lm_prob=0.0), "masked_lm_prob is 0.0"),
+        (dict(masked_lm_prob=1.0), "masked_lm_prob is 1.0"),
+        (dict(masked_lm_prob=float("nan")), "masked_lm_prob is nan"),
+        (dict(mask_id=V), "special tokens have the ids"),
+        (dict(special_ids=[-1]), "special tokens have the ids"),
+        (dict(word_starts=np.zeros(5, bool)), "5 tokens are known"),
+        (dict(vocab_size=20, mask_id=3, special_ids=[0]), "id .* in a record"),
+    ],
+)
 def test_bad_settings_are_user_errors(changes, message):
     with pytest.raises(errors.UserError, match=message):
         draw(batch(2, 16), **changes)

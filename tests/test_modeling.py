@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model: reference numbers, padding, positions, precision, names."""
+
 import json
 import math
 import typing
@@ -18,9 +19,14 @@ from common import errors
 from device import Processes
 from kernels import Kernels
 
-SMALL = dict(vocab_size=40, hidden_size=8, num_hidden_layers=2,
-             num_attention_heads=2, intermediate_size=12,
-             max_position_embeddings=20)
+SMALL = dict(
+    vocab_size=40,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=20,
+)
 
 
 def config_of(**changes):
@@ -29,7 +35,8 @@ def config_of(**changes):
 
 def golden_config(name):
     return configuration.RobertaConfig.from_json_file(
-        str(GOLDEN / name / "config.json"))
+        str(GOLDEN / name / "config.json")
+    )
 
 
 def expected(name):
@@ -38,6 +45,7 @@ def expected(name):
 
 class Golden(typing.NamedTuple):
     """A reference model in a session of its own."""
+
     session: tf.Session
     feeds: tuple
     outputs: dict
@@ -47,13 +55,15 @@ class Golden(typing.NamedTuple):
         mask = np.asarray(ids != 1 if mask is None else mask)
         return self.session.run(
             [self.outputs[name] for name in names],
-            dict(zip(self.feeds, (ids, mask.astype(np.int32)))))
+            dict(zip(self.feeds, (ids, mask.astype(np.int32)))),
+        )
 
 
 def kernels_of(**options):
     """What the CPU's device computes with."""
-    return cpu_environment.Cpu(environment.DeviceConfig(**options),
-                              Processes()).kernels
+    return cpu_environment.Cpu(
+        environment.DeviceConfig(**options), Processes()
+    ).kernels
 
 
 def load_masked_lm(checkpoint, **options):
@@ -68,9 +78,11 @@ def load_masked_lm(checkpoint, **options):
         outputs = {"hidden_%d" % i: h for i, h in enumerate(layers)}
         outputs["last"] = model.get_sequence_output()
         logits = modeling.masked_lm_logits(
-            config, model.get_rows(), model.get_embedding_table(), kernels)
+            config, model.get_rows(), model.get_embedding_table(), kernels
+        )
         outputs["mlm_logits"] = tf.reshape(
-            logits, tf.concat([tf.shape(feeds[0]), [-1]], axis=0))
+            logits, tf.concat([tf.shape(feeds[0]), [-1]], axis=0)
+        )
         session = tf.Session()
         tf.train.Saver().restore(session, checkpoint)
     return Golden(session, feeds, outputs)
@@ -85,17 +97,26 @@ def masked_lm(golden_checkpoint):
 
 # Reference numbers.
 
-@pytest.mark.parametrize("name, tolerance", [
-    ("hidden_0", 1e-5), ("hidden_1", 1e-5), ("hidden_2", 1e-5),
-    ("mlm_logits", 3e-5)])  # logits reach 14
+
+@pytest.mark.parametrize(
+    "name, tolerance",
+    [
+        ("hidden_0", 1e-5),
+        ("hidden_1", 1e-5),
+        ("hidden_2", 1e-5),
+        ("mlm_logits", 3e-5),
+    ],
+)  # logits reach 14
 def test_masked_lm_equals_the_reference(masked_lm, name, tolerance):
     reference = expected("masked_lm")
-    found, = masked_lm.run([name], reference["input_ids"],
-                           reference["input_mask"])
+    (found,) = masked_lm.run(
+        [name], reference["input_ids"], reference["input_mask"]
+    )
     visible = reference["input_mask"] > 0
     assert visible.sum() < visible.size  # the batch has padding
-    np.testing.assert_allclose(found[visible], reference[name][visible],
-                               rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        found[visible], reference[name][visible], rtol=0, atol=tolerance
+    )
 
 
 def test_squad_logits_equal_the_reference(golden_checkpoint):
@@ -105,13 +126,15 @@ def test_squad_logits_equal_the_reference(golden_checkpoint):
     model = modeling.RobertaModel(config, False, ids)
     logits = modeling.squad_logits(config, model.get_sequence_output())
     with tf.Session() as session:
-        tf.train.Saver().restore(session,
-                                 golden_checkpoint("question_answering"))
+        tf.train.Saver().restore(
+            session, golden_checkpoint("question_answering")
+        )
         found = session.run(logits)
     visible = reference["input_mask"] > 0
     for name, values in zip(("start_logits", "end_logits"), found):
-        np.testing.assert_allclose(values[visible], reference[name][visible],
-                                   rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            values[visible], reference[name][visible], rtol=0, atol=1e-5
+        )
 
 
 def test_classification_logits_equal_the_reference(golden_checkpoint):
@@ -120,21 +143,23 @@ def test_classification_logits_equal_the_reference(golden_checkpoint):
     ids = tf.constant(reference["input_ids"], tf.int32)
     model = modeling.RobertaModel(config, False, ids)
     logits = modeling.classification_logits(
-        config, model.get_sequence_output(), reference["logits"].shape[1])
+        config, model.get_sequence_output(), reference["logits"].shape[1]
+    )
     with tf.Session() as session:
-        tf.train.Saver().restore(session,
-                                 golden_checkpoint("sequence_classification"))
+        tf.train.Saver().restore(
+            session, golden_checkpoint("sequence_classification")
+        )
         found = session.run(logits)
     np.testing.assert_allclose(found, reference["logits"], rtol=0, atol=1e-5)
 
 
 def test_fp16_logits_are_within_2_percent(golden_checkpoint):
     reference = expected("masked_lm")
-    golden = load_masked_lm(golden_checkpoint("masked_lm"),
-                            manual_fp16=True, use_fp16_cls=True)
+    golden = load_masked_lm(
+        golden_checkpoint("masked_lm"), manual_fp16=True, use_fp16_cls=True
+    )
     with golden.session:
-        found, last = golden.run(["mlm_logits", "last"],
-                                 reference["input_ids"])
+        found, last = golden.run(["mlm_logits", "last"], reference["input_ids"])
     visible = reference["input_mask"] > 0
     wanted = reference["mlm_logits"][visible]
     error = np.abs(found[visible] - wanted).max()
@@ -143,6 +168,7 @@ def test_fp16_logits_are_within_2_percent(golden_checkpoint):
 
 
 # Padding and positions.
+
 
 def test_last_layer_is_the_sequence_output(masked_lm):
     last, layer = masked_lm.run(["last", "hidden_2"], [[0, 5, 2]])
@@ -157,37 +183,46 @@ def test_padded_batch_equals_the_unpadded_one(masked_lm):
         length = int((ids != 1).sum())
         alone = masked_lm.run(names, ids[np.newaxis, :length])
         for whole, single in zip(batch, alone):
-            np.testing.assert_allclose(whole[row, :length], single[0],
-                                       rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                whole[row, :length], single[0], rtol=0, atol=1e-5
+            )
 
 
 def layer_norm(rows, gamma, beta, epsilon):
     centred = rows - rows.mean(-1, keepdims=True)
-    variance = (centred ** 2).mean(-1, keepdims=True)
+    variance = (centred**2).mean(-1, keepdims=True)
     return centred / np.sqrt(variance + epsilon) * gamma + beta
 
 
-def test_positions_start_after_pad_and_skip_padding(masked_lm,
-                                                    golden_checkpoint):
+def test_positions_start_after_pad_and_skip_padding(
+    masked_lm, golden_checkpoint
+):
     ids = np.array([[0, 7, 1, 9, 2, 1, 1]])
     positions = np.array([[2, 3, 1, 4, 5, 1, 1]])
     reader = tf.train.load_checkpoint(golden_checkpoint("masked_lm"))
     words, places, types, gamma, beta = (
-        reader.get_tensor("bert/embeddings/" + name) for name in (
-            "word_embeddings", "position_embeddings", "token_type_embeddings",
-            "LayerNorm/gamma", "LayerNorm/beta"))
-    wanted = layer_norm(words[ids] + places[positions] + types[0], gamma, beta,
-                        1e-5)
+        reader.get_tensor("bert/embeddings/" + name)
+        for name in (
+            "word_embeddings",
+            "position_embeddings",
+            "token_type_embeddings",
+            "LayerNorm/gamma",
+            "LayerNorm/beta",
+        )
+    )
+    wanted = layer_norm(
+        words[ids] + places[positions] + types[0], gamma, beta, 1e-5
+    )
     # Positions follow the ids whatever the mask says.
     for mask in (None, [[1, 1, 0, 0, 0, 1, 1]]):
-        found, = masked_lm.run(["hidden_0"], ids, mask)
+        (found,) = masked_lm.run(["hidden_0"], ids, mask)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_masked_token_is_invisible_to_the_others(masked_lm):
     mask = [[1, 1, 0, 1, 1]]
-    one, = masked_lm.run(["last"], [[0, 7, 8, 9, 2]], mask)
-    other, = masked_lm.run(["last"], [[0, 7, 200, 9, 2]], mask)
+    (one,) = masked_lm.run(["last"], [[0, 7, 8, 9, 2]], mask)
+    (other,) = masked_lm.run(["last"], [[0, 7, 200, 9, 2]], mask)
     seen = np.array(mask[0]) > 0
     np.testing.assert_array_equal(one[0, seen], other[0, seen])
     assert np.abs(one[0, 2] - other[0, 2]).max() > 0.1
@@ -199,7 +234,8 @@ def run_model(config, ids, fetch=None, seed=7, **options):
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(seed)
         model = modeling.RobertaModel(
-            config, input_ids=tf.constant(ids, tf.int32), **options)
+            config, input_ids=tf.constant(ids, tf.int32), **options
+        )
         fetches = (fetch or modeling.RobertaModel.get_sequence_output)(model)
         session.run(tf.global_variables_initializer())
         return session.run(fetches)
@@ -210,10 +246,12 @@ IDS = [[0, 5, 9, 33, 2, 3, 1, 1], [0, 6, 7, 8, 9, 10, 11, 2]]
 
 def test_no_mask_means_everything_but_padding():
     bare = run_model(config_of(), IDS)
-    given = run_model(config_of(), IDS,
-                      input_mask=np.not_equal(IDS, 1).astype(np.int32))
-    all_seen = run_model(config_of(), IDS,
-                         input_mask=np.ones_like(IDS, np.int32))
+    given = run_model(
+        config_of(), IDS, input_mask=np.not_equal(IDS, 1).astype(np.int32)
+    )
+    all_seen = run_model(
+        config_of(), IDS, input_mask=np.ones_like(IDS, np.int32)
+    )
     np.testing.assert_array_equal(bare, given)
     assert np.abs(bare[0] - all_seen[0]).max() > 1e-6
     np.testing.assert_array_equal(bare[1], all_seen[1])
@@ -232,9 +270,14 @@ def test_pad_token_id_moves_positions_and_mask():
 
 def test_layer_norm_eps_has_an_effect_in_every_precision():
     for kernels in (Kernels(), kernels_of(manual_fp16=True)):
-        norms = [np.linalg.norm(run_model(config_of(layer_norm_eps=epsilon),
-                                          IDS, kernels=kernels))
-                 for epsilon in (1e-5, 1.0)]
+        norms = [
+            np.linalg.norm(
+                run_model(
+                    config_of(layer_norm_eps=epsilon), IDS, kernels=kernels
+                )
+            )
+            for epsilon in (1e-5, 1.0)
+        ]
         assert norms[1] < 0.9 * norms[0]
 
 
@@ -251,18 +294,21 @@ def test_dropout_is_a_function_of_the_seed():
     config = config_of()
     first = run_model(config, IDS, **DROPPING)
     again = run_model(config, IDS, **DROPPING)
-    other = run_model(config, IDS, is_training=True,
-                      dropout_seed=np.array([3, 5], np.int32))
+    other = run_model(
+        config, IDS, is_training=True, dropout_seed=np.array([3, 5], np.int32)
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     assert np.abs(first - run_model(config, IDS)).max() > 0.1
 
 
 def test_no_dropout_where_rates_are_0():
-    config = config_of(hidden_dropout_prob=0.0,
-                       attention_probs_dropout_prob=0.0)
-    np.testing.assert_array_equal(run_model(config, IDS, is_training=True),
-                                  run_model(config, IDS))
+    config = config_of(
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    np.testing.assert_array_equal(
+        run_model(config, IDS, is_training=True), run_model(config, IDS)
+    )
 
 
 def test_every_place_drops_by_a_seed_of_its_own():
@@ -273,8 +319,13 @@ def test_every_place_drops_by_a_seed_of_its_own():
         return x
 
     config = config_of(attention_probs_dropout_prob=0.2)
-    values = run_model(config, IDS, lambda model: [s for _, s in seeds],
-                       kernels=Kernels(dropout=dropout), **DROPPING)
+    values = run_model(
+        config,
+        IDS,
+        lambda model: [s for _, s in seeds],
+        kernels=Kernels(dropout=dropout),
+        **DROPPING,
+    )
     # The embeddings, then weights, attention output and layer output.
     assert [rate for rate, _ in seeds] == [0.1] + [0.2, 0.1, 0.1] * 2
     assert len({tuple(value) for value in values}) == len(values)
@@ -296,12 +347,21 @@ def test_recomputed_layers_give_the_same_loss_and_gradients():
         assert None not in gradients
         return [loss] + gradients
 
-    kept, again = (run_model(config_of(), IDS, loss_and_gradients,
-                             recompute_layers=recompute, **DROPPING)
-                   for recompute in (False, True))
+    kept, again = (
+        run_model(
+            config_of(),
+            IDS,
+            loss_and_gradients,
+            recompute_layers=recompute,
+            **DROPPING,
+        )
+        for recompute in (False, True)
+    )
     for one, other in zip(kept, again):
-        one, other = (value.values if hasattr(value, "values") else value
-                      for value in (one, other))
+        one, other = (
+            value.values if hasattr(value, "values") else value
+            for value in (one, other)
+        )
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -312,12 +372,17 @@ POSITIONS = np.array([[4, 0, 3, 6], [7, 2, 2, 5]], np.int32)
 
 
 def dense_values(values):
-    return [np.concatenate([value.indices[:, np.newaxis], value.values], 1)
-            if hasattr(value, "values") else value for value in values]
+    return [
+        np.concatenate([value.indices[:, np.newaxis], value.values], 1)
+        if hasattr(value, "values")
+        else value
+        for value in values
+    ]
 
 
 def loss_and_gradients_at(picks):
     """A fetch: rows at POSITIONS, a loss of them, and all its gradients."""
+
     def fetch(model):
         rows = model.get_rows()
         if picks:
@@ -325,40 +390,63 @@ def loss_and_gradients_at(picks):
         factors = np.random.RandomState(0).randn(POSITIONS.size, 8)
         loss = tf.reduce_mean(tf.square(tf.cast(rows, tf.float32)) * factors)
         return [rows, loss] + tf.gradients(loss, tf.trainable_variables())
+
     return fetch
 
 
-@pytest.mark.parametrize("tolerance, layers, options", [
-    (1e-6, 2, {}),
-    (1e-6, 1, {}),
-    (1e-6, 2, {"recompute_layers": True}),
-    (1e-6, 2, {"input_mask": np.array([[1] * 3 + [0] * 5, [1] * 8])}),
-    (1e-6, 2, {"kernels": kernels_of()}),
-    (2e-2, 2, {"kernels": kernels_of(manual_fp16=True)})])
+@pytest.mark.parametrize(
+    "tolerance, layers, options",
+    [
+        (1e-6, 2, {}),
+        (1e-6, 1, {}),
+        (1e-6, 2, {"recompute_layers": True}),
+        (1e-6, 2, {"input_mask": np.array([[1] * 3 + [0] * 5, [1] * 8])}),
+        (1e-6, 2, {"kernels": kernels_of()}),
+        (2e-2, 2, {"kernels": kernels_of(manual_fp16=True)}),
+    ],
+)
 def test_last_layer_at_some_positions_is_the_whole_one_there(
-        tolerance, layers, options):
+    tolerance, layers, options
+):
     config = config_of(num_hidden_layers=layers, initializer_range=0.3)
     whole = run_model(config, IDS, loss_and_gradients_at(True), **options)
-    part = run_model(config, IDS, loss_and_gradients_at(False),
-                     output_positions=POSITIONS, **options)
+    part = run_model(
+        config,
+        IDS,
+        loss_and_gradients_at(False),
+        output_positions=POSITIONS,
+        **options,
+    )
     assert len(whole) == len(part) > 16 * layers
     for one, other in zip(dense_values(whole), dense_values(part)):
         np.testing.assert_allclose(other, one, tolerance, tolerance)
 
 
 def test_rows_at_some_positions_have_a_static_shape_and_no_sequence():
-    model = modeling.RobertaModel(config_of(), False, tf.constant(IDS),
-                                  output_positions=tf.constant(POSITIONS))
+    model = modeling.RobertaModel(
+        config_of(),
+        False,
+        tf.constant(IDS),
+        output_positions=tf.constant(POSITIONS),
+    )
     assert model.get_rows().shape.as_list() == [8, 8]
-    assert not [op.name for op in tf.get_default_graph().get_operations()
-                for tensor in op.outputs if tensor.shape.num_elements() is None]
-    for whole in (model.get_sequence_output, model.get_all_encoder_layers,
-                  model.get_pooled_output):
+    assert not [
+        op.name
+        for op in tf.get_default_graph().get_operations()
+        for tensor in op.outputs
+        if tensor.shape.num_elements() is None
+    ]
+    for whole in (
+        model.get_sequence_output,
+        model.get_all_encoder_layers,
+        model.get_pooled_output,
+    ):
         with pytest.raises(ValueError, match="output_positions"):
             whole()
 
 
 # Variables.
+
 
 def variables_of(build):
     """{name: shape} that a function of (config, model) leaves behind."""
@@ -366,8 +454,9 @@ def variables_of(build):
         config = config_of()
         model = modeling.RobertaModel(config, False, tf.constant(IDS))
         build(config, model)
-        return {v.op.name: tuple(v.shape.as_list())
-                for v in tf.global_variables()}
+        return {
+            v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()
+        }
 
 
 def dense_of(name, rows, columns):
@@ -375,15 +464,19 @@ def dense_of(name, rows, columns):
 
 
 def norm_of(name, size):
-    return {name + "/LayerNorm/gamma": (size,),
-            name + "/LayerNorm/beta": (size,)}
+    return {
+        name + "/LayerNorm/gamma": (size,),
+        name + "/LayerNorm/beta": (size,),
+    }
 
 
 def encoder_variables():
     """A checkpoint's names are a public format; kernels are [in, out]."""
-    names = {"bert/embeddings/word_embeddings": (40, 8),
-             "bert/embeddings/position_embeddings": (20, 8),
-             "bert/embeddings/token_type_embeddings": (1, 8)}
+    names = {
+        "bert/embeddings/word_embeddings": (40, 8),
+        "bert/embeddings/position_embeddings": (20, 8),
+        "bert/embeddings/token_type_embeddings": (1, 8),
+    }
     names.update(norm_of("bert/embeddings", 8))
     for layer in ("bert/encoder/layer_0", "bert/encoder/layer_1"):
         for part in ("query", "key", "value"):
@@ -401,8 +494,14 @@ def test_names_and_shapes_of_a_two_layer_masked_lm():
     wanted.update(dense_of("cls/predictions/transform/dense", 8, 8))
     wanted.update(norm_of("cls/predictions/transform", 8))
     wanted["cls/predictions/output_bias"] = (40,)
-    assert variables_of(lambda config, model: modeling.masked_lm_logits(
-        config, model.get_rows(), model.get_embedding_table())) == wanted
+    assert (
+        variables_of(
+            lambda config, model: modeling.masked_lm_logits(
+                config, model.get_rows(), model.get_embedding_table()
+            )
+        )
+        == wanted
+    )
 
 
 def test_names_and_shapes_of_squad_and_its_answerability_head():
@@ -411,8 +510,9 @@ def test_names_and_shapes_of_squad_and_its_answerability_head():
         modeling.answerable_logits(config, model.get_sequence_output())
 
     wanted = encoder_variables()
-    wanted.update({"cls/squad/output_weights": (2, 8),
-                   "cls/squad/output_bias": (2,)})
+    wanted.update(
+        {"cls/squad/output_weights": (2, 8), "cls/squad/output_bias": (2,)}
+    )
     wanted.update(dense_of("cls/squad/answerable", 8, 1))
     assert variables_of(heads) == wanted
 
@@ -424,15 +524,18 @@ def test_pooler_exists_only_where_it_is_asked_for():
 
     assert variables_of(lambda config, model: None) == encoder_variables()
     assert variables_of(pooled_twice) == dict(
-        encoder_variables(), **dense_of("bert/pooler/dense", 8, 8))
+        encoder_variables(), **dense_of("bert/pooler/dense", 8, 8)
+    )
 
 
 def new_weights(seed, build, kernels=Kernels()):
     def fetch(model):
         build(model)
         return {v.op.name: v for v in tf.global_variables()}
-    return run_model(config_of(hidden_size=16), IDS, fetch, seed=seed,
-                     kernels=kernels)
+
+    return run_model(
+        config_of(hidden_size=16), IDS, fetch, seed=seed, kernels=kernels
+    )
 
 
 def test_new_weights_follow_from_seed_and_name():
@@ -446,13 +549,16 @@ def test_new_weights_follow_from_seed_and_name():
         np.testing.assert_array_equal(value, again[name])
         if name.endswith(("kernel", "embeddings")):
             assert (value != other[name]).all()
-    query, key = (first["bert/encoder/layer_0/attention/self/%s/kernel" % name]
-                  for name in ("query", "key"))
+    query, key = (
+        first["bert/encoder/layer_0/attention/self/%s/kernel" % name]
+        for name in ("query", "key")
+    )
     assert (query != key).all()
     assert np.abs(query).max() <= 0.04 and 0.014 < query.std() < 0.021
 
 
 # Kernels.
+
 
 def test_gelu_is_the_exact_one():
     values = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0]
@@ -475,36 +581,60 @@ def plain_embed(table):
     return tf.gather(table, [1, 3, 1]), table
 
 
-@pytest.mark.parametrize("shapes, kernel, plain", [
-    ([(5, 4)], kernel_functions.gelu, plain_gelu),
-    ([(5, 4), (4,), (4,)],
-     lambda *inputs: kernel_functions.normalize(*inputs, epsilon=0.1),
-     plain_normalize),
-    ([(6, 4)], lambda table: kernel_functions.gather(table, tf.constant([1, 3, 1])),
-     lambda table: tf.gather(table, [1, 3, 1])),
-    ([(6, 4)], lambda table: kernel_functions.embed(table, tf.constant([1, 3, 1])),
-     plain_embed),
-    ([(3, 4), (40, 4)],
-     lambda a, b: kernels_of().matmul(a, b, transpose_b=True),
-     lambda a, b: tf.matmul(a, b, transpose_b=True)),
-], ids=["gelu", "normalize", "gather", "embed", "tall_matmul"])
-def test_kernel_has_the_values_and_gradients_of_its_plain_form(shapes, kernel,
-                                                               plain):
+@pytest.mark.parametrize(
+    "shapes, kernel, plain",
+    [
+        ([(5, 4)], kernel_functions.gelu, plain_gelu),
+        (
+            [(5, 4), (4,), (4,)],
+            lambda *inputs: kernel_functions.normalize(*inputs, epsilon=0.1),
+            plain_normalize,
+        ),
+        (
+            [(6, 4)],
+            lambda table: kernel_functions.gather(
+                table, tf.constant([1, 3, 1])
+            ),
+            lambda table: tf.gather(table, [1, 3, 1]),
+        ),
+        (
+            [(6, 4)],
+            lambda table: kernel_functions.embed(table, tf.constant([1, 3, 1])),
+            plain_embed,
+        ),
+        (
+            [(3, 4), (40, 4)],
+            lambda a, b: kernels_of().matmul(a, b, transpose_b=True),
+            lambda a, b: tf.matmul(a, b, transpose_b=True),
+        ),
+    ],
+    ids=["gelu", "normalize", "gather", "embed", "tall_matmul"],
+)
+def test_kernel_has_the_values_and_gradients_of_its_plain_form(
+    shapes, kernel, plain
+):
     random = np.random.RandomState(0)
-    inputs = [tf.constant(random.randn(*shape), tf.float32)
-              for shape in shapes]
+    inputs = [tf.constant(random.randn(*shape), tf.float32) for shape in shapes]
     results = []
     for function in (kernel, plain):
         outputs = function(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        upstream = [tf.constant(np.random.RandomState(1).randn(
-            *output.shape.as_list()), tf.float32) for output in outputs]
+        upstream = [
+            tf.constant(
+                np.random.RandomState(1).randn(*output.shape.as_list()),
+                tf.float32,
+            )
+            for output in outputs
+        ]
         gradients = tf.gradients(outputs, inputs, upstream)
         if function is kernel:
-            assert not any(isinstance(gradient, tf.IndexedSlices)
-                           for gradient in gradients)
-        results.append(list(outputs) + [tf.convert_to_tensor(gradient)
-                                        for gradient in gradients])
+            assert not any(
+                isinstance(gradient, tf.IndexedSlices) for gradient in gradients
+            )
+        results.append(
+            list(outputs)
+            + [tf.convert_to_tensor(gradient) for gradient in gradients]
+        )
     with tf.Session() as session:
         for one, other in zip(*session.run(results)):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -512,56 +642,74 @@ def test_kernel_has_the_values_and_gradients_of_its_plain_form(shapes, kernel,
 
 def test_cpu_sums_fp16_products_in_float32():
     kernels = kernels_of(manual_fp16=True)
-    model = modeling.RobertaModel(config_of(), False, tf.constant(IDS),
-                                  kernels=kernels)
+    model = modeling.RobertaModel(
+        config_of(), False, tf.constant(IDS), kernels=kernels
+    )
     rows = model.get_rows()
     assert rows.dtype == tf.float16
     tf.gradients(rows, tf.trainable_variables())
-    products = [op for op in tf.get_default_graph().get_operations()
-                if "MatMul" in op.type]
+    products = [
+        op
+        for op in tf.get_default_graph().get_operations()
+        if "MatMul" in op.type
+    ]
     assert len(products) >= 2 * 6 * 3  # 6 a layer, two more in the gradient
     assert {op.get_attr("T") for op in products} == {tf.float32}
 
 
 # Configs.
 
-@pytest.mark.parametrize("change, message", [
-    ({"vocab_size": None}, "vocab_size is None"),
-    ({"vocab_size": True}, "whole number"),
-    ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
-    ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-    ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
-    ({"hidden_size": 2 ** 32}, "hidden_size is 4294967296; it must be above 0 "
-     "and below 2**31"),
-    ({"num_hidden_layers": 1001}, "num_hidden_layers is 1001; it must be from "
-     "1 to 1000"),
-    ({"intermediate_size": "12"}, "intermediate_size is '12'"),
-    ({"hidden_dropout_prob": 1.0}, "below 1"),
-    ({"attention_probs_dropout_prob": -0.1}, "at least 0"),
-    ({"classifier_dropout": 2}, "classifier_dropout is 2"),
-    ({"layer_norm_eps": 0}, "above 0"),
-    ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
-    ({"pad_token_id": -1}, "at least 0"),
-    ({"pad_token_id": 40}, "vocab_size is 40"),
-    ({"max_position_embeddings": 3}, "at least pad_token_id + 4"),
-    ({"hidden_act": "relu"}, "only 'gelu' is implemented"),
-    ({"model_type": "bert"}, "only 'roberta' is implemented"),
-    ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
-    ({"is_decoder": True}, "only False"),
-    ({"tie_word_embeddings": False}, "only True"),
-])
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"vocab_size": True}, "whole number"),
+        ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
+        (
+            {"hidden_size": 2**32},
+            "hidden_size is 4294967296; it must be above 0 and below 2**31",
+        ),
+        (
+            {"num_hidden_layers": 1001},
+            "num_hidden_layers is 1001; it must be from 1 to 1000",
+        ),
+        ({"intermediate_size": "12"}, "intermediate_size is '12'"),
+        ({"hidden_dropout_prob": 1.0}, "below 1"),
+        ({"attention_probs_dropout_prob": -0.1}, "at least 0"),
+        ({"classifier_dropout": 2}, "classifier_dropout is 2"),
+        ({"layer_norm_eps": 0}, "above 0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ({"pad_token_id": -1}, "at least 0"),
+        ({"pad_token_id": 40}, "vocab_size is 40"),
+        ({"max_position_embeddings": 3}, "at least pad_token_id + 4"),
+        ({"hidden_act": "relu"}, "only 'gelu' is implemented"),
+        ({"model_type": "bert"}, "only 'roberta' is implemented"),
+        ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
+        ({"is_decoder": True}, "only False"),
+        ({"tie_word_embeddings": False}, "only True"),
+    ],
+)
 def test_unsupported_config_value_is_an_error(change, message):
     with pytest.raises(errors.UserError) as caught:
         configuration.RobertaConfig.from_dict(dict(SMALL, **change))
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "is not JSON"), ("[1]", "expected a JSON object"),
-    ('{"vocab_size": 5, "vocab_size": 6}', "a key stands in it twice"),
-    ("{", "is not JSON"), ("[" * 100000, "is not JSON"),
-    (json.dumps(dict(SMALL, hidden_act="relu")), "only 'gelu'"),
-    ('{"vocab_size": 5}', "lacks hidden_size, num_hidden_layers")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "is not JSON"),
+        ("[1]", "expected a JSON object"),
+        ('{"vocab_size": 5, "vocab_size": 6}', "a key stands in it twice"),
+        ("{", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
+        (json.dumps(dict(SMALL, hidden_act="relu")), "only 'gelu'"),
+        ('{"vocab_size": 5}', "lacks hidden_size, num_hidden_layers"),
+    ],
+)
 def test_config_error_names_the_file(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
@@ -584,7 +732,8 @@ def test_no_config_is_an_error():
 
 def test_config_reports_keys_it_does_not_know():
     config = configuration.RobertaConfig.from_dict(
-        dict(SMALL, use_cache=True, zeta=1, attn_scale=2))
+        dict(SMALL, use_cache=True, zeta=1, attn_scale=2)
+    )
     assert config.unknown_keys == ("attn_scale", "zeta")
 
 
@@ -596,7 +745,8 @@ def test_config_comes_back_from_its_dictionary():
 
 def test_large_config_of_the_real_model(shared):
     config = configuration.RobertaConfig.from_json_file(
-        str(shared / "data" / "roberta" / "roberta_large_config.json"))
+        str(shared / "data" / "roberta" / "roberta_large_config.json")
+    )
     assert config.unknown_keys == () and config.max_sequence_length == 512
     assert (config.num_hidden_layers, config.hidden_size) == (24, 1024)
 
@@ -611,29 +761,37 @@ def test_sequence_beyond_the_positions_is_an_error():
 
 HEADS = {
     "classification": lambda *more, **options: modeling.classification_logits(
-        *more, 3, **options),
-    "multiple_choice": lambda *more, **options:
-        modeling.multiple_choice_logits(*more, 2, **options),
+        *more, 3, **options
+    ),
+    "multiple_choice": lambda *more, **options: modeling.multiple_choice_logits(
+        *more, 2, **options
+    ),
     "tagging": lambda *more, **options: modeling.tagging_logits(
-        *more, 3, **options)}
+        *more, 3, **options
+    ),
+}
 
 
 def head_on(name, hidden, **options):
     """(logits, {variable: value}) of a head over hidden states [B, S, H]."""
     config = config_of(classifier_dropout=options.pop("rate", None))
     seed = options.pop("seed", None)
-    logits = HEADS[name](config, tf.constant(hidden, tf.float32),
-                         dropout_seed=None if seed is None
-                         else tf.constant(seed))
+    logits = HEADS[name](
+        config,
+        tf.constant(hidden, tf.float32),
+        dropout_seed=None if seed is None else tf.constant(seed),
+    )
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         # Zero biases would hide a missing one.
         for number, bias in enumerate(tf.trainable_variables()):
             if bias.name.endswith("bias:0"):
-                bias.load(np.linspace(1, 2 + number, bias.shape[0].value),
-                          session)
-        return session.run([logits, {
-            v.op.name: v for v in tf.trainable_variables()}])
+                bias.load(
+                    np.linspace(1, 2 + number, bias.shape[0].value), session
+                )
+        return session.run(
+            [logits, {v.op.name: v for v in tf.trainable_variables()}]
+        )
 
 
 HIDDEN = np.random.RandomState(0).normal(0, 3, [4, 5, 8])
@@ -641,13 +799,20 @@ HIDDEN = np.random.RandomState(0).normal(0, 3, [4, 5, 8])
 
 def test_multiple_choice_is_a_pooler_and_one_output():
     logits, weights = head_on("multiple_choice", HIDDEN)
-    weights = {name.replace("cls/multiple_choice/", ""): value
-               for name, value in weights.items()}
-    pooled = np.tanh(HIDDEN[:, 0] @ weights["dense/kernel"]
-                     + weights["dense/bias"])
+    weights = {
+        name.replace("cls/multiple_choice/", ""): value
+        for name, value in weights.items()
+    }
+    pooled = np.tanh(
+        HIDDEN[:, 0] @ weights["dense/kernel"] + weights["dense/bias"]
+    )
     scores = pooled @ weights["out_proj/kernel"] + weights["out_proj/bias"]
-    assert sorted(weights) == ["dense/bias", "dense/kernel", "out_proj/bias",
-                               "out_proj/kernel"]
+    assert sorted(weights) == [
+        "dense/bias",
+        "dense/kernel",
+        "out_proj/bias",
+        "out_proj/kernel",
+    ]
     np.testing.assert_allclose(logits, scores.reshape(2, 2), atol=1e-5)
 
 
@@ -655,8 +820,10 @@ def test_tagging_is_a_dense_layer_on_every_token():
     logits, weights = head_on("tagging", HIDDEN)
     assert sorted(weights) == ["cls/tagging/bias", "cls/tagging/kernel"]
     np.testing.assert_allclose(
-        logits, HIDDEN @ weights["cls/tagging/kernel"]
-        + weights["cls/tagging/bias"], atol=1e-5)
+        logits,
+        HIDDEN @ weights["cls/tagging/kernel"] + weights["cls/tagging/bias"],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -668,8 +835,9 @@ def test_heads_drop_in_training_alone(name):
 
     plain = logits(rate=0.5)
     assert not np.array_equal(logits(rate=0.5, seed=[1, 2]), plain)
-    assert np.array_equal(logits(rate=0.5, seed=[1, 2]),
-                          logits(rate=0.5, seed=[1, 2]))
+    assert np.array_equal(
+        logits(rate=0.5, seed=[1, 2]), logits(rate=0.5, seed=[1, 2])
+    )
     assert np.array_equal(logits(rate=0.0, seed=[1, 2]), plain)
     # Without classifier_dropout the rate is hidden_dropout_prob, 0.1.
     assert not np.array_equal(logits(seed=[1, 2]), plain)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stand-in for npu_bridge: signatures, rules, refusals, collectives."""
+
 import importlib
 import inspect
 import json
@@ -16,8 +17,9 @@ import tensorflow.compat.v1 as tf
 
 tf.disable_v2_behavior()
 
-API = json.loads((pathlib.Path(__file__).parent / "data"
-                  / "npu_bridge_api.json").read_text())
+API = json.loads(
+    (pathlib.Path(__file__).parent / "data" / "npu_bridge_api.json").read_text()
+)
 SYMBOLS = {s["id"]: s for s in API["symbols"]}
 NPU = "npu_bridge.estimator.npu."
 
@@ -59,9 +61,16 @@ def stand_in(monkeypatch):
     """The stand-in on a single device, gone again after the test."""
     monkeypatch.syspath_prepend(str(npu_ranks.STAND_IN))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    for name in ("RANK_TABLE_FILE", "RANK_ID", "NPU_STUB_VERSION",
-                 "NPU_STUB_STRICT", "NPU_STUB_OVERFLOW_STEPS",
-                 "NPU_STUB_RECORD", "RESTORE_FROM", "LOCAL_CHECKPOINT_DIR"):
+    for name in (
+        "RANK_TABLE_FILE",
+        "RANK_ID",
+        "NPU_STUB_VERSION",
+        "NPU_STUB_STRICT",
+        "NPU_STUB_OVERFLOW_STEPS",
+        "NPU_STUB_RECORD",
+        "RESTORE_FROM",
+        "LOCAL_CHECKPOINT_DIR",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JOB_ID", "10086")
     monkeypatch.setenv("RANK_SIZE", "1")
@@ -73,6 +82,7 @@ def stand_in(monkeypatch):
 
 # Signatures.
 
+
 def _default(text):
     return eval(text, {"optimizer": tf.train})  # pylint: disable=eval-used
 
@@ -80,8 +90,10 @@ def _default(text):
 def _signature(function, is_method):
     """[[name] or [name, default]] of a function, without self."""
     parameters = list(inspect.signature(function).parameters.values())
-    return [[p.name] if p.default is p.empty else [p.name, p.default]
-            for p in parameters[1 if is_method else 0:]]
+    return [
+        [p.name] if p.default is p.empty else [p.name, p.default]
+        for p in parameters[1 if is_method else 0 :]
+    ]
 
 
 def _is_method(stand_in, name):
@@ -97,8 +109,9 @@ def test_signatures_are_those_of_the_adapter(stand_in, version):
             continue
         if not version and "D" not in symbol["present_in"]:
             continue
-        expected = [a[:1] + [_default(d) for d in a[1:]]
-                    for a in symbol["args"]]
+        expected = [
+            a[:1] + [_default(d) for d in a[1:]] for a in symbol["args"]
+        ]
         found = _signature(stand_in.find(name), _is_method(stand_in, name))
         if version in ("17", "M"):  # which add an argument of their own here
             found = [f for f in found if f[0] != "enable_overflow_check"]
@@ -112,8 +125,9 @@ def test_an_argument_of_another_version_is_refused(stand_in, version):
     stand_in("npu_bridge", version)
     config = stand_in.find(NPU + "npu_config.NPURunConfig")
     symbol = SYMBOLS[NPU + "npu_config.NPURunConfig"]
-    everything = {name for names in symbol["args_only_in"].values()
-                  for name in names}
+    everything = {
+        name for names in symbol["args_only_in"].values() for name in names
+    }
     known = set(symbol["args_only_in"].get(version, ()))
     for name in sorted(known):
         config(**{name: None})
@@ -139,10 +153,19 @@ def test_later_names_are_missing_by_default(stand_in):
     assert not hasattr(aicore.npu_aicore_ops, "npu_get_float_status_v2")
 
 
-@pytest.mark.parametrize("name", [
-    "device_fn", "protocol", "experimental_distribute", "tpu_config",
-    "experimental_max_worker_delay_secs", "session_creation_timeout_secs",
-    "master", "cluster"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "device_fn",
+        "protocol",
+        "experimental_distribute",
+        "tpu_config",
+        "experimental_max_worker_delay_secs",
+        "session_creation_timeout_secs",
+        "master",
+        "cluster",
+    ],
+)
 def test_run_config_refuses_what_the_adapter_refuses(stand_in, name):
     config = stand_in(NPU + "npu_config").NPURunConfig
     with pytest.raises(TypeError, match=name):
@@ -151,25 +174,42 @@ def test_run_config_refuses_what_the_adapter_refuses(stand_in, name):
 
 # Run config, estimator, job.
 
-@pytest.mark.parametrize("arguments, error", [
-    (dict(save_checkpoints_steps=1, save_checkpoints_secs=1), ValueError),
-    (dict(iterations_per_loop=0), ValueError),
-    (dict(iterations_per_loop=1.0), TypeError),
-    (dict(log_step_count_steps=0), ValueError),
-    (dict(mix_compile_mode=1), ValueError),
-    (dict(mix_compile_mode=True, iterations_per_loop=2,
-          save_checkpoints_steps=2), ValueError),
-    (dict(graph_run_mode=2), ValueError),
-    (dict(horovod_mode=1), ValueError),
-    (dict(profiling_config=3), ValueError),
-    (dict(dump_config=3), ValueError),
-    (dict(distribute=3), ValueError),
-    (dict(session_device_id=-1), ValueError),
-    (dict(precision_mode="allow_mixed_precision"), ValueError),
-    (dict(iterations_per_loop=3), ValueError),
-    (dict(iterations_per_loop=4, save_checkpoints_steps=6), ValueError),
-    (dict(iterations_per_loop=4, save_checkpoints_steps=4,
-          enable_data_pre_proc=False), ValueError)])
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (dict(save_checkpoints_steps=1, save_checkpoints_secs=1), ValueError),
+        (dict(iterations_per_loop=0), ValueError),
+        (dict(iterations_per_loop=1.0), TypeError),
+        (dict(log_step_count_steps=0), ValueError),
+        (dict(mix_compile_mode=1), ValueError),
+        (
+            dict(
+                mix_compile_mode=True,
+                iterations_per_loop=2,
+                save_checkpoints_steps=2,
+            ),
+            ValueError,
+        ),
+        (dict(graph_run_mode=2), ValueError),
+        (dict(horovod_mode=1), ValueError),
+        (dict(profiling_config=3), ValueError),
+        (dict(dump_config=3), ValueError),
+        (dict(distribute=3), ValueError),
+        (dict(session_device_id=-1), ValueError),
+        (dict(precision_mode="allow_mixed_precision"), ValueError),
+        (dict(iterations_per_loop=3), ValueError),
+        (dict(iterations_per_loop=4, save_checkpoints_steps=6), ValueError),
+        (
+            dict(
+                iterations_per_loop=4,
+                save_checkpoints_steps=4,
+                enable_data_pre_proc=False,
+            ),
+            ValueError,
+        ),
+    ],
+)
 def test_run_config_errors(stand_in, arguments, error):
     with pytest.raises(error):
         stand_in(NPU + "npu_config").NPURunConfig(**arguments)
@@ -192,8 +232,7 @@ def test_profiling_without_options_is_an_error_before_master(stand_in):
 
 def _linear(features, labels, mode, spec, optimizer=None, **more):
     """A spec of one weight [2] that learns x . w = labels."""
-    weight = tf.get_variable("weight", [2],
-                             initializer=tf.zeros_initializer())
+    weight = tf.get_variable("weight", [2], initializer=tf.zeros_initializer())
     predicted = tf.reduce_sum(features["x"] * weight, axis=1)
     if mode == "infer":
         return spec(mode, predictions={"y": predicted})
@@ -201,9 +240,11 @@ def _linear(features, labels, mode, spec, optimizer=None, **more):
     optimizer = optimizer or tf.train.GradientDescentOptimizer(0.1)
     step = tf.train.get_or_create_global_step()
     train_op = optimizer.apply_gradients(
-        optimizer.compute_gradients(loss), step)
-    return spec(mode, predictions={"y": predicted}, loss=loss,
-                train_op=train_op, **more)
+        optimizer.compute_gradients(loss), step
+    )
+    return spec(
+        mode, predictions={"y": predicted}, loss=loss, train_op=train_op, **more
+    )
 
 
 def _input(count=64):
@@ -222,13 +263,18 @@ def _estimator(stand_in, path, model_fn=None, **arguments):
     arguments.setdefault("save_checkpoints_steps", 0)
     arguments.setdefault("log_step_count_steps", None)
     config = stand_in(NPU + "npu_config").NPURunConfig(
-        model_dir=str(path), **arguments)
+        model_dir=str(path), **arguments
+    )
     return npu_estimator.NPUEstimator(model_fn or linear, config=config)
 
 
 def test_estimator_needs_job_id(stand_in, monkeypatch, tmp_path):
-    for version, error in (("", AttributeError), ("D", AttributeError),
-                           ("17", ValueError), ("M", ValueError)):
+    for version, error in (
+        ("", AttributeError),
+        ("D", AttributeError),
+        ("17", ValueError),
+        ("M", ValueError),
+    ):
         monkeypatch.delenv("JOB_ID", raising=False)
         stand_in("npu_bridge", version)
         with pytest.raises(error, match="JOB_ID"):
@@ -237,8 +283,7 @@ def test_estimator_needs_job_id(stand_in, monkeypatch, tmp_path):
         _estimator(stand_in, tmp_path)
 
 
-def test_rank_size_has_a_default_since_17_only(stand_in, monkeypatch,
-                                               tmp_path):
+def test_rank_size_has_a_default_since_17_only(stand_in, monkeypatch, tmp_path):
     monkeypatch.delenv("RANK_SIZE")
     with pytest.raises(AttributeError, match="RANK_SIZE"):
         _estimator(stand_in, tmp_path)
@@ -249,8 +294,7 @@ def test_rank_size_has_a_default_since_17_only(stand_in, monkeypatch,
 def test_job_file_stands_for_the_environment(stand_in, monkeypatch, tmp_path):
     monkeypatch.delenv("JOB_ID")
     basics = stand_in(NPU + "npu_common").NPUBasics
-    job = {"device_info": {"Index": -1}, "rank_table_file": "",
-           "rank_size": 1}
+    job = {"device_info": {"Index": -1}, "rank_table_file": "", "rank_size": 1}
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job))
     with pytest.raises(ValueError, match="Index"):
@@ -273,23 +317,30 @@ def test_estimator_refuses_a_plain_run_config(stand_in, tmp_path):
 
 
 def test_estimator_makes_a_model_dir_where_none_is_given(
-        stand_in, monkeypatch, tmp_path):
+    stand_in, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     stand_in(NPU + "npu_estimator").NPUEstimator(
-        lambda features: None, config=stand_in(NPU + "npu_config")
-        .NPURunConfig())
-    made, = tmp_path.iterdir()
+        lambda features: None,
+        config=stand_in(NPU + "npu_config").NPURunConfig(),
+    )
+    (made,) = tmp_path.iterdir()
     assert made.name.startswith("model_dir_") and len(made.name) == 20
 
 
 def test_estimator_fills_the_session_options_in_place(stand_in, tmp_path):
     session = tf.ConfigProto()
-    _estimator(stand_in, tmp_path, session_config=session,
-               iterations_per_loop=4, precision_mode="allow_mix_precision",
-               hcom_parallel=True)
+    _estimator(
+        stand_in,
+        tmp_path,
+        session_config=session,
+        iterations_per_loop=4,
+        precision_mode="allow_mix_precision",
+        hcom_parallel=True,
+    )
     rewriter = session.graph_options.rewrite_options
     assert rewriter.optimizers[-1] == "GradFusionOptimizer"
-    optimizer, = rewriter.custom_optimizers
+    (optimizer,) = rewriter.custom_optimizers
     assert optimizer.name == "NpuOptimizer"
     parameters = optimizer.parameter_map
     assert parameters["iterations_per_loop"].i == 4
@@ -303,13 +354,18 @@ def test_model_fn_gets_what_it_names_and_no_batch_size(stand_in, tmp_path):
 
     def model_fn(features, params):
         seen.append(params)
-        return _linear(features, tf.zeros([4]), "train",
-                       tf.estimator.EstimatorSpec)
+        return _linear(
+            features, tf.zeros([4]), "train", tf.estimator.EstimatorSpec
+        )
 
     npu_estimator.NPUEstimator(
-        model_fn, str(tmp_path), params={"rate": 1},
+        model_fn,
+        str(tmp_path),
+        params={"rate": 1},
         config=stand_in(NPU + "npu_config").NPURunConfig(
-            save_checkpoints_steps=0)).train(_input, steps=1)
+            save_checkpoints_steps=0
+        ),
+    ).train(_input, steps=1)
     assert seen == [{"rate": 1}]
 
 
@@ -321,14 +377,17 @@ def test_scaffold_functions_and_bad_host_calls_are_refused(stand_in):
     with pytest.raises(TypeError, match="eval_metrics"):
         spec(eval_metrics=None, **arguments)
     tensor = tf.constant(1.0)
-    for host_call, error in (([print, [tensor]], ValueError),
-                             ((3, [tensor]), TypeError),
-                             ((lambda a, b: a, [tensor]), RuntimeError)):
+    for host_call, error in (
+        ([print, [tensor]], ValueError),
+        ((3, [tensor]), TypeError),
+        ((lambda a, b: a, [tensor]), RuntimeError),
+    ):
         with pytest.raises(error):
             spec(host_call=host_call, **arguments)
 
 
 # Hooks and loops.
+
 
 class Watch(tf.train.SessionRunHook):
     """Keeps the global step after each session run."""
@@ -343,8 +402,9 @@ class Watch(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs(tf.train.get_global_step())
 
     def after_run(self, run_context, run_values):
-        self.steps.append(int(run_context.session.run(
-            tf.train.get_global_step())))
+        self.steps.append(
+            int(run_context.session.run(tf.train.get_global_step()))
+        )
 
 
 def _note_begin(monkeypatch, hook_class, log):
@@ -361,21 +421,37 @@ def test_hooks_come_in_the_adapters_order(stand_in, monkeypatch, tmp_path):
     log = []
     npu_hook = stand_in(NPU + "npu_hook")
     spec = stand_in(NPU + "npu_estimator").NPUEstimatorSpec
-    for name in ("NPUCheckpointSaverHook", "NPUInfeedOutfeedSessionHook",
-                 "SetIterationsVarHook"):
+    for name in (
+        "NPUCheckpointSaverHook",
+        "NPUInfeedOutfeedSessionHook",
+        "SetIterationsVarHook",
+    ):
         _note_begin(monkeypatch, getattr(npu_hook, name), log)
 
     def model_fn(features, labels, mode):
-        return _linear(features, labels, mode, spec,
-                       training_hooks=[Watch(log, "of the spec")],
-                       host_call=(lambda x: x + 1.0, [tf.constant(1.0)]))
+        return _linear(
+            features,
+            labels,
+            mode,
+            spec,
+            training_hooks=[Watch(log, "of the spec")],
+            host_call=(lambda x: x + 1.0, [tf.constant(1.0)]),
+        )
 
-    _estimator(stand_in, tmp_path, model_fn, iterations_per_loop=2,
-               save_checkpoints_steps=4).train(
-                   _input, [Watch(log, "of train()")], max_steps=2)
-    assert log == ["of train()", "NPUCheckpointSaverHook",
-                   "NPUInfeedOutfeedSessionHook", "SetIterationsVarHook",
-                   "of the spec"]
+    _estimator(
+        stand_in,
+        tmp_path,
+        model_fn,
+        iterations_per_loop=2,
+        save_checkpoints_steps=4,
+    ).train(_input, [Watch(log, "of train()")], max_steps=2)
+    assert log == [
+        "of train()",
+        "NPUCheckpointSaverHook",
+        "NPUInfeedOutfeedSessionHook",
+        "SetIterationsVarHook",
+        "of the spec",
+    ]
 
 
 def test_one_session_run_is_n_steps(stand_in, tmp_path):
@@ -385,23 +461,32 @@ def test_one_session_run_is_n_steps(stand_in, tmp_path):
     spec = stand_in(NPU + "npu_estimator").NPUEstimatorSpec
 
     def on_host(step):
-        return tf.py_func(lambda s: (hosted.append(int(s)), s)[1], [step],
-                          tf.int64)
+        return tf.py_func(
+            lambda s: (hosted.append(int(s)), s)[1], [step], tf.int64
+        )
 
     def model_fn(features, labels, mode):
         step = tf.train.get_or_create_global_step()
-        return _linear(features, labels, mode, spec,
-                       host_call=(on_host, [step]))
+        return _linear(
+            features, labels, mode, spec, host_call=(on_host, [step])
+        )
 
-    looped = _estimator(stand_in, tmp_path / "looped", model_fn,
-                        iterations_per_loop=4, save_checkpoints_steps=4)
+    looped = _estimator(
+        stand_in,
+        tmp_path / "looped",
+        model_fn,
+        iterations_per_loop=4,
+        save_checkpoints_steps=4,
+    )
     looped.train(_input, [watch], max_steps=8)
     assert watch.steps == [4, 8]
     assert len(hosted) == 8
-    np.testing.assert_array_equal(plain.get_variable_value("weight"),
-                                  looped.get_variable_value("weight"))
+    np.testing.assert_array_equal(
+        plain.get_variable_value("weight"), looped.get_variable_value("weight")
+    )
     assert sorted(p.name for p in (tmp_path / "looped").glob("*.index")) == [
-        "model.ckpt-%d.index" % step for step in (0, 4, 8)]
+        "model.ckpt-%d.index" % step for step in (0, 4, 8)
+    ]
 
 
 def test_loops_without_an_estimator(stand_in):
@@ -409,7 +494,8 @@ def test_loops_without_an_estimator(stand_in):
     step = tf.assign_add(count, 1.0).op
     with tf.Session() as session:
         train_op = stand_in(NPU + "util").set_iteration_per_loop(
-            session, step, 5)
+            session, step, 5
+        )
         session.run(tf.global_variables_initializer())
         session.run([train_op])
         assert session.run(count) == 5
@@ -422,25 +508,35 @@ def test_saving_ends_where_steps_are_zero(stand_in, tmp_path):
     assert not list(tmp_path.glob("model.ckpt*"))
 
 
-def test_five_checkpoints_are_kept_whatever_the_config_says(stand_in,
-                                                            tmp_path):
+def test_five_checkpoints_are_kept_whatever_the_config_says(stand_in, tmp_path):
     for version, kept in (("", 5), ("M", 2)):
         stand_in("npu_bridge", version)
         path = tmp_path / ("version" + version)
-        _estimator(stand_in, path, save_checkpoints_steps=1,
-                   keep_checkpoint_max=2).train(_input, max_steps=6)
+        _estimator(
+            stand_in, path, save_checkpoints_steps=1, keep_checkpoint_max=2
+        ).train(_input, max_steps=6)
         assert len(list(path.glob("model.ckpt*.index"))) == kept
 
 
 # What strict mode refuses.
 
-def _refused(stand_in, tmp_path, match, *, input_fn=_input, change=None,
-             mode="train", **arguments):
+
+def _refused(
+    stand_in,
+    tmp_path,
+    match,
+    *,
+    input_fn=_input,
+    change=None,
+    mode="train",
+    **arguments,
+):
     def model_fn(features, labels, mode):
         spec = stand_in(NPU + "npu_estimator").NPUEstimatorSpec
         if change:
-            features = {"x": features["x"] + tf.cast(
-                change(features["x"]), tf.float32)}
+            features = {
+                "x": features["x"] + tf.cast(change(features["x"]), tf.float32)
+            }
         return _linear(features, labels, mode, spec)
 
     estimator = _estimator(stand_in, tmp_path, model_fn, **arguments)
@@ -451,19 +547,24 @@ def _refused(stand_in, tmp_path, match, *, input_fn=_input, change=None,
             list(estimator.predict(input_fn))
 
 
-@pytest.mark.parametrize("change, match", [
-    (tf.is_finite, "is_finite"),
-    (tf.is_nan, "is_nan"),
-    (tf.is_inf, "is_inf"),
-    (lambda x: tf.cast(x, tf.float64), "float64"),
-    (lambda x: tf.real(tf.complex(x, x)), "complex64"),
-    (lambda x: tf.strings.to_number(tf.as_string(x)), "string"),
-    (lambda x: tf.py_func(lambda v: v, [x], tf.float32), "input pipeline"),
-    (lambda x: tf.train.batch([x], 1)[0], "queues"),
-    (lambda x: tf.clip_by_global_norm([x], 1.0)[0][0],
-     "is_finite" if tf.__version__.startswith("1.") else None)])
-def test_unsupported_operations_are_refused(stand_in, tmp_path, change,
-                                            match):
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (tf.is_finite, "is_finite"),
+        (tf.is_nan, "is_nan"),
+        (tf.is_inf, "is_inf"),
+        (lambda x: tf.cast(x, tf.float64), "float64"),
+        (lambda x: tf.real(tf.complex(x, x)), "complex64"),
+        (lambda x: tf.strings.to_number(tf.as_string(x)), "string"),
+        (lambda x: tf.py_func(lambda v: v, [x], tf.float32), "input pipeline"),
+        (lambda x: tf.train.batch([x], 1)[0], "queues"),
+        (
+            lambda x: tf.clip_by_global_norm([x], 1.0)[0][0],
+            "is_finite" if tf.__version__.startswith("1.") else None,
+        ),
+    ],
+)
+def test_unsupported_operations_are_refused(stand_in, tmp_path, change, match):
     if match is None:
         pytest.skip("TF 2's clip_by_global_norm has no is_finite")
     _refused(stand_in, tmp_path, match, change=change)
@@ -484,12 +585,12 @@ def test_assertions_and_summaries_may_have_strings(stand_in, tmp_path):
 def test_unknown_dimensions_are_refused(stand_in, tmp_path):
     def ragged():
         x = np.ones([6, 2], np.float32)
-        return tf.data.Dataset.from_tensor_slices(
-            ({"x": x}, x[:, 0])).batch(4)
+        return tf.data.Dataset.from_tensor_slices(({"x": x}, x[:, 0])).batch(4)
 
     _refused(stand_in, tmp_path, "drop_remainder", input_fn=ragged)
-    _refused(stand_in, tmp_path, "drop_remainder", input_fn=ragged,
-             mode="infer")
+    _refused(
+        stand_in, tmp_path, "drop_remainder", input_fn=ragged, mode="infer"
+    )
 
 
 def test_loops_need_the_dataset_itself(stand_in, tmp_path):
@@ -523,8 +624,11 @@ def test_strict_mode_can_be_turned_off(stand_in, monkeypatch, tmp_path):
     spec = stand_in(NPU + "npu_estimator").NPUEstimatorSpec
 
     def model_fn(features, labels, mode):
-        x = tf.where(tf.is_finite(features["x"]), features["x"],
-                     tf.zeros_like(features["x"]))
+        x = tf.where(
+            tf.is_finite(features["x"]),
+            features["x"],
+            tf.zeros_like(features["x"]),
+        )
         return _linear({"x": x}, labels, mode, spec)
 
     _estimator(stand_in, tmp_path, model_fn).train(_input, steps=1)
@@ -549,6 +653,7 @@ def test_a_record_of_calls_is_kept(stand_in, monkeypatch, tmp_path):
 
 # Loss scale.
 
+
 class Update:
     """One weight, a loss scale, and what a run of the update leaves."""
 
@@ -556,14 +661,17 @@ class Update:
         optimizer = stand_in(NPU + "npu_loss_scale_optimizer")
         self.status = stand_in("npu_bridge._standin.float_status").STATUS
         self.step = tf.train.get_or_create_global_step()
-        self.weight = tf.get_variable("weight", [], initializer=(
-            tf.zeros_initializer()))
+        self.weight = tf.get_variable(
+            "weight", [], initializer=(tf.zeros_initializer())
+        )
         self.manager = manager
         wrapped = optimizer.NPULossScaleOptimizer(
-            tf.train.MomentumOptimizer(1.0, 0.9), manager)
+            tf.train.MomentumOptimizer(1.0, 0.9), manager
+        )
         loss = gradient_of(self.weight)
         self.operation = wrapped.apply_gradients(
-            wrapped.compute_gradients(loss), self.step)
+            wrapped.compute_gradients(loss), self.step
+        )
         self.session = tf.Session()
         self.session.run(tf.global_variables_initializer())
 
@@ -574,36 +682,65 @@ class Update:
         """(scale, good, bad, global step) after one more update."""
         self.session.run(self.operation)
         named = {v.op.name: v for v in tf.global_variables()}
-        return tuple(self.session.run(
-            [named[n] for n in ("loss_scale", "good_steps", "bad_steps",
-                                "global_step")]))
+        return tuple(
+            self.session.run(
+                [
+                    named[n]
+                    for n in (
+                        "loss_scale",
+                        "good_steps",
+                        "bad_steps",
+                        "global_step",
+                    )
+                ]
+            )
+        )
 
 
 GOLDEN = [  # scale, good, bad, global step; overflows at 4, 6, 10 and 11
-    (1024, 1, 0, 1), (1024, 2, 0, 2), (2048, 0, 0, 3), (2048, 0, 1, 3),
-    (2048, 1, 1, 4), (1024, 0, 0, 4), (1024, 1, 0, 5), (1024, 2, 0, 6),
-    (2048, 0, 0, 7), (2048, 0, 1, 7), (1024, 0, 0, 7)]
+    (1024, 1, 0, 1),
+    (1024, 2, 0, 2),
+    (2048, 0, 0, 3),
+    (2048, 0, 1, 3),
+    (2048, 1, 1, 4),
+    (1024, 0, 0, 4),
+    (1024, 1, 0, 5),
+    (1024, 2, 0, 6),
+    (2048, 0, 0, 7),
+    (2048, 0, 1, 7),
+    (1024, 0, 0, 7),
+]
 
 
 def _exponential(stand_in, *arguments, **named):
-    return stand_in(NPU + "npu_loss_scale_manager") \
-        .ExponentialUpdateLossScaleManager(*arguments, **named)
+    return stand_in(
+        NPU + "npu_loss_scale_manager"
+    ).ExponentialUpdateLossScaleManager(*arguments, **named)
 
 
 @pytest.mark.parametrize("version", ["", "17", "M"])
 def test_loss_scale_follows_the_golden_trace(stand_in, version):
     stand_in("npu_bridge", version)
-    update = Update(stand_in, _exponential(
-        stand_in, 1024, 3, decr_every_n_nan_or_inf=2, incr_ratio=2,
-        decr_ratio=0.5))
+    update = Update(
+        stand_in,
+        _exponential(
+            stand_in,
+            1024,
+            3,
+            decr_every_n_nan_or_inf=2,
+            incr_ratio=2,
+            decr_ratio=0.5,
+        ),
+    )
     update.status.plant("4,6,10-11")
     for number, expected in enumerate(GOLDEN, 1):
         before = update.values()
         assert update.run() == expected, number
         if number in (4, 6, 10, 11):  # nothing else than the scale changes
             scale = {"loss_scale", "good_steps", "bad_steps"}
-            for variable, old, new in zip(tf.global_variables(), before,
-                                          update.values()):
+            for variable, old, new in zip(
+                tf.global_variables(), before, update.values()
+            ):
                 assert variable.op.name in scale or old == new
 
 
@@ -613,13 +750,17 @@ def test_overflows_are_planted_by_the_environment(stand_in, monkeypatch):
     assert [update.run()[3] for _ in range(6)] == [1, 1, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("first, arguments, planted, scales", [
-    (1.6, dict(decr_every_n_nan_or_inf=1, decr_ratio=0.5), "1-", [1, 1, 1]),
-    (1e38, dict(incr_ratio=2), "", [2e38, 2e38, 2e38]),
-    (2.0 ** 32, dict(decr_ratio=0.5), "1-", [2.0 ** 32, 2.0 ** 31,
-                                             2.0 ** 31])])
-def test_loss_scale_stays_in_its_bounds(stand_in, first, arguments, planted,
-                                        scales):
+@pytest.mark.parametrize(
+    "first, arguments, planted, scales",
+    [
+        (1.6, dict(decr_every_n_nan_or_inf=1, decr_ratio=0.5), "1-", [1, 1, 1]),
+        (1e38, dict(incr_ratio=2), "", [2e38, 2e38, 2e38]),
+        (2.0**32, dict(decr_ratio=0.5), "1-", [2.0**32, 2.0**31, 2.0**31]),
+    ],
+)
+def test_loss_scale_stays_in_its_bounds(
+    stand_in, first, arguments, planted, scales
+):
     update = Update(stand_in, _exponential(stand_in, first, 1, **arguments))
     update.status.plant(planted)
     np.testing.assert_allclose([update.run()[0] for _ in range(3)], scales)
@@ -627,8 +768,11 @@ def test_loss_scale_stays_in_its_bounds(stand_in, first, arguments, planted,
 
 def test_a_real_fp16_overflow_raises_the_flag(stand_in):
     manager = _exponential(stand_in, 4096, 99, 1, decr_ratio=0.5)
-    update = Update(stand_in, manager, lambda weight: tf.cast(
-        100.0 * tf.cast(weight, tf.float16), tf.float32))
+    update = Update(
+        stand_in,
+        manager,
+        lambda weight: tf.cast(100.0 * tf.cast(weight, tf.float16), tf.float32),
+    )
     # d loss / d weight = 100 in fp16: times 4096, 2048, 1024 it is infinite.
     steps = [update.run() for _ in range(5)]
     assert [s[3] for s in steps] == [0, 0, 0, 1, 2]
@@ -665,8 +809,11 @@ def test_loss_scale_variables_are_uniquified(stand_in):
     _exponential(stand_in, 8, 1)
     _exponential(stand_in, 8, 1)
     names = [v.name for v in tf.global_variables()]
-    assert names == [s % n for s in ("outer/%s:0", "%s:0", "%s_1:0")
-                     for n in ("loss_scale", "good_steps", "bad_steps")]
+    assert names == [
+        s % n
+        for s in ("outer/%s:0", "%s:0", "%s_1:0")
+        for n in ("loss_scale", "good_steps", "bad_steps")
+    ]
     assert not tf.trainable_variables()
 
 
@@ -676,11 +823,14 @@ def test_npu_optimizer_scales_the_loss_too(stand_in):
     other = tf.get_variable("other", [])
     optimizer = optimizers.NPUOptimizer(
         tf.train.GradientDescentOptimizer(1.0),
-        _exponential(stand_in, 1024, 99), is_loss_scale=True)
+        _exponential(stand_in, 1024, 99),
+        is_loss_scale=True,
+    )
     with pytest.raises(TypeError, match="None"):
         optimizer.compute_gradients(weight * 3.0, [weight, other])
     train_op = optimizer.apply_gradients(
-        optimizer.compute_gradients(weight * 3.0, [weight]))
+        optimizer.compute_gradients(weight * 3.0, [weight])
+    )
     stand_in("npu_bridge._standin.float_status").STATUS.plant("1")
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -705,6 +855,7 @@ def test_float_status_operations_share_one_buffer(stand_in):
 
 # Operations.
 
+
 def _value(tensor):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -715,11 +866,16 @@ def test_gelu_is_the_tanh_form(stand_in):
     handle = stand_in("npu_bridge.estimator.npu_unary_ops").npu_unary_ops
     x = tf.constant([-2.0, 0.5, 3.0])
     y = handle.gelu(x)
-    expected = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (
-        v + 0.044715 * v ** 3))) for v in (-2.0, 0.5, 3.0)]
+    expected = [
+        0.5
+        * v
+        * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+        for v in (-2.0, 0.5, 3.0)
+    ]
     np.testing.assert_allclose(_value(y), expected, rtol=1e-5)
-    exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2)))
-             for v in (-2.0, 0.5, 3.0)]
+    exact = [
+        v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in (-2.0, 0.5, 3.0)
+    ]
     np.testing.assert_allclose(_value(y), exact, atol=5e-4)
     assert _value(tf.gradients(y, x))[0][1] == pytest.approx(0.8675, abs=1e-3)
     large = tf.constant([100.0], tf.float16)
@@ -730,7 +886,9 @@ def test_fast_gelu_is_another_function(stand_in):
     ops = stand_in("npu_bridge.estimator.npu_aicore_ops").npu_aicore_ops
     np.testing.assert_allclose(
         _value(ops.fast_gelu(tf.constant([1.5]))),
-        [1.5 / (1 + math.exp(-1.702 * 1.5))], rtol=1e-6)
+        [1.5 / (1 + math.exp(-1.702 * 1.5))],
+        rtol=1e-6,
+    )
 
 
 def test_dropout_keeps_scales_and_reuses_its_mask(stand_in):
@@ -759,27 +917,36 @@ def test_dropout_errors(stand_in):
 def test_dropout_seeds_are_those_of_tensorflow(stand_in):
     dropout = stand_in("npu_bridge.estimator.npu_ops").dropout
     for graph_seed, op_seed, expected in (
-            (None, None, (0, 0)), (None, 5, (87654321, 5)), (7, 5, (7, 5))):
+        (None, None, (0, 0)),
+        (None, 5, (87654321, 5)),
+        (7, 5, (7, 5)),
+    ):
         with tf.Graph().as_default() as graph:
             tf.set_random_seed(graph_seed)
             dropout(tf.ones([4]), 0.5, seed=op_seed)
-            op, = [o for o in graph.get_operations()
-                   if o.type == "RandomUniform"]
+            (op,) = [
+                o for o in graph.get_operations() if o.type == "RandomUniform"
+            ]
             assert (op.get_attr("seed"), op.get_attr("seed2")) == expected
 
 
 def test_fused_adam_step(stand_in):
     ops = stand_in("npu_bridge.estimator.npu_ops")
-    v, m, weight = [tf.get_variable(n, initializer=i) for n, i in
-                    (("v", 0.0), ("m", 0.0), ("weight", 1.0))]
+    v, m, weight = [
+        tf.get_variable(n, initializer=i)
+        for n, i in (("v", 0.0), ("m", 0.0), ("weight", 1.0))
+    ]
     step = ops.adam_apply_one_with_decay_assign(
-        tf.constant(2.0), v, m, weight, 0.5, 0.9, 0.1, 0.99, 0.01, 0.1, 1e-6)
+        tf.constant(2.0), v, m, weight, 0.5, 0.9, 0.1, 0.99, 0.01, 0.1, 1e-6
+    )
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         session.run(step)
         np.testing.assert_allclose(
             session.run([v, m, weight]),
-            [0.04, 0.2, 1 - 0.5 * (0.2 / 0.2 + 0.1)], rtol=1e-4)
+            [0.04, 0.2, 1 - 0.5 * (0.2 / 0.2 + 0.1)],
+            rtol=1e-4,
+        )
 
 
 def test_keep_dtype_scope_marks_operations(stand_in):
@@ -801,6 +968,7 @@ def test_layer_norm_of_17(stand_in):
 
 # Ranks and collectives.
 
+
 def test_one_rank_has_no_collective(stand_in):
     hccl_ops = stand_in("npu_bridge.hccl.hccl_ops")
     with pytest.raises(RuntimeError, match="RANK_SIZE=1"):
@@ -809,18 +977,22 @@ def test_one_rank_has_no_collective(stand_in):
     optimizer = stand_in(NPU + "npu_loss_scale_optimizer")
     wrapped = optimizer.NPULossScaleOptimizer(
         tf.train.GradientDescentOptimizer(1.0),
-        _exponential(stand_in, 8, 1), is_distributed=True)
+        _exponential(stand_in, 8, 1),
+        is_distributed=True,
+    )
     with pytest.raises(RuntimeError, match="RANK_SIZE=1"):
         wrapped.apply_gradients(wrapped.compute_gradients(weight))
     distributed = stand_in(NPU + "npu_optimizer").NPUDistributedOptimizer(
-        tf.train.GradientDescentOptimizer(1.0))
+        tf.train.GradientDescentOptimizer(1.0)
+    )
     types = {o.type for o in tf.get_default_graph().get_operations()}
     distributed.compute_gradients(weight)
     assert {o.type for o in tf.get_default_graph().get_operations()} == types
 
 
-def test_collectives_need_the_variables_of_a_job(stand_in, monkeypatch,
-                                                 tmp_path):
+def test_collectives_need_the_variables_of_a_job(
+    stand_in, monkeypatch, tmp_path
+):
     hccl_ops = stand_in("npu_bridge.hccl.hccl_ops")
     monkeypatch.setenv("RANK_SIZE", "2")
     with pytest.raises(RuntimeError, match="RANK_TABLE_FILE"):
@@ -840,15 +1012,23 @@ def test_collectives_need_the_variables_of_a_job(stand_in, monkeypatch,
         hccl_ops.broadcast(tf.constant(1.0), 0)
 
 
-@pytest.mark.parametrize("change, match", [
-    (lambda t: t.update(status="initializing"), "status"),
-    (lambda t: t.update(server_count=1), "1 is not a string"),
-    (lambda t: t.update(server_count="2"), "server_count"),
-    (lambda t: t["server_list"][0]["device"].pop(), "rank_id"),
-    (lambda t: t["server_list"][0]["device"][1].update(device_id="5"),
-     "0-3"),
-    (lambda t: t["server_list"][0]["device"][1].pop("device_ip"),
-     "device_ip")])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda t: t.update(status="initializing"), "status"),
+        (lambda t: t.update(server_count=1), "1 is not a string"),
+        (lambda t: t.update(server_count="2"), "server_count"),
+        (lambda t: t["server_list"][0]["device"].pop(), "rank_id"),
+        (
+            lambda t: t["server_list"][0]["device"][1].update(device_id="5"),
+            "0-3",
+        ),
+        (
+            lambda t: t["server_list"][0]["device"][1].pop("device_ip"),
+            "device_ip",
+        ),
+    ],
+)
 def test_bad_rank_tables_are_refused(stand_in, change, match):
     ranks = stand_in("npu_bridge._standin.ranks")
     table = npu_ranks.table(2)
@@ -915,9 +1095,12 @@ def test_exchange_sums_in_the_order_of_ranks(stand_in, monkeypatch):
     values = np.float32([1e8, 1.0, -1e8, 3.0])
 
     def call(end, rank):
-        first, = end.run("first", "allreduce", "sum", [values[rank:rank + 1]])
-        rows, = end.run("rows", "allgather", None,
-                        [np.full([1, 2], rank, np.int32)])
+        (first,) = end.run(
+            "first", "allreduce", "sum", [values[rank : rank + 1]]
+        )
+        (rows,) = end.run(
+            "rows", "allgather", None, [np.full([1, 2], rank, np.int32)]
+        )
         sent = end.run("sent", "broadcast", 2, [np.int32(rank)] * 2)
         return first[0], rows[:, 0].tolist(), [int(s) for s in sent]
 
@@ -939,7 +1122,8 @@ def test_exchange_names_the_rank_that_is_missing(stand_in, monkeypatch):
 
 
 def test_exchange_does_not_wait_for_a_process_that_has_ended(
-        stand_in, monkeypatch):
+    stand_in, monkeypatch
+):
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "5")
     exchange = stand_in("npu_bridge._standin.exchange")
     rank = stand_in("npu_bridge._standin.ranks").Rank
@@ -1015,14 +1199,19 @@ def test_two_ranks_train_as_one(tmp_path):
     script.write_text(TRAINING)
     # Rank 1 alone overflows in its third update: both skip it.
     results = npu_ranks.launch(
-        [[sys.executable, script, rank, tmp_path / ("rank%d" % rank)]
-         for rank in (0, 1)], tmp_path,
-        variables=[{}, {"NPU_STUB_OVERFLOW_STEPS": "3"}])
+        [
+            [sys.executable, script, rank, tmp_path / ("rank%d" % rank)]
+            for rank in (0, 1)
+        ],
+        tmp_path,
+        variables=[{}, {"NPU_STUB_OVERFLOW_STEPS": "3"}],
+    )
     lines = []
     for code, output in results:
         assert code == 0, output[-2000:]
-        lines.append([line for line in output.splitlines()
-                      if line.startswith("RESULT")])
+        lines.append(
+            [line for line in output.splitlines() if line.startswith("RESULT")]
+        )
     # From [1, 1], updates at the mean of the gradients [4, 5] and [8, 10];
     # of six updates (three loops of two) five count, one more than asked.
     expected = "RESULT %s %s 32.0 5" % (1 - 0.5 * 6 * 5, 1 - 0.5 * 7.5 * 5)

@@ -4,6 +4,7 @@
 What the stand-in cannot show (lowering to fp16, operators, timing) is not
 shown here either.
 """
+
 import json
 import os
 import re
@@ -18,12 +19,19 @@ from conftest import REPOSITORY
 
 STATE = ("loss_scale", "good_steps", "bad_steps", "batches_seen")
 OVERFLOW = 4  # the step in which one is planted
-LARGE_SCALE = 2.0 ** 22  # fp16 overflows
+LARGE_SCALE = 2.0**22  # fp16 overflows
 # Clipping, and Adam with a small epsilon, would hide gradients of a wrong
 # scale.
-SIZES = dict(adam_epsilon=1e-3, clip_norm=0, max_seq_length=tiny.LENGTH,
-             max_predictions_per_seq=tiny.PREDICTIONS, train_batch_size=8,
-             num_train_steps=20, num_warmup_steps=2, learning_rate=1e-2)
+SIZES = dict(
+    adam_epsilon=1e-3,
+    clip_norm=0,
+    max_seq_length=tiny.LENGTH,
+    max_predictions_per_seq=tiny.PREDICTIONS,
+    train_batch_size=8,
+    num_train_steps=20,
+    num_warmup_steps=2,
+    learning_rate=1e-2,
+)
 
 
 class Runs:
@@ -43,9 +51,14 @@ class Runs:
     def pretraining(self, name, **more):
         """The command line of a pre-training into directory `name`."""
         flags = dict(
-            SIZES, bert_config_file=self.model / "config.json",
-            input_files_dir=self.records, output_dir=self.folder / name,
-            do_train=True, display_loss_steps=1, iterations_per_loop=1)
+            SIZES,
+            bert_config_file=self.model / "config.json",
+            input_files_dir=self.records,
+            output_dir=self.folder / name,
+            do_train=True,
+            display_loss_steps=1,
+            iterations_per_loop=1,
+        )
         flags.update(more)
         return tiny.command("run_pretraining.py", [], **flags)
 
@@ -55,26 +68,45 @@ class Runs:
             vocab_file=self.model / "vocab.json",
             merges_file=self.model / "merges.txt",
             bert_config_file=self.model / "config.json",
-            output_dir=self.folder / name, do_train=True, do_predict=True,
-            train_file=self.squad, predict_file=self.squad,
-            max_seq_length=64, doc_stride=16, max_query_length=32,
-            train_batch_size=4, learning_rate=1e-2, num_train_epochs=5,
-            num_workers=1, display_loss_steps=1, iterations_per_loop=1)
+            output_dir=self.folder / name,
+            do_train=True,
+            do_predict=True,
+            train_file=self.squad,
+            predict_file=self.squad,
+            max_seq_length=64,
+            doc_stride=16,
+            max_query_length=32,
+            train_batch_size=4,
+            learning_rate=1e-2,
+            num_train_epochs=5,
+            num_workers=1,
+            display_loss_steps=1,
+            iterations_per_loop=1,
+        )
         flags.update(more)
         return tiny.command("run_squad.py", [], **flags)
 
     def watched(self, name, plant="", **more):
         """The command line of six steps in fp16 that leave their variables."""
-        line = self.pretraining(name, num_train_steps=6, manual_fp16=True,
-                                use_fp16_cls=True, **more)
-        return (line[:1] + [REPOSITORY / "tests" / "watched.py",
-                            self.folder / (name + ".npz"), plant] + line[1:])
+        line = self.pretraining(
+            name, num_train_steps=6, manual_fp16=True, use_fp16_cls=True, **more
+        )
+        return (
+            line[:1]
+            + [
+                REPOSITORY / "tests" / "watched.py",
+                self.folder / (name + ".npz"),
+                plant,
+            ]
+            + line[1:]
+        )
 
     def start(self, name, line, npu=True, code=0, **variables):
         """Starts a command line; its output will be there by this name."""
         line = line + ["--accelerator=" + ("npu" if npu else "cpu")]
         self._futures[name] = self._pool.submit(
-            tiny.run, line, tiny.environment(npu=npu, **variables), code=code)
+            tiny.run, line, tiny.environment(npu=npu, **variables), code=code
+        )
 
     def output(self, name):
         return self._futures[name].result()
@@ -95,20 +127,48 @@ def runs(tmp_path_factory):
     for name, npu in (("cpu", False), ("npu", True)):
         started.start(name, started.pretraining(name), npu)
         started.start("squad_" + name, started.questions("squad_" + name), npu)
-        started.start("overflow_" + name, started.watched(
-            "overflow_" + name, "%d:%d" % (OVERFLOW, LARGE_SCALE)), npu)
-    started.start("loops", started.pretraining(
-        "loops", iterations_per_loop=10, save_checkpoints_steps=10))
-    started.start("squad_fp16", started.questions(
-        "squad_fp16", manual_fp16=True), NPU_STUB_OVERFLOW_STEPS="3")
-    started.start("flagged", started.watched("flagged"),
-                  NPU_STUB_OVERFLOW_STEPS=str(OVERFLOW))
-    started.start("endless", started.pretraining("endless", manual_fp16=True),
-                  code=1, NPU_STUB_OVERFLOW_STEPS="3-")
+        started.start(
+            "overflow_" + name,
+            started.watched(
+                "overflow_" + name, "%d:%d" % (OVERFLOW, LARGE_SCALE)
+            ),
+            npu,
+        )
+    started.start(
+        "loops",
+        started.pretraining(
+            "loops", iterations_per_loop=10, save_checkpoints_steps=10
+        ),
+    )
+    started.start(
+        "squad_fp16",
+        started.questions("squad_fp16", manual_fp16=True),
+        NPU_STUB_OVERFLOW_STEPS="3",
+    )
+    started.start(
+        "flagged",
+        started.watched("flagged"),
+        NPU_STUB_OVERFLOW_STEPS=str(OVERFLOW),
+    )
+    started.start(
+        "endless",
+        started.pretraining("endless", manual_fp16=True),
+        code=1,
+        NPU_STUB_OVERFLOW_STEPS="3-",
+    )
     for name, half in (("float32", False), ("fp16", True)):
-        started.start(name, started.pretraining(
-            name, manual_fp16=half, use_fp16_cls=half, num_train_steps=60,
-            train_batch_size=32, display_loss_steps=20), npu=False)
+        started.start(
+            name,
+            started.pretraining(
+                name,
+                manual_fp16=half,
+                use_fp16_cls=half,
+                num_train_steps=60,
+                train_batch_size=32,
+                display_loss_steps=20,
+            ),
+            npu=False,
+        )
     yield started
     started.close()
 
@@ -128,8 +188,10 @@ def test_squad_gives_the_losses_and_answers_of_the_cpu(runs):
     npu = tiny.losses_of(runs.output("squad_npu"))
     assert len(cpu) == 10 and cpu[-1] < cpu[0]
     np.testing.assert_allclose(npu, cpu, rtol=0, atol=1e-4)
-    answers = [json.loads((runs.folder / name / "predictions.json")
-                          .read_text()) for name in ("squad_cpu", "squad_npu")]
+    answers = [
+        json.loads((runs.folder / name / "predictions.json").read_text())
+        for name in ("squad_cpu", "squad_npu")
+    ]
     assert answers[0] == answers[1] and len(answers[0]) == 8
 
 
@@ -150,7 +212,8 @@ def test_loops_on_the_device_take_the_same_steps(runs):
 def test_fp16_with_dynamic_loss_scale_on_squad(runs):
     lines = tiny.steps_of(runs.output("squad_fp16"))
     assert [line["loss_scale"] for line in lines[:4]] == (
-        [2 ** 15, 2 ** 15, 2 ** 14, 2 ** 14])
+        [2**15, 2**15, 2**14, 2**14]
+    )
     assert lines[-1]["overflows"] == 1 and lines[-1]["step"] == 10
     assert lines[-1]["loss"] < lines[0]["loss"]
 
@@ -160,11 +223,11 @@ def check_skipped_step(output, seen, scale):
     for name, values in seen.items():
         if name not in STATE:
             np.testing.assert_array_equal(
-                values[OVERFLOW - 1], values[OVERFLOW], err_msg=name)
-    assert {"bert/embeddings/word_embeddings/adam_m", "global_step"} < set(
-        seen)
-    assert list(seen["global_step"][:OVERFLOW + 1]) == [0, 1, 2, 3, 3]
-    assert list(seen["batches_seen"][:OVERFLOW + 1]) == [0, 1, 2, 3, 4]
+                values[OVERFLOW - 1], values[OVERFLOW], err_msg=name
+            )
+    assert {"bert/embeddings/word_embeddings/adam_m", "global_step"} < set(seen)
+    assert list(seen["global_step"][: OVERFLOW + 1]) == [0, 1, 2, 3, 3]
+    assert list(seen["batches_seen"][: OVERFLOW + 1]) == [0, 1, 2, 3, 4]
     assert seen["loss_scale"][OVERFLOW] == scale / 2
     line = tiny.steps_of(output)[OVERFLOW - 1]
     assert (line["step"], line["overflows"]) == (3, 1)
@@ -178,15 +241,16 @@ def check_skipped_step(output, seen, scale):
 def test_planted_flag_skips_the_step_and_halves_the_scale(runs):
     output = runs.output("flagged")
     seen = runs.variables("flagged")
-    check_skipped_step(output, seen, 2.0 ** 15)
+    check_skipped_step(output, seen, 2.0**15)
     assert list(seen["global_step"]) == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("device", ["cpu", "npu"])
 def test_real_overflow_skips_the_step_and_halves_the_scale(runs, device):
     output = runs.output("overflow_" + device)
-    check_skipped_step(output, runs.variables("overflow_" + device),
-                       LARGE_SCALE)
+    check_skipped_step(
+        output, runs.variables("overflow_" + device), LARGE_SCALE
+    )
 
 
 def test_endless_overflow_ends_the_run(runs):
@@ -196,8 +260,9 @@ def test_endless_overflow_ends_the_run(runs):
 
 
 def test_fp16_ends_near_float32(runs):
-    full, half = [tiny.losses_of(runs.output(name))[-1]
-                  for name in ("float32", "fp16")]
+    full, half = [
+        tiny.losses_of(runs.output(name))[-1] for name in ("float32", "fp16")
+    ]
     assert half == pytest.approx(full, rel=0.02)
 
 
@@ -208,30 +273,50 @@ def test_two_ranks_train_as_one_with_both_batches(runs):
     folder = runs.folder / "two"
     (folder / "corpus").mkdir(parents=True)
     (folder / "corpus" / "pretrain_data").symlink_to(runs.records)
-    flags = dict(SIZES, train_batch_size=4, num_accumulation_steps=1,
-                 manual_fp16=False, use_fp16_cls=False,
-                 npu_bert_loss_scale=-1, display_loss_steps=1,
-                 iterations_per_loop=1)
-    tiny.run(["bash", REPOSITORY / "scripts" / "run_8p.sh", "pretraining"]
-             + ["--%s=%s" % item for item in flags.items()],
-             tiny.environment(
-                 PYTHON=sys.executable, OUT_DIR=str(folder / "out"),
-                 BERT_BASE_DIR=str(runs.model), DEVICES="2",
-                 BookCorpus_DIR=str(folder / "corpus"),
-                 DEVICE_IPS="10.0.0.1,10.0.0.2", HCCL_CONNECT_TIMEOUT="300"),
-             timeout=300)
-    logs = [(folder / "out" / "logs" / ("device_%d.log" % rank)).read_text()
-            for rank in (0, 1)]
+    flags = dict(
+        SIZES,
+        train_batch_size=4,
+        num_accumulation_steps=1,
+        manual_fp16=False,
+        use_fp16_cls=False,
+        npu_bert_loss_scale=-1,
+        display_loss_steps=1,
+        iterations_per_loop=1,
+    )
+    tiny.run(
+        ["bash", REPOSITORY / "scripts" / "run_8p.sh", "pretraining"]
+        + ["--%s=%s" % item for item in flags.items()],
+        tiny.environment(
+            PYTHON=sys.executable,
+            OUT_DIR=str(folder / "out"),
+            BERT_BASE_DIR=str(runs.model),
+            DEVICES="2",
+            BookCorpus_DIR=str(folder / "corpus"),
+            DEVICE_IPS="10.0.0.1,10.0.0.2",
+            HCCL_CONNECT_TIMEOUT="300",
+        ),
+        timeout=300,
+    )
+    logs = [
+        (folder / "out" / "logs" / ("device_%d.log" % rank)).read_text()
+        for rank in (0, 1)
+    ]
     np.testing.assert_allclose(
-        tiny.losses_of(logs[0]), tiny.losses_of(runs.output("cpu")),
-        rtol=0, atol=1e-5)
-    assert ("global_batch=8 train_batch_size=4 num_accumulation_steps=1 "
-            "devices=2") in logs[0]
+        tiny.losses_of(logs[0]),
+        tiny.losses_of(runs.output("cpu")),
+        rtol=0,
+        atol=1e-5,
+    )
+    assert (
+        "global_batch=8 train_batch_size=4 num_accumulation_steps=1 devices=2"
+    ) in logs[0]
     # The other rank neither logs its steps nor saves.
     assert not tiny.steps_of(logs[1])
     assert "Saving checkpoints" not in logs[1]
     assert {path.name for path in (folder / "out").glob("*.index")} == {
-        "model.ckpt-0.index", "model.ckpt-20.index"}
+        "model.ckpt-0.index",
+        "model.ckpt-20.index",
+    }
 
 
 # --- The predecessor's command lines ----------------------------------------
@@ -241,27 +326,47 @@ def test_two_ranks_train_as_one_with_both_batches(runs):
 def old(runs):
     """The directories that the predecessor's command lines name."""
     folder = runs.folder / "old"
-    base = tiny.write_model(folder / "base", dropout=0.1, layers=1,
-                            hidden_size=8)
+    base = tiny.write_model(
+        folder / "base", dropout=0.1, layers=1, hidden_size=8
+    )
     (folder / "corpus").mkdir()
-    (folder / "corpus" / "test_bookscorpus.txt").write_text("".join(
-        "The river %d runs past the town of number %d.\n%s" % (
-            n, n * 7, "\n" * (n % 5 == 0)) for n in range(400)))
+    (folder / "corpus" / "test_bookscorpus.txt").write_text(
+        "".join(
+            "The river %d runs past the town of number %d.\n%s"
+            % (n, n * 7, "\n" * (n % 5 == 0))
+            for n in range(400)
+        )
+    )
     squad = folder / "squad"
     squad.mkdir()
     for version in ("v1.1", "v2.0"):
         for part in ("train", "dev"):
-            tiny.write_squad(squad / ("%s-%s.json" % (part, version)),
-                             version_2=version == "v2.0")
-    tiny.run(tiny.command(
-        "run_pretraining.py", [], **dict(
-            SIZES, bert_config_file=base / "config.json", do_train=True,
-            input_files_dir=runs.records, output_dir=folder / "large",
-            num_train_steps=3)), tiny.environment(npu=False))
+            tiny.write_squad(
+                squad / ("%s-%s.json" % (part, version)),
+                version_2=version == "v2.0",
+            )
+    tiny.run(
+        tiny.command(
+            "run_pretraining.py",
+            [],
+            **dict(
+                SIZES,
+                bert_config_file=base / "config.json",
+                do_train=True,
+                input_files_dir=runs.records,
+                output_dir=folder / "large",
+                num_train_steps=3,
+            ),
+        ),
+        tiny.environment(npu=False),
+    )
     (base / "tf_model").mkdir()
     for path in (folder / "large").glob("model.ckpt-3.*"):
-        path.rename(base / "tf_model" / path.name.replace(
-            "model.ckpt-3", "roberta_large.ckpt"))
+        path.rename(
+            base
+            / "tf_model"
+            / path.name.replace("model.ckpt-3", "roberta_large.ckpt")
+        )
     return folder
 
 
@@ -294,69 +399,106 @@ SQUAD = """run_squad.py --vocab_file=$BERT_BASE_DIR/vocab.json
 --version_2_with_negative=%s"""
 EVALUATE = {
     "v1.1": "evaluate-v1.1.py $SQUAD_DIR/dev-v1.1.json "
-            "$OUT_DIR/predictions.json",
+    "$OUT_DIR/predictions.json",
     "v2.0": "evaluate-v2.0.py $SQUAD_DIR/dev-v2.0.json "
-            "$OUT_DIR/predictions.json --na-prob-file "
-            "$OUT_DIR/null_odds.json"}
+    "$OUT_DIR/predictions.json --na-prob-file "
+    "$OUT_DIR/null_odds.json",
+}
 
 
 def run_old(old, out, text, *more, folder="", exports=True, **variables):
     """Runs a command line of old, its shell variables filled in."""
-    places = {"BookCorpus_DIR": old / "corpus", "BERT_BASE_DIR": old / "base",
-              "SQUAD_DIR": old / "squad", "OUT_DIR": old / out}
-    words = [re.sub(r"\$(\w+)", lambda m: str(places[m.group(1)]), word)
-             for word in text.split()]
+    places = {
+        "BookCorpus_DIR": old / "corpus",
+        "BERT_BASE_DIR": old / "base",
+        "SQUAD_DIR": old / "squad",
+        "OUT_DIR": old / out,
+    }
+    words = [
+        re.sub(r"\$(\w+)", lambda m: str(places[m.group(1)]), word)
+        for word in text.split()
+    ]
     if exports:
         variables.update(JOB_ID="10086", ASCEND_DEVICE_ID="0")
-    return tiny.run([sys.executable, REPOSITORY / folder / words[0]]
-                    + words[1:] + list(more), tiny.environment(**variables))
+    return tiny.run(
+        [sys.executable, REPOSITORY / folder / words[0]]
+        + words[1:]
+        + list(more),
+        tiny.environment(**variables),
+    )
 
 
-@pytest.mark.parametrize("variables", [{}, {"RANK_SIZE": "1"}],
-                         ids=["RANK_SIZE unset", "RANK_SIZE=1"])
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"RANK_SIZE": "1"}],
+    ids=["RANK_SIZE unset", "RANK_SIZE=1"],
+)
 def test_old_pretraining_runs_unchanged(old, variables):
     if not (old / "corpus" / "pretrain_data").exists():
         run_old(old, "", CREATE, exports=False)
     out = "pretraining_%d" % len(variables)
     # Its 100,000 steps are cut, and all else is as it was.
-    output = run_old(old, out, PRETRAIN, "--num_train_steps=4",
-                     "--num_warmup_steps=2", **variables)
+    output = run_old(
+        old,
+        out,
+        PRETRAIN,
+        "--num_train_steps=4",
+        "--num_warmup_steps=2",
+        **variables,
+    )
     assert "device=npu" in output
     lines = tiny.steps_of(output)
     assert [line["step"] for line in lines] == [4]
-    assert lines[-1]["loss_scale"] == 2 ** 15
+    assert lines[-1]["loss_scale"] == 2**15
     assert (old / out / "model.ckpt-4.index").exists()
     assert list((old / out / "loss").glob("events*"))
 
 
-@pytest.mark.parametrize("version, variables", [
-    ("v1.1", {"RANK_SIZE": "1"}), ("v2.0", {})])
+@pytest.mark.parametrize(
+    "version, variables", [("v1.1", {"RANK_SIZE": "1"}), ("v2.0", {})]
+)
 def test_old_squad_runs_unchanged(old, version, variables):
     out = "squad_%s_%d" % (version, len(variables))
-    output = run_old(old, out, SQUAD % (version, version, version == "v2.0"),
-                     **variables)
+    output = run_old(
+        old, out, SQUAD % (version, version, version == "v2.0"), **variables
+    )
     assert "device=npu" in output
-    scores = json.loads(run_old(old, out, EVALUATE[version],
-                                folder="scripts"))
+    scores = json.loads(run_old(old, out, EVALUATE[version], folder="scripts"))
     assert {"v1.1": "exact_match", "v2.0": "best_f1"}[version] in scores
 
 
 # --- Errors -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("npu, flags, variables, wanted", [
-    (False, ["--accelerator=npu"], {},
-     "--accelerator=npu, but the Python package npu_bridge does not import; "
-     "install CANN and its TensorFlow adapter"),
-    (True, ["--distributed=True"], {"RANK_SIZE": "8", "RANK_ID": "0"},
-     "RANK_SIZE is 8, but RANK_TABLE_FILE is not set; write one with "
-     "scripts/make_rank_table.py"),
-    (True, ["--horovod=True"], {}, "--horovod is for CPUs and GPUs"),
-], ids=["no adapter", "no rank table", "Horovod on an NPU"])
-def test_what_is_missing_is_said_in_one_line(runs, npu, flags, variables,
-                                             wanted):
-    output = tiny.run(runs.pretraining("refused") + flags,
-                      tiny.environment(npu=npu, **variables), code=1)
+@pytest.mark.parametrize(
+    "npu, flags, variables, wanted",
+    [
+        (
+            False,
+            ["--accelerator=npu"],
+            {},
+            "--accelerator=npu, but the Python package npu_bridge does not import; "
+            "install CANN and its TensorFlow adapter",
+        ),
+        (
+            True,
+            ["--distributed=True"],
+            {"RANK_SIZE": "8", "RANK_ID": "0"},
+            "RANK_SIZE is 8, but RANK_TABLE_FILE is not set; write one with "
+            "scripts/make_rank_table.py",
+        ),
+        (True, ["--horovod=True"], {}, "--horovod is for CPUs and GPUs"),
+    ],
+    ids=["no adapter", "no rank table", "Horovod on an NPU"],
+)
+def test_what_is_missing_is_said_in_one_line(
+    runs, npu, flags, variables, wanted
+):
+    output = tiny.run(
+        runs.pretraining("refused") + flags,
+        tiny.environment(npu=npu, **variables),
+        code=1,
+    )
     last = output.splitlines()[-1]
     assert last.startswith("run_pretraining.py: error: " + wanted)
     assert "Traceback" not in output
@@ -366,17 +508,26 @@ def test_what_is_missing_is_said_in_one_line(runs, npu, flags, variables,
 def test_horovod_that_is_missing_is_said_in_one_line(runs, tmp_path):
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod" / "__init__.py").write_text(
-        "raise ImportError('no module named horovod')\n")
+        "raise ImportError('no module named horovod')\n"
+    )
     line = runs.pretraining("refused", horovod=True, accelerator="cpu")
-    output = tiny.run(line, tiny.environment(
-        npu=False, PYTHONPATH=str(tmp_path)), code=1)
-    assert re.search(r"error: --horovod, but Horovod does not import .*"
-                     r"scripts/setup.sh --horovod", output.splitlines()[-1])
+    output = tiny.run(
+        line, tiny.environment(npu=False, PYTHONPATH=str(tmp_path)), code=1
+    )
+    assert re.search(
+        r"error: --horovod, but Horovod does not import .*"
+        r"scripts/setup.sh --horovod",
+        output.splitlines()[-1],
+    )
     assert "Traceback" not in output
 
 
 def test_npu_bridge_is_named_in_one_module():
     found = subprocess.run(
-        "grep -ln npu_bridge *.py", shell=True, cwd=str(REPOSITORY),
-        stdout=subprocess.PIPE, universal_newlines=True).stdout.split()
+        "grep -ln npu_bridge *.py",
+        shell=True,
+        cwd=str(REPOSITORY),
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+    ).stdout.split()
     assert found == ["npu_environment.py"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packing sentences into sequences without losing a token."""
+
 import numpy as np
 import pytest
 
@@ -9,16 +10,31 @@ EOS = 2
 
 
 def chunk_of(text):
-    return corpus.Chunk(0, 0, 0, (corpus.Segment(
-        "a.txt", 0, 1, text.encode("utf-8"), is_json=False,
-        continues_document=False, continues_line=False, ends_in_line=False),))
+    return corpus.Chunk(
+        0,
+        0,
+        0,
+        (
+            corpus.Segment(
+                "a.txt",
+                0,
+                1,
+                text.encode("utf-8"),
+                is_json=False,
+                continues_document=False,
+                continues_line=False,
+                ends_in_line=False,
+            ),
+        ),
+    )
 
 
 def word_encoder():
     """Numbers the words of a text from 10 on; a word is a token."""
     ids = {}
-    return lambda text: [ids.setdefault(word, 10 + len(ids))
-                         for word in text.split()]
+    return lambda text: [
+        ids.setdefault(word, 10 + len(ids)) for word in text.split()
+    ]
 
 
 def stream_of(*document_lengths):
@@ -33,8 +49,13 @@ def stream_of(*document_lengths):
             ends.append(len(ids))
         document_ends += [len(ids)] * len(lengths)
     return packing.TokenStream(
-        np.array(ids, np.int32), starts, ends, document_ends,
-        len(document_lengths), sum(map(sum, document_lengths)))
+        np.array(ids, np.int32),
+        starts,
+        ends,
+        document_ends,
+        len(document_lengths),
+        sum(map(sum, document_lengths)),
+    )
 
 
 def pack(stream, kind=packing.FULL_SENTENCES, max_seq_length=7, rooms=None):
@@ -43,8 +64,7 @@ def pack(stream, kind=packing.FULL_SENTENCES, max_seq_length=7, rooms=None):
 
 
 def test_tokenize_puts_eos_between_documents():
-    stream = packing.tokenize(chunk_of("a b\nc\n\nd\n"), word_encoder(),
-                              EOS)
+    stream = packing.tokenize(chunk_of("a b\nc\n\nd\n"), word_encoder(), EOS)
     assert stream.ids.tolist() == [10, 11, 12, EOS, 13]
     assert stream.starts == [0, 2, 4]
     assert stream.ends == [2, 3, 5]
@@ -73,37 +93,51 @@ def test_doc_sentences_by_hand():
     assert pack(stream_of([7], [1]), doc) == [(0, 5), (5, 7), (8, 9)]
 
 
-@pytest.mark.parametrize("kind", [packing.FULL_SENTENCES,
-                                  packing.DOC_SENTENCES])
+@pytest.mark.parametrize(
+    "kind", [packing.FULL_SENTENCES, packing.DOC_SENTENCES]
+)
 @pytest.mark.parametrize("short_seq_prob", [0.0, 0.5])
 def test_packing_keeps_every_token_once_and_in_order(kind, short_seq_prob):
     state = np.random.RandomState(1)
     for _ in range(200):
         longest = state.randint(1, 30)
-        stream = stream_of(*[
-            state.randint(1, state.choice([3, 12, 70]), state.randint(1, 6))
-            for _ in range(state.randint(1, 8))])
-        cuts = pack(stream, kind, longest + 2, packing.rooms(
-            longest + 2, short_seq_prob, state))
+        stream = stream_of(
+            *[
+                state.randint(1, state.choice([3, 12, 70]), state.randint(1, 6))
+                for _ in range(state.randint(1, 8))
+            ]
+        )
+        cuts = pack(
+            stream,
+            kind,
+            longest + 2,
+            packing.rooms(longest + 2, short_seq_prob, state),
+        )
         kept = np.concatenate([stream.ids[a:b] for a, b in cuts])
-        assert (kept[kept != EOS].tolist()
-                == stream.ids[stream.ids != EOS].tolist())
+        assert (
+            kept[kept != EOS].tolist() == stream.ids[stream.ids != EOS].tolist()
+        )
         assert all(0 < end - start <= longest for start, end in cuts)
-        assert all(stream.ids[start] != EOS != stream.ids[end - 1]
-                   for start, end in cuts)
+        assert all(
+            stream.ids[start] != EOS != stream.ids[end - 1]
+            for start, end in cuts
+        )
         inner = set(stream.ends)
-        for start, end, document_end in zip(stream.starts, stream.ends,
-                                            stream.document_ends):
+        for start, end, document_end in zip(
+            stream.starts, stream.ends, stream.document_ends
+        ):
             cut_inside = [e for _, e in cuts if start < e < end]
             if not short_seq_prob:
                 assert not cut_inside or end - start > longest
             if kind == packing.DOC_SENTENCES:
-                assert all(b <= document_end or a >= document_end
-                           for a, b in cuts)
+                assert all(
+                    b <= document_end or a >= document_end for a, b in cuts
+                )
         if kind == packing.FULL_SENTENCES and not short_seq_prob:
             # A sequence is short only where the next sentence begins.
-            assert all(end - start == longest or end in inner
-                       for start, end in cuts)
+            assert all(
+                end - start == longest or end in inner for start, end in cuts
+            )
 
 
 def test_an_empty_stream_has_no_sequences():
@@ -125,10 +159,14 @@ def test_short_rooms_have_their_share_and_all_lengths():
 def test_padded_rows():
     stream = stream_of([2, 3], [1])
     starts, ends = np.array([0, 2, 6]), np.array([2, 5, 7])
-    input_ids, lengths = packing.padded(stream, starts, ends, 5, bos_id=0,
-                                        pad_id=1, eos_id=EOS)
-    assert input_ids.tolist() == [[0, 100, 101, EOS, 1],
-                                  [0, 102, 103, 104, EOS], [0, 106, EOS, 1, 1]]
+    input_ids, lengths = packing.padded(
+        stream, starts, ends, 5, bos_id=0, pad_id=1, eos_id=EOS
+    )
+    assert input_ids.tolist() == [
+        [0, 100, 101, EOS, 1],
+        [0, 102, 103, 104, EOS],
+        [0, 106, EOS, 1, 1],
+    ]
     assert lengths.tolist() == [4, 5, 3]
 
 
@@ -138,6 +176,7 @@ def test_giant_lines_are_encoded_in_parts_at_spaces():
     def encode(text):
         encoded.append(text)
         return [1] * len(text)
+
     line = "word, é " * 40000 + "x" * 200000
     stream = packing.tokenize(chunk_of(line), encode, EOS)
     assert "".join(encoded) == line and len(encoded) > 5

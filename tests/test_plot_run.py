@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves from event files: resumed runs, smoothing, names, the picture."""
+
 import importlib.util
 
 import numpy as np
@@ -14,7 +15,8 @@ def load(name):
     """A script as a module."""
     spec = importlib.util.spec_from_file_location(
         name.replace("-", "_").replace(".", "_"),
-        str(REPOSITORY / "scripts" / (name + ".py")))
+        str(REPOSITORY / "scripts" / (name + ".py")),
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,10 +41,17 @@ def write_events(directory, *points, suffix="", start=100.0):
 def test_of_overlapping_steps_the_later_wins(tmp_path):
     # Resumed from step 10 with lines at other steps. By name the later file
     # comes first.
-    write_events(tmp_path, (5, {"loss": 4}), (10, {"loss": 3}),
-                 (15, {"loss": 9}), (20, {"loss": 9}), suffix="z")
-    write_events(tmp_path, (12, {"loss": 2}), (17, {"loss": 1}),
-                 suffix="a", start=200.0)
+    write_events(
+        tmp_path,
+        (5, {"loss": 4}),
+        (10, {"loss": 3}),
+        (15, {"loss": 9}),
+        (20, {"loss": 9}),
+        suffix="z",
+    )
+    write_events(
+        tmp_path, (12, {"loss": 2}), (17, {"loss": 1}), suffix="a", start=200.0
+    )
     curve = plot_run.read_run(tmp_path)["loss"]
     assert curve.steps.tolist() == [5, 10, 12, 17]
     assert curve.values.tolist() == [4, 3, 2, 1]
@@ -70,11 +79,16 @@ def test_names_tell_runs_apart():
 
 
 def test_known_scalars_come_first(tmp_path):
-    write_events(tmp_path, (1, {"zebra": 1, "loss": 1, "apple": 2,
-                                "learning_rate": 3}))
+    write_events(
+        tmp_path, (1, {"zebra": 1, "loss": 1, "apple": 2, "learning_rate": 3})
+    )
     runs = plot_run.read_runs([tmp_path])
-    assert plot_run.tags_of(runs, "") == ["loss", "learning_rate", "apple",
-                                          "zebra"]
+    assert plot_run.tags_of(runs, "") == [
+        "loss",
+        "learning_rate",
+        "apple",
+        "zebra",
+    ]
     assert plot_run.tags_of(runs, "zebra, loss") == ["zebra", "loss"]
     with pytest.raises(errors.UserError, match="--tags: no run has lose"):
         plot_run.tags_of(runs, "lose")
@@ -91,23 +105,40 @@ def test_a_directory_without_events_says_where_they_are(tmp_path):
 def test_a_panel_for_each_scalar_and_a_line_for_each_run(tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     for name in ("first", "second"):
-        write_events(tmp_path / name, *[
-            (step, {"loss": 5.0 / step, "learning_rate": 1e-4,
-                    "gradient_norm": step, "overflows": 0})
-            for step in range(1, 5)])
-    write_events(tmp_path / "second", (5, {"loss_scale": 2.0 ** 15}),
-                 start=300.0)
+        write_events(
+            tmp_path / name,
+            *[
+                (
+                    step,
+                    {
+                        "loss": 5.0 / step,
+                        "learning_rate": 1e-4,
+                        "gradient_norm": step,
+                        "overflows": 0,
+                    },
+                )
+                for step in range(1, 5)
+            ],
+        )
+    write_events(tmp_path / "second", (5, {"loss_scale": 2.0**15}), start=300.0)
     runs = plot_run.read_runs([tmp_path / "first", tmp_path / "second"])
     tags = plot_run.tags_of(runs, "")
     figure = plot_run.draw(pyplot, runs, tags, 0.6)
     panels = [panel for panel in figure.axes if panel.get_visible()]
     assert [panel.get_title(loc="left") for panel in panels] == [
-        "loss", "learning rate", "gradient norm", "loss scale", "overflows"]
+        "loss",
+        "learning rate",
+        "gradient norm",
+        "loss scale",
+        "overflows",
+    ]
     # Curves of a few points are drawn as they are.
     assert [len(panel.lines) for panel in panels] == [2, 2, 2, 1, 2]
-    legend, = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["first",
-                                                                "second"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "first",
+        "second",
+    ]
     plot_run.pictures.save(figure, tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.incomplete"))
@@ -115,11 +146,18 @@ def test_a_panel_for_each_scalar_and_a_line_for_each_run(tmp_path):
 
 def test_many_points_are_smoothed_and_evaluations_are_rings(tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    write_events(tmp_path / "run", *[
-        (step, {"loss": 5.0 / step, "learning_rate": 1e-4})
-        for step in range(1, 50)])
-    write_events(tmp_path / "run", (49, {
-        "eval/masked_lm_loss": 0.25, "eval/perplexity": 1.3}), start=900.0)
+    write_events(
+        tmp_path / "run",
+        *[
+            (step, {"loss": 5.0 / step, "learning_rate": 1e-4})
+            for step in range(1, 50)
+        ],
+    )
+    write_events(
+        tmp_path / "run",
+        (49, {"eval/masked_lm_loss": 0.25, "eval/perplexity": 1.3}),
+        start=900.0,
+    )
     # A directory that was only evaluated.
     write_events(tmp_path / "other", (7, {"eval/masked_lm_loss": 0.5}))
     runs = plot_run.read_runs([tmp_path / "run", tmp_path / "other"])
@@ -131,21 +169,31 @@ def test_many_points_are_smoothed_and_evaluations_are_rings(tmp_path):
     assert [len(one) for one in lines] == [4, 1, 1]
     assert [line.get_alpha() for line in lines[0]] == [0.25] + [None] * 3
     assert [list(line.get_xydata()[0]) for line in lines[0][2:]] == [
-        [49, 0.25], [7, 0.5]]
+        [49, 0.25],
+        [7, 0.5],
+    ]
     assert [line.get_marker() for line in lines[0]] == ["None"] * 2 + ["o"] * 2
-    legend, = figure.legends
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "run", "other", "evaluated"]
+        "run",
+        "other",
+        "evaluated",
+    ]
     assert plot_run.shown(tags, runs["run"]) == [
-        "loss", "eval/masked_lm_loss", "learning_rate", "eval/perplexity"]
+        "loss",
+        "eval/masked_lm_loss",
+        "learning_rate",
+        "eval/perplexity",
+    ]
     # Asked for by name, it has a panel of its own.
     assert plot_run.shown(["loss", "eval/masked_lm_loss"], runs["run"]) == [
-        "loss", "eval/masked_lm_loss"]
+        "loss",
+        "eval/masked_lm_loss",
+    ]
 
 
 def test_no_two_runs_look_alike():
-    styles = [tuple(plot_run.style_of(number).values())
-              for number in range(21)]
+    styles = [tuple(plot_run.style_of(number).values()) for number in range(21)]
     assert len(set(styles)) == 21
 
 
@@ -153,5 +201,4 @@ def test_histograms_turn_log_odds_into_probabilities():
     evaluate = load("evaluate-v2.0")
     assert evaluate.probabilities({"a": 0.0, "b": 1.0}) == {"a": 0, "b": 1}
     found = evaluate.probabilities({"a": 0.0, "b": -800.0, "c": 2.0})
-    assert found == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.880797},
-                                  abs=1e-6)
+    assert found == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.880797}, abs=1e-6)

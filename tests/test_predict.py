@@ -3,6 +3,7 @@
 
 Its command line runs in test_end_to_end.py.
 """
+
 import io
 import json
 
@@ -35,53 +36,74 @@ def items_of(tmp_path, name, text, task):
 
 def test_a_line_is_a_text(tmp_path):
     assert items_of(tmp_path, "a.txt", "One.\n\nZwei – \n", "embed") == [
-        predict.Item("1", "One."), predict.Item("3", "Zwei – ")]
+        predict.Item("1", "One."),
+        predict.Item("3", "Zwei – "),
+    ]
 
 
 def test_json_lines_name_their_parts(tmp_path):
-    lines = ['{"id": "a", "question": "Q", "context": "C"}',
-             '{"question": "R", "text": "D"}']
+    lines = [
+        '{"id": "a", "question": "Q", "context": "C"}',
+        '{"question": "R", "text": "D"}',
+    ]
     assert items_of(tmp_path, "a.jsonl", "\n".join(lines), "answer") == [
         predict.Item("a", "C", question="Q"),
-        predict.Item("2", "D", question="R")]
-    assert items_of(tmp_path, "b.jsonl", '{"text": "A", "text_b": "B"}',
-                    "classify") == [predict.Item("1", "A", "B")]
+        predict.Item("2", "D", question="R"),
+    ]
+    assert items_of(
+        tmp_path, "b.jsonl", '{"text": "A", "text_b": "B"}', "classify"
+    ) == [predict.Item("1", "A", "B")]
 
 
-@pytest.mark.parametrize("name, text, task, words", [
-    ("a.txt", "\n", "embed", "holds no input"),
-    ("a.jsonl", "{", "embed", "line 1 is not JSON"),
-    ("a.jsonl", '"a"', "embed", "no JSON object"),
-    ("a.jsonl", '{"text": 3}', "embed", "expected an object such as"),
-    ("a.jsonl", '{"text": "a"}', "answer", '"question": "..."'),
-    ("a.jsonl", '{"text": "a", "id": 1}\n' * 2, "embed", "stands there twice"),
-    ("a.json", "[]", "answer", "SQuAD")])
+@pytest.mark.parametrize(
+    "name, text, task, words",
+    [
+        ("a.txt", "\n", "embed", "holds no input"),
+        ("a.jsonl", "{", "embed", "line 1 is not JSON"),
+        ("a.jsonl", '"a"', "embed", "no JSON object"),
+        ("a.jsonl", '{"text": 3}', "embed", "expected an object such as"),
+        ("a.jsonl", '{"text": "a"}', "answer", '"question": "..."'),
+        (
+            "a.jsonl",
+            '{"text": "a", "id": 1}\n' * 2,
+            "embed",
+            "stands there twice",
+        ),
+        ("a.json", "[]", "answer", "SQuAD"),
+    ],
+)
 def test_bad_input_is_named(tmp_path, name, text, task, words):
     with pytest.raises(errors.UserError) as refused:
         items_of(tmp_path, name, text, task)
     assert words in str(refused.value) and name in str(refused.value)
 
 
-@pytest.mark.parametrize("task, values, words", [
-    ("answer", {"text": "a"}, "only one"),
-    ("embed", {"text": "a", "question": "b"}, "belongs to answer"),
-    ("answer", {"text": "a", "question": "b", "text_b": "c"}, "classify"),
-    ("embed", {"text": "a", "output_file": "a.txt"}, ".npy")])
+@pytest.mark.parametrize(
+    "task, values, words",
+    [
+        ("answer", {"text": "a"}, "only one"),
+        ("embed", {"text": "a", "question": "b"}, "belongs to answer"),
+        ("answer", {"text": "a", "question": "b", "text_b": "c"}, "classify"),
+        ("embed", {"text": "a", "output_file": "a.txt"}, ".npy"),
+    ],
+)
 def test_flags_of_another_task_are_refused(task, values, words):
     with pytest.raises(errors.UserError, match=words):
         predict.check_flags(task, predict.PredictConfig(**values))
 
 
-@pytest.mark.parametrize("values", [
-    {"input_file": "a", "text": "b"}, {"output_file": "a"}])
+@pytest.mark.parametrize(
+    "values", [{"input_file": "a", "text": "b"}, {"output_file": "a"}]
+)
 def test_one_input_is_given_and_no_other(values):
     with pytest.raises(errors.UserError, match="given"):
         predict.PredictConfig(**values)
 
 
 def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
-    items = [predict.Item(str(n), "Town %d" % n, question="Where?")
-             for n in range(3)]
+    items = [
+        predict.Item(str(n), "Town %d" % n, question="Where?") for n in range(3)
+    ]
     results = list(predict.predict_all(reader, items))
     lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
     for path in (lines, whole, ""):
@@ -90,7 +112,8 @@ def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
     assert written == results
     assert capsys.readouterr().out == lines.read_text()
     assert json.loads(whole.read_text()) == {
-        one["id"]: one["answer"] for one in results}
+        one["id"]: one["answer"] for one in results
+    }
 
 
 def test_an_answer_comes_without_talk(folder, forked):
@@ -102,39 +125,53 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     def broken():
         yield {"id": "1"}
         raise errors.UserError("the second text is too long")
+
     with pytest.raises(errors.UserError, match="second"):
         predict.write_results(broken(), str(tmp_path / "a.jsonl"))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("pooling, rows", [("mean", [1, 1]),
-                                           ("tokens", [5, 4])])
+@pytest.mark.parametrize(
+    "pooling, rows", [("mean", [1, 1]), ("tokens", [5, 4])]
+)
 def test_vectors_have_an_index(tmp_path, folder, pooling, rows):
-    model = predictor.Predictor(folder, "embed",
-                                predictor.Settings(pooling=pooling))
+    model = predictor.Predictor(
+        folder, "embed", predictor.Settings(pooling=pooling)
+    )
     items = [predict.Item("a", "abc"), predict.Item("b", "de")]
-    predict.write_results(predict.predict_all(model, items),
-                          str(tmp_path / "v.npy"))
+    predict.write_results(
+        predict.predict_all(model, items), str(tmp_path / "v.npy")
+    )
     vectors = np.load(str(tmp_path / "v.npy"))
-    index = [json.loads(line) for line in
-             (tmp_path / "v.jsonl").read_text().splitlines()]
+    index = [
+        json.loads(line)
+        for line in (tmp_path / "v.jsonl").read_text().splitlines()
+    ]
     assert vectors.dtype == np.float32 and vectors.shape == (sum(rows), 32)
     assert [(one["id"], one["row"], one["rows"]) for one in index] == [
-        ("a", 0, rows[0]), ("b", rows[0], rows[1])]
+        ("a", 0, rows[0]),
+        ("b", rows[0], rows[1]),
+    ]
     assert ("tokens" in index[0]) == (pooling == "tokens")
-    second = vectors[rows[0]:]
-    np.testing.assert_allclose(second if pooling == "tokens" else second[0],
-                               model.embed("de"), atol=1e-5)
+    second = vectors[rows[0] :]
+    np.testing.assert_allclose(
+        second if pooling == "tokens" else second[0],
+        model.embed("de"),
+        atol=1e-5,
+    )
 
 
-def test_the_prompt_keeps_a_text_for_many_questions(reader, monkeypatch,
-                                                    capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO(
-        "\nTown 1 lies here.\nWhere?\nWhat?\n\nTown 2.\nWho?\n"))
+def test_the_prompt_keeps_a_text_for_many_questions(
+    reader, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "sys.stdin",
+        io.StringIO("\nTown 1 lies here.\nWhere?\nWhat?\n\nTown 2.\nWho?\n"),
+    )
     predict.converse(reader)
     lines = capsys.readouterr().out.splitlines()
     answers = [line for line in lines if line.startswith("answer: ")]
-    assert len(answers) == 3 and answers[2][len("answer: "):] in "Town 2."
+    assert len(answers) == 3 and answers[2][len("answer: ") :] in "Town 2."
     assert any(" %  " in line and line.endswith("]") for line in lines)
 
 
@@ -146,30 +183,38 @@ def test_the_prompt_goes_on_after_a_mistake(folder, monkeypatch, capsys):
     assert words.count("%") == 5
 
 
-def test_the_prompt_takes_a_pair_with_a_tab_in_it(tmp_path, monkeypatch,
-                                                  capsys):
+def test_the_prompt_takes_a_pair_with_a_tab_in_it(
+    tmp_path, monkeypatch, capsys
+):
     tiny.write_trained(tmp_path, ["classification"])
     model = predictor.Predictor(str(tmp_path), "classify")
     monkeypatch.setattr("sys.stdin", io.StringIO("ab\tcd\nab cd\n"))
     predict.converse(model)
     lines = capsys.readouterr().out.splitlines()
-    expected = [predict.readable(model.classify(*texts))
-                for texts in (("ab", "cd"), ("ab cd",))]
+    expected = [
+        predict.readable(model.classify(*texts))
+        for texts in (("ab", "cd"), ("ab cd",))
+    ]
     assert lines == expected[0] + expected[1]
     assert expected[0] != expected[1]
 
 
-@pytest.mark.parametrize("arguments", [["predict.py"], ["predict.py", "guess"],
-                                       ["predict.py", "answer", "more"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["predict.py"], ["predict.py", "guess"], ["predict.py", "answer", "more"]],
+)
 def test_the_task_stands_first(arguments):
     with pytest.raises(errors.UserError, match="python predict.py answer"):
         predict.main(arguments)
 
 
-@pytest.mark.parametrize("encoding, shown", [
-    ("utf-8", '{"id": "\u00e9"}'), ("ascii", '{"id": "\\u00e9"}')])
-def test_characters_that_an_output_lacks_are_escaped(monkeypatch, encoding,
-                                                     shown):
+@pytest.mark.parametrize(
+    "encoding, shown",
+    [("utf-8", '{"id": "\u00e9"}'), ("ascii", '{"id": "\\u00e9"}')],
+)
+def test_characters_that_an_output_lacks_are_escaped(
+    monkeypatch, encoding, shown
+):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", stream)
     predict.write_results([{"id": "\u00e9"}], "")
@@ -178,8 +223,12 @@ def test_characters_that_an_output_lacks_are_escaped(monkeypatch, encoding,
 
 
 def test_an_input_of_another_encoding_is_named(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(
-        io.BytesIO("\u00e9\n".encode("utf-8")), encoding="ascii"))
+    monkeypatch.setattr(
+        "sys.stdin",
+        io.TextIOWrapper(
+            io.BytesIO("\u00e9\n".encode("utf-8")), encoding="ascii"
+        ),
+    )
     with pytest.raises(errors.UserError, match="PYTHONIOENCODING=utf-8"):
         predict._ask("")
 
@@ -187,6 +236,5 @@ def test_an_input_of_another_encoding_is_named(monkeypatch):
 def test_half_a_surrogate_pair_is_escaped(tmp_path):
     for name in ("a.jsonl", "a.json"):
         path = tmp_path / name
-        predict.write_results([{"id": "\ud800", "answer": "\u00e9"}],
-                              str(path))
+        predict.write_results([{"id": "\ud800", "answer": "\u00e9"}], str(path))
         assert "\\ud800" in path.read_text("utf-8")

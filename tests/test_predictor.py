@@ -3,6 +3,7 @@
 
 That its answers are run_squad.py's stands in test_end_to_end.py.
 """
+
 import concurrent.futures
 
 import numpy as np
@@ -21,15 +22,22 @@ def folder(tmp_path_factory):
     """A model with every head that a task needs."""
     path = tmp_path_factory.mktemp("model")
     tiny.write_trained(
-        path, ["masked_lm", "question_answering", "classification"],
-        id2label={"0": "no", "1": "maybe", "2": "yes"})
+        path,
+        ["masked_lm", "question_answering", "classification"],
+        id2label={"0": "no", "1": "maybe", "2": "yes"},
+    )
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return predictor.Predictor(folder, "answer", predictor.Settings(
-        max_seq_length=32, doc_stride=8, max_query_length=12))
+    return predictor.Predictor(
+        folder,
+        "answer",
+        predictor.Settings(
+            max_seq_length=32, doc_stride=8, max_query_length=12
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,9 @@ def filler(folder):
 
 @pytest.fixture(scope="module")
 def classifier(folder):
-    return predictor.Predictor(folder, "classify", predictor.Settings(
-        max_seq_length=16))
+    return predictor.Predictor(
+        folder, "classify", predictor.Settings(max_seq_length=16)
+    )
 
 
 # --- answer -----------------------------------------------------------------
@@ -48,39 +57,45 @@ def classifier(folder):
 
 def test_an_answer_is_the_text_between_its_offsets(reader):
     result = reader.answer("Where?", TEXT)
-    assert result["answer"] == TEXT[result["start"]:result["end"]]
+    assert result["answer"] == TEXT[result["start"] : result["end"]]
     assert len(result["nbest"]) == 20
     for entry in result["nbest"]:
-        assert entry["text"] == TEXT[entry["start"]:entry["end"]]
+        assert entry["text"] == TEXT[entry["start"] : entry["end"]]
     assert result["score"] == result["nbest"][0]["probability"]
     assert sum(e["probability"] for e in result["nbest"]) == pytest.approx(1)
 
 
 def test_a_text_of_many_windows_is_read_to_its_end(reader):
     """Windows have room for 22 tokens of 260."""
-    ends = [reader.answer("Where?", TEXT * 5 + word)["nbest"]
-            for word in ("", "xyz")]
+    ends = [
+        reader.answer("Where?", TEXT * 5 + word)["nbest"]
+        for word in ("", "xyz")
+    ]
     assert ends[0] != ends[1]
 
 
 def close(first, second):
     """The same answers, up to what another batch changes in float32."""
-    assert [one["answer"] for one in first] == [
-        one["answer"] for one in second]
+    assert [one["answer"] for one in first] == [one["answer"] for one in second]
     for one, other in zip(first, second):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
 def examples(count):
-    return [squad.Example(str(n), "Where is %d?" % n, "%s %d" % (
-        TEXT[n % 20:], n) * (1 + n % 3)) for n in range(count)]
+    return [
+        squad.Example(
+            str(n),
+            "Where is %d?" % n,
+            "%s %d" % (TEXT[n % 20 :], n) * (1 + n % 3),
+        )
+        for n in range(count)
+    ]
 
 
 def test_answers_do_not_depend_on_the_batch(reader):
     questions = examples(9)
     together = reader.answer_all(questions)
-    assert [one["id"] for one in together] == [q.question_id
-                                               for q in questions]
+    assert [one["id"] for one in together] == [q.question_id for q in questions]
     close(together, [reader.answer_all([q])[0] for q in questions])
 
 
@@ -88,18 +103,27 @@ def test_threads_share_a_predictor(reader):
     questions = examples(24)
     alone = [reader.answer_all([q])[0] for q in questions]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        close(list(pool.map(lambda q: reader.answer_all([q])[0],
-                            questions * 2)), alone * 2)
+        close(
+            list(pool.map(lambda q: reader.answer_all([q])[0], questions * 2)),
+            alone * 2,
+        )
 
 
 def test_no_answer_is_possible_in_version_2(folder):
     def answer(threshold):
-        return predictor.Predictor(folder, "answer", predictor.Settings(
-            version_2_with_negative=True, n_best_size=3,
-            null_score_diff_threshold=threshold)).answer("Where?", TEXT)
+        return predictor.Predictor(
+            folder,
+            "answer",
+            predictor.Settings(
+                version_2_with_negative=True,
+                n_best_size=3,
+                null_score_diff_threshold=threshold,
+            ),
+        ).answer("Where?", TEXT)
+
     none, some = answer(-1000.0), answer(1000.0)
     assert none["answer"] == "" and none["start"] is None
-    assert some["answer"] == TEXT[some["start"]:some["end"]] != ""
+    assert some["answer"] == TEXT[some["start"] : some["end"]] != ""
     assert none["null_odds"] == some["null_odds"]
     assert "" in [entry["text"] for entry in some["nbest"]]
 
@@ -134,11 +158,14 @@ def test_masks_keep_to_their_text_in_a_batch(filler):
         alone = filler.fill_mask(text, 2)
         assert alone["filled"] == result["filled"]
         assert [[w["token"] for w in words] for words in alone["masks"]] == [
-            [w["token"] for w in words] for words in result["masks"]]
+            [w["token"] for w in words] for words in result["masks"]
+        ]
 
 
-@pytest.mark.parametrize("text, words", [
-    ("no place", "has no <mask>"), ("a" * 600 + "<mask>", "603 tokens")])
+@pytest.mark.parametrize(
+    "text, words",
+    [("no place", "has no <mask>"), ("a" * 600 + "<mask>", "603 tokens")],
+)
 def test_a_text_without_a_place_is_refused(filler, text, words):
     with pytest.raises(errors.UserError, match=words):
         filler.fill_mask(text)
@@ -157,8 +184,10 @@ def test_labels_have_the_names_of_the_config(classifier):
 
 
 def test_a_pair_is_two_texts_and_not_one(classifier):
-    pair, turned, one = (classifier.classify(*texts)["scores"] for texts in (
-        ("ab", "c"), ("c", "ab"), ("abc",)))
+    pair, turned, one = (
+        classifier.classify(*texts)["scores"]
+        for texts in (("ab", "c"), ("c", "ab"), ("abc",))
+    )
     assert pair != turned and pair != one
 
 
@@ -167,29 +196,41 @@ def test_the_longest_text_gives_way_first(classifier):
     assert long["truncated"]
     # 16 tokens less <s>, </s></s> and </s> have room for 9 beside "bcd".
     assert long["scores"] == pytest.approx(
-        classifier.classify("a" * 9, "bcd")["scores"])
+        classifier.classify("a" * 9, "bcd")["scores"]
+    )
 
 
 def test_of_texts_as_long_the_second_gives_way(folder):
     """As in run_classifier.py; an odd room cannot be shared evenly."""
-    model = predictor.Predictor(folder, "classify", predictor.Settings(
-        max_seq_length=15))
+    model = predictor.Predictor(
+        folder, "classify", predictor.Settings(max_seq_length=15)
+    )
     assert model.classify("a" * 20, "b" * 20)["scores"] == pytest.approx(
-        model.classify("a" * 6, "b" * 5)["scores"])
+        model.classify("a" * 6, "b" * 5)["scores"]
+    )
 
 
-@pytest.mark.parametrize("values, labels, keys", [
-    ({}, 1, {"value", "truncated"}),
-    ({"problem_type": "multi_label_classification"}, 3,
-     {"labels", "scores", "truncated"})])
-def test_the_kind_of_problem_is_that_of_the_config(tmp_path, values, labels,
-                                                   keys):
+@pytest.mark.parametrize(
+    "values, labels, keys",
+    [
+        ({}, 1, {"value", "truncated"}),
+        (
+            {"problem_type": "multi_label_classification"},
+            3,
+            {"labels", "scores", "truncated"},
+        ),
+    ],
+)
+def test_the_kind_of_problem_is_that_of_the_config(
+    tmp_path, values, labels, keys
+):
     tiny.write_trained(tmp_path, ["classification"], labels=labels, **values)
     result = predictor.Predictor(str(tmp_path), "classify").classify("a")
     assert set(result) == keys
     if "scores" in keys:
-        assert result["labels"] == [name for name, score in
-                                    result["scores"].items() if score > 0.5]
+        assert result["labels"] == [
+            name for name, score in result["scores"].items() if score > 0.5
+        ]
 
 
 # --- embed ------------------------------------------------------------------
@@ -199,30 +240,36 @@ def test_vectors_are_of_the_text_alone(folder):
     texts = ["abc", "a longer text " * 5, "x"]
     found = {}
     for pooling in ("mean", "first", "tokens"):
-        model = predictor.Predictor(folder, "embed", predictor.Settings(
-            pooling=pooling))
+        model = predictor.Predictor(
+            folder, "embed", predictor.Settings(pooling=pooling)
+        )
         found[pooling] = [one["vectors"] for one in model.embed_all(texts)]
     for mean, first, tokens, text in zip(
-            found["mean"], found["first"], found["tokens"], texts):
+        found["mean"], found["first"], found["tokens"], texts
+    ):
         assert tokens.shape == (len(text) + 2, 32)  # one token a character
         np.testing.assert_allclose(first, tokens[0], atol=1e-6)
         np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(model.embed("abc"), found["tokens"][0],
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        model.embed("abc"), found["tokens"][0], atol=1e-5
+    )
 
 
 # --- Loading ----------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path,
-                                                          classifier):
+def test_what_does_not_fit_is_refused_before_it_is_loaded(
+    folder, tmp_path, classifier
+):
     def refusal(*arguments, **settings):
         with pytest.raises(errors.UserError) as refused:
             predictor.Predictor(*arguments, predictor.Settings(**settings))
         return str(refused.value)
+
     assert "expected one of fill-mask, answer" in refusal(folder, "translate")
-    assert "--max_seq_length is 513" in refusal(folder, "embed",
-                                                max_seq_length=513)
+    assert "--max_seq_length is 513" in refusal(
+        folder, "embed", max_seq_length=513
+    )
     tiny.write_trained(tmp_path, ["masked_lm"])
     assert "no question_answering head" in refusal(str(tmp_path), "answer")
     (tmp_path / "merges.txt").unlink()
@@ -235,8 +282,10 @@ def test_text_is_lower_cased_as_in_training(tmp_path):
     tiny.write_trained(tmp_path, ["masked_lm"])
 
     def first(text, **settings):
-        return predictor.Predictor(str(tmp_path), "embed", predictor.Settings(
-            **settings)).embed_all([text])[0]["tokens"]
+        return predictor.Predictor(
+            str(tmp_path), "embed", predictor.Settings(**settings)
+        ).embed_all([text])[0]["tokens"]
+
     assert first("AB")[1:-1] == ["A", "B"]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert first("AB")[1:-1] == ["a", "b"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks before the first step, and scripts/doctor.py, which makes all."""
+
 import json
 import types
 
@@ -16,38 +17,54 @@ from training import masked_lm_batches, preflight
 
 
 def config(**changes):
-    values = dict(vocab_size=tiny.VOCAB_SIZE, hidden_size=32,
-                  num_hidden_layers=2, num_attention_heads=4,
-                  intermediate_size=64)
+    values = dict(
+        vocab_size=tiny.VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
     values.update(changes)
     return configuration.RobertaConfig(**values)
 
 
 def test_512_tokens_need_514_positions():
     assert "512 tokens of 512" in preflight.check_length(512, config(), "c")
-    with pytest.raises(errors.UserError, match=(
+    with pytest.raises(
+        errors.UserError,
+        match=(
             r"--max_seq_length is 512, but c.json has positions for 510 "
             r"\(max_position_embeddings 512 less pad_token_id 1 and 1; 512 "
-            r"tokens need 514\); use 510 or less")):
-        preflight.check_length(512, config(max_position_embeddings=512),
-                               "c.json")
+            r"tokens need 514\); use 510 or less"
+        ),
+    ):
+        preflight.check_length(
+            512, config(max_position_embeddings=512), "c.json"
+        )
 
 
 def test_the_vocabulary_must_be_the_models(tmp_path):
     model = tiny.write_model(tmp_path)
     tokenizer = tokenization.RobertaTokenizer(
-        str(model / "vocab.json"), str(model / "merges.txt"))
+        str(model / "vocab.json"), str(model / "merges.txt")
+    )
     preflight.check_vocabulary(tokenizer, "v", config(), "c")
-    with pytest.raises(errors.UserError, match="v has 261 entries, but c has "
-                       "vocab_size 50265; use the vocabulary of that model"):
-        preflight.check_vocabulary(tokenizer, "v", config(vocab_size=50265),
-                                   "c")
-    with pytest.raises(errors.UserError, match="<pad> at 1, but c has "
-                       "pad_token_id 0"):
+    with pytest.raises(
+        errors.UserError,
+        match="v has 261 entries, but c has "
+        "vocab_size 50265; use the vocabulary of that model",
+    ):
+        preflight.check_vocabulary(
+            tokenizer, "v", config(vocab_size=50265), "c"
+        )
+    with pytest.raises(
+        errors.UserError, match="<pad> at 1, but c has pad_token_id 0"
+    ):
         preflight.check_vocabulary(tokenizer, "v", config(pad_token_id=0), "c")
 
 
 # Records.
+
 
 def write_records(folder, count=20, largest=200):
     """Dynamic records with a manifest; the last one has the largest id."""
@@ -58,17 +75,29 @@ def write_records(folder, count=20, largest=200):
         for number in range(count):
             ids = random.randint(4, 100, 12)
             ids[5] = largest if number == count - 1 else 4
-            writer.write(records.encode_example(
-                {"input_ids": np.concatenate([[0], ids, [2]])}))
+            writer.write(
+                records.encode_example(
+                    {"input_ids": np.concatenate([[0], ids, [2]])}
+                )
+            )
     model = tiny.write_model(folder.parent / "model")
-    manifests.write_manifest(str(folder), {
-        "masking": "dynamic", "max_seq_length": tiny.LENGTH,
-        "max_predictions_per_seq": tiny.PREDICTIONS,
-        "vocab_size": tiny.VOCAB_SIZE, "bos_id": 0, "pad_id": 1, "eos_id": 2,
-        "unk_id": 3, "mask_id": 260,
-        "vocab_sha256": preflight._sha256(str(model / "vocab.json")),
-        "merges_sha256": preflight._sha256(str(model / "merges.txt")),
-        "shards": [manifests.summarize_file(path)]})
+    manifests.write_manifest(
+        str(folder),
+        {
+            "masking": "dynamic",
+            "max_seq_length": tiny.LENGTH,
+            "max_predictions_per_seq": tiny.PREDICTIONS,
+            "vocab_size": tiny.VOCAB_SIZE,
+            "bos_id": 0,
+            "pad_id": 1,
+            "eos_id": 2,
+            "unk_id": 3,
+            "mask_id": 260,
+            "vocab_sha256": preflight._sha256(str(model / "vocab.json")),
+            "merges_sha256": preflight._sha256(str(model / "merges.txt")),
+            "shards": [manifests.summarize_file(path)],
+        },
+    )
     return folder
 
 
@@ -85,24 +114,33 @@ def change_last_record(folder):
 
 def source(folder, vocab_size=tiny.VOCAB_SIZE):
     return masked_lm_batches.MaskedLmSource(
-        str(folder), max_seq_length=tiny.LENGTH,
-        max_predictions=tiny.PREDICTIONS, vocab_size=vocab_size,
-        pad_token_id=1)
+        str(folder),
+        max_seq_length=tiny.LENGTH,
+        max_predictions=tiny.PREDICTIONS,
+        vocab_size=vocab_size,
+        pad_token_id=1,
+    )
 
 
 def test_shards_that_are_whole_pass(folder):
     assert preflight.check_shards(str(folder)) == (
-        "1 files, 20 records, checksums match")
+        "1 files, 20 records, checksums match"
+    )
     assert preflight.check_records(source(folder)) == (
-        "20 of 20 dynamic records read")
+        "20 of 20 dynamic records read"
+    )
     assert preflight.check_records(source(folder), 7) == (
-        "7 of 20 dynamic records read")
+        "7 of 20 dynamic records read"
+    )
 
 
 def test_a_changed_byte_is_found(folder):
     change_last_record(folder)
-    with pytest.raises(errors.UserError, match="a.tfrecord has sha256 .*, but "
-                       "its manifest.json says .*; copy the file again"):
+    with pytest.raises(
+        errors.UserError,
+        match="a.tfrecord has sha256 .*, but "
+        "its manifest.json says .*; copy the file again",
+    ):
         preflight.check_shards(str(folder))
 
 
@@ -127,14 +165,18 @@ def test_an_id_beyond_the_vocabulary_is_found(tmp_path, most):
 
 
 def test_records_of_another_vocabulary_are_found(folder, tmp_path):
-    files = [str(tmp_path / "model" / name)
-             for name in ("vocab.json", "merges.txt")]
+    files = [
+        str(tmp_path / "model" / name) for name in ("vocab.json", "merges.txt")
+    ]
     assert "built with these files" in preflight.check_vocabulary_of_records(
-        str(folder), *files)
+        str(folder), *files
+    )
     with open(files[1], "a") as stream:
         stream.write("a b\n")
-    with pytest.raises(errors.UserError, match="merges.txt is not the file "
-                       "that the records .*merges_sha256"):
+    with pytest.raises(
+        errors.UserError,
+        match="merges.txt is not the file that the records .*merges_sha256",
+    ):
         preflight.check_vocabulary_of_records(str(folder), *files)
 
 
@@ -142,34 +184,55 @@ def test_without_a_manifest_there_is_nothing_to_compare(folder):
     (folder / "manifest.json").unlink()
     assert "nothing to compare" in preflight.check_shards(str(folder))
     assert "nothing to compare" in preflight.check_vocabulary_of_records(
-        str(folder), "v", "m")
+        str(folder), "v", "m"
+    )
 
 
 # Disk and memory.
 
-@pytest.mark.parametrize("free, is_error, is_told", [
-    (10e9, False, False),  # six of 1 GB, with room
-    (3e9, False, True),  # two fit, not six
-    (1.5e9, True, False)])
+
+@pytest.mark.parametrize(
+    "free, is_error, is_told",
+    [
+        (10e9, False, False),  # six of 1 GB, with room
+        (3e9, False, True),  # two fit, not six
+        (1.5e9, True, False),
+    ],
+)
 def test_free_disk_is_held_against_checkpoints(
-        monkeypatch, tmp_path, log_lines, free, is_error, is_told):
-    monkeypatch.setattr(preflight.shutil, "disk_usage",
-                        lambda place: types.SimpleNamespace(free=int(free)))
+    monkeypatch, tmp_path, log_lines, free, is_error, is_told
+):
+    monkeypatch.setattr(
+        preflight.shutil,
+        "disk_usage",
+        lambda place: types.SimpleNamespace(free=int(free)),
+    )
     directory = str(tmp_path / "not" / "there" / "yet")
     if is_error:
-        with pytest.raises(errors.UserError, match="1.5 GB free at .*; free "
-                           "4.5 GB, or name another --output_dir"):
-            preflight.check_disk(directory, 10 ** 9, 5)
+        with pytest.raises(
+            errors.UserError,
+            match="1.5 GB free at .*; free "
+            "4.5 GB, or name another --output_dir",
+        ):
+            preflight.check_disk(directory, 10**9, 5)
     else:
         assert "a checkpoint takes 1 GB, 5 are kept" in preflight.check_disk(
-            directory, 10 ** 9, 5)
-    assert any("the disk will be full; free 3 GB" in line
-               for line in log_lines) == is_told
+            directory, 10**9, 5
+        )
+    assert (
+        any("the disk will be full; free 3 GB" in line for line in log_lines)
+        == is_told
+    )
 
 
 def test_a_checkpoint_holds_weights_and_two_moments():
-    base = config(vocab_size=50265, hidden_size=768, num_hidden_layers=12,
-                  num_attention_heads=12, intermediate_size=3072)
+    base = config(
+        vocab_size=50265,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+    )
     # Hugging Face's RobertaForMaskedLM of that size has 124,697,433.
     assert preflight.parameters(base, "masked_lm") == 124697433
     assert preflight.checkpoint_bytes(base, "masked_lm") == 12 * 124697433
@@ -177,114 +240,180 @@ def test_a_checkpoint_holds_weights_and_two_moments():
 
 # (layers, sequences, tokens, recomputed, V) -> MiB, the peaks of training
 # steps with 256 hidden units and 4 heads on a CPU.
-MEASURED = {(6, 4, 128, False, 1000): 661, (6, 16, 128, False, 1000): 957,
-            (6, 8, 256, False, 1000): 1002, (6, 8, 256, True, 1000): 817,
-            (2, 4, 128, False, 50000): 704, (2, 16, 128, False, 50000): 866}
+MEASURED = {
+    (6, 4, 128, False, 1000): 661,
+    (6, 16, 128, False, 1000): 957,
+    (6, 8, 256, False, 1000): 1002,
+    (6, 8, 256, True, 1000): 817,
+    (2, 4, 128, False, 50000): 704,
+    (2, 16, 128, False, 50000): 866,
+}
 
 
 @pytest.mark.parametrize("shape", sorted(MEASURED))
 def test_estimates_of_memory_are_near_what_was_measured(shape):
     layers, batch_size, length, recompute_layers, vocab_size = shape
-    model = config(vocab_size=vocab_size, hidden_size=256,
-                   num_hidden_layers=layers, intermediate_size=1024)
+    model = config(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        num_hidden_layers=layers,
+        intermediate_size=1024,
+    )
     found = preflight.memory_bytes(
-        model, "masked_lm", batch_size=batch_size, max_seq_length=length,
-        predictions=int(0.15 * length) + 1, accumulates=False,
-        recompute_layers=recompute_layers)
-    assert abs(found / 2 ** 20 / MEASURED[shape] - 1) < 0.07
+        model,
+        "masked_lm",
+        batch_size=batch_size,
+        max_seq_length=length,
+        predictions=int(0.15 * length) + 1,
+        accumulates=False,
+        recompute_layers=recompute_layers,
+    )
+    assert abs(found / 2**20 / MEASURED[shape] - 1) < 0.07
 
 
 def test_a_batch_that_fits_is_proposed(log_lines):
-    run = types.SimpleNamespace(train_batch_size=32, num_accumulation_steps=2,
-                                batch_size=64, max_seq_length=512)
+    run = types.SimpleNamespace(
+        train_batch_size=32,
+        num_accumulation_steps=2,
+        batch_size=64,
+        max_seq_length=512,
+    )
 
     def check(available):
         del log_lines[:]
         preflight.check_memory(
-            lambda size, accumulates: 10 + size + 5 * accumulates, available,
-            run)
+            lambda size, accumulates: 10 + size + 5 * accumulates,
+            available,
+            run,
+        )
         return "".join(log_lines)
 
     assert check(47) == check(None) == ""
-    assert ("--train_batch_size=16 --num_accumulation_steps=4 has the same "
-            "result in less memory" in check(40))  # 10 + 16 + 5 <= 0.9 * 40
+    assert (
+        "--train_batch_size=16 --num_accumulation_steps=4 has the same "
+        "result in less memory" in check(40)
+    )  # 10 + 16 + 5 <= 0.9 * 40
     assert "does not fit" in check(12)
 
 
-@pytest.mark.parametrize("available, size", [
-    (100, 48), (40, 24), (27, 12), (16.5, 1), (15, 0)])
+@pytest.mark.parametrize(
+    "available, size", [(100, 48), (40, 24), (27, 12), (16.5, 1), (15, 0)]
+)
 def test_proposals_divide_the_batch(available, size):
-    assert preflight.fitting_batch(
-        lambda size, accumulates: 10 + size + 5 * accumulates, 48,
-        available) == size
+    assert (
+        preflight.fitting_batch(
+            lambda size, accumulates: 10 + size + 5 * accumulates, 48, available
+        )
+        == size
+    )
 
 
 # The doctor.
 
+
 def doctor(place, code, **flags):
     model = place / "model"
-    return tiny.run(tiny.command(
-        "scripts/doctor.py", [], **dict(dict(
-            bert_config_file=model / "config.json",
-            vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
-            output_dir=place / "out", accelerator="cpu"), **flags)),
-                    tiny.environment(npu=False), code=code)
+    return tiny.run(
+        tiny.command(
+            "scripts/doctor.py",
+            [],
+            **dict(
+                dict(
+                    bert_config_file=model / "config.json",
+                    vocab_file=model / "vocab.json",
+                    merges_file=model / "merges.txt",
+                    output_dir=place / "out",
+                    accelerator="cpu",
+                ),
+                **flags,
+            ),
+        ),
+        tiny.environment(npu=False),
+        code=code,
+    )
 
 
 def doctor_of_records(place, code, **flags):
-    return doctor(place, code, **dict(dict(
-        input_files_dir=place / "records", max_seq_length=tiny.LENGTH,
-        max_predictions_per_seq=tiny.PREDICTIONS), **flags))
+    return doctor(
+        place,
+        code,
+        **dict(
+            dict(
+                input_files_dir=place / "records",
+                max_seq_length=tiny.LENGTH,
+                max_predictions_per_seq=tiny.PREDICTIONS,
+            ),
+            **flags,
+        ),
+    )
 
 
 def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     output = doctor_of_records(tmp_path, 0)
     assert output.splitlines()[-1] == "all 10 checks passed"
     assert "cpu, 1 of 1, Python 3." in output and "TensorFlow " in output
-    assert ("32 in an update (32 x 1 x 1: sequences, micro-batches, devices); "
-            "100000 updates pass over them 160,000.0 times") in output
+    assert (
+        "32 in an update (32 x 1 x 1: sequences, micro-batches, devices); "
+        "100000 updates pass over them 160,000.0 times"
+    ) in output
     assert not (tmp_path / "out").exists()
 
     change_last_record(folder)
     path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()),
-                                    pad_token_id=0,
-                                    max_position_embeddings=12)))
+    path.write_text(
+        json.dumps(
+            dict(
+                json.loads(path.read_text()),
+                pad_token_id=0,
+                max_position_embeddings=12,
+            )
+        )
+    )
     output = doctor_of_records(tmp_path, 1)
     assert output.splitlines()[-1] == (
         "doctor.py: error: 4 of 10 checks failed: vocabulary; training "
         "records, files; training records, ids; length; the lines above say "
-        "how to mend them")
+        "how to mend them"
+    )
     assert output.count("ERROR  ") == 4
 
 
 def test_what_may_go_wrong_is_a_warning(folder, tmp_path):
     (folder / "manifest.json").unlink()
-    lines = doctor_of_records(
-        tmp_path, 0, train_batch_size=10 ** 6).splitlines()
-    assert lines[-1] == ("all 10 checks passed, look at the warnings: "
-                         "training records, ids; memory")
+    lines = doctor_of_records(tmp_path, 0, train_batch_size=10**6).splitlines()
+    assert lines[-1] == (
+        "all 10 checks passed, look at the warnings: "
+        "training records, ids; memory"
+    )
     warned = [line for line in lines if line.startswith("warn   ")]
     assert len(warned) == 2
     assert "no manifest.json beside the records" in warned[0]
     assert "--num_accumulation_steps=" in warned[1]
 
 
-def test_the_doctor_reads_questions_with_the_defaults_of_their_script(
-        tmp_path):
+def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
     tiny.write_model(tmp_path / "model")
     tiny.write_squad(tmp_path / "train.json")
     (tmp_path / "file").write_text('{"data": [')
-    output = doctor(tmp_path, 1, train_file=tmp_path / "train.json",
-                    predict_file=tmp_path / "file",
-                    output_dir=tmp_path / "file" / "out")
-    assert ("train.json: 8 questions on 4 contexts; the first 8 give 8 "
-            "windows of up to 384 tokens") in output
+    output = doctor(
+        tmp_path,
+        1,
+        train_file=tmp_path / "train.json",
+        predict_file=tmp_path / "file",
+        output_dir=tmp_path / "file" / "out",
+    )
+    assert (
+        "train.json: 8 questions on 4 contexts; the first 8 give 8 "
+        "windows of up to 384 tokens"
+    ) in output
     assert "ok     length: 384 tokens of 512" in output
     assert "48 sequences of 384 tokens" in output
     assert "ERROR  predict_file: %s is not JSON" % (tmp_path / "file") in output
-    assert "ERROR  disk: cannot use '%s': Not a directory" % (
-        tmp_path / "file") in output
-    output = doctor(tmp_path, 1, train_file=tmp_path / "train.json",
-                    max_seq_length=128)
+    assert (
+        "ERROR  disk: cannot use '%s': Not a directory" % (tmp_path / "file")
+        in output
+    )
+    output = doctor(
+        tmp_path, 1, train_file=tmp_path / "train.json", max_seq_length=128
+    )
     assert "ERROR  train_file: --doc_stride is 128" in output

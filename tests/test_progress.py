@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log line: its keys, its throughput; runs that are stuck or lost."""
+
 import collections
 import math
 import re
@@ -41,30 +42,67 @@ class Session:
 class Run:
     """Drives a hook by hand, with a clock that only moves when told."""
 
-    def __init__(self, monkeypatch, directory, *, batches=0, step=0,
-                 num_train_steps=1000, **options):
+    def __init__(
+        self,
+        monkeypatch,
+        directory,
+        *,
+        batches=0,
+        step=0,
+        num_train_steps=1000,
+        **options,
+    ):
         self.clock, self.batches, self.step = 0.0, batches, step
         monkeypatch.setattr(progress.time, "time", lambda: self.clock)
         self.timer = progress.SaveTimer()
-        options = dict(dict(every=2, is_logging=True, examples_per_step=32,
-                            gradient_names=["a", "b", "c"],
-                            log_dir=str(directory)), **options)
+        options = dict(
+            dict(
+                every=2,
+                is_logging=True,
+                examples_per_step=32,
+                gradient_names=["a", "b", "c"],
+                log_dir=str(directory),
+            ),
+            **options,
+        )
         self.hook = progress.ProgressHook(
-            {}, ("batches_seen", "global_step"),
-            num_train_steps=num_train_steps, save_timer=self.timer, **options)
+            {},
+            ("batches_seen", "global_step"),
+            num_train_steps=num_train_steps,
+            save_timer=self.timer,
+            **options,
+        )
         self.hook.after_create_session(Session(batches, step), None)
 
-    def call(self, seconds=1.0, loss=2.0, batches=1, steps=None,
-             context=None, **values):
+    def call(
+        self,
+        seconds=1.0,
+        loss=2.0,
+        batches=1,
+        steps=None,
+        context=None,
+        **values,
+    ):
         """One Session.run, of some steps."""
         self.clock += seconds
         self.batches += batches
         self.step += batches if steps is None else steps
-        self.hook.after_run(context, Values(dict(
-            {"loss": np.float32(loss), "learning_rate": 1e-4,
-             "gradient_norm": 1.5, "tokens": 400.0,
-             "batches_seen": self.batches,
-             "global_step": self.step}, **values)))
+        self.hook.after_run(
+            context,
+            Values(
+                dict(
+                    {
+                        "loss": np.float32(loss),
+                        "learning_rate": 1e-4,
+                        "gradient_norm": 1.5,
+                        "tokens": 400.0,
+                        "batches_seen": self.batches,
+                        "global_step": self.step,
+                    },
+                    **values,
+                )
+            ),
+        )
 
     def save(self, seconds):
         self.timer.before_save(None, self.step)
@@ -79,8 +117,11 @@ def start(monkeypatch, tmp_path):
 
 def lines_of(log_lines):
     """The log lines as {key: value}."""
-    return [dict(word.split("=") for word in line.split())
-            for line in log_lines if line.startswith("step=")]
+    return [
+        dict(word.split("=") for word in line.split())
+        for line in log_lines
+        if line.startswith("step=")
+    ]
 
 
 def test_line_and_its_keys(start, log_lines):
@@ -90,7 +131,9 @@ def test_line_and_its_keys(start, log_lines):
     assert re.fullmatch(
         r"step=2 loss=2\.500000 learning_rate=1\.000000e-04 "
         r"examples_per_second=32\.0 tokens_per_second=400\.0 "
-        r"masked_lm_accuracy=0\.5000 time_left=0:16:38", log_lines[-1])
+        r"masked_lm_accuracy=0\.5000 time_left=0:16:38",
+        log_lines[-1],
+    )
 
 
 def test_line_under_a_loss_scale(start, log_lines):
@@ -100,9 +143,15 @@ def test_line_under_a_loss_scale(start, log_lines):
     run.call(loss_scale=4.0, finite=[True, True])
     run.call(loss_scale=4.0, finite=[True, True])
     first, second = lines_of(log_lines)
-    assert list(first)[:7] == ["step", "loss", "learning_rate",
-                               "examples_per_second", "tokens_per_second",
-                               "loss_scale", "overflows"]
+    assert list(first)[:7] == [
+        "step",
+        "loss",
+        "learning_rate",
+        "examples_per_second",
+        "tokens_per_second",
+        "loss_scale",
+        "overflows",
+    ]
     assert (first["step"], first["overflows"]) == ("1", "1")
     assert (second["step"], second["overflows"]) == ("3", "1")
 
@@ -170,7 +219,7 @@ def test_run_that_goes_on_counts_from_where_it_was(start, log_lines):
     run = start(batches=103, step=100, every=10)
     for _ in range(7):
         run.call(loss_scale=2.0)
-    line, = lines_of(log_lines)
+    (line,) = lines_of(log_lines)
     assert (line["step"], line["overflows"]) == ("107", "3")
     assert line["examples_per_second"] == "32.0"
 
@@ -180,29 +229,41 @@ def test_scalars_are_written(start, tmp_path, log_lines):
     for _ in range(4):
         run.call(masked_lm_accuracy=0.5, loss_scale=2.0, finite=[True])
     run.hook.end(None)
-    path, = tmp_path.iterdir()
-    scalars = {(event.step, value.tag): value.simple_value
-               for event in tf.train.summary_iterator(str(path))
-               for value in event.summary.value}
+    (path,) = tmp_path.iterdir()
+    scalars = {
+        (event.step, value.tag): value.simple_value
+        for event in tf.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
     assert {step for step, _ in scalars} == {2, 4}
     assert {tag for _, tag in scalars} == {
-        "loss", "learning_rate", "gradient_norm", "masked_lm_accuracy",
-        "perplexity", "loss_scale", "overflows", "examples_per_second",
-        "tokens_per_second"}
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "masked_lm_accuracy",
+        "perplexity",
+        "loss_scale",
+        "overflows",
+        "examples_per_second",
+        "tokens_per_second",
+    }
     assert scalars[4, "perplexity"] == pytest.approx(math.exp(2.0))
 
 
 def test_what_the_estimator_writes_overwrites_no_scalars(tmp_path):
     writers = [tf.summary.FileWriter(str(tmp_path))] + [
         progress.scalar_writer(str(tmp_path), name)
-        for name in ("train", "eval")]
+        for name in ("train", "eval")
+    ]
     for number, writer in enumerate(writers):
         progress.add_scalars(writer, {"scalar%d" % number: 1.0}, 1)
         writer.close()
-    assert {value.tag for path in tmp_path.iterdir()
-            for event in tf.train.summary_iterator(str(path))
-            for value in event.summary.value} == {
-                "scalar0", "scalar1", "scalar2"}
+    assert {
+        value.tag
+        for path in tmp_path.iterdir()
+        for event in tf.train.summary_iterator(str(path))
+        for value in event.summary.value
+    } == {"scalar0", "scalar1", "scalar2"}
 
 
 def test_weight_norm_is_computed_once_a_line(start, tmp_path, log_lines):
@@ -212,10 +273,13 @@ def test_weight_norm_is_computed_once_a_line(start, tmp_path, log_lines):
     for _ in range(5):
         run.call(context=context)
     run.hook.end(None)
-    path, = tmp_path.iterdir()
-    found = {event.step: value.simple_value
-             for event in tf.train.summary_iterator(str(path))
-             for value in event.summary.value if value.tag == "weight_norm"}
+    (path,) = tmp_path.iterdir()
+    found = {
+        event.step: value.simple_value
+        for event in tf.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag == "weight_norm"
+    }
     assert found == {2: 7.0, 4: 8.0}
 
 
@@ -229,10 +293,12 @@ def test_other_ranks_write_nothing(start, tmp_path, log_lines):
 
 # Runs that cannot go on.
 
+
 def test_endless_overflow_names_the_first_gradient(start):
     run = start(step=50, batches=50)
-    overflow = dict(steps=0, loss=np.inf, loss_scale=1.0,
-                    finite=[True, False, False])
+    overflow = dict(
+        steps=0, loss=np.inf, loss_scale=1.0, finite=[True, False, False]
+    )
     for _ in range(progress.MAX_OVERFLOWS_IN_A_ROW - 1):
         run.call(**overflow)
     with pytest.raises(errors.UserError) as caught:
@@ -259,16 +325,22 @@ def test_lost_loss_without_a_scale_ends_the_run(start):
 
 # Runs that are stuck at chance.
 
-@pytest.mark.parametrize("loss, chance, warns", [
-    (2.9, 3.0, True), (2.0, 3.0, False), (2.9, None, False)])
-def test_loss_of_guessing_is_warned_of_once(start, log_lines, loss, chance,
-                                            warns):
+
+@pytest.mark.parametrize(
+    "loss, chance, warns",
+    [(2.9, 3.0, True), (2.0, 3.0, False), (2.9, None, False)],
+)
+def test_loss_of_guessing_is_warned_of_once(
+    start, log_lines, loss, chance, warns
+):
     run = start(chance=chance, every=progress.STUCK_AFTER_STEPS // 2)
     for _ in range(2 * progress.STUCK_AFTER_STEPS):
         run.call(loss=loss)
     warnings = [line for line in log_lines if "guessing" in line]
     assert len(warnings) == warns
     if warns:
-        assert "step %d is that of guessing (3.00)" % (
-            progress.STUCK_AFTER_STEPS) in warnings[0]
+        assert (
+            "step %d is that of guessing (3.00)" % (progress.STUCK_AFTER_STEPS)
+            in warnings[0]
+        )
         assert "--learning_rate" in warnings[0]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every input, on inputs that Hypothesis invents and shrinks."""
+
 import hypothesis
 import numpy as np
 import pytest
@@ -15,19 +16,26 @@ from question_answering import squad_decoding
 from tokenization import RobertaTokenizer
 
 # The same inputs every time, however slow the machine.
-settings = hypothesis.settings(max_examples=150, derandomize=True,
-                               deadline=None, database=None)
+settings = hypothesis.settings(
+    max_examples=150, derandomize=True, deadline=None, database=None
+)
 # Letters that merges know, white space of all kinds, and anything else.
-TEXTS = st.text(st.one_of(
-    st.sampled_from(" lowerstn's12\n\t\u3000\x85\xa0\x1c"),
-    st.characters(blacklist_categories=())), max_size=60)
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from(" lowerstn's12\n\t\u3000\x85\xa0\x1c"),
+        st.characters(blacklist_categories=()),
+    ),
+    max_size=60,
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     files = test_tokenization.write(tmp_path_factory.mktemp("tokenizer"))
-    return [RobertaTokenizer(*files, do_lower_case=lowers)
-            for lowers in (False, True)]
+    return [
+        RobertaTokenizer(*files, do_lower_case=lowers)
+        for lowers in (False, True)
+    ]
 
 
 @pytest.mark.parametrize("lowers", [False, True])
@@ -41,21 +49,28 @@ def test_any_text_comes_back_from_its_tokens(tokenizers, lowers):
         assert len(offsets) == len(ids)
         assert all(0 <= start < end <= len(text) for start, end in offsets)
         assert [start for start, _ in offsets] == sorted(
-            start for start, _ in offsets)
+            start for start, _ in offsets
+        )
         # What no token covers is the space before one.
-        covered = {place for start, end in offsets
-                   for place in range(start, end)}
-        assert {text[place] for place in range(len(text))
-                if place not in covered} <= {" "}
+        covered = {
+            place for start, end in offsets for place in range(start, end)
+        }
+        assert {
+            text[place] for place in range(len(text)) if place not in covered
+        } <= {" "}
 
     check()
 
 
-@pytest.mark.parametrize("kind", [packing.FULL_SENTENCES,
-                                  packing.DOC_SENTENCES])
+@pytest.mark.parametrize(
+    "kind", [packing.FULL_SENTENCES, packing.DOC_SENTENCES]
+)
 def test_packing_loses_no_token_and_keeps_their_order(kind):
-    documents = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6),
-                         min_size=1, max_size=6)
+    documents = st.lists(
+        st.lists(st.integers(1, 40), min_size=1, max_size=6),
+        min_size=1,
+        max_size=6,
+    )
 
     @settings
     @hypothesis.given(documents, st.integers(1, 30))
@@ -64,8 +79,9 @@ def test_packing_loses_no_token_and_keeps_their_order(kind):
         cuts = test_packing.pack(stream, kind, longest + 2)
         ids = stream.ids
         kept = [token for start, end in cuts for token in ids[start:end]]
-        assert ([token for token in kept if token != test_packing.EOS]
-                == [token for token in ids if token != test_packing.EOS])
+        assert [token for token in kept if token != test_packing.EOS] == [
+            token for token in ids if token != test_packing.EOS
+        ]
         assert all(0 < end - start <= longest for start, end in cuts)
 
     check()
@@ -76,17 +92,28 @@ def test_masks_stay_off_special_tokens_and_can_be_undone():
     token = st.one_of(st.sampled_from(special), st.integers(4, 400))
 
     @settings
-    @hypothesis.given(st.lists(token, min_size=1, max_size=40),
-                      st.floats(0.01, 0.99), st.integers(1, 12),
-                      st.integers(0, 2 ** 31 - 1), st.booleans())
+    @hypothesis.given(
+        st.lists(token, min_size=1, max_size=40),
+        st.floats(0.01, 0.99),
+        st.integers(1, 12),
+        st.integers(0, 2**31 - 1),
+        st.booleans(),
+    )
     def check(row, probability, predictions, seed, words):
         ids = np.array([row])
         masks = masking.mask_batch(
-            ids, np.array([len(row)]), seed=seed, epochs=3,
-            records=np.array([7]), masked_lm_prob=probability,
-            max_predictions_per_seq=predictions, mask_id=test_masking.MASK,
-            vocab_size=test_masking.V, special_ids=special,
-            word_starts=test_masking.word_table() if words else None)
+            ids,
+            np.array([len(row)]),
+            seed=seed,
+            epochs=3,
+            records=np.array([7]),
+            masked_lm_prob=probability,
+            max_predictions_per_seq=predictions,
+            mask_id=test_masking.MASK,
+            vocab_size=test_masking.V,
+            special_ids=special,
+            word_starts=test_masking.word_table() if words else None,
+        )
         places = test_masking.positions_of(masks, 0)
         assert len(places) <= predictions
         assert len(set(places)) == len(places)
@@ -96,27 +123,39 @@ def test_masks_stay_off_special_tokens_and_can_be_undone():
         assert test_masking.unmasked(masks).tolist() == ids.tolist()
         maskable = sum(one not in special for one in row)
         if maskable and not words:
-            assert len(places) == min(predictions, max(
-                1, int(round(probability * maskable))))
+            assert len(places) == min(
+                predictions, max(1, int(round(probability * maskable)))
+            )
 
     check()
 
 
 def test_an_answer_is_a_piece_of_its_context(tokenizers):
-    words = st.lists(st.text("abé .,\u4e2d", min_size=1, max_size=6),
-                     min_size=1, max_size=30).map(" ".join).filter(
-                         lambda text: text.strip())
+    words = (
+        st.lists(
+            st.text("abé .,\u4e2d", min_size=1, max_size=6),
+            min_size=1,
+            max_size=30,
+        )
+        .map(" ".join)
+        .filter(lambda text: text.strip())
+    )
 
     @hypothesis.settings(settings, max_examples=60)
-    @hypothesis.given(words, st.integers(0, 2 ** 31 - 1), st.integers(1, 20),
-                      st.booleans())
+    @hypothesis.given(
+        words, st.integers(0, 2**31 - 1), st.integers(1, 20), st.booleans()
+    )
     def check(context, seed, longest, version_2):
         example = squad.Example("q", "Where?", context)
-        features = list(squad.convert_examples_to_features(
-            [example], tokenizers[0], 24, 4, 10, False))
+        features = list(
+            squad.convert_examples_to_features(
+                [example], tokenizers[0], 24, 4, 10, False
+            )
+        )
         results = test_squad.random_results(features, seed)
         predictions, nbest, _ = squad_decoding.decode(
-            [example], features, results, 5, longest, version_2, 0.0)
+            [example], features, results, 5, longest, version_2, 0.0
+        )
         for text in [predictions["q"]] + [one["text"] for one in nbest["q"]]:
             assert text in context
             assert text == text.strip()

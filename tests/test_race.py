@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """RACE's files, and the sequences of its questions."""
+
 import json
 
 import numpy as np
@@ -10,39 +11,53 @@ import tokenization
 from common import errors
 from tasks import race
 
-ARTICLE = {"article": "Dol kuf.\nMer zog.", "id": "middle7.txt",
-           "questions": ["Wab ?", "Wab _ fen ."],
-           "options": [["ab", "cd", "ef", "gh"], ["ij", "kl", "mn", "op"]],
-           "answers": ["C", "A"]}
+ARTICLE = {
+    "article": "Dol kuf.\nMer zog.",
+    "id": "middle7.txt",
+    "questions": ["Wab ?", "Wab _ fen ."],
+    "options": [["ab", "cd", "ef", "gh"], ["ij", "kl", "mn", "op"]],
+    "answers": ["C", "A"],
+}
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tiny.write_model(tmp_path_factory.mktemp("model"))
-    return tokenization.RobertaTokenizer(str(folder / "vocab.json"),
-                                         str(folder / "merges.txt"))
+    return tokenization.RobertaTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt")
+    )
 
 
 def write(path, **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
     values = dict(ARTICLE, **changes)
-    path.write_text(json.dumps({key: value for key, value in values.items()
-                                if value is not None}))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in values.items() if value is not None}
+        )
+    )
 
 
 def test_articles_are_read_by_level(tmp_path):
     for place, name in (("high", "2"), ("middle", "10"), ("middle", "9")):
-        write(tmp_path / place / (name + ".txt"), id="%s%s.txt" % (place,
-                                                                   name))
+        write(tmp_path / place / (name + ".txt"), id="%s%s.txt" % (place, name))
     found = race.read(str(tmp_path), needs_answers=True)
     assert [article.questions[0].question_id for article in found] == [
-        "middle9.txt-0", "middle10.txt-0", "high2.txt-0"]
+        "middle9.txt-0",
+        "middle10.txt-0",
+        "high2.txt-0",
+    ]
     first, second = found[0].questions
     assert found[0].text == "Dol kuf. Mer zog."
-    assert first == ("middle9.txt-0", "middle", "Wab ?",
-                     ("ab", "cd", "ef", "gh"), 2)
+    assert first == (
+        "middle9.txt-0",
+        "middle",
+        "Wab ?",
+        ("ab", "cd", "ef", "gh"),
+        2,
+    )
     assert second.answer == 0 and found[2].questions[0].level == "high"
-    alone, = race.read(str(tmp_path / "high"), needs_answers=True)
+    (alone,) = race.read(str(tmp_path / "high"), needs_answers=True)
     assert alone.questions[0].level == "high"
 
 
@@ -50,18 +65,25 @@ def test_answers_are_needed_to_train_alone(tmp_path):
     write(tmp_path / "high" / "1.txt", answers=None)
     with pytest.raises(errors.UserError, match="and no answers; expected as"):
         race.read(str(tmp_path), needs_answers=True)
-    article, = race.read(str(tmp_path), needs_answers=False)
+    (article,) = race.read(str(tmp_path), needs_answers=False)
     assert [q.answer for q in article.questions] == [None, None]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"article": None}, "1.txt has no article; expected a file of RACE"),
-    ({"questions": "Wab ?"}, "1.txt has no questions"),
-    ({"answers": ["A"]}, "2 questions, 2 lists of options and 1 answers"),
-    ({"answers": ["A", "E"]}, "middle7.txt-1 has the answer 'E'; expected"),
-    ({"answers": ["A", "AB"]}, "middle7.txt-1 has the answer 'AB'"),
-    ({"options": [["a"] * 4, ["a"] * 3]}, "question middle7.txt-1: expected"),
-    ({"options": [["a"] * 4, ["a", "b", "c", 4]]}, "all of them texts")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"article": None}, "1.txt has no article; expected a file of RACE"),
+        ({"questions": "Wab ?"}, "1.txt has no questions"),
+        ({"answers": ["A"]}, "2 questions, 2 lists of options and 1 answers"),
+        ({"answers": ["A", "E"]}, "middle7.txt-1 has the answer 'E'; expected"),
+        ({"answers": ["A", "AB"]}, "middle7.txt-1 has the answer 'AB'"),
+        (
+            {"options": [["a"] * 4, ["a"] * 3]},
+            "question middle7.txt-1: expected",
+        ),
+        ({"options": [["a"] * 4, ["a", "b", "c", 4]]}, "all of them texts"),
+    ],
+)
 def test_files_of_another_shape_are_refused(tmp_path, changes, message):
     write(tmp_path / "high" / "1.txt", **changes)
     with pytest.raises(errors.UserError, match=message):
@@ -79,8 +101,15 @@ def test_what_is_no_directory_of_race_is_refused(tmp_path):
 
 
 def texts(sequences, tokenizer):
-    return [[tokenizer.decode([i for i in ids.tolist() if i != 0]).replace(
-        "</s>", "|") for ids in options] for options in sequences]
+    return [
+        [
+            tokenizer.decode([i for i in ids.tolist() if i != 0]).replace(
+                "</s>", "|"
+            )
+            for ids in options
+        ]
+        for options in sequences
+    ]
 
 
 def articles(tmp_path):
@@ -88,8 +117,9 @@ def articles(tmp_path):
     return race.read(str(tmp_path), needs_answers=True)
 
 
-def test_an_option_stands_after_its_question_or_in_its_blank(tmp_path,
-                                                             tokenizer):
+def test_an_option_stands_after_its_question_or_in_its_blank(
+    tmp_path, tokenizer
+):
     sequences = race.Sequences(articles(tmp_path), tokenizer, 64)
     assert len(sequences) == 2
     first, second = texts([sequences[0], sequences[1]], tokenizer)
@@ -99,9 +129,12 @@ def test_an_option_stands_after_its_question_or_in_its_blank(tmp_path,
     assert sequences[0][0][0] == 0  # <s>
     assert sequences.lengths.tolist() == [8 + 17 + 4, 12 + 17 + 4]
     assert [max(map(len, sequences[n])) for n in range(2)] == (
-        sequences.lengths.tolist())
+        sequences.lengths.tolist()
+    )
     assert (sequences.truncated_articles, sequences.truncated_questions) == (
-        0, 0)
+        0,
+        0,
+    )
 
 
 def test_the_article_is_cut_first(tmp_path, tokenizer):
@@ -111,7 +144,9 @@ def test_the_article_is_cut_first(tmp_path, tokenizer):
     assert second[1] == "Wab kl fen .||Dol |"
     assert sequences.lengths.tolist() == [20, 20]
     assert (sequences.truncated_articles, sequences.truncated_questions) == (
-        8, 0)
+        8,
+        0,
+    )
     # The option, at the end, is what a question cannot do without.
     short = race.Sequences(articles(tmp_path), tokenizer, 12)
     assert texts([short[0], short[1]], tokenizer)[1][1] == "kl fen .|||"
@@ -120,10 +155,14 @@ def test_the_article_is_cut_first(tmp_path, tokenizer):
 
 def test_several_processes_keep_the_order(tmp_path, tokenizer):
     for number in range(40):
-        write(tmp_path / "high" / ("%d.txt" % number),
-              article="Dol %d." % number)
+        write(
+            tmp_path / "high" / ("%d.txt" % number), article="Dol %d." % number
+        )
     found = race.read(str(tmp_path), needs_answers=True)
     alone = race.Sequences(found, tokenizer, 64, num_workers=1)
     several = race.Sequences(found, tokenizer, 64, num_workers=2)
-    assert all(np.array_equal(a, b) for index in range(80)
-               for a, b in zip(alone[index], several[index]))
+    assert all(
+        np.array_equal(a, b)
+        for index in range(80)
+        for a, b in zip(alone[index], several[index])
+    )

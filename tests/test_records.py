@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records: TensorFlow's bytes, damage, order, manifest."""
+
 import errno
 import hashlib
 import json
@@ -28,16 +29,21 @@ def static_features(seed=0, length=32, predictions=5):
         "segment_ids": np.zeros(length, np.int64),
         "masked_lm_positions": np.arange(predictions),
         "masked_lm_ids": random.randint(0, 50265, predictions),
-        "masked_lm_weights": np.array([1] * predictions, np.float32)}
+        "masked_lm_weights": np.array([1] * predictions, np.float32),
+    }
 
 
 EXAMPLES = [
     {},
     {"a": np.zeros(0, np.int64)},
     {"a": np.zeros(0, np.float32)},
-    {"a": np.array([0, 1, -1, 127, 128, 16383, 16384, 2 ** 63 - 1, -2 ** 63])},
-    {"b": np.array([5]), "B": np.array([0.5, np.inf, -0.0], np.float32),
-     "a" * 200: np.arange(3), "ä": np.array([-5])},
+    {"a": np.array([0, 1, -1, 127, 128, 16383, 16384, 2**63 - 1, -(2**63)])},
+    {
+        "b": np.array([5]),
+        "B": np.array([0.5, np.inf, -0.0], np.float32),
+        "a" * 200: np.arange(3),
+        "ä": np.array([-5]),
+    },
     static_features(),
     {"input_ids": np.random.RandomState(1).randint(0, 50265, 512)},
 ]
@@ -46,13 +52,18 @@ EXAMPLES = [
 def tf_example_of(features):
     def feature(values):
         if values.dtype == np.float32:
-            return tf.train.Feature(float_list=tf.train.FloatList(
-                value=values.tolist()))
-        return tf.train.Feature(int64_list=tf.train.Int64List(
-            value=values.tolist()))
+            return tf.train.Feature(
+                float_list=tf.train.FloatList(value=values.tolist())
+            )
+        return tf.train.Feature(
+            int64_list=tf.train.Int64List(value=values.tolist())
+        )
 
-    return tf.train.Example(features=tf.train.Features(
-        feature={name: feature(values) for name, values in features.items()}))
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={name: feature(values) for name, values in features.items()}
+        )
+    )
 
 
 def assert_same(found, expected):
@@ -71,9 +82,15 @@ def write(path, datas):
 
 def numbered(path, first, count):
     """A file of records whose input_ids are [number, number, ...]."""
-    return write(path, [records.encode_example(
-        {"input_ids": np.full(3 + number % 7, number)})
-        for number in range(first, first + count)])
+    return write(
+        path,
+        [
+            records.encode_example(
+                {"input_ids": np.full(3 + number % 7, number)}
+            )
+            for number in range(first, first + count)
+        ],
+    )
 
 
 def number_of(data):
@@ -97,11 +114,13 @@ def test_decode_reads_what_tensorflow_writes(features):
 
 def test_docstring_example():
     assert records.encode_example({"a": np.array([300])}) == (
-        b"\n\r\n\x0b\n\x01a\x12\x06\x1a\x04\n\x02\xac\x02")
+        b"\n\r\n\x0b\n\x01a\x12\x06\x1a\x04\n\x02\xac\x02"
+    )
 
 
-@pytest.mark.parametrize("values", [
-    np.zeros(2), np.zeros([2, 2], np.int64), np.array(["a"])])
+@pytest.mark.parametrize(
+    "values", [np.zeros(2), np.zeros([2, 2], np.int64), np.array(["a"])]
+)
 def test_other_types_are_not_encoded(values):
     with pytest.raises(TypeError, match="feature 'a'"):
         records.encode_example({"a": values})
@@ -118,33 +137,59 @@ def wrap(feature, name=b"a"):
     return field(1, 2, field(1, 2, field(1, 2, name) + field(2, 2, feature)))
 
 
-@pytest.mark.parametrize("data, expected", [
-    # not packed; then packed and single values mixed
-    (wrap(field(3, 2, b"\x08\x05\x08\xac\x02")), [5, 300]),
-    (wrap(field(3, 2, b"\x08\x05\n\x02\x06\x07\x08\x08")), [5, 6, 7, 8]),
-    (wrap(field(3, 2, b"\n\x01\x05") + field(3, 2, b"\n\x01\x06")), [5, 6]),
-    # the value before the key, unknown fields of each wire type around it
-    (field(9, 0, b"\x01") + field(1, 2, field(9, 1, b"12345678") + field(
-        1, 2, field(2, 2, field(3, 2, b"\n\x01\x05")) + field(1, 2, b"a")))
-     + field(7, 5, b"1234") + field(8, 2, b"whatever"), [5]),
-    # the last list and the last entry count
-    (wrap(field(2, 2, b"\n\x04abcd") + field(3, 2, b"\n\x01\x05")), [5]),
-    (wrap(field(3, 2, b"\n\x01\x04")) + wrap(field(3, 2, b"\n\x01\x05")), [5]),
-    # a number in more bytes than it needs; ten bytes for a negative one
-    (wrap(field(3, 2, b"\n\x03\x85\x80\x00")), [5]),
-    (wrap(field(3, 2, b"\n\x0a" + b"\xff" * 9 + b"\x01")), [-1]),
-])
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        # not packed; then packed and single values mixed
+        (wrap(field(3, 2, b"\x08\x05\x08\xac\x02")), [5, 300]),
+        (wrap(field(3, 2, b"\x08\x05\n\x02\x06\x07\x08\x08")), [5, 6, 7, 8]),
+        (wrap(field(3, 2, b"\n\x01\x05") + field(3, 2, b"\n\x01\x06")), [5, 6]),
+        # the value before the key, unknown fields of each wire type around it
+        (
+            field(9, 0, b"\x01")
+            + field(
+                1,
+                2,
+                field(9, 1, b"12345678")
+                + field(
+                    1,
+                    2,
+                    field(2, 2, field(3, 2, b"\n\x01\x05")) + field(1, 2, b"a"),
+                ),
+            )
+            + field(7, 5, b"1234")
+            + field(8, 2, b"whatever"),
+            [5],
+        ),
+        # the last list and the last entry count
+        (wrap(field(2, 2, b"\n\x04abcd") + field(3, 2, b"\n\x01\x05")), [5]),
+        (
+            wrap(field(3, 2, b"\n\x01\x04")) + wrap(field(3, 2, b"\n\x01\x05")),
+            [5],
+        ),
+        # a number in more bytes than it needs; ten bytes for a negative one
+        (wrap(field(3, 2, b"\n\x03\x85\x80\x00")), [5]),
+        (wrap(field(3, 2, b"\n\x0a" + b"\xff" * 9 + b"\x01")), [-1]),
+    ],
+)
 def test_decode_reads_as_protobuf_does(data, expected):
-    assert list(tf.train.Example.FromString(data).features.feature["a"]
-                .int64_list.value) == expected
+    assert (
+        list(
+            tf.train.Example.FromString(data)
+            .features.feature["a"]
+            .int64_list.value
+        )
+        == expected
+    )
     assert_same(records.decode_example(data), {"a": np.array(expected)})
 
 
 def test_decode_reads_floats_that_are_not_packed():
     number = struct.pack("<f", 0.5)
     data = wrap(field(2, 2, b"\x0d" + number + b"\n\x04" + number))
-    assert_same(records.decode_example(data),
-                {"a": np.array([0.5, 0.5], np.float32)})
+    assert_same(
+        records.decode_example(data), {"a": np.array([0.5, 0.5], np.float32)}
+    )
 
 
 def test_decode_reads_bytes_and_leaves_out_empty_features():
@@ -153,21 +198,24 @@ def test_decode_reads_bytes_and_leaves_out_empty_features():
     assert features["a"].tolist() == [b"xy"] and list(features) == ["a"]
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"\n\x05", "cut off"),
-    (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "cut off"),
-    (b"\xff" * 11, "ten bytes"),
-    (b"\x80", "cut off"),
-    (b"\x03", "field number 0"),
-    (b"\x0b", "wire type 3"),
-    (b"\x0f", "wire type 7"),
-    (wrap(field(3, 2, b"\n\x02\x05\x85")), "number is cut off"),
-    (wrap(field(3, 2, b"\n\x0b" + b"\xff" * 10 + b"\x01")), "ten bytes"),
-    (wrap(field(2, 2, b"\n\x03abc")), "float"),
-    (wrap(field(3, 2, b"\x0d\x01\x02\x03\x04")), "wire type 5"),
-    (wrap(b"", b"\xff"), "UTF-8"),
-    (b"\0" * (tf_example.MAX_RECORD_BYTES + 1), "limit"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"\n\x05", "cut off"),
+        (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "cut off"),
+        (b"\xff" * 11, "ten bytes"),
+        (b"\x80", "cut off"),
+        (b"\x03", "field number 0"),
+        (b"\x0b", "wire type 3"),
+        (b"\x0f", "wire type 7"),
+        (wrap(field(3, 2, b"\n\x02\x05\x85")), "number is cut off"),
+        (wrap(field(3, 2, b"\n\x0b" + b"\xff" * 10 + b"\x01")), "ten bytes"),
+        (wrap(field(2, 2, b"\n\x03abc")), "float"),
+        (wrap(field(3, 2, b"\x0d\x01\x02\x03\x04")), "wire type 5"),
+        (wrap(b"", b"\xff"), "UTF-8"),
+        (b"\0" * (tf_example.MAX_RECORD_BYTES + 1), "limit"),
+    ],
+)
 def test_garbage_is_a_record_error(data, message):
     with pytest.raises(records.RecordError, match=message):
         records.decode_example(data)
@@ -185,7 +233,7 @@ def test_mutated_examples_give_an_answer_or_a_record_error():
             if kind == 0:
                 data[place] = random.randint(256)
             elif kind == 1:
-                del data[place:place + random.randint(1, 9)]
+                del data[place : place + random.randint(1, 9)]
             else:
                 data[place:place] = random.bytes(random.randint(1, 9))
         try:
@@ -210,8 +258,12 @@ def test_crc32c_vectors():
 def test_file_equals_tensorflows(tmp_path):
     random = np.random.RandomState(0)
     block = tfrecord._CRC_BLOCK
-    datas = [random.bytes(size) for size in list(range(12)) + list(
-        range(block - 2, block + 6)) + [3 * block + 1, 100000]]
+    datas = [
+        random.bytes(size)
+        for size in list(range(12))
+        + list(range(block - 2, block + 6))
+        + [3 * block + 1, 100000]
+    ]
     with tf.python_io.TFRecordWriter(str(tmp_path / "tf")) as writer:
         for data in datas:
             writer.write(data)
@@ -229,8 +281,12 @@ def test_writer_counts_and_hashes(tmp_path):
         assert os.listdir(str(tmp_path)) == ["a.tfrecord.incomplete"]
     data = (tmp_path / "a.tfrecord").read_bytes()
     assert os.listdir(str(tmp_path)) == ["a.tfrecord"]
-    expected = {"name": "a.tfrecord", "records": 2, "bytes": 2 * FRAME + 8,
-                "sha256": hashlib.sha256(data).hexdigest()}
+    expected = {
+        "name": "a.tfrecord",
+        "records": 2,
+        "bytes": 2 * FRAME + 8,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     assert len(data) == expected["bytes"]
     assert writer.summary() == expected
     assert records.summarize_file(writer.path) == expected
@@ -252,8 +308,10 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfrecord.os, "fsync", full)
     path = str(tmp_path / "a.tfrecord")
-    for attempt in (lambda: write(path, [b"data"]),
-                    lambda: records.write_atomically(path, b"data")):
+    for attempt in (
+        lambda: write(path, [b"data"]),
+        lambda: records.write_atomically(path, b"data"),
+    ):
         with pytest.raises(OSError) as caught:
             attempt()
         assert caught.value.filename == path
@@ -271,9 +329,11 @@ def test_record_above_the_limit_is_not_written(tmp_path):
 
 @pytest.fixture
 def three_files(tmp_path):
-    return [numbered(tmp_path / "a.tfrecord", 0, 10),
-            numbered(tmp_path / "b.tfrecord", 10, 0),
-            numbered(tmp_path / "c.tfrecord", 10, 25)]
+    return [
+        numbered(tmp_path / "a.tfrecord", 0, 10),
+        numbered(tmp_path / "b.tfrecord", 10, 0),
+        numbered(tmp_path / "c.tfrecord", 10, 25),
+    ]
 
 
 @pytest.mark.parametrize("counts", [None, [10, 0, 25], [10, None, 25]])
@@ -341,24 +401,42 @@ def change(path, place, data=None):
 
 
 DAMAGES = [
-    ("data checksum", lambda path, at: change(path, at + HEADER + 3, b"\xff"),
-     "checksum of the data"),
-    ("length", lambda path, at: change(path, at, b"\xff"),
-     "checksum of the length"),
-    ("huge length", lambda path, at: change(path, at, struct.pack(
-        "<QI", 2 ** 40, tfrecord.length_crc(2 ** 40))), "limit"),
-    ("long length", lambda path, at: change(path, at, struct.pack(
-        "<QI", 2 ** 19, tfrecord.length_crc(2 ** 19))), "truncated"),
+    (
+        "data checksum",
+        lambda path, at: change(path, at + HEADER + 3, b"\xff"),
+        "checksum of the data",
+    ),
+    (
+        "length",
+        lambda path, at: change(path, at, b"\xff"),
+        "checksum of the length",
+    ),
+    (
+        "huge length",
+        lambda path, at: change(
+            path, at, struct.pack("<QI", 2**40, tfrecord.length_crc(2**40))
+        ),
+        "limit",
+    ),
+    (
+        "long length",
+        lambda path, at: change(
+            path, at, struct.pack("<QI", 2**19, tfrecord.length_crc(2**19))
+        ),
+        "truncated",
+    ),
     ("cut data", lambda path, at: change(path, at + HEADER + 2), "truncated"),
     ("cut header", lambda path, at: change(path, at + 5), "truncated"),
 ]
 
 
-@pytest.mark.parametrize("damage, message", [d[1:] for d in DAMAGES],
-                         ids=[d[0] for d in DAMAGES])
+@pytest.mark.parametrize(
+    "damage, message", [d[1:] for d in DAMAGES], ids=[d[0] for d in DAMAGES]
+)
 @pytest.mark.parametrize("counts", [None, [10, 0, 25]])
-def test_damage_names_file_record_and_byte(three_files, counts, damage,
-                                           message):
+def test_damage_names_file_record_and_byte(
+    three_files, counts, damage, message
+):
     at = start_of(three_files[2], 7)
     damage(three_files[2], at)
     with pytest.raises(records.RecordError) as caught:
@@ -367,15 +445,17 @@ def test_damage_names_file_record_and_byte(three_files, counts, damage,
         opened.read([17])
     assert message in str(caught.value)
     assert "%r, record 7 (counted from 0) at byte %d" % (
-        three_files[2], at) in str(caught.value)
+        three_files[2],
+        at,
+    ) in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [d[1] for d in DAMAGES],
-                         ids=[d[0] for d in DAMAGES])
+@pytest.mark.parametrize(
+    "damage", [d[1] for d in DAMAGES], ids=[d[0] for d in DAMAGES]
+)
 def test_damage_is_skipped_and_counted(three_files, damage):
     damage(three_files[2], start_of(three_files[2], 7))
-    opened = records.ShardedRecords(three_files, [10, 0, 25],
-                                    skip_corrupt=True)
+    opened = records.ShardedRecords(three_files, [10, 0, 25], skip_corrupt=True)
     found = [number_of(data) for data in opened.read(range(35))]
     lost = 1 if damage is DAMAGES[0][1] else 18
     good = [n for n in range(35) if not 17 <= n < 17 + lost]
@@ -393,13 +473,17 @@ def test_damage_without_known_counts_is_counted_once(three_files):
 
 
 def test_record_that_is_no_example_is_damage(tmp_path):
-    path = write(tmp_path / "a", [records.encode_example(
-        {"input_ids": np.array([0])}), b"\n\x05"])
+    path = write(
+        tmp_path / "a",
+        [records.encode_example({"input_ids": np.array([0])}), b"\n\x05"],
+    )
     with pytest.raises(records.RecordError, match="record 1 .* at byte"):
         records.ShardedRecords([path]).read_examples([0, 1])
     opened = records.ShardedRecords([path], skip_corrupt=True)
     assert [int(e["input_ids"][0]) for e in opened.read_examples([0, 1])] == [
-        0, 0]
+        0,
+        0,
+    ]
     assert opened.skipped == 1
 
 
@@ -451,9 +535,13 @@ def test_random_bytes_are_refused(tmp_path):
 # Expectations
 
 STATIC_LENGTHS = {
-    "input_ids": (32, 32), "input_mask": (32, 32), "segment_ids": (32, 32),
-    "masked_lm_positions": (5, 5), "masked_lm_ids": (5, 5),
-    "masked_lm_weights": (5, 5)}
+    "input_ids": (32, 32),
+    "input_mask": (32, 32),
+    "segment_ids": (32, 32),
+    "masked_lm_positions": (5, 5),
+    "masked_lm_ids": (5, 5),
+    "masked_lm_weights": (5, 5),
+}
 
 
 def test_record_as_expected_passes():
@@ -462,37 +550,60 @@ def test_record_as_expected_passes():
     assert sorted(STATIC_LENGTHS) == sorted(records.STATIC_FEATURES)
 
 
-@pytest.mark.parametrize("changes, lengths, message", [
-    ({}, {"input_ids": (1, 32)}, "found a static record"),
-    ({"input_ids": np.arange(31)}, STATIC_LENGTHS,
-     "input_ids has length 31, expected 32; change --max_seq_length"),
-    ({"masked_lm_ids": np.arange(6)}, STATIC_LENGTHS,
-     "length 6, expected 5; change --max_predictions_per_seq"),
-    ({"masked_lm_positions": np.arange(28, 33)}, STATIC_LENGTHS,
-     "masked_lm_positions goes from 28 to 32, expected 0 to 31"),
-    ({"masked_lm_ids": np.array([0, 1, 2, 3, 50265])}, STATIC_LENGTHS,
-     "masked_lm_ids goes from 0 to 50265"),
-    ({"input_ids": np.arange(-1, 31)}, STATIC_LENGTHS, "goes from -1"),
-    ({"masked_lm_weights": np.arange(5)}, STATIC_LENGTHS,
-     "holds int64, expected float32"),
-])
+@pytest.mark.parametrize(
+    "changes, lengths, message",
+    [
+        ({}, {"input_ids": (1, 32)}, "found a static record"),
+        (
+            {"input_ids": np.arange(31)},
+            STATIC_LENGTHS,
+            "input_ids has length 31, expected 32; change --max_seq_length",
+        ),
+        (
+            {"masked_lm_ids": np.arange(6)},
+            STATIC_LENGTHS,
+            "length 6, expected 5; change --max_predictions_per_seq",
+        ),
+        (
+            {"masked_lm_positions": np.arange(28, 33)},
+            STATIC_LENGTHS,
+            "masked_lm_positions goes from 28 to 32, expected 0 to 31",
+        ),
+        (
+            {"masked_lm_ids": np.array([0, 1, 2, 3, 50265])},
+            STATIC_LENGTHS,
+            "masked_lm_ids goes from 0 to 50265",
+        ),
+        ({"input_ids": np.arange(-1, 31)}, STATIC_LENGTHS, "goes from -1"),
+        (
+            {"masked_lm_weights": np.arange(5)},
+            STATIC_LENGTHS,
+            "holds int64, expected float32",
+        ),
+    ],
+)
 def test_record_of_another_shape(changes, lengths, message):
     with pytest.raises(errors.UserError, match=message):
-        records.check_example(dict(static_features(), **changes), lengths,
-                              50265)
+        records.check_example(
+            dict(static_features(), **changes), lengths, 50265
+        )
 
 
 def test_missing_feature_and_long_dynamic_record(tmp_path):
-    path = write(tmp_path / "a", [records.encode_example(
-        {"input_ids": np.arange(9)})])
+    path = write(
+        tmp_path / "a", [records.encode_example({"input_ids": np.arange(9)})]
+    )
     opened = records.ShardedRecords([path], skip_corrupt=True)
     with pytest.raises(errors.UserError) as caught:
         opened.read_examples([0], {"input_ids": (1, 8)})
     assert str(caught.value).startswith(
         "%r, record 0 (counted from 0): input_ids has length 9, expected 1 to "
-        "8" % path)
-    with pytest.raises(errors.UserError, match="found the features input_ids, "
-                       "expected .*--masking=static"):
+        "8" % path
+    )
+    with pytest.raises(
+        errors.UserError,
+        match="found the features input_ids, expected .*--masking=static",
+    ):
         opened.read_examples([0], STATIC_LENGTHS)
     assert opened.skipped == 0
 
@@ -500,8 +611,10 @@ def test_missing_feature_and_long_dynamic_record(tmp_path):
 # Order
 
 
-@pytest.mark.parametrize("counts, window", [
-    ([7], 3), ([5, 0, 9, 1], 4), ([5, 0, 9, 1], 100), ([1] * 20, 1)])
+@pytest.mark.parametrize(
+    "counts, window",
+    [([7], 3), ([5, 0, 9, 1], 4), ([5, 0, 9, 1], 100), ([1] * 20, 1)],
+)
 def test_each_epoch_feeds_each_record_once(counts, window):
     order = records.RecordOrder(counts, 3, window)
     total = sum(counts)
@@ -509,7 +622,7 @@ def test_each_epoch_feeds_each_record_once(counts, window):
     epochs, indices = order.indices(0, 3 * total)
     assert epochs.tolist() == [0] * total + [1] * total + [2] * total
     for epoch in range(3):
-        fed = indices[epoch * total:(epoch + 1) * total]
+        fed = indices[epoch * total : (epoch + 1) * total]
         assert sorted(fed.tolist()) == list(range(total))
 
 
@@ -519,16 +632,20 @@ def test_any_position_is_found_at_once():
     for first in (599, 0, 350, 119, 120, 31):
         number = min(40, 600 - first)
         some = records.RecordOrder([50, 30, 40], 3, 32).indices(first, number)
-        assert some[0].tolist() == epochs[first:first + number].tolist()
-        assert some[1].tolist() == indices[first:first + number].tolist()
-    far = order.indices(10 ** 15, 2)
-    assert far[0].tolist() == [10 ** 15 // 120] * 2
+        assert some[0].tolist() == epochs[first : first + number].tolist()
+        assert some[1].tolist() == indices[first : first + number].tolist()
+    far = order.indices(10**15, 2)
+    assert far[0].tolist() == [10**15 // 120] * 2
 
 
 def test_order_depends_on_seed_and_epoch():
-    orders = [records.RecordOrder([100], seed).indices(0, 200)[1].tolist()
-              for seed in (1, 2)]
-    parts = [order[start:start + 100] for order in orders for start in (0, 100)]
+    orders = [
+        records.RecordOrder([100], seed).indices(0, 200)[1].tolist()
+        for seed in (1, 2)
+    ]
+    parts = [
+        order[start : start + 100] for order in orders for start in (0, 100)
+    ]
     assert len(set(map(tuple, parts))) == 4
     assert np.mean(np.diff(parts[0]) == 1) < 0.1
 
@@ -571,11 +688,21 @@ def test_order_of_nothing_is_an_error():
 
 def manifest_of(shards, **changes):
     settings = dict(
-        masking="dynamic", packing="full_sentences", max_seq_length=128,
-        max_predictions_per_seq=20, masked_lm_prob=0.15, vocab_size=11,
-        bos_id=0, pad_id=1, eos_id=2, unk_id=3, mask_id=10,
-        vocab_sha256="0" * 64, word_starts=records.encode_word_starts(
-            np.arange(11) % 3 == 0), shards=shards)
+        masking="dynamic",
+        packing="full_sentences",
+        max_seq_length=128,
+        max_predictions_per_seq=20,
+        masked_lm_prob=0.15,
+        vocab_size=11,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        mask_id=10,
+        vocab_sha256="0" * 64,
+        word_starts=records.encode_word_starts(np.arange(11) % 3 == 0),
+        shards=shards,
+    )
     settings.update(changes)
     return settings
 
@@ -583,8 +710,10 @@ def manifest_of(shards, **changes):
 def build(directory, names, **changes):
     """A directory of one-record files with their manifest."""
     directory.mkdir()
-    shards = [records.summarize_file(numbered(directory / name, 0, 1 + place))
-              for place, name in enumerate(names)]
+    shards = [
+        records.summarize_file(numbered(directory / name, 0, 1 + place))
+        for place, name in enumerate(names)
+    ]
     records.write_manifest(str(directory), manifest_of(shards, **changes))
     return str(directory)
 
@@ -596,19 +725,26 @@ def test_expand_inputs(tmp_path):
     single = numbered(tmp_path / "one,two", 0, 1)
     a, b = folder + "/a.tfrecord", folder + "/b.tfrecord"
     assert records.expand_inputs(folder) == [a, b]
-    assert records.expand_inputs(b + ", " + folder + "/,") == [b, folder +
-                                                               "/a.tfrecord"]
+    assert records.expand_inputs(b + ", " + folder + "/,") == [
+        b,
+        folder + "/a.tfrecord",
+    ]
     assert records.expand_inputs(folder + "/[ab].tf*") == [a, b]
     assert records.expand_inputs(single) == [single]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "no file of records was given"), (None, "no file"), (" , ", "no file"),
-    ("{0}/absent", "absent' matches no file"),
-    ("{0}/full,{0}/*.xyz", "xyz' matches no file"),
-    ("{0}/empty", "empty' holds no \\*.tfrecord"),
-    ("{0}/partial", "lists 'a.tfrecord', which is not there"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no file of records was given"),
+        (None, "no file"),
+        (" , ", "no file"),
+        ("{0}/absent", "absent' matches no file"),
+        ("{0}/full,{0}/*.xyz", "xyz' matches no file"),
+        ("{0}/empty", "empty' holds no \\*.tfrecord"),
+        ("{0}/partial", "lists 'a.tfrecord', which is not there"),
+    ],
+)
 def test_inputs_that_name_nothing(tmp_path, text, message):
     build(tmp_path / "full", ["a.tfrecord"])
     build(tmp_path / "partial", ["a.tfrecord", "b.tfrecord"])
@@ -629,9 +765,13 @@ def test_manifest_round_trip(tmp_path):
     assert records.counts_of([str(tmp_path)], found) == [None]
     assert records.counts_of(paths, None) == [None, None]
     assert records.decode_word_starts(found["word_starts"], 11).tolist() == (
-        (np.arange(11) % 3 == 0).tolist())
-    assert sorted(os.listdir(folder)) == ["a.tfrecord", "b.tfrecord",
-                                          "manifest.json"]
+        (np.arange(11) % 3 == 0).tolist()
+    )
+    assert sorted(os.listdir(folder)) == [
+        "a.tfrecord",
+        "b.tfrecord",
+        "manifest.json",
+    ]
 
 
 def test_no_manifest_is_none(tmp_path):
@@ -645,42 +785,60 @@ def test_no_manifest_is_none(tmp_path):
 
 
 def test_manifests_of_two_directories(tmp_path):
-    paths = records.expand_inputs(",".join(
-        build(tmp_path / name, ["a.tfrecord"]) for name in "de"))
+    paths = records.expand_inputs(
+        ",".join(build(tmp_path / name, ["a.tfrecord"]) for name in "de")
+    )
     found = records.read_manifest(paths)
     assert [s["path"] for s in found["shards"]] == paths
     other = build(tmp_path / "f", ["a.tfrecord"], max_seq_length=64)
-    with pytest.raises(errors.UserError, match="max_seq_length is 128 in .* "
-                       "and 64 in"):
+    with pytest.raises(
+        errors.UserError, match="max_seq_length is 128 in .* and 64 in"
+    ):
         records.read_manifest(paths + [other + "/a.tfrecord"])
 
 
 SHARD = {"name": "a", "records": 1, "bytes": 20, "sha256": "0" * 64}
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"format_version": 2}, "format_version 2, expected 1"),
-    ({"format_version": True}, "format_version True"),
-    ({"masking": "none"}, "masking 'none', expected static or dynamic"),
-    ({"masking": []}, "masking \\[\\]"),
-    ({"max_seq_length": -1}, "max_seq_length -1, expected a whole number"),
-    ({"max_seq_length": 1.5}, "max_seq_length 1.5"),
-    ({"max_seq_length": True}, "max_seq_length True"),
-    ({"masked_lm_prob": 2}, "masked_lm_prob 2"),
-    ({"masked_lm_prob": float("nan")}, "masked_lm_prob nan"),
-    ({"vocab_sha256": "xyz"}, "vocab_sha256 'xyz'"),
-    ({"mask_id": 11}, "mask_id 11, expected an id below vocab_size 11"),
-    ({"word_starts": "AA"}, "word_starts .*base64 of 11 bits"),
-    ({"word_starts": "A" * 1000}, "word_starts"),
-    ({"do_whole_word_mask": 1}, "do_whole_word_mask 1"),
-    ({"shards": {}}, "shards {}, expected a list"),
-    ({"shards": [1]}, "shard 1, expected a JSON object"),
-    ({"shards": [SHARD, SHARD]}, "shard 'a' twice"),
-    ({"shards": [dict(SHARD, records="5")]}, "records '5' of shard 'a'"),
-    ({"shards": [dict(SHARD, records=2 ** 63)]}, "records 9223.* of shard"),
-    ({"shards": [dict(SHARD, sha256=None)]}, "sha256 None of shard"),
-] + [({"shards": [dict(SHARD, name=name)]}, "without a directory") for name in (
-    "../a", "/etc/passwd", "..", "", "a/b", "a\\b", "a\0b", None, "\ud800")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format_version": 2}, "format_version 2, expected 1"),
+        ({"format_version": True}, "format_version True"),
+        ({"masking": "none"}, "masking 'none', expected static or dynamic"),
+        ({"masking": []}, "masking \\[\\]"),
+        ({"max_seq_length": -1}, "max_seq_length -1, expected a whole number"),
+        ({"max_seq_length": 1.5}, "max_seq_length 1.5"),
+        ({"max_seq_length": True}, "max_seq_length True"),
+        ({"masked_lm_prob": 2}, "masked_lm_prob 2"),
+        ({"masked_lm_prob": float("nan")}, "masked_lm_prob nan"),
+        ({"vocab_sha256": "xyz"}, "vocab_sha256 'xyz'"),
+        ({"mask_id": 11}, "mask_id 11, expected an id below vocab_size 11"),
+        ({"word_starts": "AA"}, "word_starts .*base64 of 11 bits"),
+        ({"word_starts": "A" * 1000}, "word_starts"),
+        ({"do_whole_word_mask": 1}, "do_whole_word_mask 1"),
+        ({"shards": {}}, "shards {}, expected a list"),
+        ({"shards": [1]}, "shard 1, expected a JSON object"),
+        ({"shards": [SHARD, SHARD]}, "shard 'a' twice"),
+        ({"shards": [dict(SHARD, records="5")]}, "records '5' of shard 'a'"),
+        ({"shards": [dict(SHARD, records=2**63)]}, "records 9223.* of shard"),
+        ({"shards": [dict(SHARD, sha256=None)]}, "sha256 None of shard"),
+    ]
+    + [
+        ({"shards": [dict(SHARD, name=name)]}, "without a directory")
+        for name in (
+            "../a",
+            "/etc/passwd",
+            "..",
+            "",
+            "a/b",
+            "a\\b",
+            "a\0b",
+            None,
+            "\ud800",
+        )
+    ],
+)
 def test_malformed_manifest(tmp_path, changes, message):
     content = manifest_of([SHARD], format_version=1)
     content.update(changes)
@@ -698,11 +856,23 @@ def test_incomplete_manifest(tmp_path, key):
         records.read_manifest(str(tmp_path))
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"{", b"[]", b"null", b"\xff", b"[" * 100000, b'{"a":' * 50000,
-    b"9" * 1000000, b'{"format_version": ' + b"1" * 100000 + b"}",
-    b'{"format_version": 1, "shards": ' + b"[" * 300 + b"]" * 300 + b"}",
-    b" " * (manifest_module._MAX_BYTES + 1)], ids=range(11))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100000,
+        b'{"a":' * 50000,
+        b"9" * 1000000,
+        b'{"format_version": ' + b"1" * 100000 + b"}",
+        b'{"format_version": 1, "shards": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b" " * (manifest_module._MAX_BYTES + 1),
+    ],
+    ids=range(11),
+)
 def test_hostile_manifest_is_refused_quickly(tmp_path, data):
     (tmp_path / "manifest.json").write_bytes(data)
     start = time.time()
@@ -719,26 +889,32 @@ def test_long_number_in_a_manifest_is_not_converted(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["", "a.tfrecord", "*.tfrecord"])
-@pytest.mark.parametrize("progress", ["progress.json",
-                                      "a.tfrecord.progress.json"])
-def test_records_of_an_interrupted_build_are_refused(tmp_path, given,
-                                                     progress):
+@pytest.mark.parametrize(
+    "progress", ["progress.json", "a.tfrecord.progress.json"]
+)
+def test_records_of_an_interrupted_build_are_refused(tmp_path, given, progress):
     path = write(tmp_path / "a.tfrecord", [b"x"])
     text = str(tmp_path / given) if given else str(tmp_path)
     assert records.expand_inputs(text) == [path]  # no manifest: no error
     (tmp_path / progress).write_text("{}")
-    with pytest.raises(errors.UserError, match="interrupted: .*%s.* finish it "
-                       "by the same create_pretraining_data.py command" %
-                       progress):
+    with pytest.raises(
+        errors.UserError,
+        match="interrupted: .*%s.* finish it "
+        "by the same create_pretraining_data.py command" % progress,
+    ):
         records.expand_inputs(text)
     # A build ends by writing the one and then removing the other.
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest_of(
-        [dict(SHARD, name="a.tfrecord")], format_version=1)))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(
+            manifest_of([dict(SHARD, name="a.tfrecord")], format_version=1)
+        )
+    )
     assert records.expand_inputs(text) == [path]
 
 
 def test_malformed_manifest_is_not_written(tmp_path):
     with pytest.raises(errors.UserError, match="without a directory"):
-        records.write_manifest(str(tmp_path), manifest_of(
-            [dict(SHARD, name="../a")]))
+        records.write_manifest(
+            str(tmp_path), manifest_of([dict(SHARD, name="../a")])
+        )
     assert os.listdir(str(tmp_path)) == []

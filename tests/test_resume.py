@@ -3,6 +3,7 @@
 
 RESUME_KILLS=20 in the environment kills oftener than 3 times.
 """
+
 import os
 import pathlib
 import random
@@ -32,29 +33,40 @@ class Script:
         self.folder = folder
         self._script = script
         self._flags = dict(
-            flags, bert_config_file=folder / "model" / "config.json",
-            do_train=True, save_checkpoints_steps=15, display_loss_steps=1,
-            accelerator="cpu", keep_checkpoint_max=3,
+            flags,
+            bert_config_file=folder / "model" / "config.json",
+            do_train=True,
+            save_checkpoints_steps=15,
+            display_loss_steps=1,
+            accelerator="cpu",
+            keep_checkpoint_max=3,
             # Sums are the same bit for bit where their parts are: the cores
             # that a machine lends may change from one start to the next.
-            cpu_threads=1)
+            cpu_threads=1,
+        )
 
     def start(self, name, largest_file=None):
         """Starts the run whose output directory is `name`.
 
         A write beyond `largest_file` bytes fails, as on a full disk.
         """
+
         def limit():
             if largest_file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
 
         command = tiny.command(
-            self._script, [], output_dir=self.folder / name, **self._flags)
+            self._script, [], output_dir=self.folder / name, **self._flags
+        )
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log,
-                                    env=tiny.environment(npu=False),
-                                    preexec_fn=limit)
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=tiny.environment(npu=False),
+                preexec_fn=limit,
+            )
 
     def finish(self, process, code=0):
         """Waits; gives the log of the last start."""
@@ -77,14 +89,17 @@ class Script:
     def values(self, name):
         """{variable: array} of the newest checkpoint."""
         prefix = checkpoints.newest(str(self.folder / name))
-        return {name: tensor.read()
-                for name, tensor in tf_checkpoint.load(prefix).items()
-                if tensor.dtype != "STRING"}
+        return {
+            name: tensor.read()
+            for name, tensor in tf_checkpoint.load(prefix).items()
+            if tensor.dtype != "STRING"
+        }
 
     def weights(self, name):
         """{variable: bytes} of the newest checkpoint."""
-        return {name: value.tobytes()
-                for name, value in self.values(name).items()}
+        return {
+            name: value.tobytes() for name, value in self.values(name).items()
+        }
 
 
 def pretraining(folder, kind=Script, **more):
@@ -93,32 +108,46 @@ def pretraining(folder, kind=Script, **more):
     settings = dict(num_train_steps=STEPS, num_warmup_steps=10)
     settings.update(more)
     return kind(
-        folder, "run_pretraining.py",
+        folder,
+        "run_pretraining.py",
         input_files_dir=tiny.write_sequences(folder / "records"),
-        train_batch_size=4, num_accumulation_steps=2, npu_bert_loss_scale=0,
+        train_batch_size=4,
+        num_accumulation_steps=2,
+        npu_bert_loss_scale=0,
         # The scale overflows some steps at first.
-        init_loss_scale_value=2.0 ** 125,
-        max_seq_length=tiny.LENGTH, max_predictions_per_seq=tiny.PREDICTIONS,
-        learning_rate=1e-3, **settings)
+        init_loss_scale_value=2.0**125,
+        max_seq_length=tiny.LENGTH,
+        max_predictions_per_seq=tiny.PREDICTIONS,
+        learning_rate=1e-3,
+        **settings,
+    )
 
 
 def squad(folder):
     model = tiny.write_model(folder / "model", dropout=0.1)
     return Script(
-        folder, "run_squad.py", vocab_file=model / "vocab.json",
+        folder,
+        "run_squad.py",
+        vocab_file=model / "vocab.json",
         merges_file=model / "merges.txt",
-        train_file=tiny.write_squad(folder / "train.json"), num_workers=1,
-        feature_cache_dir=folder / "features", train_batch_size=4,
-        num_train_epochs=STEPS // 2, max_seq_length=96, doc_stride=32,
-        learning_rate=1e-3)
+        train_file=tiny.write_squad(folder / "train.json"),
+        num_workers=1,
+        feature_cache_dir=folder / "features",
+        train_batch_size=4,
+        num_train_epochs=STEPS // 2,
+        max_seq_length=96,
+        doc_stride=32,
+        learning_rate=1e-3,
+    )
 
 
 def kill(script, process, chance, done):
     """Kills at a random moment; gives the step it was at."""
     if chance.random() < 0.25:
         time.sleep(chance.uniform(0, START_SECONDS))
-    elif script.wait_for(process, done + chance.randint(
-            1, max(2, 2 * (STEPS - done) // KILLS))):
+    elif script.wait_for(
+        process, done + chance.randint(1, max(2, 2 * (STEPS - done) // KILLS))
+    ):
         time.sleep(chance.uniform(0, 0.1))
     process.kill()
     process.wait()
@@ -157,7 +186,8 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert int(newest.rpartition("-")[2]) >= 50
     assert log.splitlines()[-1].endswith(
         "ended by a signal; %s is there, and the same command goes on from it"
-        % newest)
+        % newest
+    )
     before = checkpoints.listed(str(tmp_path / "run"))[-2]
     with open(tf_checkpoint.data_file(newest), "r+b") as stream:
         stream.truncate(1000)
@@ -171,9 +201,12 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert "going on from %s, batch" % before in log
     kept = checkpoints.listed(str(tmp_path / "run"))
     log = script.finish(script.start("run", largest_file=50000), 1)
-    assert re.search(r"error: TensorFlow cannot use its files in .*: File too "
-                     r"large \(.*\); free some space, then the same command "
-                     r"goes on from %s$" % re.escape(kept[-1]), log)
+    assert re.search(
+        r"error: TensorFlow cannot use its files in .*: File too "
+        r"large \(.*\); free some space, then the same command "
+        r"goes on from %s$" % re.escape(kept[-1]),
+        log,
+    )
     assert checkpoints.listed(str(tmp_path / "run")) == kept
     script.finish(script.start("run"))
     assert script.weights("run") == script.weights("whole")
@@ -184,15 +217,26 @@ class HorovodScript(Script):
 
     def start(self, name):
         horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
-        command = tiny.command(self._script, [], output_dir=self.folder / name,
-                               horovod=True, **self._flags)
+        command = tiny.command(
+            self._script,
+            [],
+            output_dir=self.folder / name,
+            horovod=True,
+            **self._flags,
+        )
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
             return subprocess.Popen(
-                [str(horovodrun), "-np", "2", "--gloo"] + command, stdout=log,
-                stderr=log, env=tiny.environment(
-                    npu=False, PATH=os.pathsep.join(
-                        [str(horovodrun.parent), os.environ["PATH"]])))
+                [str(horovodrun), "-np", "2", "--gloo"] + command,
+                stdout=log,
+                stderr=log,
+                env=tiny.environment(
+                    npu=False,
+                    PATH=os.pathsep.join(
+                        [str(horovodrun.parent), os.environ["PATH"]]
+                    ),
+                ),
+            )
 
     def process_of(self, name, rank):
         """The number of the process that is this rank of a run."""
@@ -202,16 +246,17 @@ class HorovodScript(Script):
                 variables = (path / "environ").read_bytes().split(b"\0")
             except OSError:  # another user's, or gone
                 continue
-            if (b"--output_dir=%s" % str(self.folder / name).encode() in words
-                    and b"HOROVOD_RANK=%d" % rank in variables
-                    and words[1].endswith(b"run_pretraining.py")):
+            if (
+                b"--output_dir=%s" % str(self.folder / name).encode() in words
+                and b"HOROVOD_RANK=%d" % rank in variables
+                and words[1].endswith(b"run_pretraining.py")
+            ):
                 return int(path.name)
         raise AssertionError("rank %d does not run" % rank)
 
 
 def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
-    pytest.importorskip("horovod.tensorflow",
-                        reason="Horovod is not installed")
+    pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
     script = pretraining(tmp_path, HorovodScript, num_train_steps=40)
     whole = script.start("whole")
     script.finish(whole)
@@ -231,5 +276,10 @@ def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
     assert set(found) == set(expected)
     for name, value in expected.items():
         tolerance = 1e-6 if value.dtype == np.float32 else 0
-        np.testing.assert_allclose(found[name], value, rtol=1e3 * tolerance,
-                                   atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            found[name],
+            value,
+            rtol=1e3 * tolerance,
+            atol=tolerance,
+            err_msg=name,
+        )

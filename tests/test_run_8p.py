@@ -4,6 +4,7 @@
 Stand-ins for Python note what they are asked to do; test_npu_chain.py starts
 real processes.
 """
+
 import json
 import os
 import signal
@@ -20,9 +21,16 @@ ADDRESSES = ["192.168.1.%d" % (100 + number) for number in range(16)]
 
 def make_table(path, *flags, code=0):
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "make_rank_table.py"),
-         "--output=%s" % path] + list(flags), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True)
+        [
+            sys.executable,
+            str(SCRIPTS / "make_rank_table.py"),
+            "--output=%s" % path,
+        ]
+        + list(flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert done.returncode == code, done.stderr
     return done.stderr
 
@@ -31,24 +39,43 @@ def make_table(path, *flags, code=0):
 
 
 def test_table_of_one_device(tmp_path):
-    make_table(tmp_path / "t", "--hosts=10.0.0.1", "--devices=1",
-               "--device_ips=192.168.1.100")
+    make_table(
+        tmp_path / "t",
+        "--hosts=10.0.0.1",
+        "--devices=1",
+        "--device_ips=192.168.1.100",
+    )
     assert json.loads((tmp_path / "t").read_text()) == {
-        "version": "1.0", "status": "completed", "server_count": "1",
-        "server_list": [{"server_id": "10.0.0.1", "device": [
-            {"device_id": "0", "device_ip": "192.168.1.100",
-             "rank_id": "0"}]}]}
+        "version": "1.0",
+        "status": "completed",
+        "server_count": "1",
+        "server_list": [
+            {
+                "server_id": "10.0.0.1",
+                "device": [
+                    {
+                        "device_id": "0",
+                        "device_ip": "192.168.1.100",
+                        "rank_id": "0",
+                    }
+                ],
+            }
+        ],
+    }
 
 
 def test_ranks_go_on_over_hosts(tmp_path):
-    make_table(tmp_path / "t", "--hosts=10.0.0.1,10.0.0.2", "--devices=8",
-               "--device_ips=" + ",".join(ADDRESSES))
+    make_table(
+        tmp_path / "t",
+        "--hosts=10.0.0.1,10.0.0.2",
+        "--devices=8",
+        "--device_ips=" + ",".join(ADDRESSES),
+    )
     table = json.loads((tmp_path / "t").read_text())
     assert table["server_count"] == "2"
     devices = [d for s in table["server_list"] for d in s["device"]]
     assert [d["rank_id"] for d in devices] == [str(n) for n in range(16)]
-    assert [d["device_id"] for d in devices] == [
-        str(n % 8) for n in range(16)]
+    assert [d["device_id"] for d in devices] == [str(n % 8) for n in range(16)]
     assert [d["device_ip"] for d in devices] == ADDRESSES
 
 
@@ -58,42 +85,70 @@ def test_addresses_come_from_each_hosts_file(tmp_path):
         files.append(str(tmp_path / ("hccn_%d.conf" % host)))
         with open(files[-1], "w") as stream:
             for device in range(8):
-                stream.write("address_%d=10.0.%d.%d\nnetmask_%d=255.0.0.0\n" %
-                             (device, host, device + 1, device))
-    make_table(tmp_path / "t", "--hosts=10.9.0.1,10.9.0.2", "--devices=2",
-               "--hccn_conf=" + ",".join(files))
+                stream.write(
+                    "address_%d=10.0.%d.%d\nnetmask_%d=255.0.0.0\n"
+                    % (device, host, device + 1, device)
+                )
+    make_table(
+        tmp_path / "t",
+        "--hosts=10.9.0.1,10.9.0.2",
+        "--devices=2",
+        "--hccn_conf=" + ",".join(files),
+    )
     table = json.loads((tmp_path / "t").read_text())
-    assert [d["device_ip"] for s in table["server_list"]
-            for d in s["device"]] == [
-                "10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2"]
+    assert [
+        d["device_ip"] for s in table["server_list"] for d in s["device"]
+    ] == ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2"]
 
 
 def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
     (tmp_path / "conf").write_bytes(b"# caf\xe9\naddress_0=192.168.1.7\n")
-    make_table(tmp_path / "t", "--hosts=10.0.0.1", "--devices=1",
-               "--hccn_conf=%s" % (tmp_path / "conf"))
+    make_table(
+        tmp_path / "t",
+        "--hosts=10.0.0.1",
+        "--devices=1",
+        "--hccn_conf=%s" % (tmp_path / "conf"),
+    )
     assert "192.168.1.7" in (tmp_path / "t").read_text()
     (tmp_path / "conf").write_bytes(b"address_0=192.168.1.\xe9\n")
-    log = make_table(tmp_path / "t", "--hosts=10.0.0.1", "--devices=1",
-                     "--hccn_conf=%s" % (tmp_path / "conf"), code=1)
+    log = make_table(
+        tmp_path / "t",
+        "--hosts=10.0.0.1",
+        "--devices=1",
+        "--hccn_conf=%s" % (tmp_path / "conf"),
+        code=1,
+    )
     assert "expected an address such as 10.0.0.1" in log
     assert len(log.splitlines()) == 1
 
 
-@pytest.mark.parametrize("flags, wanted", [
-    (["--hosts=10.0.0.1", "--devices=3"], "invalid choice: 3"),
-    (["--hosts=", "--devices=1"], "--hosts is empty"),
-    (["--hosts=localhost"], "'localhost'; expected an address"),
-    (["--hosts=10.0.0.1,10.0.0.1", "--devices=1"],
-     "10.0.0.1 more than once"),
-    (["--hosts=10.0.0.1", "--devices=2", "--device_ips=10.0.0.2"],
-     "--device_ips has 1 addresses; expected 2"),
-    (["--hosts=10.0.0.1", "--devices=2", "--device_ips=10.0.0.2,10.0.0.2"],
-     "10.0.0.2 more than once"),
-    (["--hosts=10.0.0.1,10.0.0.2"], "give --hccn_conf=FILE,FILE"),
-    (["--hosts=10.0.0.1", "--hccn_conf=no_such"], "'no_such'"),
-    (["--hosts=10.0.0.1", "--hccn_conf=/dev/null"], "no line address_0="),
-])
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        (["--hosts=10.0.0.1", "--devices=3"], "invalid choice: 3"),
+        (["--hosts=", "--devices=1"], "--hosts is empty"),
+        (["--hosts=localhost"], "'localhost'; expected an address"),
+        (
+            ["--hosts=10.0.0.1,10.0.0.1", "--devices=1"],
+            "10.0.0.1 more than once",
+        ),
+        (
+            ["--hosts=10.0.0.1", "--devices=2", "--device_ips=10.0.0.2"],
+            "--device_ips has 1 addresses; expected 2",
+        ),
+        (
+            [
+                "--hosts=10.0.0.1",
+                "--devices=2",
+                "--device_ips=10.0.0.2,10.0.0.2",
+            ],
+            "10.0.0.2 more than once",
+        ),
+        (["--hosts=10.0.0.1,10.0.0.2"], "give --hccn_conf=FILE,FILE"),
+        (["--hosts=10.0.0.1", "--hccn_conf=no_such"], "'no_such'"),
+        (["--hosts=10.0.0.1", "--hccn_conf=/dev/null"], "no line address_0="),
+    ],
+)
 def test_mistakes_in_a_table_are_one_line(tmp_path, flags, wanted):
     line = make_table(tmp_path / "t", *flags, code=1)
     assert line.startswith("make_rank_table.py: error: ") and wanted in line
@@ -115,58 +170,83 @@ for ((i = 0; i < %d; i++)); do sleep 0.05; done
 @pytest.fixture
 def launch(tmp_path):
     """Function that starts run_8p.sh with a stand-in for Python."""
-    def start(*arguments, fails="none", rounds=0, hosts=1, devices=2,
-              **variables):
-        make_table(tmp_path / "table", "--devices=%d" % devices,
-                   "--hosts=" + ",".join(ADDRESSES[-hosts:]),
-                   "--device_ips=" + ",".join(ADDRESSES[:hosts * devices]))
+
+    def start(
+        *arguments, fails="none", rounds=0, hosts=1, devices=2, **variables
+    ):
+        make_table(
+            tmp_path / "table",
+            "--devices=%d" % devices,
+            "--hosts=" + ",".join(ADDRESSES[-hosts:]),
+            "--device_ips=" + ",".join(ADDRESSES[: hosts * devices]),
+        )
         program = tmp_path / "python"
         program.write_text(_SLEEPER % (fails, rounds))
         program.chmod(0o755)
         environment = {
-            name: value for name, value in os.environ.items()
-            if not name.startswith(("RANK", "ASCEND", "DEVICE", "SERVER"))}
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RANK", "ASCEND", "DEVICE", "SERVER"))
+        }
         environment.update(
-            PYTHON=str(program), STARTED=str(tmp_path),
-            OUT_DIR=str(tmp_path / "out"), JOB_ID="77",
-            RANK_TABLE_FILE=str(tmp_path / "table"), GRACE_SECONDS="10")
+            PYTHON=str(program),
+            STARTED=str(tmp_path),
+            OUT_DIR=str(tmp_path / "out"),
+            JOB_ID="77",
+            RANK_TABLE_FILE=str(tmp_path / "table"),
+            GRACE_SECONDS="10",
+        )
         environment.update(variables)
         return subprocess.Popen(
             ["bash", str(SCRIPTS / "run_8p.sh")] + list(arguments),
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            universal_newlines=True)
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+        )
 
     return start
 
 
 def logs_of(tmp_path):
-    return [path.read_text().splitlines() for path in sorted(
-        (tmp_path / "out" / "logs").glob("device_*.log"))]
+    return [
+        path.read_text().splitlines()
+        for path in sorted((tmp_path / "out" / "logs").glob("device_*.log"))
+    ]
 
 
 def test_each_device_has_a_process_with_its_variables(launch, tmp_path):
-    process = launch("pretraining", "--num_train_steps=7", hosts=2, devices=2,
-                     SERVER_INDEX="1")
+    process = launch(
+        "pretraining",
+        "--num_train_steps=7",
+        hosts=2,
+        devices=2,
+        SERVER_INDEX="1",
+    )
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert len(logs_of(tmp_path)) == 2
     for device, log in enumerate(logs_of(tmp_path)):
         assert "run_pretraining.py" in log[0]
-        assert log[0].endswith("--accelerator=npu --distributed=True "
-                               "--num_train_steps=7")
+        assert log[0].endswith(
+            "--accelerator=npu --distributed=True --num_train_steps=7"
+        )
         variables = dict(line.split("=", 1) for line in log[1:])
         assert variables == {
-            "RANK_ID": str(2 + device), "RANK_SIZE": "4", "JOB_ID": "77",
+            "RANK_ID": str(2 + device),
+            "RANK_SIZE": "4",
+            "JOB_ID": "77",
             "ASCEND_DEVICE_ID": str(device),
             "OUT_DIR": str(tmp_path / "out"),
-            "RANK_TABLE_FILE": str(tmp_path / "table")}
+            "RANK_TABLE_FILE": str(tmp_path / "table"),
+        }
 
 
 def test_one_device_has_no_rank_table(launch, tmp_path):
     process = launch("squad_v1.1", devices=1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    log, = logs_of(tmp_path)
+    (log,) = logs_of(tmp_path)
     assert "run_squad.py" in log[0] and "--distributed=False" in log[0]
     assert "RANK_SIZE=1" in log
     assert not any(line.startswith("RANK_TABLE_FILE") for line in log)
@@ -186,24 +266,28 @@ def test_sigterm_is_passed_on(launch, tmp_path):
     process = launch("squad_v1.1", rounds=2000)
     deadline = time.time() + 30
     while time.time() < deadline and not all(
-            (tmp_path / rank).exists() for rank in "01"):
+        (tmp_path / rank).exists() for rank in "01"
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert [log[-1] for log in logs_of(tmp_path)] == (
-        ["ended by SIGTERM"] * 2)
+    assert [log[-1] for log in logs_of(tmp_path)] == (["ended by SIGTERM"] * 2)
 
 
-@pytest.mark.parametrize("arguments, variables, wanted", [
-    (["train"], {}, "the task is 'train'; expected pretraining"),
-    (["pretraining"], {"RANK_TABLE_FILE": "no_such"}, "is 'no_such'"),
-    (["pretraining"], {"SERVER_INDEX": "1"}, "has 2 ranks"),
-    (["pretraining"], {"DEVICES": "two"}, "DEVICES is 'two'"),
-    (["pretraining"], {"RANK_TABLE_FILE": "/dev/null"}, "has no rank_id"),
-])
-def test_mistakes_of_a_launch_are_one_line(launch, arguments, variables,
-                                           wanted):
+@pytest.mark.parametrize(
+    "arguments, variables, wanted",
+    [
+        (["train"], {}, "the task is 'train'; expected pretraining"),
+        (["pretraining"], {"RANK_TABLE_FILE": "no_such"}, "is 'no_such'"),
+        (["pretraining"], {"SERVER_INDEX": "1"}, "has 2 ranks"),
+        (["pretraining"], {"DEVICES": "two"}, "DEVICES is 'two'"),
+        (["pretraining"], {"RANK_TABLE_FILE": "/dev/null"}, "has no rank_id"),
+    ],
+)
+def test_mistakes_of_a_launch_are_one_line(
+    launch, arguments, variables, wanted
+):
     process = launch(*arguments, **variables)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -234,52 +318,77 @@ def zoo(tmp_path, script, *flags):
     (tmp_path / "calls").write_text("")
     done = subprocess.run(
         ["bash", str(SCRIPTS / script)] + list(flags),
-        env=dict(os.environ, PYTHON=str(program), OUT_DIR=str(tmp_path / "o"),
-                 CALLS=str(tmp_path / "calls")),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        universal_newlines=True, timeout=60)
-    return (done.returncode, done.stdout.splitlines(),
-            (tmp_path / "calls").read_text().splitlines())
+        env=dict(
+            os.environ,
+            PYTHON=str(program),
+            OUT_DIR=str(tmp_path / "o"),
+            CALLS=str(tmp_path / "calls"),
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        timeout=60,
+    )
+    return (
+        done.returncode,
+        done.stdout.splitlines(),
+        (tmp_path / "calls").read_text().splitlines(),
+    )
 
 
 def test_full_run_reads_its_summary_from_the_log_lines(tmp_path):
     code, output, calls = zoo(
-        tmp_path, "train_full_1p.sh", "--data_path=%s" % tmp_path,
-        "--ckpt_path=model", "--precision_mode=allow_mix_precision",
-        "--profiling=True", "--data_dump_flag=False", "--over_dump=True")
+        tmp_path,
+        "train_full_1p.sh",
+        "--data_path=%s" % tmp_path,
+        "--ckpt_path=model",
+        "--precision_mode=allow_mix_precision",
+        "--profiling=True",
+        "--data_dump_flag=False",
+        "--over_dump=True",
+    )
     assert code == 0, output
-    speed = ("steps_per_second=2.5 examples_per_second=80.0 "
-             "final_loss=6.25")
+    speed = "steps_per_second=2.5 examples_per_second=80.0 final_loss=6.25"
     assert output[-4:-1] == [
         "pretraining " + speed,
         "squad_v1.1 %s exact_match=83.5 f1=90.5" % speed,
-        "squad_v2.0 %s exact=80.5 f1=83.0 best_exact=81.0 best_f1=84.25" %
-        speed]
+        "squad_v2.0 %s exact=80.5 f1=83.0 best_exact=81.0 best_f1=84.25"
+        % speed,
+    ]
     trainings = [call for call in calls if "/run_" in call]
     assert len(trainings) == 3 and len(calls) == 5
     for call in trainings:
         assert call.endswith(
             "--accelerator=npu --precision_mode=allow_mix_precision "
-            "--profiling=True --data_dump=False --over_dump=True")
+            "--profiling=True --data_dump=False --over_dump=True"
+        )
         assert "--bert_config_file=model/config.json" in call
 
 
 def test_performance_run_trains_once(tmp_path):
-    code, output, calls = zoo(tmp_path, "train_performance_1p.sh",
-                              "--data_path=%s" % tmp_path)
+    code, output, calls = zoo(
+        tmp_path, "train_performance_1p.sh", "--data_path=%s" % tmp_path
+    )
     assert code == 0 and len(calls) == 1
     assert output[-2].startswith("pretraining steps_per_second=2.5 ")
-    assert ("--input_files_dir=%s/Data/BookCorpus/pretraining_data" % tmp_path
-            in calls[0])
+    assert (
+        "--input_files_dir=%s/Data/BookCorpus/pretraining_data" % tmp_path
+        in calls[0]
+    )
 
 
-@pytest.mark.parametrize("flags, wanted", [
-    ([], "--data_path is not given"),
-    (["--data_path=no_such"], "'no_such', which is no directory"),
-    (["--data=x"], "'--data=x' is not known"),
-    (["--data_path=.", "--data_dump_flag=True", "--over_dump=True"],
-     "--data_dump_flag and --over_dump are both True; CANN writes one"),
-])
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        ([], "--data_path is not given"),
+        (["--data_path=no_such"], "'no_such', which is no directory"),
+        (["--data=x"], "'--data=x' is not known"),
+        (
+            ["--data_path=.", "--data_dump_flag=True", "--over_dump=True"],
+            "--data_dump_flag and --over_dump are both True; CANN writes one",
+        ),
+    ],
+)
 def test_mistakes_of_an_entry_point_are_one_line(tmp_path, flags, wanted):
     code, output, calls = zoo(tmp_path, "train_full_1p.sh", *flags)
     assert (code, len(output), calls) == (1, 1, [])

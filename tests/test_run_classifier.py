@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts with labels and numbers, from files to scores; labels of checkpoints.
-"""
+"""Texts with labels and numbers, from files to scores; labels of checkpoints."""
+
 import json
 import re
 import shutil
@@ -33,16 +33,23 @@ class Folder:
         model = self.path / "model"
         flags = dict(
             bert_config_file=model / "config.json",
-            vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
-            output_dir=self.path / out, max_seq_length=64,
-            learning_rate=3e-3, num_workers=1, display_loss_steps=20)
+            vocab_file=model / "vocab.json",
+            merges_file=model / "merges.txt",
+            output_dir=self.path / out,
+            max_seq_length=64,
+            learning_rate=3e-3,
+            num_workers=1,
+            display_loss_steps=20,
+        )
         flags.update(named)
         return self._run(SCRIPT, code=code, **flags)
 
     def results(self, out):
         lines = (self.path / out / "eval_results.txt").read_text().splitlines()
-        return {key: float(value) for key, value in
-                (line.split(" = ") for line in lines)}
+        return {
+            key: float(value)
+            for key, value in (line.split(" = ") for line in lines)
+        }
 
     def lines(self, out, name):
         return (self.path / out / name).read_text().splitlines()
@@ -53,30 +60,42 @@ def folder(tmp_path_factory, forked):
     return Folder(tmp_path_factory.mktemp("classifier"), forked)
 
 
-TRAINED = dict(task="SST-2", do_train=True, do_eval=True, do_predict=True,
-               num_train_epochs=5, save_checkpoints_steps=30)
+TRAINED = dict(
+    task="SST-2",
+    do_train=True,
+    do_eval=True,
+    do_predict=True,
+    num_train_epochs=5,
+    save_checkpoints_steps=30,
+)
 
 
 @pytest.fixture(scope="module")
 def trained(folder):
     """The log of a run on SST-2 from texts to the server's file."""
-    return folder.run("out", data_dir=invented.write_sst2(
-        folder.path / "SST-2"), **TRAINED)
+    return folder.run(
+        "out", data_dir=invented.write_sst2(folder.path / "SST-2"), **TRAINED
+    )
 
 
 def test_a_model_learns_and_writes_what_the_server_reads(folder, trained):
     assert "features=240 epochs=5 num_train_steps=75 num_warmup_steps=4" in (
-        trained)
+        trained
+    )
     assert "training: examples=240 truncated=0 cut_tokens=0" in trained
     results = folder.results("out")
     assert results["examples"] == 60
     assert results["accuracy"] > 0.9  # chance is 0.5
     assert results["loss"] < 0.4
     scalars = tiny.scalars_of(folder.path / "out")
-    assert scalars["eval/accuracy"] == {75: pytest.approx(
-        results["accuracy"])}
-    assert {"loss", "accuracy", "learning_rate", "gradient_norm",
-            "eval/loss"} <= set(scalars)
+    assert scalars["eval/accuracy"] == {75: pytest.approx(results["accuracy"])}
+    assert {
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "gradient_norm",
+        "eval/loss",
+    } <= set(scalars)
     assert "eval/examples" not in scalars
     lines = folder.lines("out", "SST-2.tsv")
     assert lines[0] == "index\tprediction"
@@ -92,16 +111,25 @@ def test_a_run_goes_on_bit_for_bit(folder, trained):
     for path in list(out.glob("model.ckpt-30.*")) + [out / "config.json"]:
         shutil.copy(str(path), str(again))
     (again / "checkpoint").write_text(
-        'model_checkpoint_path: "model.ckpt-30"\n')
-    log = folder.run("again", data_dir=folder.path / "SST-2", **dict(
-        TRAINED, do_eval=False, do_predict=False))
+        'model_checkpoint_path: "model.ckpt-30"\n'
+    )
+    log = folder.run(
+        "again",
+        data_dir=folder.path / "SST-2",
+        **dict(TRAINED, do_eval=False, do_predict=False),
+    )
     assert "model.ckpt-30, batch 30" in log
-    first, second = (tf_checkpoint.load(checkpoints.newest(str(path)))
-                     for path in (out, again))
+    first, second = (
+        tf_checkpoint.load(checkpoints.newest(str(path)))
+        for path in (out, again)
+    )
     assert "cls/classification/dense/kernel" in first
-    assert [name for name in first if first[name].dtype != "STRING"
-            and first[name].read().tobytes()
-            != second[name].read().tobytes()] == []
+    assert [
+        name
+        for name in first
+        if first[name].dtype != "STRING"
+        and first[name].read().tobytes() != second[name].read().tobytes()
+    ] == []
 
 
 def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
@@ -110,80 +138,129 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
     assert config["label2id"] == {"0": 0, "1": 1}
     assert config["problem_type"] == "single_label_classification"
     table = folder.path / "own.csv"
-    table.write_text("name,sentence\n" + "".join(
-        'row%d,"%s"\n' % (number, text) for number, (text, _) in
-        enumerate(invented.texts(20, 9))))
-    folder.run("own", do_predict=True, predict_file=table,
-               text_column="sentence", index_column="name",
-               init_checkpoint=out / "model.ckpt-75",
-               bert_config_file=out / "config.json")
-    lines = [json.loads(line)
-             for line in folder.lines("own", "predictions.jsonl")]
+    table.write_text(
+        "name,sentence\n"
+        + "".join(
+            'row%d,"%s"\n' % (number, text)
+            for number, (text, _) in enumerate(invented.texts(20, 9))
+        )
+    )
+    folder.run(
+        "own",
+        do_predict=True,
+        predict_file=table,
+        text_column="sentence",
+        index_column="name",
+        init_checkpoint=out / "model.ckpt-75",
+        bert_config_file=out / "config.json",
+    )
+    lines = [
+        json.loads(line) for line in folder.lines("own", "predictions.jsonl")
+    ]
     assert [line["index"] for line in lines] == [
-        "row%d" % number for number in range(20)]
-    assert np.mean([line["label"] == str(number % 2)
-                    for number, line in enumerate(lines)]) > 0.8
+        "row%d" % number for number in range(20)
+    ]
+    assert (
+        np.mean(
+            [
+                line["label"] == str(number % 2)
+                for number, line in enumerate(lines)
+            ]
+        )
+        > 0.8
+    )
     for line in lines:
         best = max(line["probabilities"], key=line["probabilities"].get)
         assert best == line["label"]
-        assert sum(line["probabilities"].values()) == pytest.approx(
-            1, abs=1e-5)
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     # The new directory is a model of its own.
-    assert json.loads((folder.path / "own" / "config.json").read_text())[
-        "label2id"] == config["label2id"]
+    assert (
+        json.loads((folder.path / "own" / "config.json").read_text())[
+            "label2id"
+        ]
+        == config["label2id"]
+    )
 
 
 def test_a_predictor_says_the_same(folder, trained):
     """Of texts and of pairs, cut ones among them; see text_pairs.kept."""
     out = folder.path / "out"
-    rows = [{"text": text * times, "other": other}
-            for (text, _), other in zip(invented.texts(12, 11), [
-                "ab", "kuf " * 20, "dol", ""]) for times in (1, 2, 5)]
+    rows = [
+        {"text": text * times, "other": other}
+        for (text, _), other in zip(
+            invented.texts(12, 11), ["ab", "kuf " * 20, "dol", ""]
+        )
+        for times in (1, 2, 5)
+    ]
     # As many tokens in both and an odd room: a rule says who gives way.
     rows.append({"text": "ab" * 20, "other": "cd" * 20})
     table = folder.path / "pairs.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = predictor.Predictor(str(out), "classify", predictor.Settings(
-        max_seq_length=31))
+    model = predictor.Predictor(
+        str(out), "classify", predictor.Settings(max_seq_length=31)
+    )
     for column, pairs in (
-            ("", [(row["text"], None) for row in rows]),
-            ("other", [(row["text"], row["other"]) for row in rows])):
-        folder.run("same" + column, do_predict=True, predict_file=table,
-                   text_pair_column=column, max_seq_length=31,
-                   init_checkpoint=out / "model.ckpt-75",
-                   bert_config_file=out / "config.json")
-        lines = [json.loads(line) for line in
-                 folder.lines("same" + column, "predictions.jsonl")]
+        ("", [(row["text"], None) for row in rows]),
+        ("other", [(row["text"], row["other"]) for row in rows]),
+    ):
+        folder.run(
+            "same" + column,
+            do_predict=True,
+            predict_file=table,
+            text_pair_column=column,
+            max_seq_length=31,
+            init_checkpoint=out / "model.ckpt-75",
+            bert_config_file=out / "config.json",
+        )
+        lines = [
+            json.loads(line)
+            for line in folder.lines("same" + column, "predictions.jsonl")
+        ]
         found = model.classify_all(pairs)
         assert any(one["truncated"] for one in found)
-        assert ([one["label"] for one in found]
-                == [line["label"] for line in lines])
+        assert [one["label"] for one in found] == [
+            line["label"] for line in lines
+        ]
         for one, line in zip(found, lines):
-            assert one["scores"] == pytest.approx(line["probabilities"],
-                                                  abs=1e-5)
+            assert one["scores"] == pytest.approx(
+                line["probabilities"], abs=1e-5
+            )
 
 
 def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
-    """Pairs, half precision, micro-batches, two sets and the diagnostic one.
-    """
+    """Pairs, half precision, micro-batches, two sets and the diagnostic one."""
     log = folder.run(
-        "mnli", task="MNLI", do_train=True, do_eval=True, do_predict=True,
+        "mnli",
+        task="MNLI",
+        do_train=True,
+        do_eval=True,
+        do_predict=True,
         data_dir=invented.write_mnli(folder.path / "MNLI"),
         init_checkpoint=folder.path / "out" / "model.ckpt-75",
-        train_batch_size=4, num_accumulation_steps=2, num_train_epochs=1,
-        manual_fp16=True, max_seq_length=32)
+        train_batch_size=4,
+        num_accumulation_steps=2,
+        num_train_epochs=1,
+        manual_fp16=True,
+        max_seq_length=32,
+    )
     assert "global_batch=8" in log and "num_train_steps=3" in log
-    assert re.search(r"cls/classification/out_proj/\w+ with shape \[.*\b2\], "
-                     r"here it is \[.*\b3\]: the head begins anew", log), log
+    assert re.search(
+        r"cls/classification/out_proj/\w+ with shape \[.*\b2\], "
+        r"here it is \[.*\b3\]: the head begins anew",
+        log,
+    ), log
     results = folder.results("mnli")
     assert (results["examples_matched"], results["examples_mismatched"]) == (
-        6, 9)
+        6,
+        9,
+    )
     assert 0 <= results["accuracy_mismatched"] <= 1
     for name, count in (("MNLI-m", 4), ("MNLI-mm", 5), ("AX", 3)):
         lines = folder.lines("mnli", name + ".tsv")[1:]
         assert len(lines) == count
         assert {line.split("\t")[1] for line in lines} <= set(
-            invented.MNLI_LABELS)
+            invented.MNLI_LABELS
+        )
 
 
 @pytest.mark.parametrize("name", sorted(set(glue.TASKS) - {"SST-2", "MNLI"}))
@@ -193,14 +270,32 @@ def test_the_other_tasks_of_glue_run_from_files_to_the_servers(folder, name):
     test_glue.write_task(data, name)
     labels = glue.TASKS[name].labels or ("0.5", "4.75")
     for file, header, fields in test_glue.labelled(name):
-        test_glue.write(data / file, header, *(
-            [labels[number % 2] if field in labels + ("3.750",) else field
-             for field in fields] for number in range(8)))
-    folder.run("glue-" + name, task=name, data_dir=data, do_train=True,
-               do_eval=True, do_predict=True, num_train_epochs=1,
-               train_batch_size=8)
+        test_glue.write(
+            data / file,
+            header,
+            *(
+                [
+                    labels[number % 2]
+                    if field in labels + ("3.750",)
+                    else field
+                    for field in fields
+                ]
+                for number in range(8)
+            ),
+        )
+    folder.run(
+        "glue-" + name,
+        task=name,
+        data_dir=data,
+        do_train=True,
+        do_eval=True,
+        do_predict=True,
+        num_train_epochs=1,
+        train_batch_size=8,
+    )
     assert set(glue.TASKS[name].metrics) | {"loss", "examples"} == set(
-        folder.results("glue-" + name))
+        folder.results("glue-" + name)
+    )
     assert folder.results("glue-" + name)["examples"] == 8
     header, line = folder.lines("glue-" + name, name + ".tsv")
     assert header == "index\tprediction"
@@ -216,32 +311,55 @@ def test_a_regression_comes_close(folder):
     pytest.importorskip("scipy")
     for name, count, seed in (("a", 240, 1), ("b", 60, 2)):
         invented.write_scores(folder.path / (name + ".jsonl"), count, seed)
-    folder.run("scores", regression=True, do_train=True, do_eval=True,
-               do_predict=True, train_file=folder.path / "a.jsonl",
-               eval_file=folder.path / "b.jsonl",
-               predict_file=folder.path / "b.jsonl", num_train_epochs=6)
+    folder.run(
+        "scores",
+        regression=True,
+        do_train=True,
+        do_eval=True,
+        do_predict=True,
+        train_file=folder.path / "a.jsonl",
+        eval_file=folder.path / "b.jsonl",
+        predict_file=folder.path / "b.jsonl",
+        num_train_epochs=6,
+    )
     results = folder.results("scores")
     assert results["pearson"] > 0.8 and results["spearman"] > 0.7
-    values = [json.loads(line)["value"]
-              for line in folder.lines("scores", "predictions.jsonl")]
-    wanted = [json.loads(line)["label"] for line in
-              (folder.path / "b.jsonl").read_text().splitlines()]
+    values = [
+        json.loads(line)["value"]
+        for line in folder.lines("scores", "predictions.jsonl")
+    ]
+    wanted = [
+        json.loads(line)["label"]
+        for line in (folder.path / "b.jsonl").read_text().splitlines()
+    ]
     assert np.mean(np.square(np.subtract(values, wanted))) == pytest.approx(
-        results["loss"], rel=1e-3)
+        results["loss"], rel=1e-3
+    )
     assert results["loss"] < 0.5 * np.var(wanted)
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({}, "nothing to do: give --do_train=True or --do_eval=True or --do_pre"),
-    ({"task": "RTE", "do_train": True}, "--data_dir is not given; name the "
-     "directory of RTE's files"),
-    ({"task": "RTE", "labels": "a,b"}, "--labels is given with --task=RTE"),
-    ({"data_dir": "RTE"}, "--data_dir is given with --task=generic"),
-    ({"regression": True, "labels": "a,b"}, "are both given; a regression"),
-    ({"do_train": True}, "--train_file is not given; name a .tsv, .csv"),
-    ({"task": "RTE", "data_dir": "nowhere", "do_train": True},
-     "cannot use 'nowhere/train.tsv'"),
-    ({"do_predict": True}, "holds no checkpoint to predict with")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            {},
+            "nothing to do: give --do_train=True or --do_eval=True or --do_pre",
+        ),
+        (
+            {"task": "RTE", "do_train": True},
+            "--data_dir is not given; name the directory of RTE's files",
+        ),
+        ({"task": "RTE", "labels": "a,b"}, "--labels is given with --task=RTE"),
+        ({"data_dir": "RTE"}, "--data_dir is given with --task=generic"),
+        ({"regression": True, "labels": "a,b"}, "are both given; a regression"),
+        ({"do_train": True}, "--train_file is not given; name a .tsv, .csv"),
+        (
+            {"task": "RTE", "data_dir": "nowhere", "do_train": True},
+            "cannot use 'nowhere/train.tsv'",
+        ),
+        ({"do_predict": True}, "holds no checkpoint to predict with"),
+    ],
+)
 def test_what_cannot_work_is_one_line(folder, flags, message):
     log = folder.run("none", code=1, **flags)
     assert message in log.splitlines()[-1] and "Traceback" not in log
@@ -249,10 +367,17 @@ def test_what_cannot_work_is_one_line(folder, flags, message):
 
 
 def test_another_task_in_the_same_directory_is_refused(folder, trained):
-    log = folder.run("out", code=1, task="MNLI", do_predict=True,
-                     data_dir=invented.write_mnli(folder.path / "MNLI"))
-    assert "the checkpoint tells apart 0, 1, but contradiction, neutral, " in (
-        log.splitlines()[-1])
+    log = folder.run(
+        "out",
+        code=1,
+        task="MNLI",
+        do_predict=True,
+        data_dir=invented.write_mnli(folder.path / "MNLI"),
+    )
+    assert (
+        "the checkpoint tells apart 0, 1, but contradiction, neutral, "
+        in (log.splitlines()[-1])
+    )
 
 
 # --- Labels -----------------------------------------------------------------
@@ -262,13 +387,19 @@ def decided(tmp_path, saved, train=(), **flags):
     """Names of the labels of a prediction with a config's labels."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(saved))
-    run = run_config.RunConfig(output_dir=str(tmp_path / "out"),
-                             bert_config_file=str(path),
-                             do_train=bool(train))
+    run = run_config.RunConfig(
+        output_dir=str(tmp_path / "out"),
+        bert_config_file=str(path),
+        do_train=bool(train),
+    )
     return run_classifier.decide_labels(
-        run, run_classifier.ClassifierConfig(**flags), [
+        run,
+        run_classifier.ClassifierConfig(**flags),
+        [
             classification.Example("0", "dol", None, label, "a.tsv, line 2")
-            for label in train]).names
+            for label in train
+        ],
+    ).names
 
 
 def labels_of(*names):
@@ -278,25 +409,38 @@ def labels_of(*names):
 def test_published_labels_keep_their_order(tmp_path):
     published = labels_of("CONTRADICTION", "ENTAILMENT", "NEUTRAL")
     assert decided(tmp_path, published, task="MNLI") == (
-        "contradiction", "entailment", "neutral")
+        "contradiction",
+        "entailment",
+        "neutral",
+    )
     assert decided(tmp_path, published) == (
-        "CONTRADICTION", "ENTAILMENT", "NEUTRAL")
+        "CONTRADICTION",
+        "ENTAILMENT",
+        "NEUTRAL",
+    )
     # Names that say nothing are those of the task.
     assert decided(tmp_path, labels_of("LABEL_0", "LABEL_1"), task="RTE") == (
-        "entailment", "not_entailment")
+        "entailment",
+        "not_entailment",
+    )
 
 
 def test_new_runs_find_their_labels(tmp_path):
     saved = labels_of("yes", "no")
     assert decided(tmp_path, saved, train=["b", "a"]) == ("a", "b")
     assert decided(tmp_path, saved, train=["b", "a"], labels="b,a,c") == (
-        "b", "a", "c")
+        "b",
+        "a",
+        "c",
+    )
     assert decided(tmp_path, saved, train=["1", "2"], regression=True) == ()
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(errors.UserError, match="tells apart yes, no, but "
-                       "numbers .a regression. is wanted"):
+    with pytest.raises(
+        errors.UserError,
+        match="tells apart yes, no, but numbers .a regression. is wanted",
+    ):
         decided(tmp_path, labels_of("yes", "no"), regression=True)
     with pytest.raises(errors.UserError, match="names no labels"):
         decided(tmp_path, {})
@@ -318,9 +462,11 @@ def test_results_of_two_sets_have_their_names():
         return classification.Example("0", "dol", None, label, "a.tsv")
 
     results = run_classifier.evaluation_results(
-        classification.Labels(("a", "b")), ["accuracy"],
+        classification.Labels(("a", "b")),
+        ["accuracy"],
         [("_x", [example("a"), example("b")]), ("_y", [example("b")])],
-        [np.array([[1.0, 0], [1.0, 0]]), np.array([[0, 1.0]])])
+        [np.array([[1.0, 0], [1.0, 0]]), np.array([[0, 1.0]])],
+    )
     assert results["accuracy_x"] == 0.5 and results["accuracy_y"] == 1.0
     assert (results["examples_x"], results["examples_y"]) == (2, 1)
     assert results["loss_y"] == pytest.approx(np.log(1 + np.exp(-1)))

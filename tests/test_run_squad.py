@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The span loss by hand, and the loss of guessing."""
+
 import math
 import types
 
@@ -14,9 +15,15 @@ import run_squad
 from training import run_config
 
 CONFIG = configuration.RobertaConfig(
-    vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-    intermediate_size=12, initializer_range=0.5, hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0)
+    vocab_size=40,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    initializer_range=0.5,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 RUN = run_config.RunConfig(output_dir="/nonexistent", train_batch_size=4)
 IDS = np.array([[0, 5, 6, 2, 2, 7, 8, 2], [0, 9, 2, 2, 10, 2, 1, 1]])
 STARTS, ENDS = [5, 0], [6, 0]
@@ -26,14 +33,19 @@ def evaluate(task, ids=IDS):
     """(loss, number of exact spans, start, end, answerable logits)."""
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(3)
-        features = {name: tf.constant(value, tf.int32) for name, value in (
-            ("input_ids", ids), ("start_position", STARTS),
-            ("end_position", ENDS))}
-        sums = run_squad.span_sums(CONFIG, task, features,
-                                   kernels.Kernels(), None, RUN)
+        features = {
+            name: tf.constant(value, tf.int32)
+            for name, value in (
+                ("input_ids", ids),
+                ("start_position", STARTS),
+                ("end_position", ENDS),
+            )
+        }
+        sums = run_squad.span_sums(
+            CONFIG, task, features, kernels.Kernels(), None, RUN
+        )
         with tf.variable_scope("", reuse=True):
-            model = modeling.RobertaModel(CONFIG, False,
-                                          features["input_ids"])
+            model = modeling.RobertaModel(CONFIG, False, features["input_ids"])
             hidden = model.get_sequence_output()
             logits = list(modeling.squad_logits(CONFIG, hidden))
             if task.answerability_head:
@@ -61,13 +73,13 @@ def test_loss_is_the_mean_of_start_and_end():
 def test_more_padding_does_not_change_the_loss():
     wide = np.concatenate([IDS, np.ones([2, 8], int)], axis=1)
     task = run_squad.SquadConfig()
-    assert evaluate(task, wide)[0] == pytest.approx(evaluate(task)[0],
-                                                    rel=1e-5)
+    assert evaluate(task, wide)[0] == pytest.approx(evaluate(task)[0], rel=1e-5)
 
 
 def test_loss_of_the_classifier_is_added():
-    task = run_squad.SquadConfig(version_2_with_negative=True,
-                                 answerability_head=True)
+    task = run_squad.SquadConfig(
+        version_2_with_negative=True, answerability_head=True
+    )
     loss, _, start, end, answerable = evaluate(task)
     spans = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
     # The first question has an answer here, the second has none.
@@ -77,14 +89,20 @@ def test_loss_of_the_classifier_is_added():
 
 
 def data_of(starts, doc_length=20):
-    features = [types.SimpleNamespace(start_position=start,
-                                      doc_length=doc_length)
-                for start in starts]
+    features = [
+        types.SimpleNamespace(start_position=start, doc_length=doc_length)
+        for start in starts
+    ]
     return run_squad.Data([], features, np.full(len(features), 30))
 
 
-@pytest.mark.parametrize("starts, wanted", [
-    ([3, 4], math.log(20)), ([0, 0], 0.0),
-    ([3, 0], 0.5 * math.log(20) + math.log(2))])
+@pytest.mark.parametrize(
+    "starts, wanted",
+    [
+        ([3, 4], math.log(20)),
+        ([0, 0], 0.0),
+        ([3, 0], 0.5 * math.log(20) + math.log(2)),
+    ],
+)
 def test_loss_of_guessing(starts, wanted):
     assert run_squad.chance_loss(data_of(starts)) == pytest.approx(wanted)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of words, from files to scores; on NPUs too."""
+
 import json
 import math
 
@@ -23,17 +24,27 @@ def flags_of(folder, out, **more):
     model = folder / "model"
     flags = dict(
         bert_config_file=model / "config.json",
-        vocab_file=model / "vocab.json", merges_file=model / "merges.txt",
-        output_dir=folder / out, max_seq_length=32, learning_rate=5e-3,
-        num_workers=1, display_loss_steps=50)
+        vocab_file=model / "vocab.json",
+        merges_file=model / "merges.txt",
+        output_dir=folder / out,
+        max_seq_length=32,
+        learning_rate=5e-3,
+        num_workers=1,
+        display_loss_steps=50,
+    )
     flags.update(more)
     return flags
 
 
 def data_of(folder):
-    return {name + "_file": folder / "data" / (file + ".txt")
-            for name, file in (("train", "train"), ("eval", "dev"),
-                               ("predict", "test"))}
+    return {
+        name + "_file": folder / "data" / (file + ".txt")
+        for name, file in (
+            ("train", "train"),
+            ("eval", "dev"),
+            ("predict", "test"),
+        )
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +58,28 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folder, forked):
     """The log of a run from files to scores and predictions."""
-    return forked("run_tagger.py", **flags_of(
-        folder, "out", do_train=True, do_eval=True, do_predict=True,
-        num_train_epochs=16, **data_of(folder)))
+    return forked(
+        "run_tagger.py",
+        **flags_of(
+            folder,
+            "out",
+            do_train=True,
+            do_eval=True,
+            do_predict=True,
+            num_train_epochs=16,
+            **data_of(folder),
+        ),
+    )
 
 
 def results_of(folder):
-    return {key: float(value) for key, value in (
-        line.split(" = ") for line in
-        (folder / "eval_results.txt").read_text().splitlines())}
+    return {
+        key: float(value)
+        for key, value in (
+            line.split(" = ")
+            for line in (folder / "eval_results.txt").read_text().splitlines()
+        )
+    }
 
 
 def test_a_model_learns_and_labels(folder, trained):
@@ -64,67 +88,145 @@ def test_a_model_learns_and_labels(folder, trained):
     assert "dev.txt: labels converted" not in trained
     results = results_of(folder / "out")
     assert set(results) == {
-        "accuracy", "loss", "words", "sentences", "precision", "recall", "f1",
-        "precision_LOC", "recall_LOC", "f1_LOC", "precision_PER",
-        "recall_PER", "f1_PER"}
+        "accuracy",
+        "loss",
+        "words",
+        "sentences",
+        "precision",
+        "recall",
+        "f1",
+        "precision_LOC",
+        "recall_LOC",
+        "f1_LOC",
+        "precision_PER",
+        "recall_PER",
+        "f1_PER",
+    }
     assert results["sentences"] == 60
     # Labels drawn at random find hardly any entity.
     assert results["f1"] > 0.8 and results["accuracy"] > 0.9
     assert results["loss"] < 0.3  # chance is 1.5
     scalars = tiny.scalars_of(folder / "out")
     assert list(scalars["eval/f1_PER"].values()) == [
-        pytest.approx(results["f1_PER"])]
+        pytest.approx(results["f1_PER"])
+    ]
     assert "eval/words" not in scalars
-    gold, found = (conll.read(str(path), label_column=-1) for path in (
-        folder / "data" / "test.txt", folder / "out" / "predictions.txt"))
+    gold, found = (
+        conll.read(str(path), label_column=-1)
+        for path in (
+            folder / "data" / "test.txt",
+            folder / "out" / "predictions.txt",
+        )
+    )
     assert [one.words for one in found] == [one.words for one in gold]
-    assert np.mean([label == other for one, two in zip(gold, found)
-                    for label, other in zip(one.labels, two.labels)]) > 0.8
+    assert (
+        np.mean(
+            [
+                label == other
+                for one, two in zip(gold, found)
+                for label, other in zip(one.labels, two.labels)
+            ]
+        )
+        > 0.8
+    )
     config = json.loads((folder / "out" / "config.json").read_text())
     assert config["architectures"] == ["RobertaForTokenClassification"]
-    assert config["id2label"] == {"0": "O", "1": "B-LOC", "2": "I-LOC",
-                                  "3": "B-PER", "4": "I-PER"}
+    assert config["id2label"] == {
+        "0": "O",
+        "1": "B-LOC",
+        "2": "I-LOC",
+        "3": "B-PER",
+        "4": "I-PER",
+    }
     assert config["label2id"]["I-PER"] == 4
 
 
-def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained,
-                                                       forked):
+def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained, forked):
     """In windows, of a file with nothing but words."""
     words = folder / "words.txt"
     gold = conll.read(str(folder / "data" / "dev.txt"), label_column=-1)
     words.write_text("\n".join("\n".join(one.words) + "\n" for one in gold))
     out = folder / "out"
-    log = forked("run_tagger.py", **flags_of(
-        folder, "own", do_predict=True, predict_file=words, max_seq_length=15,
-        init_checkpoint=tf.train.latest_checkpoint(str(out)),
-        bert_config_file=out / "config.json"))
+    log = forked(
+        "run_tagger.py",
+        **flags_of(
+            folder,
+            "own",
+            do_predict=True,
+            predict_file=words,
+            max_seq_length=15,
+            init_checkpoint=tf.train.latest_checkpoint(str(out)),
+            bert_config_file=out / "config.json",
+        ),
+    )
     assert "split_sentences=0" not in log and "cut_words=0" in log
-    found = conll.read(str(folder / "own" / "predictions.txt"),
-                       label_column=-1)
+    found = conll.read(str(folder / "own" / "predictions.txt"), label_column=-1)
     assert [one.words for one in found] == [one.words for one in gold]
-    assert np.mean([label == other for one, two in zip(gold, found)
-                    for label, other in zip(one.labels, two.labels)]) > 0.7
+    assert (
+        np.mean(
+            [
+                label == other
+                for one, two in zip(gold, found)
+                for label, other in zip(one.labels, two.labels)
+            ]
+        )
+        > 0.7
+    )
 
 
 def test_npus_get_windows_of_one_length(folder):
-    log = tiny.run(tiny.command("run_tagger.py", [], **flags_of(
-        folder, "npu", do_train=True, do_predict=True, num_train_epochs=0.2,
-        train_batch_size=4, num_accumulation_steps=2, manual_fp16=True,
-        iterations_per_loop=2, predict_batch_size=3, **data_of(folder))))
+    log = tiny.run(
+        tiny.command(
+            "run_tagger.py",
+            [],
+            **flags_of(
+                folder,
+                "npu",
+                do_train=True,
+                do_predict=True,
+                num_train_epochs=0.2,
+                train_batch_size=4,
+                num_accumulation_steps=2,
+                manual_fp16=True,
+                iterations_per_loop=2,
+                predict_batch_size=3,
+                **data_of(folder),
+            ),
+        )
+    )
     assert "device=npu" in log and "num_train_steps=7" in log
     assert len(conll.read(str(folder / "npu" / "predictions.txt"))) == 20
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"train_file": ""}, "--train_file is not given; name a file of one word"),
-    ({"train_file": "nowhere.txt"}, "nowhere.txt"),
-    ({"label_column": 3}, "has no column 3 (--label_column); its columns are"),
-    ({"labels": "O,B-PER,I-PER"}, "has the label 'B-LOC'; expected one of"),
-    ({"do_train": False}, "nothing to do: give --do_train=True or --do_eval")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            {"train_file": ""},
+            "--train_file is not given; name a file of one word",
+        ),
+        ({"train_file": "nowhere.txt"}, "nowhere.txt"),
+        (
+            {"label_column": 3},
+            "has no column 3 (--label_column); its columns are",
+        ),
+        ({"labels": "O,B-PER,I-PER"}, "has the label 'B-LOC'; expected one of"),
+        (
+            {"do_train": False},
+            "nothing to do: give --do_train=True or --do_eval",
+        ),
+    ],
+)
 def test_what_cannot_work_is_one_line(folder, forked, flags, message):
-    log = forked("run_tagger.py", code=1, **flags_of(
-        folder, "none", **dict(data_of(folder), **dict({"do_train": True},
-                                                       **flags))))
+    log = forked(
+        "run_tagger.py",
+        code=1,
+        **flags_of(
+            folder,
+            "none",
+            **dict(data_of(folder), **dict({"do_train": True}, **flags)),
+        ),
+    )
     assert message in log.splitlines()[-1] and "Traceback" not in log
     assert not (folder / "none").exists()
 
@@ -134,11 +236,14 @@ def test_what_cannot_work_is_one_line(folder, forked, flags, message):
 
 def decide(folder, labels="", do_train=False, train=(), **config):
     (folder / "config.json").write_text(json.dumps(config))
-    run = run_config.RunConfig(output_dir=str(folder / "none"),
-                             do_train=do_train,
-                             bert_config_file=str(folder / "config.json"))
+    run = run_config.RunConfig(
+        output_dir=str(folder / "none"),
+        do_train=do_train,
+        bert_config_file=str(folder / "config.json"),
+    )
     return run_tagger.decide_labels(
-        run, run_tagger.TaggerConfig(labels=labels), train)
+        run, run_tagger.TaggerConfig(labels=labels), train
+    )
 
 
 NAMED = {"id2label": {"0": "O", "1": "B-X"}}
@@ -151,12 +256,16 @@ def test_labels_come_from_the_checkpoint_or_the_flag(tmp_path):
     assert decide(tmp_path, "NN,VB") == ("NN", "VB")
     sentences = [conll.Sentence("file", 1, ("a", "b"), ("VB", "NN"))]
     assert decide(tmp_path, do_train=True, train=sentences, **NAMED) == (
-        "NN", "VB")
+        "NN",
+        "VB",
+    )
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(errors.UserError, match="apart O, B-X, but --labels "
-                       "are B-X, O; train another"):
+    with pytest.raises(
+        errors.UserError,
+        match="apart O, B-X, but --labels are B-X, O; train another",
+    ):
         decide(tmp_path, "B-X,O", **NAMED)
     with pytest.raises(errors.UserError, match="names no labels"):
         decide(tmp_path)
@@ -164,8 +273,10 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
 
 # --- Scores -----------------------------------------------------------------
 
-SENTENCES = [conll.Sentence("file", 1, ("ab", "cd"), ("B-X", "I-X")),
-             conll.Sentence("file", 4, ("ef",), ("O",))]
+SENTENCES = [
+    conll.Sentence("file", 1, ("ab", "cd"), ("B-X", "I-X")),
+    conll.Sentence("file", 4, ("ef",), ("O",)),
+]
 NAMES = ("O", "B-X", "I-X")
 OUTPUTS = np.log([[0.1, 0.2, 0.7], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])
 
@@ -182,17 +293,26 @@ def test_results_are_of_words_and_of_entities():
     pytest.importorskip("seqeval")
     results = run_tagger.evaluation_results(NAMES, SENTENCES, OUTPUTS)
     assert results == {
-        "accuracy": 1.0, "words": 3, "sentences": 2, "precision": 1.0,
-        "recall": 1.0, "f1": 1.0, "precision_X": 1.0, "recall_X": 1.0,
+        "accuracy": 1.0,
+        "words": 3,
+        "sentences": 2,
+        "precision": 1.0,
+        "recall": 1.0,
+        "f1": 1.0,
+        "precision_X": 1.0,
+        "recall_X": 1.0,
         "f1_X": 1.0,
-        "loss": pytest.approx(-math.log(0.2 * 0.6 * 0.5) / 3)}
+        "loss": pytest.approx(-math.log(0.2 * 0.6 * 0.5) / 3),
+    }
 
 
 def test_parts_of_speech_have_an_accuracy_alone():
-    sentences = [one._replace(labels=("VB",) * len(one.words))
-                 for one in SENTENCES]
-    results = run_tagger.evaluation_results(("VB", "NN", "DT"), sentences,
-                                            OUTPUTS)
+    sentences = [
+        one._replace(labels=("VB",) * len(one.words)) for one in SENTENCES
+    ]
+    results = run_tagger.evaluation_results(
+        ("VB", "NN", "DT"), sentences, OUTPUTS
+    )
     assert set(results) == {"accuracy", "loss", "words", "sentences"}
     assert results["accuracy"] == pytest.approx(1 / 3)
 
@@ -211,16 +331,22 @@ def test_labels_follow_first_tokens():
 
 def test_loss_is_a_mean_over_labelled_tokens():
     config = configuration.RobertaConfig(
-        vocab_size=40, hidden_size=8, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=12, initializer_range=0.5)
+        vocab_size=40,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        initializer_range=0.5,
+    )
     run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
-    device = cpu_environment.Cpu(environment.DeviceConfig(),
-                                Processes())
+    device = cpu_environment.Cpu(environment.DeviceConfig(), Processes())
     model = run_tagger.build_model(config, run, 3, device)
     ids = np.random.RandomState(0).randint(3, 40, [2, 5])
     labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])
-    features = {"input_ids": tf.placeholder(tf.int32, [None, None]),
-                "label": tf.constant(labels, tf.int32)}
+    features = {
+        "input_ids": tf.placeholder(tf.int32, [None, None]),
+        "label": tf.constant(labels, tf.int32),
+    }
     sums = model.losses(features, True, tf.constant([1, 2]))
     with tf.variable_scope("", reuse=True):
         outputs = model.predictions(features)["outputs"]
@@ -228,11 +354,13 @@ def test_loss_is_a_mean_over_labelled_tokens():
         session.run(tf.global_variables_initializer())
         sums, weight, outputs = session.run(
             [sums, model.weight(features), outputs],
-            {features["input_ids"]: ids})
+            {features["input_ids"]: ids},
+        )
     rows, columns = np.nonzero(labels >= 0)
     logits, wanted = outputs[rows, columns], labels[rows, columns]
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert outputs.shape == (2, 5, 3) and weight == 3
     assert sums["loss"] == pytest.approx(
-        -np.log(shares[np.arange(3), wanted]).sum(), rel=1e-4)
+        -np.log(shares[np.arange(3), wanted]).sum(), rel=1e-4
+    )
     assert sums["accuracy"] == (logits.argmax(1) == wanted).sum()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """safetensors files against the safetensors package, and damaged ones."""
+
 import json
 import struct
 
@@ -10,14 +11,17 @@ import safetensors.numpy
 from common import errors
 from weights import lazy_tensors, safetensors_file
 
-HEADER = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-          "b": {"dtype": "F16", "shape": [1], "data_offsets": [24, 26]}}
+HEADER = {
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "F16", "shape": [1], "data_offsets": [24, 26]},
+}
 
 
 def file_of(path, header, data=b"\0" * 26, length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length)
-                     + text + data)
+    path.write_bytes(
+        struct.pack("<Q", len(text) if length is None else length) + text + data
+    )
     return str(path)
 
 
@@ -28,9 +32,11 @@ def changed(**entry):
 
 
 def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
-    arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3),
-              "h": np.array([1.5, -2], np.float16),
-              "n": np.array(7, np.int64)}
+    arrays = {
+        "x": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "h": np.array([1.5, -2], np.float16),
+        "n": np.array(7, np.int64),
+    }
     safetensors.numpy.save_file(arrays, str(tmp_path / "package"))
     tensors = safetensors_file.load(str(tmp_path / "package"))
     for name, array in arrays.items():
@@ -45,14 +51,16 @@ def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
 
 
 def test_tensors_are_aligned_and_marked_as_pytorch_ones(tmp_path):
-    tensors = {"a": lazy_tensors.zeros("F16", (3,), ""),
-               "b": lazy_tensors.zeros("F32", (2,), "")}
+    tensors = {
+        "a": lazy_tensors.zeros("F16", (3,), ""),
+        "b": lazy_tensors.zeros("F32", (2,), ""),
+    }
     path = tmp_path / "file"
     with open(str(path), "wb") as stream:
         safetensors_file.write(stream, tensors)
     data = path.read_bytes()
-    length, = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + length].decode())
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length].decode())
     assert header["__metadata__"] == {"format": "pt"}
     assert header["b"]["data_offsets"] == [0, 8] and length % 8 == 0
 
@@ -63,33 +71,39 @@ def test_a_transposed_view_is_written_in_its_own_order(tmp_path):
     with open(str(tmp_path / "file"), "wb") as stream:
         safetensors_file.write(stream, {"x": lazy_tensors.transposed(tensor)})
     np.testing.assert_array_equal(
-        safetensors_file.load(str(tmp_path / "file"))["x"].read(), array.T)
+        safetensors_file.load(str(tmp_path / "file"))["x"].read(), array.T
+    )
 
 
-@pytest.mark.parametrize("header, options, expected", [
-    (HEADER, {"length": 1 << 62}, "above the limit"),
-    (HEADER, {"length": 1 << 20}, "ends behind the file"),
-    (HEADER, {"data": b"\0" * 25}, "25 are there"),
-    (HEADER, {"data": b"\0" * 27}, "27 are there"),
-    (b"not json", {}, "not the JSON"),
-    (b"[1]", {}, "holds a JSON list"),
-    (b"[" * 100000, {}, "not the JSON"),
-    (b'{"a": ' * 40 + b"1" + b"}" * 40, {}, "nested too deeply"),
-    (b'{"a": %s}' % (b"9" * 100000), {}, "100000 digits"),
-    (b'{"a": 1, "a": 2}', {}, "a key stands in it twice"),
-    (b'{"a": 1}', {}, "not described by an object"),
-    (changed(dtype="F31"), {}, "the type of 'a'"),
-    (changed(dtype=["F32"]), {}, "the type of 'a'"),
-    (changed(shape=[2, -3]), {}, "not as expected"),
-    (changed(shape=[2, True]), {}, "not as expected"),
-    (changed(shape=[1 << 40, 1 << 40]), {}, "by its shape"),
-    (changed(shape=[2, 4]), {}, "takes 32 bytes by its shape"),
-    (changed(data_offsets=[2, 26]), {}, "begins at byte 2"),
-    (changed(data_offsets=[0]), {}, "not as expected"),
-    (changed(shape=[1], data_offsets=[24, 28]), {}, "begins at byte 24"),
-], ids=lambda value: str(value)[:30])
-def test_a_header_that_does_not_add_up_is_refused(tmp_path, header, options,
-                                                  expected):
+@pytest.mark.parametrize(
+    "header, options, expected",
+    [
+        (HEADER, {"length": 1 << 62}, "above the limit"),
+        (HEADER, {"length": 1 << 20}, "ends behind the file"),
+        (HEADER, {"data": b"\0" * 25}, "25 are there"),
+        (HEADER, {"data": b"\0" * 27}, "27 are there"),
+        (b"not json", {}, "not the JSON"),
+        (b"[1]", {}, "holds a JSON list"),
+        (b"[" * 100000, {}, "not the JSON"),
+        (b'{"a": ' * 40 + b"1" + b"}" * 40, {}, "nested too deeply"),
+        (b'{"a": %s}' % (b"9" * 100000), {}, "100000 digits"),
+        (b'{"a": 1, "a": 2}', {}, "a key stands in it twice"),
+        (b'{"a": 1}', {}, "not described by an object"),
+        (changed(dtype="F31"), {}, "the type of 'a'"),
+        (changed(dtype=["F32"]), {}, "the type of 'a'"),
+        (changed(shape=[2, -3]), {}, "not as expected"),
+        (changed(shape=[2, True]), {}, "not as expected"),
+        (changed(shape=[1 << 40, 1 << 40]), {}, "by its shape"),
+        (changed(shape=[2, 4]), {}, "takes 32 bytes by its shape"),
+        (changed(data_offsets=[2, 26]), {}, "begins at byte 2"),
+        (changed(data_offsets=[0]), {}, "not as expected"),
+        (changed(shape=[1], data_offsets=[24, 28]), {}, "begins at byte 24"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_header_that_does_not_add_up_is_refused(
+    tmp_path, header, options, expected
+):
     path = file_of(tmp_path / "file", header, **options)
     with pytest.raises(errors.UserError) as caught:
         safetensors_file.load(path)

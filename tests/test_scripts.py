@@ -4,6 +4,7 @@
 Set-up runs with stand-ins for Python that note what they are asked to do, so
 that nothing is downloaded.
 """
+
 import json
 import os
 import re
@@ -19,13 +20,15 @@ from conftest import REPOSITORY
 import configuration
 
 SHELL_FILES = sorted(REPOSITORY.glob("scripts/*.sh")) + [
-    REPOSITORY / ".ci" / "run"]
+    REPOSITORY / ".ci" / "run"
+]
 FLAG_FILES = sorted(REPOSITORY.glob("configs/*.flags"))
 # launcher: (script, the predecessor's settings)
 LAUNCHERS = {
     "run_pretraining.sh": ("run_pretraining.py", "predecessor_pretraining"),
     "run_squadv1.1.sh": ("run_squad.py", "predecessor_squad_v1.1"),
-    "run_squadv2.0.sh": ("run_squad.py", "predecessor_squad_v2.0")}
+    "run_squadv2.0.sh": ("run_squad.py", "predecessor_squad_v2.0"),
+}
 
 
 def write_program(path, text):
@@ -35,8 +38,9 @@ def write_program(path, text):
 
 def read_flags(path):
     """The flags of a flag file, in their order."""
-    return [line for line in path.read_text().splitlines()
-            if line.startswith("--")]
+    return [
+        line for line in path.read_text().splitlines() if line.startswith("--")
+    ]
 
 
 def as_dict(flags):
@@ -53,22 +57,30 @@ def test_shell_file_parses_and_stops_at_errors(path):
 
 
 def test_shellcheck_finds_nothing():
-    program = shutil.which("shellcheck", path=os.pathsep.join(
-        [os.path.dirname(sys.executable), os.environ["PATH"]]))
+    program = shutil.which(
+        "shellcheck",
+        path=os.pathsep.join(
+            [os.path.dirname(sys.executable), os.environ["PATH"]]
+        ),
+    )
     if program is None:
         pytest.skip("shellcheck is not installed")
     # SC1091: a sourced file is checked on its own.
     result = subprocess.run(
         [program, "--exclude=SC1091"] + [str(path) for path in SHELL_FILES],
-        stdout=subprocess.PIPE, universal_newlines=True)
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("path", SHELL_FILES + FLAG_FILES,
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", SHELL_FILES + FLAG_FILES, ids=lambda path: path.name
+)
 def test_no_path_of_one_machine(path):
-    assert not re.search(r"(^|[\s=:\"'])/(home|root|Users|data)\b",
-                         path.read_text())
+    assert not re.search(
+        r"(^|[\s=:\"'])/(home|root|Users|data)\b", path.read_text()
+    )
 
 
 # --- Launchers --------------------------------------------------------------
@@ -82,16 +94,27 @@ def launch(name, tmp_path, *arguments):
       they saw them).
     """
     log = tmp_path / "log"
-    write_program(tmp_path / "python", "#!/usr/bin/env bash\n"
-                  "printf '%s\\n' \"$JOB_ID $ASCEND_DEVICE_ID\" \"$@\" -- "
-                  ">> {}\n".format(log))
+    write_program(
+        tmp_path / "python",
+        "#!/usr/bin/env bash\n"
+        'printf \'%s\\n\' "$JOB_ID $ASCEND_DEVICE_ID" "$@" -- '
+        ">> {}\n".format(log),
+    )
     environment = dict(
-        os.environ, PYTHON=str(tmp_path / "python"), BERT_BASE_DIR="a model",
-        SQUAD_DIR="a squad", BookCorpus_DIR="a corpus", OUT_DIR="an output")
+        os.environ,
+        PYTHON=str(tmp_path / "python"),
+        BERT_BASE_DIR="a model",
+        SQUAD_DIR="a squad",
+        BookCorpus_DIR="a corpus",
+        OUT_DIR="an output",
+    )
     for variable in ("JOB_ID", "ASCEND_DEVICE_ID", "INIT_CHECKPOINT"):
         environment.pop(variable, None)
-    subprocess.run(["bash", str(REPOSITORY / "scripts" / name)] +
-                   list(arguments), env=environment, check=True)
+    subprocess.run(
+        ["bash", str(REPOSITORY / "scripts" / name)] + list(arguments),
+        env=environment,
+        check=True,
+    )
     calls = [call.split("\n") for call in log.read_text().split("\n--\n")[:-1]]
     return [call[1:] for call in calls], calls[0][0]
 
@@ -108,25 +131,36 @@ def test_launcher_passes_paths_and_flags_on(name, tmp_path):
 
 def test_squad_launchers_score_their_predictions(tmp_path):
     calls, _ = launch("run_squadv1.1.sh", tmp_path)
-    assert calls[1] == [str(REPOSITORY / "scripts/evaluate-v1.1.py"),
-                        "a squad/dev-v1.1.json", "an output/predictions.json"]
+    assert calls[1] == [
+        str(REPOSITORY / "scripts/evaluate-v1.1.py"),
+        "a squad/dev-v1.1.json",
+        "an output/predictions.json",
+    ]
     (tmp_path / "log").unlink()
     calls, _ = launch("run_squadv2.0.sh", tmp_path)
-    assert calls[1] == [str(REPOSITORY / "scripts/evaluate-v2.0.py"),
-                        "a squad/dev-v2.0.json", "an output/predictions.json",
-                        "--na-prob-file", "an output/null_odds.json"]
+    assert calls[1] == [
+        str(REPOSITORY / "scripts/evaluate-v2.0.py"),
+        "a squad/dev-v2.0.json",
+        "an output/predictions.json",
+        "--na-prob-file",
+        "an output/null_odds.json",
+    ]
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_launcher_has_the_recipe_of_the_flag_file(version, tmp_path):
     calls, _ = launch("run_squadv{}.sh".format(version), tmp_path)
     launched = as_dict(calls[0][1:])
-    recipe = as_dict(read_flags(
-        REPOSITORY / "configs" / "squad_v{}_large.flags".format(version)))
+    recipe = as_dict(
+        read_flags(
+            REPOSITORY / "configs" / "squad_v{}_large.flags".format(version)
+        )
+    )
     shared = set(launched) & set(recipe) - {"bert_config_file"}
     assert len(shared) > 15
-    assert ({name: launched[name] for name in shared} ==
-            {name: recipe[name] for name in shared})
+    assert {name: launched[name] for name in shared} == {
+        name: recipe[name] for name in shared
+    }
 
 
 # --- Flag files and model configs -------------------------------------------
@@ -156,10 +190,13 @@ for arguments in json.load(sys.stdin):
 
 
 # script: (how its recipes' names begin, how many lists of flags there are)
-RECIPES = {"run_pretraining.py": ("pretrain", 4),
-           "run_squad.py": ("squad", 8), "run_classifier.py": ("glue", 8),
-           "run_multiple_choice.py": ("race", 1),
-           "run_tagger.py": ("conll", 2)}
+RECIPES = {
+    "run_pretraining.py": ("pretrain", 4),
+    "run_squad.py": ("squad", 8),
+    "run_classifier.py": ("glue", 8),
+    "run_multiple_choice.py": ("race", 1),
+    "run_tagger.py": ("conll", 2),
+}
 
 
 @pytest.mark.parametrize("script", sorted(RECIPES))
@@ -170,18 +207,28 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
             directory = tmp_path / name
             directory.mkdir()
             launched = launch(name, directory)[0][0][1:]
-            lists += [launched, launched + [
-                "--flagfile=configs/{}.flags".format(predecessor)]]
+            lists += [
+                launched,
+                launched + ["--flagfile=configs/{}.flags".format(predecessor)],
+            ]
     task, count = RECIPES[script]
     data = ["--data_dir=data"] if task in ("glue", "race") else []
-    lists += [["--flagfile={}".format(path)] + data for path in FLAG_FILES
-              if path.name.startswith(task)]
+    lists += [
+        ["--flagfile={}".format(path)] + data
+        for path in FLAG_FILES
+        if path.name.startswith(task)
+    ]
     assert len(lists) == count
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PARSE, script],
-        cwd=str(REPOSITORY), input=json.dumps(lists), stderr=subprocess.PIPE,
-        universal_newlines=True, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3",
-                                          PYTHONPATH=str(REPOSITORY)))
+        cwd=str(REPOSITORY),
+        input=json.dumps(lists),
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(
+            os.environ, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH=str(REPOSITORY)
+        ),
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -189,11 +236,15 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
 # Source: fairseq, examples/roberta/config/finetuning/*.yaml; the sizes are
 # those of GLUE's training sets.
 GLUE = {
-    "cola": (8551, 1e-5, 16, 5336, 320), "sst2": (67349, 1e-5, 32, 20935, 1256),
-    "mrpc": (3668, 1e-5, 16, 2296, 137), "stsb": (5749, 2e-5, 16, 3598, 214),
+    "cola": (8551, 1e-5, 16, 5336, 320),
+    "sst2": (67349, 1e-5, 32, 20935, 1256),
+    "mrpc": (3668, 1e-5, 16, 2296, 137),
+    "stsb": (5749, 2e-5, 16, 3598, 214),
     "qqp": (363846, 1e-5, 32, 113272, 28318),
     "mnli": (392702, 1e-5, 32, 123873, 7432),
-    "qnli": (104743, 1e-5, 32, 33112, 1986), "rte": (2490, 2e-5, 16, 2036, 122)}
+    "qnli": (104743, 1e-5, 32, 33112, 1986),
+    "rte": (2490, 2e-5, 16, 2036, 122),
+}
 
 
 @pytest.mark.parametrize("task", sorted(GLUE))
@@ -202,21 +253,30 @@ def test_glue_recipe_is_fairseqs(task):
     path = REPOSITORY / "configs" / "glue_{}_large.flags".format(task)
     flags = as_dict(read_flags(path))
     assert float(flags["learning_rate"]) == rate
-    assert int(flags["train_batch_size"]) * int(
-        flags["num_accumulation_steps"]) == batch
+    assert (
+        int(flags["train_batch_size"]) * int(flags["num_accumulation_steps"])
+        == batch
+    )
     assert float(flags["warmup_proportion"]) == pytest.approx(
-        warmup / updates, abs=6e-4)
+        warmup / updates, abs=6e-4
+    )
     steps = int(examples * float(flags["num_train_epochs"]) / batch)
     if task != "rte":  # fairseq limits its batches' tokens there
         assert steps == pytest.approx(updates, rel=0.015)
-    assert "# {:,} examples x 10 epochs / {} = {:,} updates".format(
-        examples, batch, steps) in path.read_text()
+    assert (
+        "# {:,} examples x 10 epochs / {} = {:,} updates".format(
+            examples, batch, steps
+        )
+        in path.read_text()
+    )
 
 
 # Rate and batch of the cards that the recipes name, and updates: the cards
 # count an incomplete last batch of each epoch.
-@pytest.mark.parametrize("size, rate, batch, updates", [
-    ("base", 2e-5, 16, 2634), ("large", 2e-5, 8, 5268)])
+@pytest.mark.parametrize(
+    "size, rate, batch, updates",
+    [("base", 2e-5, 16, 2634), ("large", 2e-5, 8, 5268)],
+)
 def test_conll_recipe_is_that_of_its_card(size, rate, batch, updates):
     path = REPOSITORY / "configs" / "conll2003_{}.flags".format(size)
     flags = as_dict(read_flags(path))
@@ -224,24 +284,33 @@ def test_conll_recipe_is_that_of_its_card(size, rate, batch, updates):
     assert int(flags["train_batch_size"]) == batch
     steps = int(14041 * float(flags["num_train_epochs"]) / batch)
     assert 0 <= updates - steps <= 3
-    assert "# 14,041 sentences x 3 epochs / {} = {:,} updates".format(
-        batch, steps) in path.read_text()
+    assert (
+        "# 14,041 sentences x 3 epochs / {} = {:,} updates".format(batch, steps)
+        in path.read_text()
+    )
 
 
 @pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
 def test_flag_file_states_its_batch(path):
     text = path.read_text()
     flags = as_dict(read_flags(path))
-    rows = re.findall(r"^#   (\d) devices?: +(\d+) x +(\d+) x (\d) = ([\d,]+)"
-                      r"( \(below\))?$", text, re.MULTILINE)
+    rows = re.findall(
+        r"^#   (\d) devices?: +(\d+) x +(\d+) x (\d) = ([\d,]+)"
+        r"( \(below\))?$",
+        text,
+        re.MULTILINE,
+    )
     assert {row[0] for row in rows} == {"1", "8"}
     for devices, batch, accumulation, again, total, below in rows:
         assert devices == again
-        assert (int(batch) * int(accumulation) * int(devices) ==
-                int(total.replace(",", "")))
+        assert int(batch) * int(accumulation) * int(devices) == int(
+            total.replace(",", "")
+        )
         if below:
             assert (batch, accumulation) == (
-                flags["train_batch_size"], flags["num_accumulation_steps"])
+                flags["train_batch_size"],
+                flags["num_accumulation_steps"],
+            )
     assert text.count("(below)") == 1
 
 
@@ -249,35 +318,68 @@ def test_flag_file_states_its_batch(path):
 def test_flag_file_begins_with_launch_hardware_result_source(path):
     head = path.read_text().split("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    places = [re.search(word, head).start() for word in (
-        r"\.(py|sh) ", "# Hardware", "# (Expected|Published)", "# Source")]
+    places = [
+        re.search(word, head).start()
+        for word in (
+            r"\.(py|sh) ",
+            "# Hardware",
+            "# (Expected|Published)",
+            "# Source",
+        )
+    ]
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("size, layers, hidden, heads, feed_forward", [
-    ("tiny", 2, 128, 2, 512), ("base", 12, 768, 12, 3072),
-    ("large", 24, 1024, 16, 4096)])
+@pytest.mark.parametrize(
+    "size, layers, hidden, heads, feed_forward",
+    [
+        ("tiny", 2, 128, 2, 512),
+        ("base", 12, 768, 12, 3072),
+        ("large", 24, 1024, 16, 4096),
+    ],
+)
 def test_model_config_is_complete(size, layers, hidden, heads, feed_forward):
     config = configuration.RobertaConfig.from_json_file(
-        str(REPOSITORY / "configs" / "roberta_{}.json".format(size)))
-    assert (config.num_hidden_layers, config.hidden_size,
-            config.num_attention_heads, config.intermediate_size) == (
-                layers, hidden, heads, feed_forward)
+        str(REPOSITORY / "configs" / "roberta_{}.json".format(size))
+    )
+    assert (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.intermediate_size,
+    ) == (layers, hidden, heads, feed_forward)
     assert config.unknown_keys == ()
     assert (config.vocab_size, config.max_position_embeddings) == (50265, 514)
 
 
 def test_large_config_is_the_published_one(shared):
     published = json.loads(
-        (shared / "data/roberta/roberta_large_config.json").read_text())
+        (shared / "data/roberta/roberta_large_config.json").read_text()
+    )
     ours = json.loads((REPOSITORY / "configs/roberta_large.json").read_text())
     assert ours == published
 
 
 # --- Set-up -----------------------------------------------------------------
 
-TOOLS = ("bash", "cat", "cmp", "cp", "cut", "dirname", "env", "find", "flock",
-         "grep", "ls", "mkdir", "rm", "sed", "sort", "touch")
+TOOLS = (
+    "bash",
+    "cat",
+    "cmp",
+    "cp",
+    "cut",
+    "dirname",
+    "env",
+    "find",
+    "flock",
+    "grep",
+    "ls",
+    "mkdir",
+    "rm",
+    "sed",
+    "sort",
+    "touch",
+)
 
 # Answers setup.sh's question, makes an "environment" of itself, notes the rest.
 _FAKE_PYTHON = """#!/usr/bin/env bash
@@ -309,19 +411,34 @@ class SetUp:
 
     def add_python(self, name, version, traits="ensurepip", under=None):
         path = (under or self.programs) / name
-        write_program(path, _FAKE_PYTHON.format(
-            version=version, minor=version.rsplit(".", 1)[0], traits=traits,
-            log=self.log))
+        write_program(
+            path,
+            _FAKE_PYTHON.format(
+                version=version,
+                minor=version.rsplit(".", 1)[0],
+                traits=traits,
+                log=self.log,
+            ),
+        )
         return path
 
     def run(self, *arguments, **environment):
         """(exit code, standard error)."""
         result = subprocess.run(
-            [shutil.which("bash"), str(REPOSITORY / "scripts/setup.sh")] +
-            list(arguments), stderr=subprocess.PIPE, universal_newlines=True,
-            env=dict({"PATH": str(self.programs), "HOME": str(self.directory),
-                      "PYENV_ROOT": str(self.directory / "pyenv"),
-                      "VENV_DIR": str(self.venv)}, **environment))
+            [shutil.which("bash"), str(REPOSITORY / "scripts/setup.sh")]
+            + list(arguments),
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            env=dict(
+                {
+                    "PATH": str(self.programs),
+                    "HOME": str(self.directory),
+                    "PYENV_ROOT": str(self.directory / "pyenv"),
+                    "VENV_DIR": str(self.venv),
+                },
+                **environment,
+            ),
+        )
         return result.returncode, result.stderr
 
     def state(self, name):
@@ -401,7 +518,8 @@ def test_an_interrupted_set_up_starts_over(set_up):
     code, words = set_up.run()
     assert code == 1
     assert words.splitlines()[-1].startswith(
-        "setup.sh: error: pip could not install")
+        "setup.sh: error: pip could not install"
+    )
     (set_up.venv / "half").touch()
     (set_up.directory / "log.fail").unlink()
     code, words = set_up.run()
@@ -439,17 +557,22 @@ def test_an_unusable_python_is_refused_even_when_all_is_there(set_up, python):
     code, words = set_up.run(PYTHON=python)
     assert code == 1
     assert words.splitlines()[-1].startswith(
-        "setup.sh: error: PYTHON={}: ".format(python))
+        "setup.sh: error: PYTHON={}: ".format(python)
+    )
 
 
 def test_uv_brings_a_python(set_up):
     folder = set_up.directory / "uv"
     folder.mkdir()
     brought = set_up.add_python("python3.11", "3.11.9", under=folder)
-    write_program(set_up.programs / "uv", "#!/usr/bin/env bash\n"
-                  'case "$2" in install) touch {0}/there ;;\n'
-                  "find) [[ -e {0}/there ]] && echo {1} ;; esac\n".format(
-                      folder, brought))
+    write_program(
+        set_up.programs / "uv",
+        "#!/usr/bin/env bash\n"
+        'case "$2" in install) touch {0}/there ;;\n'
+        "find) [[ -e {0}/there ]] && echo {1} ;; esac\n".format(
+            folder, brought
+        ),
+    )
     assert set_up.run()[0] == 0
     assert set_up.state("executable") == str(brought)
 
@@ -465,9 +588,13 @@ def test_on_aarch64_the_second_platform_is_taken(set_up):
     assert set_up.state("version") == "3.9.18"
 
 
-@pytest.mark.parametrize("arguments, traits", [
-    (["--system-site-packages"], "ensurepip,tensorflow"),
-    ([], "ensurepip,tensorflow,npu_bridge")])
+@pytest.mark.parametrize(
+    "arguments, traits",
+    [
+        (["--system-site-packages"], "ensurepip,tensorflow"),
+        ([], "ensurepip,tensorflow,npu_bridge"),
+    ],
+)
 def test_the_tensorflow_of_an_ascend_host_is_kept(set_up, arguments, traits):
     write_program(set_up.programs / "uname", "#!/bin/sh\necho aarch64\n")
     set_up.add_python("python3.7", "3.7.16", traits=traits)
@@ -485,7 +612,8 @@ def test_horovod_without_a_compiler_is_one_line(set_up):
     code, words = set_up.run("--horovod")
     assert code == 1
     assert words.splitlines()[-1].startswith(
-        "setup.sh: error: --horovod needs g++")
+        "setup.sh: error: --horovod needs g++"
+    )
     # What is there stays usable.
     assert set_up.run() == (0, "")
 
@@ -498,9 +626,12 @@ def test_an_unknown_argument_is_refused(set_up):
 # --- Requirements -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [REPOSITORY / "requirements.txt"] + sorted(
-    (REPOSITORY / "requirements").glob("*.txt")),
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [REPOSITORY / "requirements.txt"]
+    + sorted((REPOSITORY / "requirements").glob("*.txt")),
+    ids=lambda path: path.name,
+)
 def test_every_pin_has_a_reason(path):
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines):

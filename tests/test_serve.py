@@ -3,6 +3,7 @@
 
 The server itself runs once, for many callers at a time and for a browser.
 """
+
 import concurrent.futures
 import json
 import signal
@@ -42,15 +43,18 @@ def client_of(model, **values):
     pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     from starlette import testclient
+
     return testclient.TestClient(
         serve.create_app(model, serve.ServeConfig(**values)),
-        base_url="http://127.0.0.1")
+        base_url="http://127.0.0.1",
+    )
 
 
 @pytest.fixture(scope="module")
 def client(reader):
-    return client_of(reader, max_text_characters=100,
-                     max_question_characters=10)
+    return client_of(
+        reader, max_text_characters=100, max_question_characters=10
+    )
 
 
 # --- Answers ----------------------------------------------------------------
@@ -62,16 +66,26 @@ def test_the_answer_is_the_predictors(client, reader):
     del expected["id"]
     assert found.status_code == 200
     assert found.json() == expected
-    assert TEXT[found.json()["start"]:found.json()["end"]] == (
-        found.json()["answer"])
+    assert (
+        TEXT[found.json()["start"] : found.json()["end"]]
+        == (found.json()["answer"])
+    )
     assert found.headers["cache-control"] == "no-store"
 
 
 def test_there_may_be_no_answer(folder):
-    model = predictor.Predictor(folder, "answer", predictor.Settings(
-        version_2_with_negative=True, null_score_diff_threshold=-1000.0))
-    found = client_of(model).post(
-        "/answer", json={"question": "Where?", "text": TEXT}).json()
+    model = predictor.Predictor(
+        folder,
+        "answer",
+        predictor.Settings(
+            version_2_with_negative=True, null_score_diff_threshold=-1000.0
+        ),
+    )
+    found = (
+        client_of(model)
+        .post("/answer", json={"question": "Where?", "text": TEXT})
+        .json()
+    )
     assert found["answer"] == "" and found["start"] is None
     assert found["null_odds"] > -1000
 
@@ -84,37 +98,67 @@ def refused(response, status, words):
     assert words in response.json()["detail"]
 
 
-@pytest.mark.parametrize("body, status, words", [
-    ('{"question": "a", "text": " "}', 422, "the text is empty"),
-    ('{"question": "", "text": "b"}', 422, "the question is empty"),
-    ('{"text": "b"}', 422, 'question: field required; expected {"question"'),
-    ('{"question": 3, "text": "b"}', 422, "question: "),
-    ('["a", "b"]', 422, 'expected {"question"'),
-    ("{", 422, 'expected {"question"'), ("", 422, 'expected {"question"'),
-    ("[" * 1500, 400, "parsing the body"),
-    ('{"question": "a", "text": "\\ud800"}', 422, "no text at character 0"),
-    (json.dumps({"question": "a", "text": "b" * 101}), 413,
-     "the text has 101 characters, this server takes 100"),
-    (json.dumps({"question": "a" * 11, "text": "b"}), 413,
-     "the question has 11 characters, this server takes 10"),
-    (" " * 2345, 413, "2,345 bytes, this server takes 2,344")])
+@pytest.mark.parametrize(
+    "body, status, words",
+    [
+        ('{"question": "a", "text": " "}', 422, "the text is empty"),
+        ('{"question": "", "text": "b"}', 422, "the question is empty"),
+        (
+            '{"text": "b"}',
+            422,
+            'question: field required; expected {"question"',
+        ),
+        ('{"question": 3, "text": "b"}', 422, "question: "),
+        ('["a", "b"]', 422, 'expected {"question"'),
+        ("{", 422, 'expected {"question"'),
+        ("", 422, 'expected {"question"'),
+        ("[" * 1500, 400, "parsing the body"),
+        ('{"question": "a", "text": "\\ud800"}', 422, "no text at character 0"),
+        (
+            json.dumps({"question": "a", "text": "b" * 101}),
+            413,
+            "the text has 101 characters, this server takes 100",
+        ),
+        (
+            json.dumps({"question": "a" * 11, "text": "b"}),
+            413,
+            "the question has 11 characters, this server takes 10",
+        ),
+        (" " * 2345, 413, "2,345 bytes, this server takes 2,344"),
+    ],
+)
 def test_what_cannot_be_answered_is_named(client, body, status, words):
-    refused(client.post("/answer", content=body, headers={
-        "Content-Type": "application/json"}), status, words)
+    refused(
+        client.post(
+            "/answer",
+            content=body,
+            headers={"Content-Type": "application/json"},
+        ),
+        status,
+        words,
+    )
 
 
 def test_every_character_may_take_as_many_bytes_as_json_allows(reader):
     """A smiley escaped is `\\ud83d\\ude00`, twelve bytes."""
     client = client_of(reader, max_text_characters=2000)
-    body = json.dumps({"question": "\U0001f600" * 9,
-                       "text": "\U0001f600" * 2000})
-    assert client.post("/answer", content=body, headers={
-        "Content-Type": "application/json"}).status_code == 200
+    body = json.dumps(
+        {"question": "\U0001f600" * 9, "text": "\U0001f600" * 2000}
+    )
+    assert (
+        client.post(
+            "/answer",
+            content=body,
+            headers={"Content-Type": "application/json"},
+        ).status_code
+        == 200
+    )
 
 
 def test_a_body_without_its_length_is_refused(client):
-    refused(client.post("/answer", content=iter([b"{}"])), 411,
-            "Content-Length")
+    refused(
+        client.post("/answer", content=iter([b"{}"])), 411, "Content-Length"
+    )
 
 
 def test_other_sites_names_do_not_lead_here(client, reader):
@@ -127,8 +171,11 @@ def test_other_sites_names_do_not_lead_here(client, reader):
 
 def test_without_its_packages_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(errors.UserError, match="pip install --constraint "
-                       "requirements.txt -r requirements/serve.txt"):
+    with pytest.raises(
+        errors.UserError,
+        match="pip install --constraint "
+        "requirements.txt -r requirements/serve.txt",
+    ):
         serve.create_app(None, serve.ServeConfig())
 
 
@@ -144,8 +191,17 @@ def test_a_port_in_use_is_one_line():
 
 def test_the_page_needs_no_other_file_and_writes_no_html():
     page = serve.PAGE.read_text("utf-8")
-    for word in ("http:", "https:", "//cdn", "src=", "innerHTML", "outerHTML",
-                 "insertAdjacentHTML", "document.write", "eval("):
+    for word in (
+        "http:",
+        "https:",
+        "//cdn",
+        "src=",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+    ):
         assert word not in page
     assert page.count("<script>") == page.count("<script") == 1
 
@@ -153,10 +209,15 @@ def test_the_page_needs_no_other_file_and_writes_no_html():
 def test_the_policy_admits_the_pages_script_alone(client):
     """The digest of `1` is that of `printf 1 | openssl dgst -sha256`."""
     policy = serve.content_security_policy("<p><script>1</script>")
-    assert ("script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s='"
-            in policy)
-    assert client.get("/").headers["content-security-policy"].startswith(
-        "default-src 'none'; ")
+    assert (
+        "script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s='"
+        in policy
+    )
+    assert (
+        client.get("/")
+        .headers["content-security-policy"]
+        .startswith("default-src 'none'; ")
+    )
 
 
 # --- The server -------------------------------------------------------------
@@ -168,11 +229,19 @@ def server(folder):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     with subprocess.Popen(
-            [sys.executable, "-W", "ignore", "scripts/serve.py", "--port=0",
-             "--model=" + folder], cwd=str(REPOSITORY),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, env=dict(tiny.environment(npu=False),
-                                              TF_CPP_MIN_LOG_LEVEL="3")
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "scripts/serve.py",
+            "--port=0",
+            "--model=" + folder,
+        ],
+        cwd=str(REPOSITORY),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(tiny.environment(npu=False), TF_CPP_MIN_LOG_LEVEL="3"),
     ) as process:
         line = process.stdout.readline()
         assert " answers with " in line, process.stderr.read()
@@ -185,20 +254,26 @@ def server(folder):
 def ask(address, question, text):
     """What a server says."""
     body = json.dumps({"question": question, "text": text}).encode()
-    with urllib.request.urlopen(urllib.request.Request(
-            address + "answer", body, {"Content-Type": "application/json"}),
-                                timeout=60) as response:
+    with urllib.request.urlopen(
+        urllib.request.Request(
+            address + "answer", body, {"Content-Type": "application/json"}
+        ),
+        timeout=60,
+    ) as response:
         return json.load(response)
 
 
 def test_many_ask_at_a_time(server, reader):
-    asked = [("Where is %d?" % n, "%s And %d." % (TEXT * (1 + n % 3), n))
-             for n in range(36)]
+    asked = [
+        ("Where is %d?" % n, "%s And %d." % (TEXT * (1 + n % 3), n))
+        for n in range(36)
+    ]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda pair: ask(server, *pair), asked))
-    places = [[(one["answer"], one["start"]) for one in results]
-              for results in (found, [reader.answer(*pair)
-                                      for pair in asked])]
+    places = [
+        [(one["answer"], one["start"]) for one in results]
+        for results in (found, [reader.answer(*pair) for pair in asked])
+    ]
     assert places[0] == places[1]
 
 
@@ -218,17 +293,25 @@ def test_a_question_does_not_wait_for_another(reader):
     pytest.importorskip("fastapi")
     uvicorn = pytest.importorskip("uvicorn")
     listening = serve.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(
-        serve.create_app(Meeting(reader), serve.ServeConfig()),
-        log_level="critical"))
-    thread = threading.Thread(target=server.run,
-                              kwargs={"sockets": [listening]})
+    server = uvicorn.Server(
+        uvicorn.Config(
+            serve.create_app(Meeting(reader), serve.ServeConfig()),
+            log_level="critical",
+        )
+    )
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listening]}
+    )
     thread.start()
     try:
         address = "http://127.0.0.1:%d/" % listening.getsockname()[1]
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda question: ask(address, question, TEXT),
-                                 ["Where?", "Who?"]))
+            both = list(
+                pool.map(
+                    lambda question: ask(address, question, TEXT),
+                    ["Where?", "Who?"],
+                )
+            )
     finally:
         server.should_exit = True
         thread.join()
@@ -249,21 +332,27 @@ def ask_by_hand(window, question, text):
     window.type("#text", text)
     window.type("#question", question)
     window.press_enter("#question")
-    window.wait_for("!document.getElementById('ask').disabled && ("
-                    "!document.getElementById('result').hidden || "
-                    "document.getElementById('problem').textContent)")
+    window.wait_for(
+        "!document.getElementById('ask').disabled && ("
+        "!document.getElementById('result').hidden || "
+        "document.getElementById('problem').textContent)"
+    )
 
 
 def parts(window):
     """[text before, marked, after] as the page shows them."""
     return window.run(
         "return Array.from(document.getElementById('marked').childNodes,"
-        " node => node.textContent)")
+        " node => node.textContent)"
+    )
 
 
 def split(text, entry):
-    return [text[:entry["start"]], text[entry["start"]:entry["end"]],
-            text[entry["end"]:]]
+    return [
+        text[: entry["start"]],
+        text[entry["start"] : entry["end"]],
+        text[entry["end"] :],
+    ]
 
 
 # What a keyboard has; a smiley is more than WebDriver can type.
@@ -274,14 +363,18 @@ def test_who_types_a_question_sees_the_answer_in_the_text(window, reader):
     ask_by_hand(window, "Where?", TYPED)
     result = reader.answer("Where?", TYPED)
     assert parts(window) == split(TYPED, result)
-    assert window.run("return document.getElementById('answer').innerText"
-                      ) == result["answer"]
+    assert (
+        window.run("return document.getElementById('answer').innerText")
+        == result["answer"]
+    )
     assert window.run("return document.getElementById('score').innerText") == (
-        "%.1f %% among the candidates, characters %d to %d" % (
-            100 * result["score"], result["start"], result["end"]))
-    assert window.run("return Array.from(document.querySelectorAll("
-                      "'#nbest td:last-child'), cell => cell.textContent)"
-                      ) == [entry["text"] for entry in result["nbest"]]
+        "%.1f %% among the candidates, characters %d to %d"
+        % (100 * result["score"], result["start"], result["end"])
+    )
+    assert window.run(
+        "return Array.from(document.querySelectorAll("
+        "'#nbest td:last-child'), cell => cell.textContent)"
+    ) == [entry["text"] for entry in result["nbest"]]
     # "<b>" was text and stayed text.
     assert window.run("return document.querySelector('#marked b')") is None
 
@@ -291,15 +384,20 @@ def test_pointing_at_a_candidate_marks_it(window, reader):
     entries = reader.answer("Where?", TYPED)["nbest"]
     window.point_at("#nbest tr:nth-child(3)")
     assert parts(window) == split(TYPED, entries[2])
-    assert window.run("return document.querySelector('#marked mark').className"
-                      ) == "other"
+    assert (
+        window.run("return document.querySelector('#marked mark').className")
+        == "other"
+    )
     window.point_at("h1")
     assert parts(window) == split(TYPED, entries[0])
 
 
 def test_a_link_with_text_and_question_asks_at_once(window, server, reader):
-    window.open(server + "?" + urllib.parse.urlencode(
-        {"text": TEXT, "question": "Where?"}))
+    window.open(
+        server
+        + "?"
+        + urllib.parse.urlencode({"text": TEXT, "question": "Where?"})
+    )
     window.wait_for("!document.getElementById('result').hidden")
     assert parts(window) == split(TEXT, reader.answer("Where?", TEXT))
 
@@ -307,13 +405,17 @@ def test_a_link_with_text_and_question_asks_at_once(window, server, reader):
 def test_the_page_says_why_there_is_no_answer(window, server):
     window.open(server)
     ask_by_hand(window, "a" * 1001, TYPED)
-    assert window.run("return document.getElementById('problem').innerText"
-                      ) == ("the question has 1,001 characters, this server "
-                            "takes 1,000; send a part of it")
+    assert window.run(
+        "return document.getElementById('problem').innerText"
+    ) == (
+        "the question has 1,001 characters, this server "
+        "takes 1,000; send a part of it"
+    )
     assert window.run("return document.getElementById('result').hidden")
     ask_by_hand(window, "Where?", TYPED)
-    assert window.run("return document.getElementById('problem').innerText"
-                      ) == ""
+    assert (
+        window.run("return document.getElementById('problem').innerText") == ""
+    )
 
 
 @pytest.mark.parametrize("width", [320, 390, 1200])
@@ -322,12 +424,14 @@ def test_the_page_fits_its_window(window, server, width):
     window.open(server)
     ask_by_hand(window, "Where?", "x" * 300 + " " + TYPED)
     assert window.run("return document.documentElement.scrollWidth") <= width
-    outside = window.run("""
+    outside = window.run(
+        """
         return Array.from(document.querySelectorAll("body *")).filter(each =>
             each.getBoundingClientRect().right > arguments[0] ||
             each.tagName !== "INPUT" && each.scrollWidth > each.clientWidth &&
             each.clientWidth > 0).map(each => each.tagName + each.id)""",
-                         width)
+        width,
+    )
     assert outside == []
 
 
@@ -341,5 +445,7 @@ def test_words_stand_out_from_what_is_behind_them(window, server, is_dark):
     contrasts = browser.contrasts(window)
     assert len(contrasts) > 20
     assert [each for each in contrasts if each[1] < 4.5] == []
-    assert (window.run("return getComputedStyle(document.body).color")
-            == "rgb(28, 35, 48)") is not is_dark
+    assert (
+        window.run("return getComputedStyle(document.body).color")
+        == "rgb(28, 35, 48)"
+    ) is not is_dark

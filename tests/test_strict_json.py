@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every JSON file that users hand over is bounded in size, depth and digits."""
+
 import ast
 import json
 
@@ -15,24 +16,31 @@ from training import divergence
 
 
 def test_what_is_meant_is_read():
-    value = {"a": [1, -2.5, None, True, "é\U0001f600", {"b": {}}],
-             "largest": 2 ** 64 - 1, "smallest": -2 ** 63}
+    value = {
+        "a": [1, -2.5, None, True, "é\U0001f600", {"b": {}}],
+        "largest": 2**64 - 1,
+        "smallest": -(2**63),
+    }
     assert files.loads(json.dumps(value)) == value
     assert files.loads("1e999") == float("inf")
-    deepest = "[" * (files.MAX_DEPTH - 1) + "7" + "]" * (
-        files.MAX_DEPTH - 1)
+    deepest = "[" * (files.MAX_DEPTH - 1) + "7" + "]" * (files.MAX_DEPTH - 1)
     assert files.loads(deepest)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[" * 32 + "7" + "]" * 32, "nested too deeply"),
-    ("[" * 900 + "]" * 900, "nested too deeply"),
-    ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply"),
-    ("[" * 100000, "nested too deeply"),
-    ('{"a":' * 100000, "nested too deeply"),
-    ("1" * 21, "a number of 21 digits"),
-    ("[-" + "9" * 10 ** 6 + "]", "a number of 1000001 digits"),
-    ("", "Expecting value"), ("[1,]", "Expecting value")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 32 + "7" + "]" * 32, "nested too deeply"),
+        ("[" * 900 + "]" * 900, "nested too deeply"),
+        ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply"),
+        ("[" * 100000, "nested too deeply"),
+        ('{"a":' * 100000, "nested too deeply"),
+        ("1" * 21, "a number of 21 digits"),
+        ("[-" + "9" * 10**6 + "]", "a number of 1000001 digits"),
+        ("", "Expecting value"),
+        ("[1,]", "Expecting value"),
+    ],
+)
 def test_what_is_hostile_is_a_value_error(text, message):
     with pytest.raises(ValueError, match=message):
         files.loads(text)
@@ -48,19 +56,29 @@ READERS = {
     "weights": ("a.json", files.read_json),
     "vocabulary": ("vocab.json", _vocabulary),
     "SQuAD": ("a.json", lambda path: squad_scores.read_json(path, "it")),
-    "manifest": ("manifest.json",
-                 lambda path: manifest.load_manifest(str(path.parent))),
-    "rollbacks": ("rollbacks.json",
-                  lambda path: divergence.Skips(str(path.parent))),
-    "JSON lines": ("a.jsonl", lambda path: text_files.json_text(
-        str(path), 1, path.read_text(), "text"))}
+    "manifest": (
+        "manifest.json",
+        lambda path: manifest.load_manifest(str(path.parent)),
+    ),
+    "rollbacks": (
+        "rollbacks.json",
+        lambda path: divergence.Skips(str(path.parent)),
+    ),
+    "JSON lines": (
+        "a.jsonl",
+        lambda path: text_files.json_text(
+            str(path), 1, path.read_text(), "text"
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
-@pytest.mark.parametrize("text", [
-    "[" * 100000, '{"text":' * 100000,
-    '{"rollbacks": %s}' % ("9" * 10 ** 6)],
-                         ids=["lists", "objects", "digits"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100000, '{"text":' * 100000, '{"rollbacks": %s}' % ("9" * 10**6)],
+    ids=["lists", "objects", "digits"],
+)
 def test_every_reader_refuses_depth_and_digits(tmp_path, name, text):
     file, read = READERS[name]
     (tmp_path / file).write_text(text)
@@ -69,11 +87,12 @@ def test_every_reader_refuses_depth_and_digits(tmp_path, name, text):
     assert len(str(caught.value)) < 2000
 
 
-@pytest.mark.parametrize("text", ["[" * 100000, "9" * 10 ** 6])
+@pytest.mark.parametrize("text", ["[" * 100000, "9" * 10**6])
 def test_progress_of_a_build_is_begun_anew(tmp_path, text):
     (tmp_path / "progress.json").write_text(text)
-    output = shard_output.ShardedOutput(str(tmp_path), 2, {}, "x",
-                                        overwrite=True)
+    output = shard_output.ShardedOutput(
+        str(tmp_path), 2, {}, "x", overwrite=True
+    )
     assert output.finished == []
 
 
@@ -88,11 +107,19 @@ def test_every_reader_is_bounded_in_size(tmp_path):
 
 def test_no_module_parses_json_in_another_way():
     """text_files takes numbers as floats, and json_text has its limits."""
-    users = {path.stem for pattern in ("*.py", "[!.t]*/*.py", "t[!e]*/*.py")
-             for path in REPOSITORY.glob(pattern)
-             for node in ast.walk(ast.parse(path.read_text("utf-8")))
-             if isinstance(node, ast.Attribute)
-             and node.attr in ("load", "loads")
-             and getattr(node.value, "id", "") == "json"}
-    assert users <= {"files", "text_files", "make_demo_data",
-                     "benchmark_contenders", "benchmark_peers"}
+    users = {
+        path.stem
+        for pattern in ("*.py", "[!.t]*/*.py", "t[!e]*/*.py")
+        for path in REPOSITORY.glob(pattern)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("load", "loads")
+        and getattr(node.value, "id", "") == "json"
+    }
+    assert users <= {
+        "files",
+        "text_files",
+        "make_demo_data",
+        "benchmark_contenders",
+        "benchmark_peers",
+    }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables with tabs, commas and JSON lines, and what is wrong with one."""
+
 import pytest
 
 from common import errors
@@ -17,8 +18,11 @@ def values(table):
 
 
 def test_quotes_of_a_table_with_tabs_are_characters(tmp_path):
-    path = write(tmp_path, "a.tsv", b"\xef\xbb\xbftext\tlabel\r\n"
-                 b'"dol\t1\r\nkuf "mer" zog\t0\r\n\r\n')
+    path = write(
+        tmp_path,
+        "a.tsv",
+        b'\xef\xbb\xbftext\tlabel\r\n"dol\t1\r\nkuf "mer" zog\t0\r\n\r\n',
+    )
     table = table_files.read(path)
     assert table.columns == ("text", "label")  # no byte order mark
     assert values(table) == [('"dol', "1"), ('kuf "mer" zog', "0")]
@@ -30,17 +34,23 @@ def test_fields_with_commas_may_be_quoted(tmp_path):
     assert values(table_files.read(path)) == [('dol, "kuf"\nmer', "1")]
     path = write(tmp_path, "a.tsv", 'text\tlabel\n"dol\tkuf"\t1\n')
     assert values(table_files.read(path, quoting="standard")) == [
-        ("dol\tkuf", "1")]
+        ("dol\tkuf", "1")
+    ]
 
 
 def test_lines_of_json_hold_texts_and_numbers(tmp_path):
-    path = write(tmp_path, "a.jsonl", '{"text": "dol", "label": 1}\n\n'
-                 '{"label": 0.5, "text": "kuf", "more": []}\n'
-                 '{"text": true, "label": null}\n')
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        '{"text": "dol", "label": 1}\n\n'
+        '{"label": 0.5, "text": "kuf", "more": []}\n'
+        '{"text": true, "label": null}\n',
+    )
     table = table_files.read(path)
     assert [row.line for row in table.rows] == [1, 3, 4]
-    assert [table_files.text_of(table, row, "label")
-            for row in table.rows[:2]] == ["1", "0.5"]
+    assert [
+        table_files.text_of(table, row, "label") for row in table.rows[:2]
+    ] == ["1", "0.5"]
     assert table_files.text_of(table, table.rows[2], "text") == "true"
     with pytest.raises(errors.UserError, match=r"line 4 has None as 'label'"):
         table_files.text_of(table, table.rows[2], "label")
@@ -58,20 +68,26 @@ def test_rows_of_another_width_are_left_out_or_refused(tmp_path):
     path = write(tmp_path, "a.tsv", "text\tlabel\ndol\nkuf\t1\nmer\t1\t2\n")
     table = table_files.read(path, skips_irregular=True)
     assert values(table) == [("kuf", "1")] and table.irregular == [2, 4]
-    with pytest.raises(errors.UserError, match=(
-            r"a.tsv, line 2 has 1 fields, but 2 columns .*text, label")):
+    with pytest.raises(
+        errors.UserError,
+        match=(r"a.tsv, line 2 has 1 fields, but 2 columns .*text, label"),
+    ):
         table_files.read(path)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("a.tsv", "", "holds no row; expected"),
-    ("a.tsv", "text\tlabel\n", "holds no row; expected"),
-    ("a.tsv", "a\tb\n1\n", "only 1 of another number of fields"),
-    ("a.tsv", "a\ta\n1\t2\n", "column 'a' twice"),
-    ("a.tsv", b"a\tb\n\xff\t1\n", "not UTF-8 text"),
-    ("a.csv", 'a,b\n"x"y,1\n', "line 2 cannot be read"),
-    ("a.jsonl", "{}\n{\n", "line 2 is not JSON"),
-    ("a.jsonl", "[1]\n", "line 1 is no JSON object")])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.tsv", "", "holds no row; expected"),
+        ("a.tsv", "text\tlabel\n", "holds no row; expected"),
+        ("a.tsv", "a\tb\n1\n", "only 1 of another number of fields"),
+        ("a.tsv", "a\ta\n1\t2\n", "column 'a' twice"),
+        ("a.tsv", b"a\tb\n\xff\t1\n", "not UTF-8 text"),
+        ("a.csv", 'a,b\n"x"y,1\n', "line 2 cannot be read"),
+        ("a.jsonl", "{}\n{\n", "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+    ],
+)
 def test_what_is_no_table_is_refused(tmp_path, name, text, message):
     with pytest.raises(errors.UserError, match=message):
         table_files.read(write(tmp_path, name, text), skips_irregular=True)

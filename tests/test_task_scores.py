@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics equal cases by hand."""
+
 import math
 import sys
 
@@ -12,11 +13,18 @@ EXPECTED = [1, 1, 1, 0, 0, 0, 0, 0]
 PREDICTED = [1, 1, 0, 1, 0, 0, 0, 0]  # 2 true, 1 false positive; 1 false neg.
 
 
-@pytest.mark.parametrize("name, wanted", [
-    ("accuracy", 6 / 8), ("f1", 2 * 2 / (2 * 2 + 1 + 1)),
-    ("macro_f1", (2 / 3 + 2 * 4 / (2 * 4 + 1 + 1)) / 2),
-    ("matthews_correlation",
-     (2 * 4 - 1 * 1) / math.sqrt((2 + 1) * (2 + 1) * (4 + 1) * (4 + 1)))])
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("accuracy", 6 / 8),
+        ("f1", 2 * 2 / (2 * 2 + 1 + 1)),
+        ("macro_f1", (2 / 3 + 2 * 4 / (2 * 4 + 1 + 1)) / 2),
+        (
+            "matthews_correlation",
+            (2 * 4 - 1 * 1) / math.sqrt((2 + 1) * (2 + 1) * (4 + 1) * (4 + 1)),
+        ),
+    ],
+)
 def test_scores_of_labels(name, wanted):
     if name != "accuracy":
         pytest.importorskip("sklearn")
@@ -26,31 +34,42 @@ def test_scores_of_labels(name, wanted):
 
 def test_scores_of_numbers():
     pytest.importorskip("scipy")
-    found = task_scores.scores(["pearson", "spearman"], [0, 1, 2, 3],
-                               [0, 1, 2, 9])
+    found = task_scores.scores(
+        ["pearson", "spearman"], [0, 1, 2, 3], [0, 1, 2, 9]
+    )
     # Deviations -1.5 -0.5 0.5 1.5 and -3 -2 -1 6.
     wanted = (4.5 + 1 - 0.5 + 9) / math.sqrt(5 * 50)
-    assert found == {"pearson": pytest.approx(wanted),
-                     "spearman": pytest.approx(1)}
+    assert found == {
+        "pearson": pytest.approx(wanted),
+        "spearman": pytest.approx(1),
+    }
 
 
-@pytest.mark.parametrize("name, labels, message", [
-    ("f2", 2, "'f2' is no metric; expected some of accuracy, f1"),
-    ("pearson", 2, "pearson does not fit a classification; take accuracy"),
-    ("accuracy", 0, "accuracy does not fit a regression; take pearson"),
-    ("f1", 3, "f1 is that of two labels, there are 3; take macro_f1")])
+@pytest.mark.parametrize(
+    "name, labels, message",
+    [
+        ("f2", 2, "'f2' is no metric; expected some of accuracy, f1"),
+        ("pearson", 2, "pearson does not fit a classification; take accuracy"),
+        ("accuracy", 0, "accuracy does not fit a regression; take pearson"),
+        ("f1", 3, "f1 is that of two labels, there are 3; take macro_f1"),
+    ],
+)
 def test_metrics_that_do_not_fit_are_refused(name, labels, message):
     with pytest.raises(errors.UserError, match=message):
         task_scores.check([name], labels)
 
 
-@pytest.mark.parametrize("name, package, labels", [
-    ("f1", "sklearn", 2), ("pearson", "scipy", 0)])
+@pytest.mark.parametrize(
+    "name, package, labels", [("f1", "sklearn", 2), ("pearson", "scipy", 0)]
+)
 def test_what_is_not_installed_is_named(monkeypatch, name, package, labels):
     monkeypatch.setitem(sys.modules, package, None)  # then it does not import
-    with pytest.raises(errors.UserError, match=(
-            "the metric %s needs .*pip install -r requirements/tasks.txt" %
-            name)):
+    with pytest.raises(
+        errors.UserError,
+        match=(
+            "the metric %s needs .*pip install -r requirements/tasks.txt" % name
+        ),
+    ):
         task_scores.check([name], labels)
     task_scores.check(["accuracy"], 2)
 
@@ -66,7 +85,9 @@ ENTITIES = [
     ("I-X I-X B-X O I-Y", "B-X I-X B-X O B-Y", (3, 3, 3)),  # IOB1
     ("I-X I-Y", "I-X I-X", (0, 1, 2)),
     ("B-X O B-Y", "O O B-Y", (1, 1, 2)),
-    ("O O", "O O", (0, 0, 0)), ("O O", "B-X O", (0, 1, 0))]
+    ("O O", "O O", (0, 0, 0)),
+    ("O O", "B-X O", (0, 1, 0)),
+]
 
 
 def ratio(part, whole):
@@ -84,21 +105,32 @@ def test_entities_count_whole(expected, predicted, counts, in_bio):
     found = task_scores.entity_scores(*([labels] for labels in sentences))
     right, given, there = counts
     assert (found["precision"], found["recall"], found["f1"]) == (
-        pytest.approx(ratio(right, given)), pytest.approx(ratio(right, there)),
-        pytest.approx(ratio(2 * right, given + there)))
+        pytest.approx(ratio(right, given)),
+        pytest.approx(ratio(right, there)),
+        pytest.approx(ratio(2 * right, given + there)),
+    )
 
 
 def test_entities_are_also_counted_by_type():
     pytest.importorskip("seqeval")
     found = task_scores.entity_scores(
         [["B-X", "I-X", "O"], ["B-Y", "B-Y"]],
-        [["B-X", "O", "O"], ["B-Y", "B-Z"]])
+        [["B-X", "O", "O"], ["B-Y", "B-Z"]],
+    )
     assert found == {
-        "precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 3),
+        "precision": pytest.approx(1 / 3),
+        "recall": pytest.approx(1 / 3),
         "f1": pytest.approx(1 / 3),
-        "precision_X": 0, "recall_X": 0, "f1_X": 0,
-        "precision_Y": 1, "recall_Y": 0.5, "f1_Y": pytest.approx(2 / 3),
-        "precision_Z": 0, "recall_Z": 0, "f1_Z": 0}
+        "precision_X": 0,
+        "recall_X": 0,
+        "f1_X": 0,
+        "precision_Y": 1,
+        "recall_Y": 0.5,
+        "f1_Y": pytest.approx(2 / 3),
+        "precision_Z": 0,
+        "recall_Z": 0,
+        "f1_Z": 0,
+    }
 
 
 def test_entities_do_not_go_on_in_the_next_sentence():
@@ -109,6 +141,9 @@ def test_entities_do_not_go_on_in_the_next_sentence():
 
 def test_seqeval_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
-    with pytest.raises(errors.UserError, match="need seqeval, which is not "
-                       ".*pip install -r requirements/tasks.txt"):
+    with pytest.raises(
+        errors.UserError,
+        match="need seqeval, which is not "
+        ".*pip install -r requirements/tasks.txt",
+    ):
         task_scores.check_entities()

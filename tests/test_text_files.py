@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding files of text and reading their bytes."""
+
 import gzip
 
 import numpy as np
@@ -10,31 +11,44 @@ from pretraining_data import text_files
 
 
 def read(path):
-    file, = text_files.expand_inputs(str(path))
+    (file,) = text_files.expand_inputs(str(path))
     return b"".join(block for _, block in text_files.read_blocks(file))
 
 
 def test_inputs_are_files_globs_and_directories_in_order(tmp_path):
-    for name in ("b.txt", "a.txt", ".hidden", "sub/c", "old.tfrecord",
-                 "manifest.json", "progress.json"):
+    for name in (
+        "b.txt",
+        "a.txt",
+        ".hidden",
+        "sub/c",
+        "old.tfrecord",
+        "manifest.json",
+        "progress.json",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("text\n")
 
     def names(text):
-        return [f.path[len(str(tmp_path)) + 1:]
-                for f in text_files.expand_inputs(text)]
+        return [
+            f.path[len(str(tmp_path)) + 1 :]
+            for f in text_files.expand_inputs(text)
+        ]
 
     assert names(str(tmp_path)) == ["a.txt", "b.txt", "sub/c"]
     assert names("%s/*.txt, %s/a.txt" % (tmp_path, tmp_path)) == [
-        "a.txt", "b.txt", "a.txt"]
+        "a.txt",
+        "b.txt",
+        "a.txt",
+    ]
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone*", "folder"])
 def test_an_input_that_is_not_there_is_an_error(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(errors.UserError,
-                       match="there is no file .*" + name[:4]):
+    with pytest.raises(
+        errors.UserError, match="there is no file .*" + name[:4]
+    ):
         text_files.expand_inputs(str(tmp_path / name))
 
 
@@ -59,11 +73,13 @@ def test_damaged_gzip_files_are_errors(tmp_path):
     whole = gzip.compress(state.bytes(100000))
     flipped = bytearray(whole)
     flipped[50000] ^= 0xFF
-    for data, message in [(whole[:-20], "truncated gzip"),
-                          (whole[:5], "truncated gzip"),
-                          (bytes(flipped), "no intact gzip"),
-                          (b"plain text\n", "no intact gzip"),
-                          (whole + b"rest", "no intact gzip")]:
+    for data, message in [
+        (whole[:-20], "truncated gzip"),
+        (whole[:5], "truncated gzip"),
+        (bytes(flipped), "no intact gzip"),
+        (b"plain text\n", "no intact gzip"),
+        (whole + b"rest", "no intact gzip"),
+    ]:
         (tmp_path / "a.gz").write_bytes(data)
         with pytest.raises(errors.UserError, match=r"a\.gz' is .*" + message):
             read(tmp_path / "a.gz")

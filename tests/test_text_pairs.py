@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layout of texts and pairs, and which tokens go when there are too many."""
+
 import pytest
 import tiny
 
@@ -10,8 +11,9 @@ from tasks import sequences
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tiny.write_model(tmp_path_factory.mktemp("model"))
-    return tokenization.RobertaTokenizer(str(folder / "vocab.json"),
-                                         str(folder / "merges.txt"))
+    return tokenization.RobertaTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt")
+    )
 
 
 def one_at_a_time(first, second, room):
@@ -29,23 +31,31 @@ def test_the_longer_text_is_cut_first():
         for first in range(10):
             for second in range(10):
                 assert sequences.kept(first, second, room) == (
-                    one_at_a_time(first, second, room))
+                    one_at_a_time(first, second, room)
+                )
 
 
 def test_texts_and_pairs_stand_between_special_tokens(tokenizer):
     a, b = tokenizer.encode("a"), tokenizer.encode("b")
-    encoded = sequences.encode([("a", None), ("a", "b"), ("", "")],
-                                tokenizer, 16)
+    encoded = sequences.encode(
+        [("a", None), ("a", "b"), ("", "")], tokenizer, 16
+    )
     assert [ids.tolist() for ids in encoded.sequences] == [
-        [0] + a + [2], [0] + a + [2, 2] + b + [2], [0, 2, 2, 2]]
+        [0] + a + [2],
+        [0] + a + [2, 2] + b + [2],
+        [0, 2, 2, 2],
+    ]
     assert (encoded.truncated, encoded.cut_tokens) == (0, 0)
 
 
 def test_cut_tokens_are_counted(tokenizer):
     encoded = sequences.encode(
-        [("abcdefgh", None), ("abcdef", "xy"), ("abc", "d")], tokenizer, 8)
-    texts = [tokenizer.decode([i for i in ids.tolist() if i > 3])
-             for ids in encoded.sequences]
+        [("abcdefgh", None), ("abcdef", "xy"), ("abc", "d")], tokenizer, 8
+    )
+    texts = [
+        tokenizer.decode([i for i in ids.tolist() if i > 3])
+        for ids in encoded.sequences
+    ]
     assert texts == ["abcdef", "abxy", "abcd"]
     assert (encoded.truncated, encoded.cut_tokens) == (2, 2 + 4)
 
@@ -55,4 +65,5 @@ def test_several_processes_keep_the_order(tokenizer):
     alone = sequences.encode(pairs, tokenizer, 16, num_workers=1)
     several = sequences.encode(pairs, tokenizer, 16, num_workers=2)
     assert [ids.tolist() for ids in alone.sequences] == [
-        ids.tolist() for ids in several.sequences]
+        ids.tolist() for ids in several.sequences
+    ]

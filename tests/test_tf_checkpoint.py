@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorFlow checkpoints against TensorFlow itself, and damaged ones."""
+
 import os
 
 import numpy as np
@@ -19,7 +20,8 @@ def written(directory, arrays):
     prefix = str(directory / "model.ckpt")
     with open(tf_checkpoint.data_file(prefix), "wb") as stream:
         index = tf_checkpoint.write_data(
-            stream, {name: tensor(array) for name, array in arrays.items()})
+            stream, {name: tensor(array) for name, array in arrays.items()}
+        )
     with open(tf_checkpoint.index_file(prefix), "wb") as stream:
         stream.write(index)
     return prefix
@@ -27,8 +29,10 @@ def written(directory, arrays):
 
 def arrays_of(number):
     random = np.random.RandomState(3)
-    return {"layer_%d/kernel" % i: random.rand(3, i % 5 + 1).astype(np.float32)
-            for i in range(number)}
+    return {
+        "layer_%d/kernel" % i: random.rand(3, i % 5 + 1).astype(np.float32)
+        for i in range(number)
+    }
 
 
 @pytest.mark.parametrize("number", [1, 2, 3000])
@@ -65,9 +69,14 @@ def test_an_index_of_several_blocks_is_read(tmp_path):
     prefix, number = str(tmp_path / "model.ckpt"), 3000
     names = ["%s/%04d" % ("long_name" * 20, i) for i in range(number)]
     with tf.Graph().as_default(), tf.Session() as session:
-        session.run(tf.raw_ops.SaveV2(
-            prefix=prefix, tensor_names=names, shape_and_slices=[""] * number,
-            tensors=[tf.fill([2], 5.0)] * number))
+        session.run(
+            tf.raw_ops.SaveV2(
+                prefix=prefix,
+                tensor_names=names,
+                shape_and_slices=[""] * number,
+                tensors=[tf.fill([2], 5.0)] * number,
+            )
+        )
     tensors = tf_checkpoint.load(prefix)
     assert list(tensors) == names
     np.testing.assert_array_equal(tensors[names[-1]].read(), [5, 5])
@@ -76,8 +85,9 @@ def test_an_index_of_several_blocks_is_read(tmp_path):
 def test_slices_are_refused_by_name(tmp_path):
     prefix = str(tmp_path / "model.ckpt")
     with tf.Graph().as_default():
-        tf.get_variable("sliced", [4, 2],
-                        partitioner=tf.fixed_size_partitioner(2))
+        tf.get_variable(
+            "sliced", [4, 2], partitioner=tf.fixed_size_partitioner(2)
+        )
         with tf.Session() as session:
             session.run(tf.global_variables_initializer())
             tf.train.Saver().save(session, prefix)
@@ -91,11 +101,19 @@ def test_several_data_files_are_read(tmp_path):
     with tf.Graph().as_default(), tf.Session() as session:
         for part in range(3):
             parts.append("%s_part%d" % (prefix, part))
-            session.run(tf.raw_ops.SaveV2(
-                prefix=parts[-1], tensor_names=["v%d" % part],
-                shape_and_slices=[""], tensors=[tf.fill([2], float(part))]))
-        session.run(tf.raw_ops.MergeV2Checkpoints(
-            checkpoint_prefixes=parts, destination_prefix=prefix))
+            session.run(
+                tf.raw_ops.SaveV2(
+                    prefix=parts[-1],
+                    tensor_names=["v%d" % part],
+                    shape_and_slices=[""],
+                    tensors=[tf.fill([2], float(part))],
+                )
+            )
+        session.run(
+            tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts, destination_prefix=prefix
+            )
+        )
     assert os.path.isfile(tf_checkpoint.data_file(prefix, 2, 3))
     tensors = tf_checkpoint.load(prefix)
     np.testing.assert_array_equal(tensors["v2"].read(), [2, 2])
@@ -107,8 +125,9 @@ def test_a_changed_weight_is_noticed_by_name(tmp_path):
     with open(path, "rb+") as stream:
         stream.seek(1)
         stream.write(b"\x7f")
-    with pytest.raises(errors.UserError,
-                       match="checksum of 'layer_0/kernel' does not match"):
+    with pytest.raises(
+        errors.UserError, match="checksum of 'layer_0/kernel' does not match"
+    ):
         tf_checkpoint.load(prefix)["layer_0/kernel"].read()
 
 
@@ -164,10 +183,12 @@ def test_every_changed_byte_of_the_index_is_noticed_or_harmless(tmp_path):
 
 def with_entry(prefix, name, fields):
     """Writes an index with one entry, checksums and all."""
-    entry = b"".join(tf_checkpoint._field(number, value)
-                     for number, value in fields)
-    table = tf_checkpoint._table([
-        (b"", tf_checkpoint._field(1, 1)), (name, entry)])
+    entry = b"".join(
+        tf_checkpoint._field(number, value) for number, value in fields
+    )
+    table = tf_checkpoint._table(
+        [(b"", tf_checkpoint._field(1, 1)), (name, entry)]
+    )
     with open(tf_checkpoint.index_file(prefix), "wb") as stream:
         stream.write(table)
 
@@ -175,17 +196,31 @@ def with_entry(prefix, name, fields):
 SHAPE = tf_checkpoint._field(2, tf_checkpoint._field(1, 2))
 
 
-@pytest.mark.parametrize("fields, expected", [
-    ([(1, 1), (2, SHAPE), (4, 0), (5, 9)], "are not possible"),
-    ([(1, 1), (2, SHAPE), (3, 4), (5, 8)], "are not possible"),
-    ([(1, 99), (2, SHAPE), (5, 8)], "type 99"),
-    ([(1, 1), (2, SHAPE), (4, 1 << 63), (5, 8)], "ends at"),
-    ([(1, 1), (2, tf_checkpoint._field(2, tf_checkpoint._field(
-        1, (1 << 64) - 1))), (5, 8)], "shape of 'x' is not possible"),
-    ([(1, 1), (2, b"\xff"), (5, 8)], "no whole TensorFlow checkpoint"),
-    ([(1, 1), (2, 5), (5, 8)], "no whole TensorFlow checkpoint"),
-    ([(1, b"ab"), (2, SHAPE), (5, 8)], "not expected"),
-])
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ([(1, 1), (2, SHAPE), (4, 0), (5, 9)], "are not possible"),
+        ([(1, 1), (2, SHAPE), (3, 4), (5, 8)], "are not possible"),
+        ([(1, 99), (2, SHAPE), (5, 8)], "type 99"),
+        ([(1, 1), (2, SHAPE), (4, 1 << 63), (5, 8)], "ends at"),
+        (
+            [
+                (1, 1),
+                (
+                    2,
+                    tf_checkpoint._field(
+                        2, tf_checkpoint._field(1, (1 << 64) - 1)
+                    ),
+                ),
+                (5, 8),
+            ],
+            "shape of 'x' is not possible",
+        ),
+        ([(1, 1), (2, b"\xff"), (5, 8)], "no whole TensorFlow checkpoint"),
+        ([(1, 1), (2, 5), (5, 8)], "no whole TensorFlow checkpoint"),
+        ([(1, b"ab"), (2, SHAPE), (5, 8)], "not expected"),
+    ],
+)
 def test_an_entry_that_does_not_add_up_is_refused(tmp_path, fields, expected):
     prefix = written(tmp_path, arrays_of(1))
     with_entry(prefix, b"x", fields)
@@ -201,16 +236,27 @@ def test_blocks_that_overlap_are_refused(tmp_path):
     result = bytearray()
 
     def add(block):
-        handle = (tf_checkpoint._varint(len(result))
-                  + tf_checkpoint._varint(len(block)))
-        result.extend(block + b"\0" + tf_checkpoint.struct.pack(
-            "<I", tf_checkpoint.tfrecord.masked_crc32c(block + b"\0")))
+        handle = tf_checkpoint._varint(len(result)) + tf_checkpoint._varint(
+            len(block)
+        )
+        result.extend(
+            block
+            + b"\0"
+            + tf_checkpoint.struct.pack(
+                "<I", tf_checkpoint.tfrecord.masked_crc32c(block + b"\0")
+            )
+        )
         return handle
+
     handle = add(header)
-    footer = add(tf_checkpoint._block([])) + add(tf_checkpoint._block(
-        [(b"%06d" % i, handle) for i in range(1000)]))
+    footer = add(tf_checkpoint._block([])) + add(
+        tf_checkpoint._block([(b"%06d" % i, handle) for i in range(1000)])
+    )
     with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(bytes(result) + footer.ljust(40, b"\0")
-                     + tf_checkpoint.struct.pack("<Q", tf_checkpoint._MAGIC))
+        stream.write(
+            bytes(result)
+            + footer.ljust(40, b"\0")
+            + tf_checkpoint.struct.pack("<Q", tf_checkpoint._MAGIC)
+        )
     with pytest.raises(errors.UserError, match="its blocks overlap"):
         tf_checkpoint.load(prefix)

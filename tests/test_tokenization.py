@@ -13,16 +13,54 @@ import tokenization
 from common import errors
 from tokenization import RobertaTokenizer
 
-MERGES = ["Ġ l", "o w", "e r", "l ow", "Ġl ow", "n e", "ne w", "Ġ new", "s t",
-          "e st", "er est", "low er", "' s", "1 2", "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ",
-          "Ã ©", "ä ½", "Ġ ä", "a b", "ab ab", "a a", "m a", "! !"]
+MERGES = [
+    "Ġ l",
+    "o w",
+    "e r",
+    "l ow",
+    "Ġl ow",
+    "n e",
+    "ne w",
+    "Ġ new",
+    "s t",
+    "e st",
+    "er est",
+    "low er",
+    "' s",
+    "1 2",
+    "Ġ Ġ",
+    "ĠĠ ĠĠ",
+    "Ċ Ċ",
+    "Ã ©",
+    "ä ½",
+    "Ġ ä",
+    "a b",
+    "ab ab",
+    "a a",
+    "m a",
+    "! !",
+]
 
 HARD = [
-    "", " ", "   low", "low  \n\n  new ", "\r\n\t\x0b\x0c low", "low\u3000new",
-    "\u3000 \u3000", " \x1c\x1d\x1e\x1f low", "\x85\xa0\u2028\u200b\ufeff",
-    "low's LOW'S ''s don't 'lower", "1212 12low low12 ½²①٣", "</s><mask> <pad>",
-    "é e\u0301 你好 你", "مرحبا 😀👩\u200d👧 🇩🇪", "\x00\x7f\x80\xff",
-    "\ud800 low \udfff", "\ud83d\ude00", "\U0010ffff\ue000\uffff", "!! !!! !x!",
+    "",
+    " ",
+    "   low",
+    "low  \n\n  new ",
+    "\r\n\t\x0b\x0c low",
+    "low\u3000new",
+    "\u3000 \u3000",
+    " \x1c\x1d\x1e\x1f low",
+    "\x85\xa0\u2028\u200b\ufeff",
+    "low's LOW'S ''s don't 'lower",
+    "1212 12low low12 ½²①٣",
+    "</s><mask> <pad>",
+    "é e\u0301 你好 你",
+    "مرحبا 😀👩\u200d👧 🇩🇪",
+    "\x00\x7f\x80\xff",
+    "\ud800 low \udfff",
+    "\ud83d\ude00",
+    "\U0010ffff\ue000\uffff",
+    "!! !!! !x!",
 ]
 
 
@@ -66,12 +104,15 @@ def merge_by_definition(symbols, ranks):
     """Byte-pair encoding as one would explain it."""
     symbols = list(symbols)
     while True:
-        pairs = [(ranks[pair], i) for i, pair
-                 in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
+        pairs = [
+            (ranks[pair], i)
+            for i, pair in enumerate(zip(symbols, symbols[1:]))
+            if pair in ranks
+        ]
         if not pairs:
             return symbols
         i = min(pairs)[1]
-        symbols[i:i + 2] = [symbols[i] + symbols[i + 1]]
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
 
 
 def tokenize_by_definition(text):
@@ -86,17 +127,29 @@ def tokenize_by_definition(text):
 
 def random_texts(alphabet, count, length, seed):
     generator = random.Random(seed)
-    return ["".join(generator.choice(alphabet)
-                    for _ in range(generator.randrange(length)))
-            for _ in range(count)]
+    return [
+        "".join(
+            generator.choice(alphabet)
+            for _ in range(generator.randrange(length))
+        )
+        for _ in range(count)
+    ]
 
 
 def any_texts(count, seed):
     """Random code points of every size, surrogates among them."""
     generator = random.Random(seed)
-    return ["".join(chr(generator.randrange(generator.choice(
-        [0x80, 0x800, 0x10000, 0x110000]))) for _ in range(20))
-            for _ in range(count)]
+    return [
+        "".join(
+            chr(
+                generator.randrange(
+                    generator.choice([0x80, 0x800, 0x10000, 0x110000])
+                )
+            )
+            for _ in range(20)
+        )
+        for _ in range(count)
+    ]
 
 
 def test_reference_ids_tokens_and_offsets(roberta, shared):
@@ -115,10 +168,17 @@ def test_reference_ids_tokens_and_offsets(roberta, shared):
 
 def test_real_vocabulary_and_special_ids(roberta):
     assert roberta.vocab_size == 50265
-    assert (roberta.bos_id, roberta.pad_id, roberta.eos_id, roberta.unk_id,
-            roberta.mask_id) == (0, 1, 2, 3, 50264)
+    assert (
+        roberta.bos_id,
+        roberta.pad_id,
+        roberta.eos_id,
+        roberta.unk_id,
+        roberta.mask_id,
+    ) == (0, 1, 2, 3, 50264)
     assert roberta.encode_with_offsets(" a cafe") == (
-        [10, 16381], [(1, 2), (3, 7)])
+        [10, 16381],
+        [(1, 2), (3, 7)],
+    )
 
 
 def test_merges_by_hand(tiny):
@@ -136,13 +196,30 @@ def test_merges_by_hand(tiny):
 def test_offsets_by_hand(tiny):
     ids, offsets = tiny.encode_with_offsets("é 你 low    new")
     assert tiny.convert_ids_to_tokens(ids) == [
-        "Ã©", "Ġ", "ä½", "ł", "Ġlow", "ĠĠ", "Ġ", "Ġnew"]
-    assert offsets == [(0, 1), (1, 2), (2, 3), (2, 3), (4, 7), (7, 9), (9, 10),
-                       (11, 14)]
+        "Ã©",
+        "Ġ",
+        "ä½",
+        "ł",
+        "Ġlow",
+        "ĠĠ",
+        "Ġ",
+        "Ġnew",
+    ]
+    assert offsets == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (2, 3),
+        (4, 7),
+        (7, 9),
+        (9, 10),
+        (11, 14),
+    ]
 
 
-@pytest.mark.parametrize("merge", [tokenization._merge,
-                                   tokenization._merge_long])
+@pytest.mark.parametrize(
+    "merge", [tokenization._merge, tokenization._merge_long]
+)
 def test_both_merge_functions_follow_the_definition(merge):
     generator = random.Random(1)
     for word in random_texts("abc", 300, 40, seed=2):
@@ -153,8 +230,10 @@ def test_both_merge_functions_follow_the_definition(merge):
         assert merge(list(word), ranks) == merge_by_definition(word, ranks)
 
 
-@pytest.mark.parametrize("alphabet", [
-    " \n\u3000\x1ca", " lownerst", "a's 1!\t", "aé你 \ud800", " low\x85\xa0'"])
+@pytest.mark.parametrize(
+    "alphabet",
+    [" \n\u3000\x1ca", " lownerst", "a's 1!\t", "aé你 \ud800", " low\x85\xa0'"],
+)
 def test_tokens_follow_the_definition(tiny, alphabet):
     for text in random_texts(alphabet, 200, 60, seed=3):
         assert tiny.tokenize(text) == tokenize_by_definition(text), repr(text)
@@ -171,8 +250,9 @@ def test_any_string_survives(tiny):
 def test_offsets_leave_out_leading_spaces_only(tiny):
     for text in HARD + any_texts(100, seed=5):
         end_before = 0
-        for token, (start, end) in zip(tiny.tokenize(text),
-                                       tiny.encode_with_offsets(text)[1]):
+        for token, (start, end) in zip(
+            tiny.tokenize(text), tiny.encode_with_offsets(text)[1]
+        ):
             assert 0 <= start < end <= len(text)
             assert set(text[end_before:start]) <= {" "}
             if token.strip("Ġ"):
@@ -182,8 +262,7 @@ def test_offsets_leave_out_leading_spaces_only(tiny):
 
 
 def test_special_tokens_in_a_text_are_ordinary_text(tiny):
-    special = {tiny.bos_id, tiny.pad_id, tiny.eos_id, tiny.unk_id,
-               tiny.mask_id}
+    special = {tiny.bos_id, tiny.pad_id, tiny.eos_id, tiny.unk_id, tiny.mask_id}
     ids = tiny.encode("<s></s> <mask><pad> <unk>")
     assert not special & set(ids)
     assert tiny.decode(ids) == "<s></s> <mask><pad> <unk>"
@@ -205,11 +284,14 @@ def test_conversions(tiny):
     assert tiny.convert_ids_to_tokens(1) == "<pad>"
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda t: t.convert_tokens_to_ids(["low", "lowest"]), "'lowest'"),
-    (lambda t: t.convert_ids_to_tokens([5, 999]), "id 999"),
-    (lambda t: t.decode([-1]), "id -1"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda t: t.convert_tokens_to_ids(["low", "lowest"]), "'lowest'"),
+        (lambda t: t.convert_ids_to_tokens([5, 999]), "id 999"),
+        (lambda t: t.decode([-1]), "id -1"),
+    ],
+)
 def test_what_is_not_in_the_vocabulary_is_an_error(tiny, call, words):
     with pytest.raises(errors.UserError, match=words):
         call(tiny)
@@ -229,15 +311,24 @@ def test_lower_casing_keeps_offsets_of_the_text_given(files):
     assert offsets[3:5] == [(2, 5), (5, 6)]
     assert offsets[-1] == (len(text) - 3, len(text))
     assert lower.encode_with_offsets("LOW New") == (
-        lower.encode("low new"), [(0, 3), (4, 7)])
+        lower.encode("low new"),
+        [(0, 3), (4, 7)],
+    )
 
 
 def test_word_starts(tiny):
     table = tiny.word_start_table()
     assert table.dtype == np.bool_ and table.shape == (tiny.vocab_size,)
     starts = {tiny.convert_ids_to_tokens(int(i)) for i in np.flatnonzero(table)}
-    assert starts == set("ĠĊĉčċČ") | {"Ġl", "Ġlow", "Ġnew", "ĠĠ", "ĠĠĠĠ",
-                                      "ĊĊ", "Ġä"}
+    assert starts == set("ĠĊĉčċČ") | {
+        "Ġl",
+        "Ġlow",
+        "Ġnew",
+        "ĠĠ",
+        "ĠĠĠĠ",
+        "ĊĊ",
+        "Ġä",
+    }
 
 
 def test_a_long_word_takes_no_time(tiny):
@@ -273,8 +364,11 @@ def test_a_tokenizer_travels_to_another_process_without_its_cache(tiny):
 
 
 def test_the_version_line_and_line_ends_do_not_matter(tmp_path, tiny):
-    for merges in ["\n".join(MERGES), "\r\n".join(["#version"] + MERGES),
-                   "\ufeff" + "\n".join(["#version: 0.2"] + MERGES) + "\n"]:
+    for merges in [
+        "\n".join(MERGES),
+        "\r\n".join(["#version"] + MERGES),
+        "\ufeff" + "\n".join(["#version: 0.2"] + MERGES) + "\n",
+    ]:
         tokenizer = RobertaTokenizer(*write(tmp_path, merges=merges))
         assert tokenizer.tokenize(" lower") == tiny.tokenize(" lower")
 
@@ -293,24 +387,31 @@ def without(token):
     return {t: i for i, t in enumerate(tokens)}
 
 
-@pytest.mark.parametrize("vocabulary, words", [
-    ("", "not JSON"),
-    ("{\"a\": 1", "not JSON"),
-    ("[1, 2]", "holds a JSON list"),
-    ("[" * 100000, "nested too deeply"),
-    ("{\"a\":" * 100000, "nested too deeply"),
-    ("{\"a\": %s}" % ("9" * 500000), "a number of 500000 digits"),
-    ("{}", "lacks <s>, <pad>, </s>, <unk>, <mask>"),
-    (changed(low="1"), "'low', '1', is no whole number"),
-    (changed(low=True), "is no whole number"),
-    (changed(low=1.0), "is no whole number"),
-    (changed(low=5000), "'low', 5000, is outside of 0 to 285"),
-    (changed(low=-1), "'low', -1, is outside"),
-    (changed(low=0), "'low', 0, is also that of '<s>'"),
-    (without("<mask>"), "lacks <mask>"),
-    (without("Ġ"), "lacks 1 of the 256 byte symbols, such as 'Ġ'"),
-    (without("low"), "line 5 .* needs the token 'low'.* not belong together"),
-], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "vocabulary, words",
+    [
+        ("", "not JSON"),
+        ('{"a": 1', "not JSON"),
+        ("[1, 2]", "holds a JSON list"),
+        ("[" * 100000, "nested too deeply"),
+        ('{"a":' * 100000, "nested too deeply"),
+        ('{"a": %s}' % ("9" * 500000), "a number of 500000 digits"),
+        ("{}", "lacks <s>, <pad>, </s>, <unk>, <mask>"),
+        (changed(low="1"), "'low', '1', is no whole number"),
+        (changed(low=True), "is no whole number"),
+        (changed(low=1.0), "is no whole number"),
+        (changed(low=5000), "'low', 5000, is outside of 0 to 285"),
+        (changed(low=-1), "'low', -1, is outside"),
+        (changed(low=0), "'low', 0, is also that of '<s>'"),
+        (without("<mask>"), "lacks <mask>"),
+        (without("Ġ"), "lacks 1 of the 256 byte symbols, such as 'Ġ'"),
+        (
+            without("low"),
+            "line 5 .* needs the token 'low'.* not belong together",
+        ),
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_a_wrong_vocabulary_is_an_error(tmp_path, vocabulary, words):
     with pytest.raises(errors.UserError, match=words) as caught:
         RobertaTokenizer(*write(tmp_path, vocabulary=vocabulary))
@@ -318,17 +419,20 @@ def test_a_wrong_vocabulary_is_an_error(tmp_path, vocabulary, words):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("merges, words", [
-    ("low\n", "line 1 .* 'low'; expected two tokens"),
-    ("#version: 0.2\nl o\nl  o\n", "line 2 .* needs the token 'lo'"),
-    ("o w\no  w\n", "line 2 .* 'o  w'; expected two tokens"),
-    ("o w\n\ne r\n", "line 2 .* ''; expected two tokens"),
-    ("o w \n", "line 1 .* expected two tokens"),
-    ("o \n", "line 1 .* 'o '; expected two tokens"),
-    ("o w\ne r\no w\n", "line 3 .* repeats the pair 'o w'"),
-    ("x y\n", "needs the token 'xy'.* not belong together"),
-    ("lo w\n", "needs the token 'lo'.* not belong together"),
-])
+@pytest.mark.parametrize(
+    "merges, words",
+    [
+        ("low\n", "line 1 .* 'low'; expected two tokens"),
+        ("#version: 0.2\nl o\nl  o\n", "line 2 .* needs the token 'lo'"),
+        ("o w\no  w\n", "line 2 .* 'o  w'; expected two tokens"),
+        ("o w\n\ne r\n", "line 2 .* ''; expected two tokens"),
+        ("o w \n", "line 1 .* expected two tokens"),
+        ("o \n", "line 1 .* 'o '; expected two tokens"),
+        ("o w\ne r\no w\n", "line 3 .* repeats the pair 'o w'"),
+        ("x y\n", "needs the token 'xy'.* not belong together"),
+        ("lo w\n", "needs the token 'lo'.* not belong together"),
+    ],
+)
 def test_wrong_merges_are_an_error(tmp_path, merges, words):
     with pytest.raises(errors.UserError, match=words) as caught:
         RobertaTokenizer(*write(tmp_path, merges=merges))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.save's files, both formats, without torch; nothing in them is run."""
+
 import argparse
 import os
 import pickle
@@ -33,9 +34,16 @@ def refused(path):
 @pytest.mark.parametrize("writer", WRITERS)
 def test_tensors_and_plain_values_are_read(tmp_path, writer):
     whole = np.arange(12, dtype=np.float32).reshape(3, 4)
-    value = {"model": {"w": whole, "t": whole.T, "h": np.float16([1, 2]),
-                       "n": np.array(5)},
-             "list": [1, -2, 0.5, None, True, "ä"], 3: {}}
+    value = {
+        "model": {
+            "w": whole,
+            "t": whole.T,
+            "h": np.float16([1, 2]),
+            "n": np.array(5),
+        },
+        "list": [1, -2, 0.5, None, True, "ä"],
+        3: {},
+    }
     read = torch_file.load(saved(tmp_path, value, writer))
     assert read["list"] == value["list"] and read[3] == {}
     for name, array in value["model"].items():
@@ -54,17 +62,29 @@ def test_a_namespace_keeps_its_attributes_as_data(tmp_path, writer):
 
 
 def test_omegaconf_nodes_are_unwrapped(tmp_path):
-    node = (b"comegaconf.nodes\nAnyNode\n)\x81}(" + torch_writer._text("_val")
-            + b"K\x07ub")
-    config = (b"comegaconf\nDictConfig\n)\x81}(" + torch_writer._text(
-        "_content") + b"}(" + torch_writer._text("layers") + node + b"uub")
+    node = (
+        b"comegaconf.nodes\nAnyNode\n)\x81}("
+        + torch_writer._text("_val")
+        + b"K\x07ub"
+    )
+    config = (
+        b"comegaconf\nDictConfig\n)\x81}("
+        + torch_writer._text("_content")
+        + b"}("
+        + torch_writer._text("layers")
+        + node
+        + b"uub"
+    )
     read = torch_file.load(saved(tmp_path, {"cfg": config}))
     assert torch_file.attributes(read["cfg"]) == {"layers": 7}
 
 
 def test_a_config_that_holds_itself_ends(tmp_path):
-    config = (b"comegaconf\nDictConfig\n)\x81}q\x01(" + torch_writer._text(
-        "_content") + b"h\x01ub")
+    config = (
+        b"comegaconf\nDictConfig\n)\x81}q\x01("
+        + torch_writer._text("_content")
+        + b"h\x01ub"
+    )
     read = torch_file.load(saved(tmp_path, {"cfg": config}))
     assert torch_file.attributes(read["cfg"]) == {}
 
@@ -94,48 +114,85 @@ def test_no_pickled_code_is_run(tmp_path, writer, protocol):
     assert value.kind.name == "system"
 
 
-@pytest.mark.parametrize("opcodes", [
-    b"(S'x'\nios\nsystem\n", b"cos\nsystem\n(S'true'\ntR", b"\x82\x01",
-    b"(X\x01\x00\x00\x00xios\nsystem\n", b"Pname\n", b"I1\n", b"\xff"])
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"(S'x'\nios\nsystem\n",
+        b"cos\nsystem\n(S'true'\ntR",
+        b"\x82\x01",
+        b"(X\x01\x00\x00\x00xios\nsystem\n",
+        b"Pname\n",
+        b"I1\n",
+        b"\xff",
+    ],
+)
 def test_opcodes_that_torch_does_not_write_are_refused(tmp_path, opcodes):
     assert "is not one that torch.save writes" in refused(
-        saved(tmp_path, {"a": opcodes}))
+        saved(tmp_path, {"a": opcodes})
+    )
 
 
-def tensor(storage=b"FloatStorage", size=4, offset=b"K\0", shape=b"K\2\x85",
-           strides=b"K\1\x85", key="0"):
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n("
-            + b"(" + torch_writer._text("storage") + b"ctorch\n" + storage
-            + b"\n" + torch_writer._text(key) + torch_writer._text("cpu")
-            + b"K" + bytes([size]) + b"tQ" + offset + shape + strides + b"\x89"
-            + DICT + b"tR")
+def tensor(
+    storage=b"FloatStorage",
+    size=4,
+    offset=b"K\0",
+    shape=b"K\2\x85",
+    strides=b"K\1\x85",
+    key="0",
+):
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + b"("
+        + torch_writer._text("storage")
+        + b"ctorch\n"
+        + storage
+        + b"\n"
+        + torch_writer._text(key)
+        + torch_writer._text("cpu")
+        + b"K"
+        + bytes([size])
+        + b"tQ"
+        + offset
+        + shape
+        + strides
+        + b"\x89"
+        + DICT
+        + b"tR"
+    )
 
 
 STORED = np.zeros(4, np.float32)
 BIG = b"\x8a\x06" + b"\0\0\0\0\0\1"
 
 
-@pytest.mark.parametrize("opcodes, expected", [
-    (tensor(offset=b"K\3"), "does not fit"),
-    (tensor(shape=b"K\5\x85"), "does not fit"),
-    (tensor(shape=b"K\2K\2\x86", strides=b"K\3K\3\x86"), "does not fit"),
-    # A single number repeated to terabytes.
-    (tensor(shape=BIG + b"\x85", strides=b"K\0\x85"), "does not fit"),
-    (tensor(shape=b"J\xff\xff\xff\xff\x85"), "not described as torch does"),
-    (tensor(strides=b"J\xff\xff\xff\xff\x85"), "not described as torch does"),
-    (tensor(shape=b"]"), "not described as torch does"),
-    (tensor(storage=b"QInt8Storage"), "type that is not supported"),
-    (tensor(size=5), "bytes, expected"),
-    (tensor(key="7"), "storage '7' is missing"),
-    (tensor(key="../data.pkl"), "is missing"),
-    (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "required positional"),
-    (b"Q", "not described as torch does"),
-    (b"h\x63", "99"),
-    (b"0000000000", "empty list"),
-    (b"}(](K\x01eK\x02u", "neither text nor number"),
-    (b"}(K\x01K\x01\x86\x85K\x02u", "neither text nor number"),
-    (b"\x8b\xff\xff\xff\x7f", "ends behind the pickled part"),
-], ids=lambda value: str(value)[-30:])
+@pytest.mark.parametrize(
+    "opcodes, expected",
+    [
+        (tensor(offset=b"K\3"), "does not fit"),
+        (tensor(shape=b"K\5\x85"), "does not fit"),
+        (tensor(shape=b"K\2K\2\x86", strides=b"K\3K\3\x86"), "does not fit"),
+        # A single number repeated to terabytes.
+        (tensor(shape=BIG + b"\x85", strides=b"K\0\x85"), "does not fit"),
+        (tensor(shape=b"J\xff\xff\xff\xff\x85"), "not described as torch does"),
+        (
+            tensor(strides=b"J\xff\xff\xff\xff\x85"),
+            "not described as torch does",
+        ),
+        (tensor(shape=b"]"), "not described as torch does"),
+        (tensor(storage=b"QInt8Storage"), "type that is not supported"),
+        (tensor(size=5), "bytes, expected"),
+        (tensor(key="7"), "storage '7' is missing"),
+        (tensor(key="../data.pkl"), "is missing"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "required positional"),
+        (b"Q", "not described as torch does"),
+        (b"h\x63", "99"),
+        (b"0000000000", "empty list"),
+        (b"}(](K\x01eK\x02u", "neither text nor number"),
+        (b"}(K\x01K\x01\x86\x85K\x02u", "neither text nor number"),
+        (b"\x8b\xff\xff\xff\x7f", "ends behind the pickled part"),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
 def test_a_pickle_that_does_not_add_up_is_refused(tmp_path, opcodes, expected):
     path = saved(tmp_path, {"a": opcodes, "model": STORED})
     message = refused(path)
@@ -144,13 +201,13 @@ def test_a_pickle_that_does_not_add_up_is_refused(tmp_path, opcodes, expected):
 
 def test_a_deeply_nested_key_does_not_overflow_the_stack(tmp_path):
     nested = b"}(K\x01" + b"\x85" * 200000 + b"K\x02u"
-    assert "neither text nor number" in refused(
-        saved(tmp_path, {"a": nested}))
+    assert "neither text nor number" in refused(saved(tmp_path, {"a": nested}))
 
 
 def test_a_pickle_without_end_is_refused(tmp_path):
     assert "more than 300000 opcodes" in refused(
-        saved(tmp_path, {"a": b"N0" * 200000}))
+        saved(tmp_path, {"a": b"N0" * 200000})
+    )
 
 
 def test_a_damaged_storage_is_refused_when_it_is_read(tmp_path):
@@ -159,7 +216,7 @@ def test_a_damaged_storage_is_refused_when_it_is_read(tmp_path):
         data = stream.read()
     place = data.index(struct.pack("<f", 7.25) * 2)
     with open(path, "wb") as stream:
-        stream.write(data[:place] + b"\1" + data[place + 1:])
+        stream.write(data[:place] + b"\1" + data[place + 1 :])
     value = torch_file.load(path)["a"]
     with pytest.raises(errors.UserError, match="checksum"):
         value.read()
@@ -184,8 +241,11 @@ def test_a_cut_archive_says_so(tmp_path):
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
-    torch_writer.save(tmp_path / "file", {"a": np.zeros(1000, np.float32)},
-                      compression=zipfile.ZIP_DEFLATED)
+    torch_writer.save(
+        tmp_path / "file",
+        {"a": np.zeros(1000, np.float32)},
+        compression=zipfile.ZIP_DEFLATED,
+    )
     assert "is compressed" in refused(str(tmp_path / "file"))
 
 
@@ -198,13 +258,16 @@ def test_another_archive_is_refused(tmp_path):
 def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(pickle.dumps({"a": 1}, 2))
     assert "does not begin as torch.save's files do" in refused(
-        str(tmp_path / "file"))
+        str(tmp_path / "file")
+    )
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_changed_bytes_give_the_documented_error_or_a_value(tmp_path, writer):
-    value = {"model": {"w": np.arange(20, dtype=np.float32)},
-             "args": argparse.Namespace(a=1, b="x")}
+    value = {
+        "model": {"w": np.arange(20, dtype=np.float32)},
+        "args": argparse.Namespace(a=1, b="x"),
+    }
     path = saved(tmp_path, value, writer)
     with open(path, "rb") as stream:
         data = stream.read()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabularies of one's own against those of Hugging Face's trainer."""
+
 import gzip
 import json
 import logging
@@ -22,11 +23,12 @@ def train(folder, inputs, **options):
     """The tokenizer that is trained on some files."""
     options.setdefault("vocab_size", 400)
     config = train_tokenizer.TokenizerConfig(
-        input_file=",".join(map(str, inputs)), output_dir=str(folder),
-        **options)
+        input_file=",".join(map(str, inputs)), output_dir=str(folder), **options
+    )
     train_tokenizer.run(config)
-    return tokenization.RobertaTokenizer(*map(config.path,
-                                              train_tokenizer.FILES))
+    return tokenization.RobertaTokenizer(
+        *map(config.path, train_tokenizer.FILES)
+    )
 
 
 def merges_of(folder):
@@ -37,20 +39,30 @@ def test_files_are_those_of_hugging_faces_trainer(tmp_path):
     theirs = tokenizers.ByteLevelBPETokenizer()
     lines = [line.strip() for line in DEMO_TEXT.read_text().splitlines()]
     theirs.train_from_iterator(
-        filter(None, lines), vocab_size=399, min_frequency=2,
-        show_progress=False, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
+        filter(None, lines),
+        vocab_size=399,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+    )
     theirs.save_model(str(tmp_path))
     wanted = json.loads((tmp_path / "vocab.json").read_text("utf-8"))
     train(tmp_path / "ours", [DEMO_TEXT])
     assert merges_of(tmp_path / "ours") == merges_of(tmp_path)
     assert json.loads((tmp_path / "ours/vocab.json").read_text("utf-8")) == (
-        dict(wanted, **{"<mask>": 399}))
+        dict(wanted, **{"<mask>": 399})
+    )
 
 
 def test_special_tokens_have_robertas_places(tmp_path):
     tokenizer = train(tmp_path, [DEMO_TEXT], vocab_size=300)
-    assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id,
-            tokenizer.unk_id, tokenizer.mask_id) == (0, 1, 2, 3, 299)
+    assert (
+        tokenizer.bos_id,
+        tokenizer.pad_id,
+        tokenizer.eos_id,
+        tokenizer.unk_id,
+        tokenizer.mask_id,
+    ) == (0, 1, 2, 3, 299)
     assert tokenizer.vocab_size == 300
 
 
@@ -64,10 +76,23 @@ def test_a_special_token_in_the_text_stays_ordinary_text(tmp_path):
 
 
 def test_merges_that_build_on_a_special_token_go_with_it():
-    pairs = [("<", "s"), ("<s", ">"), ("a", "b"), ("<s>", "ab"), ("c", "<s>ab"),
-             ("a", "bc"), ("ab", "c"), ("d", "e"), ("e", "d")]
+    pairs = [
+        ("<", "s"),
+        ("<s", ">"),
+        ("a", "b"),
+        ("<s>", "ab"),
+        ("c", "<s>ab"),
+        ("a", "bc"),
+        ("ab", "c"),
+        ("d", "e"),
+        ("e", "d"),
+    ]
     assert train_tokenizer.usable_merges(pairs, 3) == [
-        ("<", "s"), ("a", "b"), ("a", "bc"), ("ab", "c")]
+        ("<", "s"),
+        ("a", "b"),
+        ("a", "bc"),
+        ("ab", "c"),
+    ]
 
 
 def test_all_forms_of_input_give_the_same(tmp_path):
@@ -75,15 +100,20 @@ def test_all_forms_of_input_give_the_same(tmp_path):
     documents = text.split("\n\n")
     folder = tmp_path / "corpus"
     folder.mkdir()
-    (folder / "a.jsonl").write_text("".join(
-        json.dumps({"body": document}) + "\n" for document in documents[:20]))
-    (folder / "b.txt.gz").write_bytes(gzip.compress(
-        "\n\n".join(documents[20:]).encode()))
+    (folder / "a.jsonl").write_text(
+        "".join(
+            json.dumps({"body": document}) + "\n" for document in documents[:20]
+        )
+    )
+    (folder / "b.txt.gz").write_bytes(
+        gzip.compress("\n\n".join(documents[20:]).encode())
+    )
     train(tmp_path / "one", [DEMO_TEXT])
     train(tmp_path / "two", [folder], text_field="body")
     for name in train_tokenizer.FILES:
-        assert ((tmp_path / "one" / name).read_bytes()
-                == (tmp_path / "two" / name).read_bytes())
+        assert (tmp_path / "one" / name).read_bytes() == (
+            tmp_path / "two" / name
+        ).read_bytes()
 
 
 def test_lower_case(tmp_path):
@@ -123,11 +153,14 @@ def test_files_that_are_there_stay(tmp_path):
     train(tmp_path, [DEMO_TEXT], vocab_size=300, overwrite=True)
     assert len(merges_of(tmp_path)) == 300 - 261
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        train_tokenizer.FILES)
+        train_tokenizer.FILES
+    )
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"good\nbad \xff\n", "not UTF-8"), (b" \n\n", "only white space")])
+@pytest.mark.parametrize(
+    "content, message",
+    [(b"good\nbad \xff\n", "not UTF-8"), (b" \n\n", "only white space")],
+)
 def test_text_that_cannot_be_read_leaves_nothing(tmp_path, content, message):
     path = tmp_path / "text"
     path.write_bytes(content)
@@ -137,12 +170,18 @@ def test_text_that_cannot_be_read_leaves_nothing(tmp_path, content, message):
 
 
 def test_the_command_line(tmp_path):
-    arguments = command("train_tokenizer.py", [], input_file=DEMO_TEXT,
-                        output_dir=tmp_path / "model", vocab_size=300)
+    arguments = command(
+        "train_tokenizer.py",
+        [],
+        input_file=DEMO_TEXT,
+        output_dir=tmp_path / "model",
+        vocab_size=300,
+    )
     assert "vocab_size=300 lines=120" in run_command(arguments)
     (tmp_path / "tokenizers.py").write_text("raise ImportError('no')")
-    output = run_command(arguments + ["--overwrite"],
-                         {"PYTHONPATH": str(tmp_path)}, code=1)
+    output = run_command(
+        arguments + ["--overwrite"], {"PYTHONPATH": str(tmp_path)}, code=1
+    )
     assert output.startswith("train_tokenizer.py: error: ")
     assert "pip install -r requirements/tokenizer.txt" in output
     assert output.count("\n") == 1

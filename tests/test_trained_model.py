@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of trained_model.py: files are found, heads are the reference's."""
+
 import os
 import shutil
 
@@ -13,15 +14,28 @@ from common import errors
 from inference import trained_model
 
 
-@pytest.mark.parametrize("name, head, outputs, atol", [
-    ("masked_lm", "mlm", {"logits": "mlm_logits"}, 3e-5),
-    ("masked_lm", "encoder", {"sequence_output": "hidden_2"}, 1e-5),
-    ("question_answering", "squad", {"start_logits": "start_logits",
-                                     "end_logits": "end_logits"}, 1e-5),
-    ("sequence_classification", "classification", {"logits": "logits"},
-     1e-5)])
-def test_heads_give_the_reference_numbers(golden_checkpoint, name, head,
-                                          outputs, atol):
+@pytest.mark.parametrize(
+    "name, head, outputs, atol",
+    [
+        ("masked_lm", "mlm", {"logits": "mlm_logits"}, 3e-5),
+        ("masked_lm", "encoder", {"sequence_output": "hidden_2"}, 1e-5),
+        (
+            "question_answering",
+            "squad",
+            {"start_logits": "start_logits", "end_logits": "end_logits"},
+            1e-5,
+        ),
+        (
+            "sequence_classification",
+            "classification",
+            {"logits": "logits"},
+            1e-5,
+        ),
+    ],
+)
+def test_heads_give_the_reference_numbers(
+    golden_checkpoint, name, head, outputs, atol
+):
     model = trained_model.find(golden_checkpoint(name))
     expected = np.load(str(GOLDEN / name / "expected.npz"))
     graph = tf.Graph()
@@ -43,8 +57,9 @@ def test_padding_is_no_answer(golden_checkpoint):
     model = trained_model.find(golden_checkpoint("question_answering"))
     graph = tf.Graph()
     with graph.as_default():
-        built = trained_model.build(model, "squad",
-                                    tf.constant([[0, 5, 2, 1, 1]]))
+        built = trained_model.build(
+            model, "squad", tf.constant([[0, 5, 2, 1, 1]])
+        )
     with trained_model.restored(model, graph) as session:
         found = session.run(built)
     for logits in found.values():
@@ -54,8 +69,12 @@ def test_padding_is_no_answer(golden_checkpoint):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    tiny.write_trained(folder, ["tagging", "multiple_choice"], labels=4,
-                       id2label={"0": "O", "2": "TOWN"})
+    tiny.write_trained(
+        folder,
+        ["tagging", "multiple_choice"],
+        labels=4,
+        id2label={"0": "O", "2": "TOWN"},
+    )
     return folder
 
 
@@ -111,8 +130,11 @@ def test_what_is_no_model_is_refused(trained, tmp_path):
     assert "--model" in refusal("")
     assert "neither a directory nor" in refusal(tmp_path / "nothing")
     assert "there is no checkpoint" in refusal(tmp_path)
-    with pytest.raises(errors.UserError, match="no question_answering head; "
-                       "it holds encoder, multiple_choice, tagging"):
+    with pytest.raises(
+        errors.UserError,
+        match="no question_answering head; "
+        "it holds encoder, multiple_choice, tagging",
+    ):
         trained_model.find(str(trained)).check_head("squad")
 
 
@@ -126,15 +148,17 @@ def test_a_config_of_another_model_is_refused(trained, tmp_path):
     copied(trained, tmp_path)
     path = tmp_path / "config.json"
     text = path.read_text()
-    path.write_text(text.replace('"num_hidden_layers": 2',
-                                 '"num_hidden_layers": 3'))
+    path.write_text(
+        text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    )
     assert "lacks bert/encoder/layer_2" in refusal(tmp_path)
     path.write_text(text.replace('"vocab_size": 261', '"vocab_size": 262'))
     assert "shape [261, 32]" in refusal(tmp_path)
     path.unlink()
     assert "--bert_config_file" in refusal(tmp_path)
-    found = trained_model.find(str(tmp_path), bert_config_file=str(
-        trained / "config.json"))
+    found = trained_model.find(
+        str(tmp_path), bert_config_file=str(trained / "config.json")
+    )
     assert found.config.vocab_size == 261
 
 

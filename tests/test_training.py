@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the run scripts share: errors of TensorFlow, result files, log."""
+
 import json
 import logging
 import os
@@ -33,15 +34,31 @@ def reason(error):
         return None
 
 
-@pytest.mark.parametrize("kind, text, words", [
-    (tf.errors.ResourceExhaustedError, "OOM when allocating", [
-        "out of memory", "--train_batch_size"]),
-    (tf.errors.ResourceExhaustedError, "x.data; No space left on device", [
-        "No space left", "free some space", "from the start"]),
-    (tf.errors.PermissionDeniedError, "x.index; Permission denied", [
-        "Permission denied", "make it usable"]),
-    (tf.errors.NotFoundError, "Key loss_scale not found in checkpoint", [
-        "lacks loss_scale", "--npu_bert_loss_scale", "--init_checkpoint"])])
+@pytest.mark.parametrize(
+    "kind, text, words",
+    [
+        (
+            tf.errors.ResourceExhaustedError,
+            "OOM when allocating",
+            ["out of memory", "--train_batch_size"],
+        ),
+        (
+            tf.errors.ResourceExhaustedError,
+            "x.data; No space left on device",
+            ["No space left", "free some space", "from the start"],
+        ),
+        (
+            tf.errors.PermissionDeniedError,
+            "x.index; Permission denied",
+            ["Permission denied", "make it usable"],
+        ),
+        (
+            tf.errors.NotFoundError,
+            "Key loss_scale not found in checkpoint",
+            ["lacks loss_scale", "--npu_bert_loss_scale", "--init_checkpoint"],
+        ),
+    ],
+)
 def test_tensorflow_errors_that_a_user_can_mend(kind, text, words):
     message = reason(kind(None, None, text + "\nand a page of operations"))
     for word in words:
@@ -64,14 +81,14 @@ def test_error_of_a_batch_comes_before_tensorflows():
 
 # Files.
 
+
 def test_results_are_lines_of_key_and_value(tmp_path):
     path = tmp_path / "eval_results.txt"
     eval_results.write_results(str(path), {"b": 1.5, "a": 2})
     assert path.read_text() == "a = 2\nb = 1.5\n"
 
 
-def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path,
-                                                        monkeypatch):
+def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "predictions.json"
     files.write_json(str(path), {"q": "größer"})
 
@@ -90,16 +107,24 @@ def new_run(tmp_path, **changes):
     return run_config.RunConfig(output_dir=str(tmp_path / "out"), **changes)
 
 
-CONFIG = dict(vocab_size=40, hidden_size=8, num_hidden_layers=1,
-              num_attention_heads=2, intermediate_size=12,
-              max_position_embeddings=20)
+CONFIG = dict(
+    vocab_size=40,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=20,
+)
 
 
 def test_output_has_the_config_that_hugging_face_reads(tmp_path):
     source = tmp_path / "config.json"
     source.write_text(json.dumps(dict(CONFIG, layer_norm_eps=1e-6)))
-    run = new_run(tmp_path, bert_config_file=str(source),
-                     out_log_dir=str(tmp_path / "logs"))
+    run = new_run(
+        tmp_path,
+        bert_config_file=str(source),
+        out_log_dir=str(tmp_path / "logs"),
+    )
     config = run_config.model_config(run)
     model_directory.prepare_output(run, config)
     written = tmp_path / "out" / "config.json"
@@ -121,9 +146,19 @@ def test_output_has_the_tokenizer_of_the_run(tmp_path):
     config = run_config.model_config(run)
 
     def prepare(directory, lowers, rank=0):
-        model_directory.prepare_output(run, config, rank, tokenizer=(
-            model_directory.TokenizerFiles(str(directory / "vocab.json"), str(
-                directory / "merges.txt"), lowers)))
+        model_directory.prepare_output(
+            run,
+            config,
+            rank,
+            tokenizer=(
+                model_directory.TokenizerFiles(
+                    str(directory / "vocab.json"),
+                    str(directory / "merges.txt"),
+                    lowers,
+                )
+            ),
+        )
+
     prepare(base, False, rank=1)
     assert not list(out.iterdir())  # rank 0 writes
     prepare(base, False)
@@ -135,7 +170,9 @@ def test_output_has_the_tokenizer_of_the_run(tmp_path):
     for lowers in (True, False):
         prepare(out, lowers)
         assert json.loads(settings.read_text()) == {
-            "model_max_length": 512, "do_lower_case": lowers}
+            "model_max_length": 512,
+            "do_lower_case": lowers,
+        }
 
 
 def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
@@ -147,44 +184,69 @@ def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
 
 # Steps.
 
+
 def test_micro_batches_are_parts_of_the_batch():
     batch = tf.constant(np.arange(24).reshape(6, 4))
-    parts = [train_step._micro_batch(batch, tf.constant(i), 3)
-             for i in range(3)]
+    parts = [
+        train_step._micro_batch(batch, tf.constant(i), 3) for i in range(3)
+    ]
     assert parts[0].shape.as_list() == [2, 4]
     with tf.Session() as session:
         found = session.run(parts)
-    np.testing.assert_array_equal(np.concatenate(found),
-                                  np.arange(24).reshape(6, 4))
+    np.testing.assert_array_equal(
+        np.concatenate(found), np.arange(24).reshape(6, 4)
+    )
 
 
 def test_dropout_seeds_differ_by_all_that_counts(tmp_path):
     with tf.Session() as session:
-        seeds = [tuple(session.run(train_step._dropout_seed(
-            new_run(tmp_path, random_seed=seed, num_accumulation_steps=2),
-            rank, tf.constant(seen, tf.int64), tf.constant(index))))
-                 for seed in (0, 1) for rank in (0, 1) for seen in (0, 1)
-                 for index in (0, 1)]
+        seeds = [
+            tuple(
+                session.run(
+                    train_step._dropout_seed(
+                        new_run(
+                            tmp_path, random_seed=seed, num_accumulation_steps=2
+                        ),
+                        rank,
+                        tf.constant(seen, tf.int64),
+                        tf.constant(index),
+                    )
+                )
+            )
+            for seed in (0, 1)
+            for rank in (0, 1)
+            for seen in (0, 1)
+            for index in (0, 1)
+        ]
     assert len(set(seeds)) == len(seeds) == 16
 
 
 # The log.
 
-@pytest.mark.parametrize("text, is_kept", [
-    ("step=10 loss=2.0", True), ("device=cpu reason=asked for", True),
-    ("Saving checkpoints for 10 into out/model.ckpt.", True),
-    ("Calling model_fn.", False), ("Graph was finalized.", False),
-    ("From x.py: foo is deprecated", False)])
+
+@pytest.mark.parametrize(
+    "text, is_kept",
+    [
+        ("step=10 loss=2.0", True),
+        ("device=cpu reason=asked for", True),
+        ("Saving checkpoints for 10 into out/model.ckpt.", True),
+        ("Calling model_fn.", False),
+        ("Graph was finalized.", False),
+        ("From x.py: foo is deprecated", False),
+    ],
+)
 def test_tensorflows_talk_of_itself_is_left_out(text, is_kept):
-    record = logging.LogRecord("tensorflow", logging.INFO, "f.py", 1, text,
-                               (), None)
+    record = logging.LogRecord(
+        "tensorflow", logging.INFO, "f.py", 1, text, (), None
+    )
     assert logs._is_of_use(record) == is_kept
     line = logs._Formatter().format(record)
     assert line.endswith(" I " + text)
 
 
-@pytest.mark.parametrize("name", ["a*", "a?", "a[1]", "a\\b", "a\nb",
-                                  "a\udcff"])
+@pytest.mark.parametrize(
+    "name", ["a*", "a?", "a[1]", "a\\b", "a\nb", "a\udcff"]
+)
 def test_directories_that_could_not_be_resumed_are_refused(name):
     with pytest.raises(errors.UserError, match="for a pattern"):
         run_config.RunConfig(output_dir=name)

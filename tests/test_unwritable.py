@@ -4,6 +4,7 @@
 Root may write everywhere, so the tests give up that right in a child process;
 a file system mounted read-only is tested where one is there.
 """
+
 import os
 import pathlib
 import tempfile
@@ -73,12 +74,17 @@ def write_weights(path):
 
 
 def prepare(path):
-    model_directory.prepare_output(run_config.RunConfig(output_dir=str(path)), None)
+    model_directory.prepare_output(
+        run_config.RunConfig(output_dir=str(path)), None
+    )
 
 
 WRITERS = {
-    "records": write_record, "weights": write_weights, "run": prepare,
-    "results": lambda path: eval_results.write_results(str(path), {"a": 1})}
+    "records": write_record,
+    "weights": write_weights,
+    "run": prepare,
+    "results": lambda path: eval_results.write_results(str(path), {"a": 1}),
+}
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
@@ -94,7 +100,8 @@ def test_a_file_where_a_directory_should_be_is_named(tmp_path, name):
     with pytest.raises(OSError) as caught:
         WRITERS[name](tmp_path / "file" / "new")
     assert str(tmp_path / "file") in command_line.describe_os_error(
-        caught.value)
+        caught.value
+    )
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -120,12 +127,14 @@ def test_a_read_only_file_system_is_named(name):
 
 # Files that vanish.
 
+
 @pytest.fixture
 def batches(tmp_path):
     """Batches over two files, of which the first alone has been opened."""
     folder = test_input_pipeline.write_records(tmp_path / "records")
-    source = masked_lm_batches.MaskedLmSource(folder,
-                                           **test_input_pipeline.SETTINGS)
+    source = masked_lm_batches.MaskedLmSource(
+        folder, **test_input_pipeline.SETTINGS
+    )
     return masked_lm_batches.MaskedLmBatches(source, batch_size=4)
 
 
@@ -133,7 +142,8 @@ def read_all(batches):
     """Runs the dataset to its end, as a run does."""
     tf = input_pipeline.tf
     item = tf.data.make_one_shot_iterator(
-        input_pipeline.dataset(batches, 0, batches.steps)).get_next()
+        input_pipeline.dataset(batches, 0, batches.steps)
+    ).get_next()
     with loop.reported(batches), tf.Session() as session:
         return [session.run(item) for _ in range(batches.steps)]
 
@@ -144,7 +154,8 @@ def test_a_file_that_vanishes_during_a_run_is_named(batches, tmp_path):
     with pytest.raises(OSError) as caught:
         read_all(batches)
     assert command_line.describe_os_error(caught.value) == (
-        "cannot use %r: No such file or directory" % str(path))
+        "cannot use %r: No such file or directory" % str(path)
+    )
 
 
 def test_a_file_that_is_open_may_vanish(batches, tmp_path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What no shape of a variable tells is compared with the config beside it."""
+
 import json
 
 import pytest
@@ -20,22 +21,33 @@ def check(folder, place, **changes):
     values = json.loads((folder / "trained" / "config.json").read_text())
     path = folder / "config.json"
     path.write_text(json.dumps(dict(values, **changes)))
-    run = run_config.RunConfig(bert_config_file=str(path), do_train=True,
-                             **dict({"output_dir": str(folder / "new")},
-                                    **place))
-    warm_start.check(run, configuration.RobertaConfig.from_json_file(str(path)),
-                     ["masked_lm"])
+    run = run_config.RunConfig(
+        bert_config_file=str(path),
+        do_train=True,
+        **dict({"output_dir": str(folder / "new")}, **place),
+    )
+    warm_start.check(
+        run,
+        configuration.RobertaConfig.from_json_file(str(path)),
+        ["masked_lm"],
+    )
 
 
-@pytest.mark.parametrize("flag, value", [
-    ("output_dir", "trained"), ("init_checkpoint", "trained/model.ckpt-7")])
+@pytest.mark.parametrize(
+    "flag, value",
+    [("output_dir", "trained"), ("init_checkpoint", "trained/model.ckpt-7")],
+)
 def test_a_config_that_computes_something_else_is_refused(
-        trained, tmp_path, flag, value):
+    trained, tmp_path, flag, value
+):
     place = {flag: str(tmp_path / value)}
     check(tmp_path, place)
     check(tmp_path, place, hidden_dropout_prob=0.5)
-    for name, other in (("num_attention_heads", 2), ("pad_token_id", 0),
-                        ("layer_norm_eps", 1e-12)):
+    for name, other in (
+        ("num_attention_heads", 2),
+        ("pad_token_id", 0),
+        ("layer_norm_eps", 1e-12),
+    ):
         with pytest.raises(errors.UserError) as caught:
             check(tmp_path, place, **{name: other})
         message = str(caught.value)
@@ -45,14 +57,16 @@ def test_a_config_that_computes_something_else_is_refused(
 
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
 def test_a_file_of_a_checkpoint_is_not_its_name(trained, tmp_path, ending):
-    with pytest.raises(errors.UserError, match="one file of a checkpoint; .*"
-                       "model.ckpt-7$"):
+    with pytest.raises(
+        errors.UserError, match="one file of a checkpoint; .*model.ckpt-7$"
+    ):
         check(tmp_path, {"init_checkpoint": trained + ending})
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "{}"])
 def test_without_a_config_beside_it_nothing_is_compared(
-        trained, tmp_path, text):
+    trained, tmp_path, text
+):
     values = (tmp_path / "trained" / "config.json").read_text()
     place = {"init_checkpoint": trained}
     check(tmp_path, place)
@@ -60,9 +74,14 @@ def test_without_a_config_beside_it_nothing_is_compared(
     if text is not None:
         (tmp_path / "trained" / "config.json").write_text(text)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(dict(json.loads(values),
-                                    num_attention_heads=2)))
+    path.write_text(json.dumps(dict(json.loads(values), num_attention_heads=2)))
     warm_start.check(
-        run_config.RunConfig(bert_config_file=str(path), do_train=True,
-                           output_dir=str(tmp_path / "new"), **place),
-        configuration.RobertaConfig.from_json_file(str(path)), ["masked_lm"])
+        run_config.RunConfig(
+            bert_config_file=str(path),
+            do_train=True,
+            output_dir=str(tmp_path / "new"),
+            **place,
+        ),
+        configuration.RobertaConfig.from_json_file(str(path)),
+        ["masked_lm"],
+    )

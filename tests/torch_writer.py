@@ -4,14 +4,19 @@
 Values: dicts, lists, texts, numbers, argparse.Namespace and numpy arrays, which
 become tensors; bytes are put into the pickle as they are, opcodes of one's own.
 """
+
 import argparse
 import struct
 import zipfile
 
 import numpy as np
 
-_STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage",
-             "float64": "DoubleStorage", "int64": "LongStorage"}
+_STORAGES = {
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "float64": "DoubleStorage",
+    "int64": "LongStorage",
+}
 
 
 def _text(value):
@@ -47,26 +52,50 @@ class _Pickler:
         if isinstance(value, list):
             return b"](" + b"".join(map(self._value, value)) + b"e"
         if isinstance(value, argparse.Namespace):
-            return (b"cargparse\nNamespace\n)\x81" + self._value(vars(value))
-                    + b"b")
+            return (
+                b"cargparse\nNamespace\n)\x81" + self._value(vars(value)) + b"b"
+            )
         if isinstance(value, np.ndarray):
             return self._tensor(value)
-        return b"}(" + b"".join(self._value(part) for pair in value.items()
-                                for part in pair) + b"u"
+        return (
+            b"}("
+            + b"".join(
+                self._value(part) for pair in value.items() for part in pair
+            )
+            + b"u"
+        )
 
     def _tensor(self, array):
         strides = [stride // array.itemsize for stride in array.strides]
         flat = array.T if array.ndim == 2 and strides[0] < strides[1] else array
         self.storages.append(np.ascontiguousarray(flat))
-        storage = _tuple(
-            [_text("storage"), b"ctorch\n%s\n" %
-             _STORAGES[str(array.dtype)].encode(),
-             _text(str(len(self.storages) - 1)), _text("cpu"),
-             self._value(array.size)] + [b"N"] * self._is_legacy) + b"Q"
-        return b"ctorch._utils\n_rebuild_tensor_v2\n" + _tuple([
-            storage, self._value(0), _tuple(map(self._value, array.shape)),
-            _tuple(map(self._value, strides)), b"\x89",
-            b"ccollections\nOrderedDict\n)R"]) + b"R"
+        storage = (
+            _tuple(
+                [
+                    _text("storage"),
+                    b"ctorch\n%s\n" % _STORAGES[str(array.dtype)].encode(),
+                    _text(str(len(self.storages) - 1)),
+                    _text("cpu"),
+                    self._value(array.size),
+                ]
+                + [b"N"] * self._is_legacy
+            )
+            + b"Q"
+        )
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n"
+            + _tuple(
+                [
+                    storage,
+                    self._value(0),
+                    _tuple(map(self._value, array.shape)),
+                    _tuple(map(self._value, strides)),
+                    b"\x89",
+                    b"ccollections\nOrderedDict\n)R",
+                ]
+            )
+            + b"R"
+        )
 
 
 def save(path, value, *, compression=zipfile.ZIP_STORED):
@@ -87,9 +116,20 @@ def save_legacy(path, value):
     magic = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
     plain = _Pickler(True).dump
     with open(str(path), "wb") as stream:
-        stream.write(b"\x80\x02\x8a\x0a" + magic + b"." + plain(1001)
-                     + plain({"protocol_version": 1001, "little_endian": True,
-                              "type_sizes": {"short": 2, "int": 4}}) + data
-                     + plain([str(i) for i in range(len(pickler.storages))]))
+        stream.write(
+            b"\x80\x02\x8a\x0a"
+            + magic
+            + b"."
+            + plain(1001)
+            + plain(
+                {
+                    "protocol_version": 1001,
+                    "little_endian": True,
+                    "type_sizes": {"short": 2, "int": 4},
+                }
+            )
+            + data
+            + plain([str(i) for i in range(len(pickler.storages))])
+        )
         for storage in pickler.storages:
             stream.write(struct.pack("<q", storage.size) + storage.tobytes())

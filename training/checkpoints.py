@@ -5,6 +5,7 @@ The file `checkpoint` in a run's directory lists them; TensorFlow restores the
 one it names as the newest. This module strikes damaged ones off that list,
 and those of a run that diverged.
 """
+
 import fcntl
 import glob
 import os
@@ -34,8 +35,12 @@ class Saver(tf.train.Saver):
         Args:
           keep: how many checkpoints, the oldest ones go first.
         """
-        super().__init__(sharded=True, max_to_keep=keep, defer_build=True,
-                         save_relative_paths=True)
+        super().__init__(
+            sharded=True,
+            max_to_keep=keep,
+            defer_build=True,
+            save_relative_paths=True,
+        )
         self._restored = None
 
     def restore(self, sess, save_path):
@@ -78,11 +83,13 @@ def claim(directory):
                 os.close(descriptor)
                 raise errors.UserError(
                     "another run trains in %s; wait for its end, or give "
-                    "another --output_dir" % directory)
+                    "another --output_dir" % directory
+                )
             time.sleep(0.1)
         except OSError as error:
-            tf.logging.info("%s cannot be locked: %s", directory,
-                            error.strerror)
+            tf.logging.info(
+                "%s cannot be locked: %s", directory, error.strerror
+            )
             break
     _CLAIMED[place] = descriptor
 
@@ -90,8 +97,11 @@ def claim(directory):
 def newest(directory):
     """Prefix of the newest checkpoint, or None."""
     paths = listed(directory)
-    return paths[-1] if paths and os.path.exists(
-        tf_checkpoint.index_file(paths[-1])) else None
+    return (
+        paths[-1]
+        if paths and os.path.exists(tf_checkpoint.index_file(paths[-1]))
+        else None
+    )
 
 
 def batches_seen(checkpoint):
@@ -126,7 +136,7 @@ def listed(directory):
     if state.model_checkpoint_path not in paths:
         paths.append(state.model_checkpoint_path)
     # Whoever edits the file to go back means what he says.
-    return paths[:paths.index(state.model_checkpoint_path) + 1]
+    return paths[: paths.index(state.model_checkpoint_path) + 1]
 
 
 def damage(prefix):
@@ -148,10 +158,13 @@ def damage(prefix):
 
 
 def _samples(tensors):
-    names = [name for name, tensor in tensors.items()
-             if tensor.dtype != "STRING"]
-    return set(names[-1:] + [name for name in ("global_step", "batches_seen")
-                             if name in tensors])
+    names = [
+        name for name, tensor in tensors.items() if tensor.dtype != "STRING"
+    ]
+    return set(
+        names[-1:]
+        + [name for name in ("global_step", "batches_seen") if name in tensors]
+    )
 
 
 def repair(directory, removes=True):
@@ -170,8 +183,9 @@ def repair(directory, removes=True):
       errors.UserError: there are checkpoints, and all of them are damaged.
     """
     if removes:
-        for path in glob.glob(os.path.join(glob.escape(directory),
-                                           _UNFINISHED)):
+        for path in glob.glob(
+            os.path.join(glob.escape(directory), _UNFINISHED)
+        ):
             shutil.rmtree(path, ignore_errors=True)
     paths, broken = listed(directory), []
     is_known = bool(paths)
@@ -188,7 +202,8 @@ def repair(directory, removes=True):
             return None
         raise errors.UserError(
             "no checkpoint in %s is whole; newest: %s; copy one back, or move "
-            "them away to begin anew" % (directory, broken[0]))
+            "them away to begin anew" % (directory, broken[0])
+        )
     if broken or not is_known:
         _tell(directory, paths, broken)
         keep(directory, paths)
@@ -196,19 +211,24 @@ def repair(directory, removes=True):
 
 
 def _tell(directory, paths, broken):
-    why = ("; ".join(broken) if broken else "%s is missing or unreadable" %
-           os.path.join(directory, _STATE_FILE))
+    why = (
+        "; ".join(broken)
+        if broken
+        else "%s is missing or unreadable"
+        % os.path.join(directory, _STATE_FILE)
+    )
     tf.logging.warning("going back to %s: %s", paths[-1], why)
 
 
 def _on_disk(directory):
     """Prefixes that have an index, by step."""
     found = []
-    for path in glob.glob(os.path.join(glob.escape(directory),
-                                       "model.ckpt-*.index")):
+    for path in glob.glob(
+        os.path.join(glob.escape(directory), "model.ckpt-*.index")
+    ):
         step = re.search(r"-(\d+)\.index$", path)
         if step:
-            found.append((int(step.group(1)), path[:-len(".index")]))
+            found.append((int(step.group(1)), path[: -len(".index")]))
     return [path for _, path in sorted(found)]
 
 

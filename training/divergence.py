@@ -11,6 +11,7 @@ training from a checkpoint roughly 100 steps before the spike started, and
 skipped roughly 200-500 data batches, which cover the batches that were seen
 before and during the spike".
 """
+
 import collections
 import json
 import math
@@ -51,6 +52,7 @@ class Observation(typing.NamedTuple):
       loss: the last batch's.
       gradient_norm: likewise.
     """
+
     batch: int
     batches: int
     step: int
@@ -68,6 +70,7 @@ class Trouble(typing.NamedTuple):
       step: global step at its beginning.
       reason: what was seen there.
     """
+
     first: int
     end: int
     step: int
@@ -75,7 +78,11 @@ class Trouble(typing.NamedTuple):
 
     def __str__(self):
         return "%s at step %d (batches %d to %d)" % (
-            self.reason, self.step, self.first, self.end - 1)
+            self.reason,
+            self.step,
+            self.first,
+            self.end - 1,
+        )
 
 
 class Diverged(Exception):
@@ -96,8 +103,10 @@ class _Running:
     def add(self, value):
         self._values.append(value)
         self.mean = math.fsum(self._values) / len(self._values)
-        self.deviation = math.sqrt(math.fsum(
-            (v - self.mean) ** 2 for v in self._values) / len(self._values))
+        self.deviation = math.sqrt(
+            math.fsum((v - self.mean) ** 2 for v in self._values)
+            / len(self._values)
+        )
 
     @property
     def is_warm(self):
@@ -135,8 +144,7 @@ class Detector:
             self._calm += 1
         if self._open is not None:
             self._observed += 1
-            if (is_final or self._calm >= CALM
-                    or self._observed >= PATIENCE):
+            if is_final or self._calm >= CALM or self._observed >= PATIENCE:
                 self.trouble = self._open
         return reason
 
@@ -185,16 +193,22 @@ class Detector:
         if not self._loss.is_warm or loss <= mean + allowed * unit:
             return ""
         return "loss %.4f is far above its mean %.4f (deviation %.4f)" % (
-            loss, mean, self._loss.deviation)
+            loss,
+            mean,
+            self._loss.deviation,
+        )
 
     def _judge_norm(self, log_norm):
         mean = self._log_norm.mean
-        jump = max(self._deviations * self._log_norm.deviation,
-                   math.log(NORM_JUMP))
+        jump = max(
+            self._deviations * self._log_norm.deviation, math.log(NORM_JUMP)
+        )
         if not self._log_norm.is_warm or log_norm <= mean + jump:
             return ""
         return "gradient norm %.4g is far above its mean %.4g" % (
-            math.exp(log_norm), math.exp(mean))
+            math.exp(log_norm),
+            math.exp(mean),
+        )
 
 
 class Skips:
@@ -220,13 +234,15 @@ class Skips:
             with open(self._path, encoding="utf-8") as stream:
                 state = files.loads(stream.read(1 << 20))
             self.rollbacks = int(state["rollbacks"])
-            self._jumps = [(int(start), int(end))
-                           for start, end in state["skipped"]]
+            self._jumps = [
+                (int(start), int(end)) for start, end in state["skipped"]
+            ]
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise errors.UserError(
                 "%s does not say which batches were skipped (%s); write "
-                '{"rollbacks": 0, "skipped": []} into it to forget them' %
-                (self._path, error))
+                '{"rollbacks": 0, "skipped": []} into it to forget them'
+                % (self._path, error)
+            )
 
     def resume(self, seen):
         """(batch at which to go on, batches passed over until there).
@@ -235,9 +251,10 @@ class Skips:
           seen: batches_seen of the checkpoint to go on from.
         """
         jumps = dict(self._jumps)
-        return (jumps.get(seen, seen),
-                sum(end - start for start, end in self._jumps
-                    if start <= seen))
+        return (
+            jumps.get(seen, seen),
+            sum(end - start for start, end in self._jumps if start <= seen),
+        )
 
     def is_used(self, seen):
         """Whether a rollback went to a checkpoint with this batches_seen."""
@@ -248,8 +265,7 @@ class Skips:
         self.rollbacks += 1
         self._jumps = [jump for jump in self._jumps if jump[0] < start]
         self._jumps.append((start, end))
-        text = json.dumps({"rollbacks": self.rollbacks,
-                           "skipped": self._jumps})
+        text = json.dumps({"rollbacks": self.rollbacks, "skipped": self._jumps})
         files.write_atomically(self._path, (text + "\n").encode("utf-8"))
 
 
@@ -270,13 +286,17 @@ def rollback_target(checkpoints, trouble, skips):
     Raises:
       errors.UserError: all of them are newer than the trouble.
     """
-    places = [place for place, (_, seen) in enumerate(checkpoints)
-              if seen <= trouble.first]
+    places = [
+        place
+        for place, (_, seen) in enumerate(checkpoints)
+        if seen <= trouble.first
+    ]
     if not places:
         raise errors.UserError(
             "%s, and every checkpoint left is newer; keep more with "
             "--keep_checkpoint_max, or start anew with a lower "
-            "--learning_rate" % str(trouble))
+            "--learning_rate" % str(trouble)
+        )
     last = places[-1]
     return last - 1 if last and skips.is_used(checkpoints[last][1]) else last
 
@@ -313,11 +333,14 @@ class Guard:
         raise errors.UserError(
             "the run diverged: %s; go back to a checkpoint from before it "
             "with a lower --learning_rate, or let "
-            "--divergence_guard=rollback do so" % str(trouble))
+            "--divergence_guard=rollback do so" % str(trouble)
+        )
 
 
 def new_guard(run):
     """The Guard that the flags ask for."""
-    return Guard(run.divergence_guard,
-                            run.divergence_max_rollbacks,
-                            run.divergence_deviations)
+    return Guard(
+        run.divergence_guard,
+        run.divergence_max_rollbacks,
+        run.divergence_deviations,
+    )

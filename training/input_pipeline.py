@@ -4,6 +4,7 @@
 Batch number n depends on nothing but (seed, n): a run that goes on starts the
 range of numbers elsewhere and reads nothing of what came before.
 """
+
 import threading
 
 import numpy as np
@@ -25,6 +26,7 @@ def dataset(batches, first, last=None, *, prefetch=4):
     Returns:
       tf.data.Dataset of {name: tensor}.
     """
+
     def load(step):
         arrays = tf.numpy_function(batches, [step], list(batches.dtypes))
         for array, shape in zip(arrays, batches.shapes):
@@ -41,6 +43,7 @@ class Batches:
 
     TensorFlow turns an exception into text; `raise_error` gives it back.
     """
+
     names = dtypes = shapes = ()
 
     def __init__(self):
@@ -54,8 +57,10 @@ class Batches:
             with self._lock:
                 self._error = self._error or error
             raise
-        return [np.asarray(array, dtype.as_numpy_dtype)
-                for array, dtype in zip(arrays, self.dtypes)]
+        return [
+            np.asarray(array, dtype.as_numpy_dtype)
+            for array, dtype in zip(arrays, self.dtypes)
+        ]
 
     def make(self, step):
         """The arrays of one batch, in the order of `names`."""
@@ -72,8 +77,9 @@ def filled(rows, size, value):
     missing = size - len(rows)
     if not missing:
         return rows
-    return np.concatenate([rows, np.full((missing,) + rows.shape[1:], value,
-                                         rows.dtype)])
+    return np.concatenate(
+        [rows, np.full((missing,) + rows.shape[1:], value, rows.dtype)]
+    )
 
 
 class FrontToBack:
@@ -88,8 +94,9 @@ class FrontToBack:
 
     def indices(self, first, number):
         """(epochs, records), int64 [number], as RecordOrder gives them."""
-        return divmod(np.arange(first, first + number, dtype=np.int64),
-                      self._count)
+        return divmod(
+            np.arange(first, first + number, dtype=np.int64), self._count
+        )
 
 
 class LengthPools:
@@ -100,8 +107,7 @@ class LengthPools:
     epoch, a pure function of the step.
     """
 
-    def __init__(self, lengths, *, batch_size, seed, pool=50,
-                 is_shuffled=True):
+    def __init__(self, lengths, *, batch_size, seed, pool=50, is_shuffled=True):
         """
         Args:
           lengths: int [n], tokens of each sequence.
@@ -115,8 +121,11 @@ class LengthPools:
         self._seed = seed
         self._pool = pool if is_shuffled else 1
         count = len(self._lengths)
-        self._order = (records.RecordOrder([count], seed, count)
-                       if is_shuffled else FrontToBack(count))
+        self._order = (
+            records.RecordOrder([count], seed, count)
+            if is_shuffled
+            else FrontToBack(count)
+        )
         self._cached = (None, None)
 
     def indices(self, step):
@@ -132,17 +141,28 @@ class LengthPools:
         size = self._pool * self._batch_size
         _, drawn = self._order.indices(pool * size, size)
         drawn = drawn[np.argsort(self._lengths[drawn], kind="stable")]
-        shuffled = np.random.RandomState(
-            [self._seed, pool]).permutation(self._pool)
+        shuffled = np.random.RandomState([self._seed, pool]).permutation(
+            self._pool
+        )
         return drawn.reshape(self._pool, self._batch_size)[shuffled]
 
 
 class FeatureBatches(Batches):
     """Batches of a task's sequences, padded no further than needed."""
 
-    def __init__(self, sequences, values, *, pad_token_id, batch_size,
-                 max_length=None, order=None, rank=0, token_values=None,
-                 choices=None):
+    def __init__(
+        self,
+        sequences,
+        values,
+        *,
+        pad_token_id,
+        batch_size,
+        max_length=None,
+        order=None,
+        rank=0,
+        token_values=None,
+        choices=None,
+    ):
         """
         Args:
           sequences: function of an index giving its token ids; with `choices`
@@ -170,11 +190,17 @@ class FeatureBatches(Batches):
         self._predicted = None
         self.names = tuple(self._tokens) + ("index",) + tuple(sorted(values))
         self.dtypes = (tf.int32,) * (len(self._tokens) + 1) + tuple(
-            tf.as_dtype(values[name].dtype) for name in sorted(values))
+            tf.as_dtype(values[name].dtype) for name in sorted(values)
+        )
         rows = batch_size if order or max_length else None
         row = [max_length] if choices is None else [choices, max_length]
-        self.shapes = ([rows] + row,) * len(self._tokens) + ([rows],) + tuple(
-            [rows] + list(values[name].shape[1:]) for name in sorted(values))
+        self.shapes = (
+            ([rows] + row,) * len(self._tokens)
+            + ([rows],)
+            + tuple(
+                [rows] + list(values[name].shape[1:]) for name in sorted(values)
+            )
+        )
 
     def predict_all(self, lengths):
         """Goes once through all sequences, the longest ones first.
@@ -194,15 +220,21 @@ class FeatureBatches(Batches):
         size = self._batch_size
         if self._order is not None:
             indices = self._order.indices(step)
-            indices = indices[self._rank * size:(self._rank + 1) * size]
+            indices = indices[self._rank * size : (self._rank + 1) * size]
         else:
-            indices = self._predicted[step * size:(step + 1) * size]
+            indices = self._predicted[step * size : (step + 1) * size]
         rows = size if self.shapes[0][0] else len(indices)
-        return [self._padded(indices, rows, *tokens)
-                for tokens in self._tokens.values()] + [
-                    filled(indices, rows, -1)] + [
-                        filled(self._values[name][indices], rows, 0)
-                        for name in sorted(self._values)]
+        return (
+            [
+                self._padded(indices, rows, *tokens)
+                for tokens in self._tokens.values()
+            ]
+            + [filled(indices, rows, -1)]
+            + [
+                filled(self._values[name][indices], rows, 0)
+                for name in sorted(self._values)
+            ]
+        )
 
     def _padded(self, indices, rows, sequence_of, fill):
         """int32 [rows, S], or [rows, choices, S]."""
@@ -214,5 +246,5 @@ class FeatureBatches(Batches):
         longest = self._max_length or -(-max(map(len, sequences)) // 32) * 32
         padded = np.full((int(np.prod(shape)), longest), fill, np.int32)
         for row, sequence in zip(padded, sequences):
-            row[:len(sequence)] = sequence
+            row[: len(sequence)] = sequence
         return padded.reshape(shape + [longest])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The format of log lines, and which lines of TensorFlow are shown."""
+
 import logging
 import re
 import time
@@ -27,6 +28,7 @@ def _set_up_logger(level, filters):
         if filters:
             handler.addFilter(_is_of_use)
 
+
 # What TensorFlow says of itself at every start.
 _CHATTER = re.compile(
     r".*eprecat|Estimator's model_fn|Using config|_TPUContext|"
@@ -35,7 +37,8 @@ _CHATTER = re.compile(
     r"Skipping training since|.*_loop marked as finished|Inference Time|"
     r"Loss for final step|Saving 'checkpoint_path'|Saving dict|"
     r"Calling checkpoint listeners|Calling model_fn|Running (train|eval|"
-    r"infer) on CPU|Error recorded from|Reraising captured error")
+    r"infer) on CPU|Error recorded from|Reraising captured error"
+)
 
 
 def _is_of_use(record):
@@ -46,5 +49,8 @@ class _Formatter(logging.Formatter):
     """`2026-01-31 12:00:00 I message`."""
 
     def format(self, record):
-        return "%s %s %s" % (time.strftime("%Y-%m-%d %H:%M:%S"),
-                             record.levelname[0], record.getMessage())
+        return "%s %s %s" % (
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+            record.levelname[0],
+            record.getMessage(),
+        )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: resuming, signals, rollback, TensorFlow's errors."""
+
 import contextlib
 import re
 import signal
@@ -44,8 +45,9 @@ class Interruption:
             yield  # Python hands signals to the main thread alone
             return
         handler = self._note if can_wait else signal.SIG_DFL
-        before = [(number, signal.signal(number, handler))
-                  for number in SIGNALS]
+        before = [
+            (number, signal.signal(number, handler)) for number in SIGNALS
+        ]
         try:
             yield
         finally:
@@ -78,7 +80,7 @@ class StopHook(tf.train.SessionRunHook):
     def begin(self):
         if self._device.world_size > 1 and self._device.stops_together:
             self._wish = tf.placeholder_with_default(0.0, [], "stop_wish")
-            self._wishes, = self._device.average([self._wish])
+            (self._wishes,) = self._device.average([self._wish])
 
     def before_run(self, run_context):
         if self._wishes is None:
@@ -88,14 +90,25 @@ class StopHook(tf.train.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         if self._device.stops_together and (
-                self._interruption.number is not None
-                if self._wishes is None else run_values.results > 0):
+            self._interruption.number is not None
+            if self._wishes is None
+            else run_values.results > 0
+        ):
             self.has_stopped = True
             run_context.request_stop()
 
 
-def train(estimator, batches, input_fn, *, run, device, num_train_steps,
-          save_timer, guard=None):
+def train(
+    estimator,
+    batches,
+    input_fn,
+    *,
+    run,
+    device,
+    num_train_steps,
+    save_timer,
+    guard=None,
+):
     """Trains up to num_train_steps, going on where output_dir left off.
 
     SIGTERM and SIGINT save a checkpoint and end the process with 143 and 130.
@@ -118,15 +131,28 @@ def train(estimator, batches, input_fn, *, run, device, num_train_steps,
     tf.logging.info(
         "global_batch=%d train_batch_size=%d num_accumulation_steps=%d "
         "devices=%d learning_rate=%g num_train_steps=%d",
-        run.batch_size * device.world_size, run.train_batch_size,
-        run.num_accumulation_steps, device.world_size, run.learning_rate,
-        num_train_steps)
+        run.batch_size * device.world_size,
+        run.train_batch_size,
+        run.num_accumulation_steps,
+        device.world_size,
+        run.learning_rate,
+        num_train_steps,
+    )
     signals = Interruption()
     stop = StopHook(signals, device)
     with reported(batches, run.output_dir), signals.watched(
-            device.stops_together):
-        while not _train_once(estimator, input_fn, run, device, guard, stop,
-                              num_train_steps, save_timer):
+        device.stops_together
+    ):
+        while not _train_once(
+            estimator,
+            input_fn,
+            run,
+            device,
+            guard,
+            stop,
+            num_train_steps,
+            save_timer,
+        ):
             pass
     if stop.has_stopped:
         device.agree(0)  # rank 0 has saved
@@ -134,7 +160,9 @@ def train(estimator, batches, input_fn, *, run, device, num_train_steps,
         device.close()
         tf.logging.warning(
             "ended by a signal; %s is there, and the same command goes on "
-            "from it", checkpoints.newest(run.output_dir))
+            "from it",
+            checkpoints.newest(run.output_dir),
+        )
         sys.exit(signals.exit_code)
 
 
@@ -143,14 +171,18 @@ def _check_guard(run, device):
         raise errors.UserError(
             "--divergence_guard=rollback on %d NPUs: they cannot restore a "
             "checkpoint together in one process; use --divergence_guard=stop "
-            "and start again" % device.world_size)
+            "and start again" % device.world_size
+        )
     if not device.stops_together:
-        tf.logging.info("a signal ends this process at once; the run then "
-                        "goes on from its last periodic checkpoint")
+        tf.logging.info(
+            "a signal ends this process at once; the run then "
+            "goes on from its last periodic checkpoint"
+        )
 
 
-def _train_once(estimator, input_fn, run, device, guard, stop,
-                num_train_steps, save_timer):
+def _train_once(
+    estimator, input_fn, run, device, guard, stop, num_train_steps, save_timer
+):
     """Trains from the newest checkpoint; False after a rollback."""
     latest = checkpoints.newest(run.output_dir)
     skips = divergence.Skips(run.output_dir)
@@ -161,14 +193,18 @@ def _train_once(estimator, input_fn, run, device, guard, stop,
         tf.logging.info("going on from %s, batch %d", latest, first)
         step = checkpoints.global_step(latest)
         if step >= num_train_steps:
-            tf.logging.info("step=%d of num_train_steps=%d: nothing is left "
-                            "to train", step, num_train_steps)
+            tf.logging.info(
+                "step=%d of num_train_steps=%d: nothing is left to train",
+                step,
+                num_train_steps,
+            )
     try:
-        estimator.train(lambda params: input_fn(first),
-                        max_steps=num_train_steps,
-                        hooks=[stop, progress.StartHook(first)],
-                        saving_listeners=[save_timer]
-                        if device.rank == 0 else [])
+        estimator.train(
+            lambda params: input_fn(first),
+            max_steps=num_train_steps,
+            hooks=[stop, progress.StartHook(first)],
+            saving_listeners=[save_timer] if device.rank == 0 else [],
+        )
     except divergence.Diverged as diverged:
         _roll_back(run, device, guard, diverged.trouble)
         return False
@@ -198,19 +234,26 @@ def _restore_before(run, trouble):
         raise errors.UserError(
             "the run diverged: %s; rollbacks so far: %d, and "
             "--divergence_max_rollbacks is %d; use a lower --learning_rate "
-            "or a longer warm-up" % (trouble, skips.rollbacks,
-                                     run.divergence_max_rollbacks))
-    written = [(path, checkpoints.batches_seen(path))
-               for path in checkpoints.listed(run.output_dir)
-               if not checkpoints.damage(path)]
+            "or a longer warm-up"
+            % (trouble, skips.rollbacks, run.divergence_max_rollbacks)
+        )
+    written = [
+        (path, checkpoints.batches_seen(path))
+        for path in checkpoints.listed(run.output_dir)
+        if not checkpoints.damage(path)
+    ]
     place = divergence.rollback_target(written, trouble, skips)
     path, seen = written[place]
     skips.add(seen, trouble.end)
-    checkpoints.keep(run.output_dir, [p for p, _ in written[:place + 1]])
+    checkpoints.keep(run.output_dir, [p for p, _ in written[: place + 1]])
     tf.logging.warning(
         "rollback %d of at most %d to %s: %s; going on at batch %d",
-        skips.rollbacks, run.divergence_max_rollbacks, path, trouble,
-        trouble.end)
+        skips.rollbacks,
+        run.divergence_max_rollbacks,
+        path,
+        trouble,
+        trouble.end,
+    )
 
 
 @contextlib.contextmanager
@@ -229,24 +272,42 @@ def reported(batches, output_dir=""):
 # Words of TensorFlow's messages about files.
 _DISK_FULL = re.compile(r"No space left|Disk quota|File too large")
 
-_NOT_WRITABLE = re.compile(r"Permission denied|Read-only file system|"
-                           r"No such file or directory")
+_NOT_WRITABLE = re.compile(
+    r"Permission denied|Read-only file system|"
+    r"No such file or directory"
+)
 
 
 def _reason(error, output_dir):
     """What a user can mend of an error of TensorFlow's, or ""."""
     text = str(error)
     found = _DISK_FULL.search(text) or _NOT_WRITABLE.search(text)
-    line = next((line.strip() for line in text.splitlines()
-                 if not found or found.group() in line), "")
+    line = next(
+        (
+            line.strip()
+            for line in text.splitlines()
+            if not found or found.group() in line
+        ),
+        "",
+    )
     if found:
         latest = output_dir and checkpoints.newest(output_dir)
-        return ("TensorFlow cannot use its files in %s: %s (%s); %s, then "
-                "the same command goes on from %s" % (
-                    output_dir or "the output directory", found.group(), line,
-                    "free some space" if _DISK_FULL.search(text)
-                    else "make it usable", latest or "the start"))
+        return (
+            "TensorFlow cannot use its files in %s: %s (%s); %s, then "
+            "the same command goes on from %s"
+            % (
+                output_dir or "the output directory",
+                found.group(),
+                line,
+                "free some space"
+                if _DISK_FULL.search(text)
+                else "make it usable",
+                latest or "the start",
+            )
+        )
     if isinstance(error, tf.errors.ResourceExhaustedError):
-        return ("out of memory: %s; use a smaller --train_batch_size and a "
-                "larger --num_accumulation_steps" % line)
+        return (
+            "out of memory: %s; use a smaller --train_batch_size and a "
+            "larger --num_accumulation_steps" % line
+        )
     return warm_start.reason(text, output_dir)

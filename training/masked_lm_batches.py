@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of masked sequences, from static or dynamic records."""
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -9,17 +10,24 @@ from pretraining_data import masking, records
 from training import input_pipeline
 
 # Masks drawn for evaluation belong to an epoch that training never reaches.
-EVALUATION_EPOCH = 2 ** 31 - 1
+EVALUATION_EPOCH = 2**31 - 1
 
 
 class MaskedLmBatches(input_pipeline.Batches):
     """Batches of masked sequences, from static or dynamic records."""
-    names = ("input_ids", "input_mask", "masked_lm_positions",
-             "masked_lm_ids", "masked_lm_weights")
+
+    names = (
+        "input_ids",
+        "input_mask",
+        "masked_lm_positions",
+        "masked_lm_ids",
+        "masked_lm_weights",
+    )
     dtypes = (tf.int32, tf.int32, tf.int32, tf.int32, tf.float32)
 
-    def __init__(self, source, *, batch_size, rank=0, world_size=1, seed=0,
-                 order=None):
+    def __init__(
+        self, source, *, batch_size, rank=0, world_size=1, seed=0, order=None
+    ):
         """
         Args:
           source: MaskedLmSource.
@@ -39,7 +47,8 @@ class MaskedLmBatches(input_pipeline.Batches):
         self._order = order
         length, predictions = source.max_seq_length, source.max_predictions
         self.shapes = ([batch_size, length],) * 2 + (
-            [batch_size, predictions],) * 3
+            [batch_size, predictions],
+        ) * 3
 
     @property
     def steps(self):
@@ -52,20 +61,32 @@ class MaskedLmBatches(input_pipeline.Batches):
             first = (step * self._world_size + self._rank) * size
             epochs, indices = self._order.indices(first, size)
         else:
-            indices = np.arange(step * size,
-                                min((step + 1) * size, len(self._source)))
+            indices = np.arange(
+                step * size, min((step + 1) * size, len(self._source))
+            )
             epochs = np.full(len(indices), EVALUATION_EPOCH, np.int64)
         batch = self._source.masked(indices, epochs, self._seed)
-        return [input_pipeline.filled(batch[name], size, self._source.padding(name))
-                for name in self.names]
+        return [
+            input_pipeline.filled(batch[name], size, self._source.padding(name))
+            for name in self.names
+        ]
 
 
 class MaskedLmSource:
     """Record files read at random and masked, or masked long ago."""
 
-    def __init__(self, inputs, *, max_seq_length, max_predictions,
-                 masked_lm_prob=None, whole_words=None, vocab_size,
-                 pad_token_id, skip_corrupt=False):
+    def __init__(
+        self,
+        inputs,
+        *,
+        max_seq_length,
+        max_predictions,
+        masked_lm_prob=None,
+        whole_words=None,
+        vocab_size,
+        pad_token_id,
+        skip_corrupt=False,
+    ):
         """
         Args:
           inputs: directories, files and globs, comma separated.
@@ -91,30 +112,44 @@ class MaskedLmSource:
         if manifest is None:
             tf.logging.warning(
                 "no manifest.json beside the records in %s: their settings "
-                "are taken from the first record and cannot be checked", inputs)
+                "are taken from the first record and cannot be checked",
+                inputs,
+            )
         else:
-            _check_manifest(manifest, inputs, vocab_size=vocab_size,
-                            pad_token_id=pad_token_id,
-                            max_seq_length=max_seq_length,
-                            max_predictions=max_predictions)
+            _check_manifest(
+                manifest,
+                inputs,
+                vocab_size=vocab_size,
+                pad_token_id=pad_token_id,
+                max_seq_length=max_seq_length,
+                max_predictions=max_predictions,
+            )
         counts = manifests.counts_of(paths, manifest)
         manifest = manifest or {}
         self._records = records.ShardedRecords(
-            paths, counts=counts, skip_corrupt=skip_corrupt)
+            paths, counts=counts, skip_corrupt=skip_corrupt
+        )
         if not len(self._records):
             raise errors.UserError(
                 "%s holds no record; build it with "
-                "create_pretraining_data.py" % inputs)
+                "create_pretraining_data.py" % inputs
+            )
         first = self._records.read_examples([0])[0]
         self.dynamic = not records.is_static(first)
         self._special_ids, self._mask_id = _special_ids(
-            manifest, vocab_size, pad_token_id)
-        self._probability = _first(masked_lm_prob,
-                                   manifest.get("masked_lm_prob"), 0.15)
-        whole_words = _first(whole_words, manifest.get("do_whole_word_mask"),
-                             False)
-        self._word_starts = (_word_starts(manifest, inputs)
-                             if whole_words and self.dynamic else None)
+            manifest, vocab_size, pad_token_id
+        )
+        self._probability = _first(
+            masked_lm_prob, manifest.get("masked_lm_prob"), 0.15
+        )
+        whole_words = _first(
+            whole_words, manifest.get("do_whole_word_mask"), False
+        )
+        self._word_starts = (
+            _word_starts(manifest, inputs)
+            if whole_words and self.dynamic
+            else None
+        )
         self._read([0])  # a record of another length is an error now
 
     def __len__(self):
@@ -148,76 +183,120 @@ class MaskedLmSource:
         examples = self._read(indices)
         if self.dynamic:
             return self._mask(examples, indices, epochs, seed)
-        return {name: np.stack([example[name] for example in examples])
-                for name in MaskedLmBatches.names}
+        return {
+            name: np.stack([example[name] for example in examples])
+            for name in MaskedLmBatches.names
+        }
 
     def check(self, indices):
         """Reads some records and raises what is wrong with one."""
         self._read(indices)
 
     def _read(self, indices):
-        return self._records.read_examples(indices, self._lengths(),
-                                           self._vocab_size)
+        return self._records.read_examples(
+            indices, self._lengths(), self._vocab_size
+        )
 
     def _lengths(self):
         """{feature: (fewest, most) values} of the records."""
         if self.dynamic:
             return {"input_ids": (1, self.max_seq_length)}
-        sizes = [("input_ids", self.max_seq_length),
-                 ("input_mask", self.max_seq_length)]
-        sizes += [(name, self.max_predictions) for name in (
-            "masked_lm_positions", "masked_lm_ids", "masked_lm_weights")]
+        sizes = [
+            ("input_ids", self.max_seq_length),
+            ("input_mask", self.max_seq_length),
+        ]
+        sizes += [
+            (name, self.max_predictions)
+            for name in (
+                "masked_lm_positions",
+                "masked_lm_ids",
+                "masked_lm_weights",
+            )
+        ]
         return {name: (size, size) for name, size in sizes}
 
     def _mask(self, examples, indices, epochs, seed):
         sequences = [example["input_ids"] for example in examples]
         lengths = np.array([len(ids) for ids in sequences], np.int64)
-        padded = np.full((len(sequences), self.max_seq_length),
-                         self._pad_token_id, np.int32)
+        padded = np.full(
+            (len(sequences), self.max_seq_length), self._pad_token_id, np.int32
+        )
         for row, ids in zip(padded, sequences):
-            row[:len(ids)] = ids
+            row[: len(ids)] = ids
         return masking.mask_batch(
-            padded, lengths, seed=seed, epochs=epochs, records=indices,
+            padded,
+            lengths,
+            seed=seed,
+            epochs=epochs,
+            records=indices,
             masked_lm_prob=self._probability,
             max_predictions_per_seq=self.max_predictions,
-            mask_id=self._mask_id, vocab_size=self._vocab_size,
-            special_ids=self._special_ids, word_starts=self._word_starts)
+            mask_id=self._mask_id,
+            vocab_size=self._vocab_size,
+            special_ids=self._special_ids,
+            word_starts=self._word_starts,
+        )
 
 
 def _first(*values):
     return next(value for value in values if value is not None)
 
 
-def _check_manifest(manifest, inputs, *, vocab_size, pad_token_id,
-                    max_seq_length, max_predictions):
+def _check_manifest(
+    manifest,
+    inputs,
+    *,
+    vocab_size,
+    pad_token_id,
+    max_seq_length,
+    max_predictions,
+):
     """Refuses records made for another model or other flags."""
+
     def refuse(key, found, wanted, mend):
         raise errors.UserError(
-            "the records in %s have %s %s, but %s is wanted; %s" %
-            (inputs, key, found, wanted, mend))
+            "the records in %s have %s %s, but %s is wanted; %s"
+            % (inputs, key, found, wanted, mend)
+        )
 
-    for key, name, size in (("vocab_size", "vocab_size", vocab_size),
-                            ("pad_id", "pad_token_id", pad_token_id)):
+    for key, name, size in (
+        ("vocab_size", "vocab_size", vocab_size),
+        ("pad_id", "pad_token_id", pad_token_id),
+    ):
         if manifest.get(key, size) != size:
-            refuse(key, manifest[key], "the model config's %s %d" %
-                   (name, size), "build them with the model's vocabulary")
+            refuse(
+                key,
+                manifest[key],
+                "the model config's %s %d" % (name, size),
+                "build them with the model's vocabulary",
+            )
     length = manifest["max_seq_length"]
     static = manifest["masking"] == "static"
     if length > max_seq_length or static and length != max_seq_length:
-        refuse("max_seq_length", length, "--max_seq_length=%d" %
-               max_seq_length, "use --max_seq_length=%d" % length)
+        refuse(
+            "max_seq_length",
+            length,
+            "--max_seq_length=%d" % max_seq_length,
+            "use --max_seq_length=%d" % length,
+        )
     predictions = manifest.get("max_predictions_per_seq", max_predictions)
     if static and predictions != max_predictions:
-        refuse("max_predictions_per_seq", predictions,
-               "--max_predictions_per_seq=%d" % max_predictions,
-               "use --max_predictions_per_seq=%d" % predictions)
+        refuse(
+            "max_predictions_per_seq",
+            predictions,
+            "--max_predictions_per_seq=%d" % max_predictions,
+            "use --max_predictions_per_seq=%d" % predictions,
+        )
 
 
 def _special_ids(manifest, vocab_size, pad_token_id):
     """(ids never masked nor drawn, id of `<mask>`)."""
     mask_id = manifest.get("mask_id", vocab_size - 1)
-    named = {manifest[key] for key in ("bos_id", "pad_id", "eos_id", "unk_id")
-             if key in manifest}
+    named = {
+        manifest[key]
+        for key in ("bos_id", "pad_id", "eos_id", "unk_id")
+        if key in manifest
+    }
     # Without a manifest: fairseq's order, `<s> <pad> </s> <unk>` first.
     return sorted((named or {0, 1, 2, 3}) | {pad_token_id, mask_id}), mask_id
 
@@ -227,6 +306,8 @@ def _word_starts(manifest, inputs):
         raise errors.UserError(
             "whole-word masking needs the manifest.json of "
             "create_pretraining_data.py beside the records in %s; it says "
-            "which entries begin a word" % inputs)
-    return manifests.decode_word_starts(manifest["word_starts"],
-                                        manifest["vocab_size"])
+            "which entries begin a word" % inputs
+        )
+    return manifests.decode_word_starts(
+        manifest["word_starts"], manifest["vocab_size"]
+    )

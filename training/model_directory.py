@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output directory: config.json and tokenizer files beside the checkpoints."""
+
 import os
 import typing
 
@@ -9,6 +10,7 @@ from training import checkpoints
 
 class TokenizerFiles(typing.NamedTuple):
     """What turned text into the ids that a model is trained on."""
+
     vocab_file: str
     merges_file: str
     do_lower_case: bool = False
@@ -35,7 +37,8 @@ def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
     checkpoints.repair(run.output_dir, removes=run.do_train and rank == 0)
     path = os.path.join(run.output_dir, "config.json")
     is_there = os.path.exists(path) and os.path.samefile(
-        path, run.bert_config_file)
+        path, run.bert_config_file
+    )
     if rank:
         return
     if not is_there:
@@ -47,8 +50,7 @@ def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
 
 
 def read_config(path):
-    """All keys of a config.json that `model_config` accepts, {} without one.
-    """
+    """All keys of a config.json that `model_config` accepts, {} without one."""
     if not os.path.exists(path):
         return {}
     return files.read_json(path)
@@ -56,14 +58,17 @@ def read_config(path):
 
 def _write_tokenizer(directory, tokenizer):
     """vocab.json, merges.txt and, where text is lower-cased, that it is."""
-    for name, source in (("vocab.json", tokenizer.vocab_file),
-                         ("merges.txt", tokenizer.merges_file)):
+    for name, source in (
+        ("vocab.json", tokenizer.vocab_file),
+        ("merges.txt", tokenizer.merges_file),
+    ):
         content = files.read_small(source)
         path = os.path.join(directory, name)
-        if not (os.path.isfile(path)
-                and files.read_small(path) == content):
+        if not (os.path.isfile(path) and files.read_small(path) == content):
             files.write_atomically(path, content)
     path = os.path.join(directory, "tokenizer_config.json")
     values = files.read_json(path) if os.path.isfile(path) else {}
     if bool(values.get("do_lower_case")) != tokenizer.do_lower_case:
-        files.write_json(path, dict(values, do_lower_case=tokenizer.do_lower_case))
+        files.write_json(
+            path, dict(values, do_lower_case=tokenizer.do_lower_case)
+        )

@@ -6,6 +6,7 @@ tokens_per_second=98304.0 loss_scale=32768 overflows=1 time_left=0:12:31`: the
 same keys on every device. The scalars have the same names; those of an
 evaluation begin with `eval/`.
 """
+
 import datetime
 import math
 import time
@@ -52,9 +53,15 @@ def scalar_writer(directory, name):
 
 def add_scalars(writer, scalars, step):
     """Writes TensorBoard scalars: {name: number} at a global step."""
-    writer.add_summary(tf.Summary(value=[
-        tf.Summary.Value(tag=name, simple_value=value)
-        for name, value in sorted(scalars.items())]), step)
+    writer.add_summary(
+        tf.Summary(
+            value=[
+                tf.Summary.Value(tag=name, simple_value=value)
+                for name, value in sorted(scalars.items())
+            ]
+        ),
+        step,
+    )
     writer.flush()
 
 
@@ -69,8 +76,9 @@ class StartHook(tf.train.SessionRunHook):
         self._variable = None
 
     def begin(self):
-        self._variable, = [v for v in tf.global_variables()
-                           if v.op.name == "batches_seen"]
+        (self._variable,) = [
+            v for v in tf.global_variables() if v.op.name == "batches_seen"
+        ]
 
     def after_create_session(self, session, coord):
         del coord
@@ -81,9 +89,22 @@ class StartHook(tf.train.SessionRunHook):
 class ProgressHook(tf.train.SessionRunHook):
     """Logs, writes scalars, and stops a run that cannot go on."""
 
-    def __init__(self, report, counters, *, every, is_logging, log_dir,
-                 num_train_steps, examples_per_step, gradient_names, save_timer,
-                 weight_norm=None, guard=None, chance=None):
+    def __init__(
+        self,
+        report,
+        counters,
+        *,
+        every,
+        is_logging,
+        log_dir,
+        num_train_steps,
+        examples_per_step,
+        gradient_names,
+        save_timer,
+        weight_norm=None,
+        guard=None,
+        chance=None,
+    ):
         """
         Args:
           report: {name: scalar tensor}; loss, learning_rate, global_step,
@@ -124,8 +145,9 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def after_create_session(self, session, coord):
         del coord
-        self._previous = tuple(int(value)
-                               for value in session.run(self._counters))
+        self._previous = tuple(
+            int(value) for value in session.run(self._counters)
+        )
         self._last = None
         if self._is_logging and self._writer is None:
             self._writer = scalar_writer(self._log_dir, "train")
@@ -158,12 +180,18 @@ class ProgressHook(tf.train.SessionRunHook):
             self._writer.close()
 
     def _ask_guard(self, values, before, batches, step):
-        reason = self._guard.observe(divergence.Observation(
-            before[0], batches - before[0], step, step - before[1],
-            float(values["loss"]), float(values["gradient_norm"])))
+        reason = self._guard.observe(
+            divergence.Observation(
+                before[0],
+                batches - before[0],
+                step,
+                step - before[1],
+                float(values["loss"]),
+                float(values["gradient_norm"]),
+            )
+        )
         if reason and self._is_logging:
-            tf.logging.warning("step=%d batch=%d %s", step, batches - 1,
-                               reason)
+            tf.logging.warning("step=%d batch=%d %s", step, batches - 1, reason)
 
     def _watch(self, values, batches, steps):
         """Raises errors.UserError when the run is stuck or lost."""
@@ -173,56 +201,82 @@ class ProgressHook(tf.train.SessionRunHook):
                 raise errors.UserError(
                     "the loss is %s at step %d; use a lower --learning_rate, "
                     "a longer warm-up, or --npu_bert_loss_scale=0 with half "
-                    "precision" % (values["loss"], values["global_step"]))
+                    "precision" % (values["loss"], values["global_step"])
+                )
             return
         self._overflows_in_a_row += batches
         if self._overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
             raise errors.UserError(
                 "%d steps in a row overflowed after step %d, the loss scale "
-                "is down to %g%s; use a lower --learning_rate or float32" %
-                (self._overflows_in_a_row, values["global_step"],
-                 values["loss_scale"], self._first_overflow(values)))
+                "is down to %g%s; use a lower --learning_rate or float32"
+                % (
+                    self._overflows_in_a_row,
+                    values["global_step"],
+                    values["loss_scale"],
+                    self._first_overflow(values),
+                )
+            )
 
     def _first_overflow(self, values):
         if "finite" not in values:
             return ""
-        names = [name for name, finite
-                 in zip(self._gradient_names, values["finite"]) if not finite]
+        names = [
+            name
+            for name, finite in zip(self._gradient_names, values["finite"])
+            if not finite
+        ]
         return "; the first gradient that is not finite is that of %s" % (
-            names[0] if names else "none")
+            names[0] if names else "none"
+        )
 
     def _write(self, run_context, values, batches, step, now):
-        scalars = {name: float(value) for name, value in values.items()
-                   if name not in _COUNTERS}
-        scalars["loss"] = (np.mean(self._losses) if self._losses
-                           else float("nan"))
+        scalars = {
+            name: float(value)
+            for name, value in values.items()
+            if name not in _COUNTERS
+        }
+        scalars["loss"] = (
+            np.mean(self._losses) if self._losses else float("nan")
+        )
         self._losses = []
         self._warn_if_stuck(step, scalars["loss"])
-        text = ["step=%d" % step, "loss=%.6f" % scalars["loss"],
-                "learning_rate=%.6e" % scalars["learning_rate"]]
+        text = [
+            "step=%d" % step,
+            "loss=%.6f" % scalars["loss"],
+            "learning_rate=%.6e" % scalars["learning_rate"],
+        ]
         if self._last is not None and batches > self._last[0]:
             seconds = max(now - self._last[2], 1e-9)
             rate = (batches - self._last[0]) / seconds
             scalars["examples_per_second"] = rate * self._examples_per_step
             scalars["tokens_per_second"] = self._tokens / seconds
-            text += ["%s=%.1f" % (name, scalars[name]) for name in (
-                "examples_per_second", "tokens_per_second")]
+            text += [
+                "%s=%.1f" % (name, scalars[name])
+                for name in ("examples_per_second", "tokens_per_second")
+            ]
         if "loss_scale" in scalars:
             scalars["overflows"] = batches - step - self._guard.skipped
-            text += ["loss_scale=%g" % scalars["loss_scale"],
-                     "overflows=%d" % scalars["overflows"]]
-        text += ["%s=%.4f" % (name, scalars[name]) for name in sorted(scalars)
-                 if name.endswith("accuracy")]
+            text += [
+                "loss_scale=%g" % scalars["loss_scale"],
+                "overflows=%d" % scalars["overflows"],
+            ]
+        text += [
+            "%s=%.4f" % (name, scalars[name])
+            for name in sorted(scalars)
+            if name.endswith("accuracy")
+        ]
         if "examples_per_second" in scalars:
             left = (self._num_train_steps - step) / rate
-            text.append("time_left=%s" %
-                        datetime.timedelta(seconds=round(left)))
+            text.append(
+                "time_left=%s" % datetime.timedelta(seconds=round(left))
+            )
         tf.logging.info("%s", " ".join(text))
         if "masked_lm_accuracy" in scalars:
             scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
         if self._weight_norm is not None:
             scalars["weight_norm"] = float(
-                run_context.session.run(self._weight_norm))
+                run_context.session.run(self._weight_norm)
+            )
         add_scalars(self._writer, scalars, step)
 
     def _warn_if_stuck(self, step, loss):
@@ -237,5 +291,8 @@ class ProgressHook(tf.train.SessionRunHook):
                 "loss %.2f at step %d is that of guessing (%.2f): the model "
                 "seems stuck; large models get out with another "
                 "--random_seed, a lower --learning_rate or a longer warm-up",
-                loss, step, self._chance)
+                loss,
+                step,
+                self._chance,
+            )
         self._chance = None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings that the run scripts share."""
+
 import dataclasses
 import re
 
@@ -16,115 +17,167 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Of an update on one device: their places are counted in int32, four choices
 # to a question.
-_MAX_TOKENS = 2 ** 29
+_MAX_TOKENS = 2**29
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Flags that the run scripts share."""
+
     bert_config_file: str = command_line.flag(
-        "", "The model's config.json, as Hugging Face writes it.")
+        "", "The model's config.json, as Hugging Face writes it."
+    )
     output_dir: str = command_line.flag(
-        "", "Directory of checkpoints and results; a run found there goes on.")
+        "", "Directory of checkpoints and results; a run found there goes on."
+    )
     out_log_dir: str = command_line.flag(
-        "", "Directory of TensorBoard scalars. Default: output_dir.")
+        "", "Directory of TensorBoard scalars. Default: output_dir."
+    )
     init_checkpoint: str = command_line.flag(
-        "", "Checkpoint prefix whose weights a new run starts from.")
+        "", "Checkpoint prefix whose weights a new run starts from."
+    )
     do_train: bool = command_line.flag(False, "Whether to train.")
     max_seq_length: int = command_line.flag(
-        512, "Tokens of a sequence.", lower=4)
+        512, "Tokens of a sequence.", lower=4
+    )
     train_batch_size: int = command_line.flag(
-        32, "Sequences a device and micro-batch; the global batch is "
-        "train_batch_size x num_accumulation_steps x devices.", lower=1)
+        32,
+        "Sequences a device and micro-batch; the global batch is "
+        "train_batch_size x num_accumulation_steps x devices.",
+        lower=1,
+    )
     num_accumulation_steps: int = command_line.flag(
-        1, "Micro-batches of one update.", lower=1)
+        1, "Micro-batches of one update.", lower=1
+    )
     allreduce_post_accumulation: bool = command_line.flag(
-        True, "Average gradients over devices once an update, not once a "
-        "micro-batch.")
+        True,
+        "Average gradients over devices once an update, not once a "
+        "micro-batch.",
+    )
     optimizer_type: str = command_line.flag(
-        "adam", "The optimizer.", choices=("adam", "lamb"))
+        "adam", "The optimizer.", choices=("adam", "lamb")
+    )
     learning_rate: float = command_line.flag(
-        1e-4, "Highest learning rate.", lower=0)
+        1e-4, "Highest learning rate.", lower=0
+    )
     adam_beta1: float = command_line.flag(
-        0.9, "Decay of the first moment, below 1.", lower=0, upper=1)
+        0.9, "Decay of the first moment, below 1.", lower=0, upper=1
+    )
     adam_beta2: float = command_line.flag(
-        0.98, "Decay of the second moment, below 1.", lower=0, upper=1)
+        0.98, "Decay of the second moment, below 1.", lower=0, upper=1
+    )
     adam_epsilon: float = command_line.flag(
-        1e-6, "Added to the root of the second moment; above 0.", lower=0)
+        1e-6, "Added to the root of the second moment; above 0.", lower=0
+    )
     weight_decay_rate: float = command_line.flag(
-        0.01, "Decoupled weight decay; not of biases and LayerNorm.", lower=0)
+        0.01, "Decoupled weight decay; not of biases and LayerNorm.", lower=0
+    )
     clip_norm: float = command_line.flag(
-        1.0, "Largest norm of the gradients; 0 clips nothing.", lower=0)
+        1.0, "Largest norm of the gradients; 0 clips nothing.", lower=0
+    )
     npu_bert_clip_by_global_norm: bool = command_line.flag(
-        True, "Clip by the norm of all gradients; False clips each by its "
-        "own.")
+        True, "Clip by the norm of all gradients; False clips each by its own."
+    )
     layerwise_lr_decay: float = command_line.flag(
-        1.0, "Factor on the learning rate from one layer to the one below.",
-        lower=0.01, upper=1)
+        1.0,
+        "Factor on the learning rate from one layer to the one below.",
+        lower=0.01,
+        upper=1,
+    )
     recompute_layers: bool = command_line.flag(
-        False, "Compute activations again in the backward pass: less memory, "
-        "about a third more time.")
+        False,
+        "Compute activations again in the backward pass: less memory, "
+        "about a third more time.",
+    )
     save_checkpoints_steps: int = command_line.flag(
-        1000, "Steps between checkpoints.", lower=1)
+        1000, "Steps between checkpoints.", lower=1
+    )
     keep_checkpoint_max: int = command_line.flag(
-        5, "Checkpoints to keep.", lower=2)
+        5, "Checkpoints to keep.", lower=2
+    )
     iterations_per_loop: int = command_line.flag(
-        1000, "NPU: steps on the device between two looks of the host.",
-        lower=1)
+        1000, "NPU: steps on the device between two looks of the host.", lower=1
+    )
     display_loss_steps: int = command_line.flag(
-        100, "Steps between log lines.", lower=1)
+        100, "Steps between log lines.", lower=1
+    )
     report_loss: bool = command_line.flag(
-        True, "Average the logged loss over all devices; False logs rank 0's "
-        "own.")
+        True,
+        "Average the logged loss over all devices; False logs rank 0's own.",
+    )
     verbose_logging: bool = command_line.flag(
-        False, "Log every variable and every setting.")
+        False, "Log every variable and every setting."
+    )
     divergence_guard: str = command_line.flag(
-        "off", "What to do about a run that diverges: stop, or rollback, "
+        "off",
+        "What to do about a run that diverges: stop, or rollback, "
         "which restores a checkpoint from before it and passes over the "
-        "batches that did it.", choices=divergence.MODES)
+        "batches that did it.",
+        choices=divergence.MODES,
+    )
     divergence_max_rollbacks: int = command_line.flag(
-        3, "Rollbacks of the whole run; one more ends it.", lower=0)
+        3, "Rollbacks of the whole run; one more ends it.", lower=0
+    )
     divergence_deviations: float = command_line.flag(
-        6.0, "Deviations above the running mean that a loss may reach.",
-        lower=1)
+        6.0, "Deviations above the running mean that a loss may reach.", lower=1
+    )
     npu_bert_debug: bool = command_line.flag(
-        False, "Train without dropout and in the order of the records.")
+        False, "Train without dropout and in the order of the records."
+    )
     random_seed: int = command_line.flag(
-        12345, "Order of records, masks, dropout and new weights follow from "
-        "it.", lower=0, upper=2 ** 31 - 1)
+        12345,
+        "Order of records, masks, dropout and new weights follow from it.",
+        lower=0,
+        upper=2**31 - 1,
+    )
 
     def __post_init__(self):
         if not self.output_dir:
-            raise errors.UserError("no output directory is given; name one "
-                                   "with --output_dir")
+            raise errors.UserError(
+                "no output directory is given; name one with --output_dir"
+            )
         if _PATTERN.search(self.output_dir):
             raise errors.UserError(
                 "--output_dir=%r: TensorFlow takes *, ?, [, ] and \\ in the "
                 "name of a checkpoint for a pattern, and could not go on from "
                 "it; give a name without them and without control characters"
-                % self.output_dir)
+                % self.output_dir
+            )
         if _SURROGATE.search(self.out_log_dir):
             raise errors.UserError(
                 "--out_log_dir=%r is not UTF-8, which TensorFlow writes names "
-                "in; give another name" % self.out_log_dir)
+                "in; give another name" % self.out_log_dir
+            )
         # A step would divide by zero.
         for name, wrong, wanted in (
-                ("adam_beta1", self.adam_beta1 == 1, "below 1"),
-                ("adam_beta2", self.adam_beta2 == 1, "below 1"),
-                ("adam_epsilon", self.adam_epsilon == 0, "above 0")):
+            ("adam_beta1", self.adam_beta1 == 1, "below 1"),
+            ("adam_beta2", self.adam_beta2 == 1, "below 1"),
+            ("adam_epsilon", self.adam_epsilon == 0, "above 0"),
+        ):
             if wrong:
                 raise errors.UserError(
-                    "--%s is %g; expected a number %s, such as RoBERTa's %g" %
-                    (name, getattr(self, name), wanted,
-                     type(self).__dataclass_fields__[name].default))
+                    "--%s is %g; expected a number %s, such as RoBERTa's %g"
+                    % (
+                        name,
+                        getattr(self, name),
+                        wanted,
+                        type(self).__dataclass_fields__[name].default,
+                    )
+                )
         tokens = self.batch_size * self.max_seq_length
         if tokens > _MAX_TOKENS:
             raise errors.UserError(
                 "--train_batch_size=%d, --num_accumulation_steps=%d and "
                 "--max_seq_length=%d make %d tokens an update; expected at "
-                "most %d on a device, so use smaller ones" % (
-                    self.train_batch_size, self.num_accumulation_steps,
-                    self.max_seq_length, tokens, _MAX_TOKENS))
+                "most %d on a device, so use smaller ones"
+                % (
+                    self.train_batch_size,
+                    self.num_accumulation_steps,
+                    self.max_seq_length,
+                    tokens,
+                    _MAX_TOKENS,
+                )
+            )
 
     @property
     def batch_size(self):
@@ -140,7 +193,9 @@ def model_config(run):
     """The config that --bert_config_file names."""
     config = configuration.RobertaConfig.from_json_file(run.bert_config_file)
     if config.unknown_keys:
-        tf.logging.warning("%s: %s are not known here and change nothing",
-                           run.bert_config_file,
-                           ", ".join(config.unknown_keys))
+        tf.logging.warning(
+            "%s: %s are not known here and change nothing",
+            run.bert_config_file,
+            ", ".join(config.unknown_keys),
+        )
     return config

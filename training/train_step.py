@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step: losses, gradients, loss scale and update."""
+
 import functools
 import typing
 
@@ -21,14 +22,26 @@ class Losses(typing.NamedTuple):
       chance: the loss of a model that looks at no text, where a run that is
         stuck there should be noticed.
     """
+
     compute: typing.Callable
     weight: typing.Callable
     chance: typing.Optional[float] = None
 
 
-def train_spec(losses, features, *, config, run, device, num_train_steps,
-               num_warmup_steps, init_checkpoint, save_timer, guard=None,
-               head=()):
+def train_spec(
+    losses,
+    features,
+    *,
+    config,
+    run,
+    device,
+    num_train_steps,
+    num_warmup_steps,
+    init_checkpoint,
+    save_timer,
+    guard=None,
+    head=(),
+):
     """The EstimatorSpec of training.
 
     Loss and gradients are divided by the weight of the whole global batch,
@@ -47,23 +60,33 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
       head: names of variables; see `warm_start.load`.
     """
     guard = guard or divergence.new_guard(run)
-    tf.add_to_collection(tf.GraphKeys.SAVERS,
-                         checkpoints.Saver(run.keep_checkpoint_max))
+    tf.add_to_collection(
+        tf.GraphKeys.SAVERS, checkpoints.Saver(run.keep_checkpoint_max)
+    )
     global_step = tf.train.get_or_create_global_step()
-    seen = tf.get_variable("batches_seen", [], tf.int64, trainable=False,
-                           initializer=tf.zeros_initializer())
-    weight, = device.average([losses.weight(features)])
+    seen = tf.get_variable(
+        "batches_seen",
+        [],
+        tf.int64,
+        trainable=False,
+        initializer=tf.zeros_initializer(),
+    )
+    (weight,) = device.average([losses.weight(features)])
     weight = tf.maximum(weight, 1.0)
     rate = optimization.linear_schedule(
-        global_step, run.learning_rate, num_train_steps, num_warmup_steps)
+        global_step, run.learning_rate, num_train_steps, num_warmup_steps
+    )
 
     def micro_batch(index):
-        rows = {name: _micro_batch(tensor, index, run.num_accumulation_steps)
-                for name, tensor in features.items()}
+        rows = {
+            name: _micro_batch(tensor, index, run.num_accumulation_steps)
+            for name, tensor in features.items()
+        }
         seed = _dropout_seed(run, device.rank, seen, index)
         sums = losses.compute(rows, True, seed)
-        return sums["loss"] / weight, {name: value / weight
-                                       for name, value in sums.items()}
+        return sums["loss"] / weight, {
+            name: value / weight for name, value in sums.items()
+        }
 
     optimizer = _optimizer(config, run, rate)
     micro = device.micro_batches(optimizer, micro_batch, run)
@@ -76,8 +99,9 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
         names = sorted(sums)
         sums = dict(zip(names, device.average([sums[n] for n in names])))
     norm = optimization.global_norm([g for g, _ in pairs])
-    clipped = optimization.clip(pairs, run.clip_norm,
-                                run.npu_bert_clip_by_global_norm, norm)
+    clipped = optimization.clip(
+        pairs, run.clip_norm, run.npu_bert_clip_by_global_norm, norm
+    )
     # The norm is there once every gradient is: no weight changes under an
     # operation that still reads it.
     with tf.control_dependencies([norm]):
@@ -85,25 +109,46 @@ def train_spec(losses, features, *, config, run, device, num_train_steps,
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
         train_op = tf.assign_add(seen, 1).op
     # All processes must see the same numbers to come to the same conclusion.
-    seen_norm, = device.average([norm]) if guard.mode != "off" else [norm]
-    report = dict(sums, learning_rate=rate, gradient_norm=seen_norm,
-                  tokens=_tokens(features, config) * device.world_size)
+    (seen_norm,) = device.average([norm]) if guard.mode != "off" else [norm]
+    report = dict(
+        sums,
+        learning_rate=rate,
+        gradient_norm=seen_norm,
+        tokens=_tokens(features, config) * device.world_size,
+    )
     with tf.control_dependencies([train_op]):
-        report.update({name: tf.identity(value) for name, value in dict(
-            device.overflow(chain), global_step=global_step,
-            batches_seen=seen).items()})
+        report.update(
+            {
+                name: tf.identity(value)
+                for name, value in dict(
+                    device.overflow(chain),
+                    global_step=global_step,
+                    batches_seen=seen,
+                ).items()
+            }
+        )
     hook = progress.ProgressHook(
-        report, (seen, global_step), every=run.display_loss_steps,
+        report,
+        (seen, global_step),
+        every=run.display_loss_steps,
         is_logging=device.rank == 0,
-        log_dir=run.log_dir, num_train_steps=num_train_steps,
+        log_dir=run.log_dir,
+        num_train_steps=num_train_steps,
         examples_per_step=run.batch_size * device.world_size,
-        gradient_names=[optimization.variable_name(v) for g, v in pairs
-                        if g is not None],
-        save_timer=save_timer, weight_norm=_weight_norm(device), guard=guard,
-        chance=losses.chance)
+        gradient_names=[
+            optimization.variable_name(v) for g, v in pairs if g is not None
+        ],
+        save_timer=save_timer,
+        weight_norm=_weight_norm(device),
+        guard=guard,
+        chance=losses.chance,
+    )
     return tf.estimator.EstimatorSpec(
-        tf.estimator.ModeKeys.TRAIN, loss=device.without_nan(sums["loss"]),
-        train_op=train_op, training_hooks=device.hooks() + [hook])
+        tf.estimator.ModeKeys.TRAIN,
+        loss=device.without_nan(sums["loss"]),
+        train_op=train_op,
+        training_hooks=device.hooks() + [hook],
+    )
 
 
 def _weight_norm(device):
@@ -118,8 +163,11 @@ def _tokens(features, config):
     One device's own: like lengths come together, and no message is sent for
     a number that is only shown.
     """
-    return tf.reduce_sum(tf.cast(
-        tf.not_equal(features["input_ids"], config.pad_token_id), tf.float32))
+    return tf.reduce_sum(
+        tf.cast(
+            tf.not_equal(features["input_ids"], config.pad_token_id), tf.float32
+        )
+    )
 
 
 def _micro_batch(tensor, index, count):
@@ -136,18 +184,27 @@ def _micro_batch(tensor, index, count):
 def _dropout_seed(run, rank, seen, index):
     """int32 [2]: differs by seed, rank, batch and micro-batch."""
     key = (run.random_seed * 0x9E3779B1 + rank * 0x85EBCA6B) & 0x7FFFFFFF
-    counter = (tf.cast(seen, tf.int64) * run.num_accumulation_steps
-               + tf.cast(index, tf.int64))
-    return tf.stack([tf.constant(key, tf.int32),
-                     tf.cast(tf.floormod(counter, 2 ** 31 - 1), tf.int32)])
+    counter = tf.cast(seen, tf.int64) * run.num_accumulation_steps + tf.cast(
+        index, tf.int64
+    )
+    return tf.stack(
+        [
+            tf.constant(key, tf.int32),
+            tf.cast(tf.floormod(counter, 2**31 - 1), tf.int32),
+        ]
+    )
 
 
 def _optimizer(config, run, rate):
     return optimization.OPTIMIZERS[run.optimizer_type](
-        rate, beta1=run.adam_beta1, beta2=run.adam_beta2,
-        epsilon=run.adam_epsilon, weight_decay_rate=run.weight_decay_rate,
+        rate,
+        beta1=run.adam_beta1,
+        beta2=run.adam_beta2,
+        epsilon=run.adam_epsilon,
+        weight_decay_rate=run.weight_decay_rate,
         rate_factor=functools.partial(
-            optimization.layer_wise_factor, decay=run.layerwise_lr_decay,
-            num_layers=config.num_hidden_layers))
-
-
+            optimization.layer_wise_factor,
+            decay=run.layerwise_lr_decay,
+            num_layers=config.num_hidden_layers,
+        ),
+    )

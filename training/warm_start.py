@@ -4,6 +4,7 @@
 `check` refuses before anything is written; `load` makes the variables of a new
 run start from --init_checkpoint and reports which do.
 """
+
 import os
 import re
 
@@ -19,7 +20,8 @@ ENCODER = re.compile(r"bert/(embeddings|encoder)/")
 # Checkpoint variables that are no part of the model.
 _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
-    r"^batches_seen)$")
+    r"^batches_seen)$"
+)
 _EVERYTHING = re.compile("")
 # What a model computes with and no shape of a variable tells.
 _UNSEEN = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
@@ -43,26 +45,40 @@ def check(run, config, parts, required=ENCODER, labels=None):
     Raises:
       errors.UserError: a variable is missing or has another shape.
     """
-    wanted = {variable.tf: variable.tf_shape for variable in
-              weight_names.variables({weight_names.BASE, *parts}, config)}
+    wanted = {
+        variable.tf: variable.tf_shape
+        for variable in weight_names.variables(
+            {weight_names.BASE, *parts}, config
+        )
+    }
     latest = checkpoints.newest(run.output_dir)
     if labels is not None and (latest or not run.do_train):
-        wanted = {name: tuple(labels if size is None else size
-                              for size in shape)
-                  for name, shape in wanted.items()}
+        wanted = {
+            name: tuple(labels if size is None else size for size in shape)
+            for name, shape in wanted.items()
+        }
     if latest:
         if checkpoints.damage(latest):
             return  # the run goes back to the one before
         found = tf.train.load_checkpoint(latest)
-        _check_fit(latest, found.get_variable_to_shape_map(), wanted,
-                   _EVERYTHING, "give another --output_dir for another model "
-                   "or task")
+        _check_fit(
+            latest,
+            found.get_variable_to_shape_map(),
+            wanted,
+            _EVERYTHING,
+            "give another --output_dir for another model or task",
+        )
         _check_unseen(latest, config, run.bert_config_file)
     elif run.init_checkpoint:
         shapes = _open(run.init_checkpoint).get_variable_to_shape_map()
-        _check_fit(run.init_checkpoint, shapes, wanted, required,
-                   "give the checkpoint and the config.json of one model, "
-                   "with this project's names (convert_checkpoint.py)")
+        _check_fit(
+            run.init_checkpoint,
+            shapes,
+            wanted,
+            required,
+            "give the checkpoint and the config.json of one model, "
+            "with this project's names (convert_checkpoint.py)",
+        )
         _check_unseen(run.init_checkpoint, config, run.bert_config_file)
 
 
@@ -71,9 +87,13 @@ def _open(path):
     if re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
         raise errors.UserError(
             "--init_checkpoint=%s is one file of a checkpoint; give what is "
-            "common to its names, %s" % (path, os.path.splitext(path)[0]))
-    wrong = (checkpoints.damage(path)
-             if os.path.exists(tf_checkpoint.index_file(path)) else "")
+            "common to its names, %s" % (path, os.path.splitext(path)[0])
+        )
+    wrong = (
+        checkpoints.damage(path)
+        if os.path.exists(tf_checkpoint.index_file(path))
+        else ""
+    )
     if wrong:
         raise errors.UserError("--init_checkpoint=%s: %s" % (path, wrong))
     try:
@@ -82,7 +102,8 @@ def _open(path):
         raise errors.UserError(
             "--init_checkpoint=%s is no TensorFlow checkpoint (%s); expected "
             "a prefix such as DIR/model.ckpt-1000, whose .index file stands "
-            "beside it" % (path, str(error).splitlines()[0]))
+            "beside it" % (path, str(error).splitlines()[0])
+        )
 
 
 def _check_fit(path, found, wanted, required, mend):
@@ -94,17 +115,21 @@ def _check_fit(path, found, wanted, required, mend):
         if name not in found:
             continue
         if len(found[name]) != len(shape) or any(
-                size is not None and size != there
-                for size, there in zip(shape, found[name])):
+            size is not None and size != there
+            for size, there in zip(shape, found[name])
+        ):
             raise errors.UserError(
                 "%s has %s with shape %s, but the model config asks for %s; %s"
-                % (path, name, list(found[name]), list(shape), mend))
-    missing = [name for name in wanted
-               if name not in found and required.match(name)]
+                % (path, name, list(found[name]), list(shape), mend)
+            )
+    missing = [
+        name for name in wanted if name not in found and required.match(name)
+    ]
     if missing:
         raise errors.UserError(
-            "%s lacks %d variables of the model, %s first; %s" %
-            (path, len(missing), missing[0], mend))
+            "%s lacks %d variables of the model, %s first; %s"
+            % (path, len(missing), missing[0], mend)
+        )
 
 
 def _check_unseen(checkpoint, config, config_file):
@@ -120,8 +145,9 @@ def _check_unseen(checkpoint, config, config_file):
             raise errors.UserError(
                 "%s has %s %r, but %s beside %s has %r: with another one its "
                 "weights compute something else; give that config, or another "
-                "--output_dir for another model" % (
-                    config_file, name, here, beside, checkpoint, there))
+                "--output_dir for another model"
+                % (config_file, name, here, beside, checkpoint, there)
+            )
 
 
 def load(path, head=()):
@@ -135,24 +161,45 @@ def load(path, head=()):
     Source: fairseq's RoBERTa, model.py (heads of another size).
     """
     shapes = _open(path).get_variable_to_shape_map()
-    variables = {optimization.variable_name(variable): variable
-                 for variable in tf.trainable_variables()}
-    anew = [name for name in head if name in variables and name in shapes
-            and shapes[name] != variables[name].shape.as_list()]
+    variables = {
+        optimization.variable_name(variable): variable
+        for variable in tf.trainable_variables()
+    }
+    anew = [
+        name
+        for name in head
+        if name in variables
+        and name in shapes
+        and shapes[name] != variables[name].shape.as_list()
+    ]
     if anew:
         tf.logging.warning(
             "%s has %s with shape %s, here it is %s: the head begins anew",
-            path, anew[0], shapes[anew[0]],
-            variables[anew[0]].shape.as_list())
-    loaded = {name: variable for name, variable in variables.items()
-              if name in shapes and not (anew and name in head)}
+            path,
+            anew[0],
+            shapes[anew[0]],
+            variables[anew[0]].shape.as_list(),
+        )
+    loaded = {
+        name: variable
+        for name, variable in variables.items()
+        if name in shapes and not (anew and name in head)
+    }
     fresh = [name for name in variables if name not in loaded]
-    unused = [name for name in shapes if name not in loaded
-              and not _TRAINING_STATE.search(name)]
+    unused = [
+        name
+        for name in shapes
+        if name not in loaded and not _TRAINING_STATE.search(name)
+    ]
     tf.logging.info(
         "%s: %d variables loaded, %d begin anew (%s), %d left unused (%s)",
-        path, len(loaded), len(fresh), _some(fresh), len(unused),
-        _some(sorted(unused)))
+        path,
+        len(loaded),
+        len(fresh),
+        _some(fresh),
+        len(unused),
+        _some(sorted(unused)),
+    )
     for name in sorted(loaded):
         tf.logging.debug("loaded %s %s", name, shapes[name])
     if loaded:
@@ -168,8 +215,10 @@ def reason(text, output_dir):
     key = _MISSING_KEY.search(text)
     if not key:
         return ""
-    return ("the checkpoint in %s lacks %s, which these flags need; give the "
-            "optimizer and the loss scale that it was trained with "
-            "(--optimizer_type, --npu_bert_loss_scale), or name it with "
-            "--init_checkpoint and give another --output_dir" %
-            (output_dir, key.group(1)))
+    return (
+        "the checkpoint in %s lacks %s, which these flags need; give the "
+        "optimizer and the loss scale that it was trained with "
+        "(--optimizer_type, --npu_bert_loss_scale), or name it with "
+        "--init_checkpoint and give another --output_dir"
+        % (output_dir, key.group(1))
+    )

@@ -11,6 +11,7 @@ then one token for each merge, then `<|endoftext|>`.
 Source: fairseq/data/dictionary.py, fairseq/models/roberta/model.py,
 fairseq/tasks/masked_lm.py; openai/gpt-2, src/encoder.py.
 """
+
 import itertools
 import re
 import typing
@@ -36,8 +37,7 @@ _LAYER_PARTS = {
 }
 _NAMES = {
     "sentence_encoder.embed_tokens": "roberta.embeddings.word_embeddings",
-    "sentence_encoder.embed_positions":
-        "roberta.embeddings.position_embeddings",
+    "sentence_encoder.embed_positions": "roberta.embeddings.position_embeddings",
     "sentence_encoder.emb_layer_norm": "roberta.embeddings.LayerNorm",
     "sentence_encoder.layernorm_embedding": "roberta.embeddings.LayerNorm",
     "lm_head.dense": "lm_head.dense",
@@ -45,24 +45,39 @@ _NAMES = {
     "lm_head": "lm_head",
 }
 _LAYER = re.compile(r"sentence_encoder\.layers\.(\d+)\.(.+)$")
-_FUSED = re.compile(r"(sentence_encoder\.layers\.\d+\.self_attn)"
-                    r"\.in_proj_(weight|bias)$")
-_HEAD = re.compile(r"classification_heads\.([^.]+)\.(dense|out_proj)"
-                   r"\.(weight|bias)$")
-_BUFFERS = ("sentence_encoder.version",
-            "sentence_encoder.embed_positions._float_tensor")
+_FUSED = re.compile(
+    r"(sentence_encoder\.layers\.\d+\.self_attn)"
+    r"\.in_proj_(weight|bias)$"
+)
+_HEAD = re.compile(
+    r"classification_heads\.([^.]+)\.(dense|out_proj)"
+    r"\.(weight|bias)$"
+)
+_BUFFERS = (
+    "sentence_encoder.version",
+    "sentence_encoder.embed_positions._float_tensor",
+)
 
 
 class Model(typing.NamedTuple):
     """A checkpoint as convert_checkpoint takes it."""
+
     tensors: typing.Dict[str, lazy_tensors.Tensor]  # by Hugging Face's name
     config: dict  # config.json's keys
     left_out: list  # (fairseq's name, reason)
     vocabulary: typing.Optional[dict]  # token -> row, None if not known
 
 
-def load(path, dictionary_file, *, vocab_file=None, merges_file=None,
-         encoder_file=None, config_file=None, head=None):
+def load(
+    path,
+    dictionary_file,
+    *,
+    vocab_file=None,
+    merges_file=None,
+    encoder_file=None,
+    config_file=None,
+    head=None,
+):
     """A checkpoint, its rows in the order of a vocabulary.
 
     Args:
@@ -80,26 +95,37 @@ def load(path, dictionary_file, *, vocab_file=None, merges_file=None,
     checkpoint = torch_file.load(path)
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
-        raise errors.UserError("%s holds no \"model\"; expected a checkpoint "
-                               "that fairseq saved" % path)
+        raise errors.UserError(
+            '%s holds no "model"; expected a checkpoint '
+            "that fairseq saved" % path
+        )
     tensors, left_out = _renamed(path, state, head)
-    left_out += [(name, "no weight of the model") for name in checkpoint
-                 if name != "model"]
+    left_out += [
+        (name, "no weight of the model")
+        for name in checkpoint
+        if name != "model"
+    ]
     symbols = read_dictionary(dictionary_file)
     table = tensors.get("roberta.embeddings.word_embeddings.weight")
     if table is not None and table.shape[:1] != (len(symbols),):
         raise errors.UserError(
             "%s has embeddings of %s, but %s makes %d tokens (4 + its lines + "
-            "<mask>); take the dict.txt that the model was trained with" %
-            (path, lazy_tensors.shape_text(table.shape), dictionary_file,
-             len(symbols)))
+            "<mask>); take the dict.txt that the model was trained with"
+            % (
+                path,
+                lazy_tensors.shape_text(table.shape),
+                dictionary_file,
+                len(symbols),
+            )
+        )
     tokens = _texts(symbols, merges_file, encoder_file)
     config = _config(path, checkpoint, tensors, config_file)
     vocabulary = None
     if vocab_file:
         ids = lazy_tensors.read_vocabulary(vocab_file, len(symbols))
-        tensors = _in_order(tensors, row_order(symbols, tokens, ids,
-                                               vocab_file))
+        tensors = _in_order(
+            tensors, row_order(symbols, tokens, ids, vocab_file)
+        )
         config.update(_special_ids(ids, vocab_file))
     elif tokens:
         vocabulary = {token: row for row, token in enumerate(tokens)}
@@ -113,7 +139,8 @@ def _special_ids(ids, vocab_file):
     if ids["<pad>"] != 1:
         raise errors.UserError(
             "%s gives <pad> the id %d; positions of fairseq's models start "
-            "behind 1, so it must be 1" % (vocab_file, ids["<pad>"]))
+            "behind 1, so it must be 1" % (vocab_file, ids["<pad>"])
+        )
     return {"bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"]}
 
 
@@ -121,28 +148,41 @@ def _stem(name):
     """fairseq's name without `encoder.` or, as it once was, `decoder.`."""
     for prefix in ("encoder.", "decoder."):
         if name.startswith(prefix):
-            return name[len(prefix):]
+            return name[len(prefix) :]
     return name
 
 
 def _renamed(path, state, head):
     """({Hugging Face's name: Tensor}, [(fairseq's name, reason)])."""
     tensors, left_out = {}, []
-    heads = sorted({match.group(1) for match in map(_HEAD.match, filter(
-        lambda name: isinstance(name, str), state)) if match})
+    heads = sorted(
+        {
+            match.group(1)
+            for match in map(
+                _HEAD.match, filter(lambda name: isinstance(name, str), state)
+            )
+            if match
+        }
+    )
     if head is None and len(heads) > 1:
         raise errors.UserError(
             "%s has the classification heads %s; choose one with "
-            "--classification_head" % (path, ", ".join(heads)))
+            "--classification_head" % (path, ", ".join(heads))
+        )
     if head is not None and head not in heads:
         raise errors.UserError(
-            "--classification_head is %r, but %s has %s" %
-            (head, path, ", ".join(heads) or "no classification head"))
+            "--classification_head is %r, but %s has %s"
+            % (head, path, ", ".join(heads) or "no classification head")
+        )
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, lazy_tensors.Tensor):
-            raise errors.UserError("%s: %s under \"model\" is no tensor; "
-                                   "expected weights alone" %
-                                   (path, lazy_tensors.quoted(str(name))))
+        if not isinstance(name, str) or not isinstance(
+            value, lazy_tensors.Tensor
+        ):
+            raise errors.UserError(
+                '%s: %s under "model" is no tensor; '
+                "expected weights alone"
+                % (path, lazy_tensors.quoted(str(name)))
+            )
         value = value._replace(source=name)
         reason = _reason_to_leave_out(name, head)
         if reason:
@@ -150,8 +190,10 @@ def _renamed(path, state, head):
             continue
         for new_name, tensor in _hf_tensors(name, value):
             if new_name in tensors:
-                raise errors.UserError("%s holds %s in two ways: %s and %s" % (
-                    path, new_name, tensors[new_name].source, name))
+                raise errors.UserError(
+                    "%s holds %s in two ways: %s and %s"
+                    % (path, new_name, tensors[new_name].source, name)
+                )
             tensors[new_name] = tensor
     _add_token_types(tensors)
     return tensors, left_out
@@ -172,9 +214,13 @@ def _hf_tensors(name, tensor):
     fused = _FUSED.match(stem)
     if fused and tensor.shape and tensor.shape[0] % 3 == 0:
         size = tensor.shape[0] // 3
-        return [(_hf_name("%s.%s.%s" % (fused.group(1), part, fused.group(2))),
-                 lazy_tensors.rows(tensor, number * size, (number + 1) * size))
-                for number, part in enumerate(("q_proj", "k_proj", "v_proj"))]
+        return [
+            (
+                _hf_name("%s.%s.%s" % (fused.group(1), part, fused.group(2))),
+                lazy_tensors.rows(tensor, number * size, (number + 1) * size),
+            )
+            for number, part in enumerate(("q_proj", "k_proj", "v_proj"))
+        ]
     head = _HEAD.match(name)
     if head:
         return [("classifier.%s.%s" % head.group(2, 3), tensor)]
@@ -191,7 +237,10 @@ def _hf_name(stem):
     layer = _LAYER.match(base)
     if layer and layer.group(2) in _LAYER_PARTS:
         return "roberta.encoder.layer.%s.%s.%s" % (
-            layer.group(1), _LAYER_PARTS[layer.group(2)], kind)
+            layer.group(1),
+            _LAYER_PARTS[layer.group(2)],
+            kind,
+        )
     return "%s.%s" % (_NAMES[base], kind) if base in _NAMES else None
 
 
@@ -202,7 +251,10 @@ def source_name(hf_name):
     for fairseq, part in _LAYER_PARTS.items():
         if match and match.group(2) == part:
             return "encoder.sentence_encoder.layers.%s.%s.%s" % (
-                match.group(1), fairseq, kind)
+                match.group(1),
+                fairseq,
+                kind,
+            )
     for fairseq, name in _NAMES.items():
         if base == name:
             return "encoder.%s.%s" % (fairseq, kind)
@@ -212,11 +264,18 @@ def source_name(hf_name):
 def _add_token_types(tensors):
     """fairseq's RoBERTa has no token types: their one row is zero."""
     table = tensors.get("roberta.embeddings.word_embeddings.weight")
-    if table is not None and len(table.shape) == 2 and (
-            table.dtype in lazy_tensors.DTYPES):
+    if (
+        table is not None
+        and len(table.shape) == 2
+        and (table.dtype in lazy_tensors.DTYPES)
+    ):
         tensors["roberta.embeddings.token_type_embeddings.weight"] = (
-            lazy_tensors.zeros(table.dtype, (1, table.shape[1]),
-                          "(zeros: fairseq has no token types)"))
+            lazy_tensors.zeros(
+                table.dtype,
+                (1, table.shape[1]),
+                "(zeros: fairseq has no token types)",
+            )
+        )
 
 
 def _in_order(tensors, order):
@@ -224,8 +283,11 @@ def _in_order(tensors, order):
     if np.array_equal(order, np.arange(len(order))):
         return tensors
     changed = dict(tensors)
-    for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.bias",
-                 "lm_head.decoder.weight"):
+    for name in (
+        "roberta.embeddings.word_embeddings.weight",
+        "lm_head.bias",
+        "lm_head.decoder.weight",
+    ):
         if name in tensors and tensors[name].shape[:1] == (len(order),):
             changed[name] = lazy_tensors.reordered(tensors[name], order)
     return changed
@@ -240,20 +302,24 @@ def read_dictionary(path):
     try:
         text = files.read_small(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise errors.UserError("%s is not UTF-8 (%s); expected fairseq's "
-                               "dict.txt" % (path, error))
+        raise errors.UserError(
+            "%s is not UTF-8 (%s); expected fairseq's dict.txt" % (path, error)
+        )
     symbols = list(SPECIAL_TOKENS)
     known = set(symbols)
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         match = re.match(r"(.+) \d+( #fairseq:overwrite)?\s*$", line)
         if not match:
-            raise errors.UserError("%s, line %d is %s; expected a token and "
-                                   "its count" %
-                                   (path, number, lazy_tensors.quoted(line)))
+            raise errors.UserError(
+                "%s, line %d is %s; expected a token and "
+                "its count" % (path, number, lazy_tensors.quoted(line))
+            )
         symbol = match.group(1)
         if symbol in known and not match.group(2):
-            raise errors.UserError("%s, line %d names %s a second time" %
-                                   (path, number, lazy_tensors.quoted(symbol)))
+            raise errors.UserError(
+                "%s, line %d names %s a second time"
+                % (path, number, lazy_tensors.quoted(symbol))
+            )
         known.add(symbol)
         symbols.append(symbol)
     if MASK_TOKEN not in known:
@@ -263,26 +329,38 @@ def read_dictionary(path):
 
 def _texts(symbols, merges_file, encoder_file):
     """The token of each symbol; None where nothing says what numbers mean."""
-    words = [symbol for symbol in symbols if symbol not in SPECIAL_TOKENS
-             and symbol != MASK_TOKEN and not _PADDING.match(symbol)]
+    words = [
+        symbol
+        for symbol in symbols
+        if symbol not in SPECIAL_TOKENS
+        and symbol != MASK_TOKEN
+        and not _PADDING.match(symbol)
+    ]
     if not all(re.match(r"[0-9]{1,9}$", word) for word in words):
         return list(symbols)
     if encoder_file:
         source = encoder_file
-        numbers = {str(number): token for token, number in files.parse_json(
-            files.read_small(encoder_file), encoder_file).items()}
+        numbers = {
+            str(number): token
+            for token, number in files.parse_json(
+                files.read_small(encoder_file), encoder_file
+            ).items()
+        }
     elif merges_file:
         source = merges_file
-        numbers = {str(number): token
-                   for number, token in enumerate(gpt2_tokens(merges_file))}
+        numbers = {
+            str(number): token
+            for number, token in enumerate(gpt2_tokens(merges_file))
+        }
     else:
         return None
     for word in words:
         if word not in numbers:
             raise errors.UserError(
                 "dict.txt names token number %s, but %s makes %d tokens; take "
-                "the file that the model was trained with" %
-                (word, source, len(numbers)))
+                "the file that the model was trained with"
+                % (word, source, len(numbers))
+            )
     return [numbers.get(symbol, symbol) for symbol in symbols]
 
 
@@ -291,24 +369,31 @@ def gpt2_tokens(merges_file):
     try:
         lines = files.read_small(merges_file).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise errors.UserError("%s is not UTF-8 (%s); expected merges.txt" %
-                               (merges_file, error))
+        raise errors.UserError(
+            "%s is not UTF-8 (%s); expected merges.txt" % (merges_file, error)
+        )
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]
     if not all(len(pair) == 2 for pair in pairs):
-        raise errors.UserError("%s has a line that is not two tokens; expected "
-                               "merges.txt" % merges_file)
-    return (_byte_tokens() + ["".join(pair) for pair in pairs]
-            + ["<|endoftext|>"])
+        raise errors.UserError(
+            "%s has a line that is not two tokens; expected "
+            "merges.txt" % merges_file
+        )
+    return (
+        _byte_tokens() + ["".join(pair) for pair in pairs] + ["<|endoftext|>"]
+    )
 
 
 def _byte_tokens():
     """The 256 tokens of one byte: first those that print, then the others."""
-    printable = itertools.chain(range(0x21, 0x7F), range(0xA1, 0xAD),
-                                range(0xAE, 0x100))
-    return [chr(code) for code in itertools.chain(
-        printable, range(0x100, 0x100 + 68))]
+    printable = itertools.chain(
+        range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100)
+    )
+    return [
+        chr(code)
+        for code in itertools.chain(printable, range(0x100, 0x100 + 68))
+    ]
 
 
 def row_order(symbols, tokens, ids, vocab_file):
@@ -340,11 +425,20 @@ def row_order(symbols, tokens, ids, vocab_file):
         raise errors.UserError(
             "%s and dict.txt do not hold the same tokens: %s; leave "
             "--vocab_file out and a vocab.json in the model's own order is "
-            "written" % (vocab_file, "; ".join(
-                "%d are only in %s, such as %s" % (
-                    len(words), place, lazy_tensors.quoted(min(words)))
-                for words, place in ((extra, "vocab.json"),
-                                     (lacking, "dict.txt")) if words)))
+            "written"
+            % (
+                vocab_file,
+                "; ".join(
+                    "%d are only in %s, such as %s"
+                    % (len(words), place, lazy_tensors.quoted(min(words)))
+                    for words, place in (
+                        (extra, "vocab.json"),
+                        (lacking, "dict.txt"),
+                    )
+                    if words
+                ),
+            )
+        )
     order = np.full(len(symbols), -1, np.int64)
     for row, name in enumerate(names):
         if name in ids:
@@ -359,25 +453,31 @@ def _check_byte_rows(symbols, ids, vocab_file):
     What a number from 256 on means is said by the merges; the first 256 are
     the same in every vocabulary of GPT-2's kind.
     """
-    numbers = {str(number): token
-               for number, token in enumerate(_byte_tokens())}
-    rows = {numbers.get(symbol, symbol): row
-            for row, symbol in enumerate(symbols)
-            if symbol in numbers or symbol in SPECIAL_TOKENS
-            or symbol == MASK_TOKEN}
+    numbers = {
+        str(number): token for number, token in enumerate(_byte_tokens())
+    }
+    rows = {
+        numbers.get(symbol, symbol): row
+        for row, symbol in enumerate(symbols)
+        if symbol in numbers or symbol in SPECIAL_TOKENS or symbol == MASK_TOKEN
+    }
     if len(ids) != len(symbols) or any(
-            ids.get(token) != row for token, row in rows.items()):
+        ids.get(token) != row for token, row in rows.items()
+    ):
         raise errors.UserError(
             "dict.txt and %s hold tokens in different orders, and what the "
             "numbers in dict.txt mean is not known; give --merges_file or put "
-            "GPT-2's encoder.json beside model.pt" % vocab_file)
+            "GPT-2's encoder.json beside model.pt" % vocab_file
+        )
 
 
 def _options(checkpoint):
     """The settings of the training: `args` of old, `cfg.model` of new."""
     options = {}
-    for part in (torch_file.attributes(checkpoint.get("cfg")).get("model"),
-                 checkpoint.get("args")):
+    for part in (
+        torch_file.attributes(checkpoint.get("cfg")).get("model"),
+        checkpoint.get("args"),
+    ):
         options.update(torch_file.attributes(part))
     return options
 
@@ -392,8 +492,9 @@ def _config(path, checkpoint, tensors, config_file):
         value = options.get(name, known.get(key, default))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise errors.UserError(
-                "%s does not say %s in its \"args\" or \"cfg\"; put a "
-                "config.json with %s beside it" % (path, name, key))
+                '%s does not say %s in its "args" or "cfg"; put a '
+                "config.json with %s beside it" % (path, name, key)
+            )
         return value
 
     def size(name, row):
@@ -401,8 +502,11 @@ def _config(path, checkpoint, tensors, config_file):
         tensor = tensors.get(name)
         return tensor.shape[row] if tensor and len(tensor.shape) > row else 0
 
-    layers = {name.split(".")[3] for name in tensors
-              if name.startswith("roberta.encoder.layer.")}
+    layers = {
+        name.split(".")[3]
+        for name in tensors
+        if name.startswith("roberta.encoder.layer.")
+    }
     positions = size("roberta.embeddings.position_embeddings.weight", 0)
     if isinstance(options.get("max_positions"), int):
         # Positions start behind the id of <pad>, which is 1.
@@ -411,26 +515,35 @@ def _config(path, checkpoint, tensors, config_file):
     return {
         "architectures": ["RobertaModel"],
         "attention_probs_dropout_prob": setting(
-            "attention_dropout", "attention_probs_dropout_prob", 0.1),
+            "attention_dropout", "attention_probs_dropout_prob", 0.1
+        ),
         "bos_token_id": 0,
-        "classifier_dropout": (pooler_dropout if isinstance(
-            pooler_dropout, float) else None),
+        "classifier_dropout": (
+            pooler_dropout if isinstance(pooler_dropout, float) else None
+        ),
         "eos_token_id": 2,
         "hidden_act": "gelu",
         "hidden_dropout_prob": setting("dropout", "hidden_dropout_prob", 0.1),
-        "hidden_size": setting("encoder_embed_dim", "hidden_size", size(
-            "roberta.embeddings.word_embeddings.weight", 1)),
+        "hidden_size": setting(
+            "encoder_embed_dim",
+            "hidden_size",
+            size("roberta.embeddings.word_embeddings.weight", 1),
+        ),
         "initializer_range": 0.02,
         "intermediate_size": setting(
-            "encoder_ffn_embed_dim", "intermediate_size", size(
-                "roberta.encoder.layer.0.intermediate.dense.weight", 0)),
+            "encoder_ffn_embed_dim",
+            "intermediate_size",
+            size("roberta.encoder.layer.0.intermediate.dense.weight", 0),
+        ),
         "layer_norm_eps": 1e-05,
         "max_position_embeddings": positions,
         "model_type": "roberta",
-        "num_attention_heads": setting("encoder_attention_heads",
-                                       "num_attention_heads"),
-        "num_hidden_layers": setting("encoder_layers", "num_hidden_layers",
-                                     len(layers)),
+        "num_attention_heads": setting(
+            "encoder_attention_heads", "num_attention_heads"
+        ),
+        "num_hidden_layers": setting(
+            "encoder_layers", "num_hidden_layers", len(layers)
+        ),
         "pad_token_id": 1,
         "type_vocab_size": 1,
         "vocab_size": size("roberta.embeddings.word_embeddings.weight", 0),
@@ -441,9 +554,13 @@ def _check_activations(path, options, tensors):
     """Refuses a model that Hugging Face's RoBERTa does not compute."""
     name = options.get("activation_fn", "gelu")
     if name != "gelu":
-        raise errors.UserError("%s has the activation %s; expected gelu" %
-                               (path, lazy_tensors.quoted(str(name))))
+        raise errors.UserError(
+            "%s has the activation %s; expected gelu"
+            % (path, lazy_tensors.quoted(str(name)))
+        )
     pooler = options.get("pooler_activation_fn", "tanh")
     if "classifier.dense.weight" in tensors and pooler != "tanh":
-        raise errors.UserError("%s has a classification head whose activation "
-                               "is not tanh, as Hugging Face's is" % path)
+        raise errors.UserError(
+            "%s has a classification head whose activation "
+            "is not tanh, as Hugging Face's is" % path
+        )

@@ -6,6 +6,7 @@ are checked before the first byte is moved, and one tensor at a time is in
 memory. Views (transposed, a part of its rows, its rows in another order) are
 Tensors too.
 """
+
 import typing
 
 import numpy as np
@@ -14,16 +15,27 @@ from common import errors, files
 
 # safetensors' names of the types; bfloat16 travels as its 16 bits.
 DTYPES = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"), "I8": np.dtype("i1"), "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
-    "BOOL": np.dtype("u1"), "F8_E4M3": np.dtype("u1"),
-    "F8_E5M2": np.dtype("u1")}
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("u1"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+}
 
 
 class Tensor(typing.NamedTuple):
     """A tensor that is read when asked for."""
+
     dtype: str  # a key of DTYPES
     shape: typing.Tuple[int, ...]
     read: typing.Callable  # () -> array of that shape and DTYPES[dtype]
@@ -35,8 +47,9 @@ class Tensor(typing.NamedTuple):
 
 def shape_text(shape):
     """`[2, 3]`, with `*` for a free dimension (None)."""
-    return "[%s]" % ", ".join("*" if size is None else str(size)
-                              for size in shape)
+    return "[%s]" % ", ".join(
+        "*" if size is None else str(size) for size in shape
+    )
 
 
 def quoted(name):
@@ -54,8 +67,9 @@ def count(shape):
 
 def transposed(tensor):
     """[M, N] -> [N, M]."""
-    return tensor._replace(shape=tensor.shape[::-1],
-                           read=lambda: tensor.read().T)
+    return tensor._replace(
+        shape=tensor.shape[::-1], read=lambda: tensor.read().T
+    )
 
 
 def rows(tensor, start, stop):
@@ -63,7 +77,8 @@ def rows(tensor, start, stop):
     return tensor._replace(
         shape=(stop - start,) + tensor.shape[1:],
         read=lambda: tensor.read()[start:stop],
-        source="%s[%d:%d]" % (tensor.source, start, stop))
+        source="%s[%d:%d]" % (tensor.source, start, stop),
+    )
 
 
 def reordered(tensor, order):
@@ -73,8 +88,9 @@ def reordered(tensor, order):
 
 def zeros(dtype, shape, source):
     """A tensor that no file holds."""
-    return Tensor(dtype, tuple(shape),
-                  lambda: np.zeros(shape, DTYPES[dtype]), source)
+    return Tensor(
+        dtype, tuple(shape), lambda: np.zeros(shape, DTYPES[dtype]), source
+    )
 
 
 def float32(tensor):
@@ -83,11 +99,13 @@ def float32(tensor):
         return tensor
     if tensor.dtype == "F16":
         return tensor._replace(
-            dtype="F32", read=lambda: tensor.read().astype("<f4"))
+            dtype="F32", read=lambda: tensor.read().astype("<f4")
+        )
 
     def widened():
         bits = tensor.read().astype("<u4") << np.uint32(16)
         return bits.view("<f4")
+
     return tensor._replace(dtype="F32", read=widened)
 
 
@@ -95,9 +113,14 @@ def same_bytes(first, second):
     """Whether two tensors hold the same type, shape and bits."""
     if first[:2] != second[:2]:
         return False
-    return bool(np.array_equal(*(
-        np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
-        for tensor in (first, second))))
+    return bool(
+        np.array_equal(
+            *(
+                np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
+                for tensor in (first, second)
+            )
+        )
+    )
 
 
 def read_vocabulary(path, vocab_size):
@@ -111,11 +134,12 @@ def read_vocabulary(path, vocab_size):
         if type(number) is not int or not 0 <= number < vocab_size:
             raise errors.UserError(
                 "%s gives %s the id %.40r, but the model has %d embeddings; "
-                "take the vocabulary that belongs to it" %
-                (path, quoted(token), number, vocab_size))
+                "take the vocabulary that belongs to it"
+                % (path, quoted(token), number, vocab_size)
+            )
     if len(set(ids.values())) != len(ids):
-        raise errors.UserError("%s gives two tokens the same id; take the "
-                               "vocabulary that belongs to the model" % path)
+        raise errors.UserError(
+            "%s gives two tokens the same id; take the "
+            "vocabulary that belongs to the model" % path
+        )
     return ids
-
-

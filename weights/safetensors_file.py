@@ -9,6 +9,7 @@ has no bfloat16 without torch; this module needs one tensor at a time.
 
 Source: the format's description in huggingface/safetensors, README.md.
 """
+
 import json
 import os
 import struct
@@ -23,8 +24,10 @@ _METADATA = "__metadata__"
 
 
 def _damaged(path, what):
-    return errors.UserError("%s is no whole safetensors file: %s; copy or "
-                            "convert it again" % (path, what))
+    return errors.UserError(
+        "%s is no whole safetensors file: %s; copy or "
+        "convert it again" % (path, what)
+    )
 
 
 def load(path):
@@ -40,31 +43,47 @@ def load(path):
     file_size = os.path.getsize(path)
     if file_size < _LENGTH.size:
         raise _damaged(path, "it has %d bytes" % file_size)
-    length, = _LENGTH.unpack(files.read_exactly(path, 0, _LENGTH.size))
+    (length,) = _LENGTH.unpack(files.read_exactly(path, 0, _LENGTH.size))
     start = _LENGTH.size + length
     if length > files.MAX_JSON_BYTES:
-        raise _damaged(path, "its header of %d bytes is above the limit of %d"
-                       % (length, files.MAX_JSON_BYTES))
+        raise _damaged(
+            path,
+            "its header of %d bytes is above the limit of %d"
+            % (length, files.MAX_JSON_BYTES),
+        )
     if start > file_size:
-        raise _damaged(path, "its header of %d bytes ends behind the file, "
-                       "which has %d" % (length, file_size))
+        raise _damaged(
+            path,
+            "its header of %d bytes ends behind the file, "
+            "which has %d" % (length, file_size),
+        )
     header = files.parse_json(
-        files.read_exactly(path, _LENGTH.size, length), path)
+        files.read_exactly(path, _LENGTH.size, length), path
+    )
     header.pop(_METADATA, None)
-    entries = sorted((_entry(path, name, value)
-                      for name, value in header.items()),
-                     key=lambda entry: entry[1:])
+    entries = sorted(
+        (_entry(path, name, value) for name, value in header.items()),
+        key=lambda entry: entry[1:],
+    )
     end = 0
     for name, begin, stop, _, _ in entries:
         if begin != end:
-            raise _damaged(path, "%s begins at byte %d, the tensor before it "
-                           "ends at %d" % (lazy_tensors.quoted(name), begin, end))
+            raise _damaged(
+                path,
+                "%s begins at byte %d, the tensor before it "
+                "ends at %d" % (lazy_tensors.quoted(name), begin, end),
+            )
         end = stop
     if start + end != file_size:
-        raise _damaged(path, "the header describes %d bytes of tensors, %d are "
-                       "there" % (end, file_size - start))
-    return {name: _tensor(path, name, start + begin, dtype, shape)
-            for name, begin, _, dtype, shape in entries}
+        raise _damaged(
+            path,
+            "the header describes %d bytes of tensors, %d are "
+            "there" % (end, file_size - start),
+        )
+    return {
+        name: _tensor(path, name, start + begin, dtype, shape)
+        for name, begin, _, dtype, shape in entries
+    }
 
 
 def _entry(path, name, value):
@@ -76,20 +95,29 @@ def _entry(path, name, value):
     offsets = value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in lazy_tensors.DTYPES:
         raise _damaged(path, "the type of %s is not known" % name_text)
-    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(
-            offsets) != 2 or len(shape) > 8:
-        raise _damaged(path, "shape or data_offsets of %s are not as expected"
-                       % name_text)
+    if (
+        not _whole_numbers(shape)
+        or not _whole_numbers(offsets)
+        or len(offsets) != 2
+        or len(shape) > 8
+    ):
+        raise _damaged(
+            path, "shape or data_offsets of %s are not as expected" % name_text
+        )
     size = lazy_tensors.count(shape) * lazy_tensors.DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != size:
-        raise _damaged(path, "%s takes %d bytes by its shape, %d by its offsets"
-                       % (name_text, size, offsets[1] - offsets[0]))
+        raise _damaged(
+            path,
+            "%s takes %d bytes by its shape, %d by its offsets"
+            % (name_text, size, offsets[1] - offsets[0]),
+        )
     return name, offsets[0], offsets[1], dtype, tuple(shape)
 
 
 def _whole_numbers(values):
     return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < 1 << 48 for value in values)
+        type(value) is int and 0 <= value < 1 << 48 for value in values
+    )
 
 
 def _tensor(path, name, offset, dtype, shape):
@@ -97,6 +125,7 @@ def _tensor(path, name, offset, dtype, shape):
         size = lazy_tensors.count(shape) * lazy_tensors.DTYPES[dtype].itemsize
         data = files.read_exactly(path, offset, size)
         return np.frombuffer(data, lazy_tensors.DTYPES[dtype]).reshape(shape)
+
     return lazy_tensors.Tensor(dtype, shape, read, name)
 
 
@@ -109,16 +138,26 @@ def write(stream, tensors, written=None):
         that every tensor is aligned.
       written: called with (name, tensor) after each.
     """
-    names = sorted(tensors, key=lambda name: (
-        -lazy_tensors.DTYPES[tensors[name].dtype].itemsize, name))
+    names = sorted(
+        tensors,
+        key=lambda name: (
+            -lazy_tensors.DTYPES[tensors[name].dtype].itemsize,
+            name,
+        ),
+    )
     header, end = {_METADATA: {"format": "pt"}}, 0
     for name in names:
         tensor = tensors[name]
         begin = end
-        end += (lazy_tensors.count(tensor.shape)
-                * lazy_tensors.DTYPES[tensor.dtype].itemsize)
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape),
-                        "data_offsets": [begin, end]}
+        end += (
+            lazy_tensors.count(tensor.shape)
+            * lazy_tensors.DTYPES[tensor.dtype].itemsize
+        )
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     stream.write(_LENGTH.pack(len(text)) + text)

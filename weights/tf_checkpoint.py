@@ -12,6 +12,7 @@ what does not add up.
 Source: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/
 tensor_bundle/tensor_bundle.h, tensorflow/core/lib/io/format.cc.
 """
+
 import os
 import struct
 
@@ -27,8 +28,21 @@ _BLOCK_BYTES = 1 << 16
 _MAX_INDEX_BYTES = 64 << 20
 
 # TensorFlow's DataType numbers.
-_NUMBERS = {"F32": 1, "F64": 2, "I32": 3, "U8": 4, "I16": 5, "I8": 6, "I64": 9,
-            "BOOL": 10, "BF16": 14, "U16": 17, "F16": 19, "U32": 22, "U64": 23}
+_NUMBERS = {
+    "F32": 1,
+    "F64": 2,
+    "I32": 3,
+    "U8": 4,
+    "I16": 5,
+    "I8": 6,
+    "I64": 9,
+    "BOOL": 10,
+    "BF16": 14,
+    "U16": 17,
+    "F16": 19,
+    "U32": 22,
+    "U64": 23,
+}
 _DTYPES = {number: dtype for dtype, number in _NUMBERS.items()}
 _STRING = 7
 
@@ -44,9 +58,10 @@ def index_file(prefix):
 
 
 def _damaged(path, what):
-    return errors.UserError("%s is no whole TensorFlow checkpoint: %s; take "
-                            "another checkpoint or copy it again" %
-                            (path, what))
+    return errors.UserError(
+        "%s is no whole TensorFlow checkpoint: %s; take "
+        "another checkpoint or copy it again" % (path, what)
+    )
 
 
 # Numbers and messages: protocol buffers, as far as an index needs them.
@@ -89,10 +104,10 @@ def _message(data):
             value, position = _read_varint(data, position)
         elif tag & 7 == 2:
             size, position = _read_varint(data, position)
-            value = data[position:position + size]
+            value = data[position : position + size]
             position += size
         elif tag & 7 == 5:
-            value, = struct.unpack_from("<I", data, position)
+            (value,) = struct.unpack_from("<I", data, position)
             position += 4
         else:
             raise ValueError("a field has a type that is not expected")
@@ -112,8 +127,9 @@ def _block(entries):
         starts.append(len(body))
         body += b"\0" + _varint(len(key)) + _varint(len(value)) + key + value
     starts = starts or [0]
-    return bytes(body) + struct.pack("<%dI" % (len(starts) + 1), *(
-        starts + [len(starts)]))
+    return bytes(body) + struct.pack(
+        "<%dI" % (len(starts) + 1), *(starts + [len(starts)])
+    )
 
 
 def _table(entries):
@@ -123,8 +139,11 @@ def _table(entries):
     def add(pairs):
         block = _block(pairs)
         handle = _varint(len(result)) + _varint(len(block))
-        result.extend(block + b"\0" + struct.pack(
-            "<I", tfrecord.masked_crc32c(block + b"\0")))
+        result.extend(
+            block
+            + b"\0"
+            + struct.pack("<I", tfrecord.masked_crc32c(block + b"\0"))
+        )
         return handle
 
     pending, size = [], 0
@@ -137,8 +156,11 @@ def _table(entries):
     if pending:
         handles.append((pending[-1][0], add(pending)))
     footer = add([]) + add(handles)
-    return bytes(result) + footer.ljust(_FOOTER_BYTES - 8, b"\0") + struct.pack(
-        "<Q", _MAGIC)
+    return (
+        bytes(result)
+        + footer.ljust(_FOOTER_BYTES - 8, b"\0")
+        + struct.pack("<Q", _MAGIC)
+    )
 
 
 def _read_block(data, offset, size):
@@ -147,11 +169,11 @@ def _read_block(data, offset, size):
     if end + _TRAILER_BYTES > len(data):
         raise ValueError("a block lies outside the file")
     kind, crc = struct.unpack_from("<BI", data, end)
-    if crc != tfrecord.masked_crc32c(data[offset:end + 1]):
+    if crc != tfrecord.masked_crc32c(data[offset : end + 1]):
         raise ValueError("the checksum of a block does not match")
     if kind:
         raise ValueError("a block is compressed, which TensorFlow does not do")
-    starts, = struct.unpack_from("<I", data, end - 4)
+    (starts,) = struct.unpack_from("<I", data, end - 4)
     end -= 4 * (starts + 1)
     if end < offset:
         raise ValueError("a block is cut off")
@@ -162,17 +184,19 @@ def _read_block(data, offset, size):
         value_size, position = _read_varint(data, position)
         if shared > len(key) or position + added + value_size > end:
             raise ValueError("a key is cut off")
-        key = key[:shared] + data[position:position + added]
+        key = key[:shared] + data[position : position + added]
         position += added
-        pairs.append((key, data[position:position + value_size]))
+        pairs.append((key, data[position : position + value_size]))
         position += value_size
     return pairs
 
 
 def _read_table(data):
     """The (key, value) pairs of a table."""
-    if len(data) < _FOOTER_BYTES or struct.unpack_from(
-            "<Q", data, len(data) - 8)[0] != _MAGIC:
+    if (
+        len(data) < _FOOTER_BYTES
+        or struct.unpack_from("<Q", data, len(data) - 8)[0] != _MAGIC
+    ):
         raise ValueError("it does not end as an index of format V2 does")
     position = len(data) - _FOOTER_BYTES
     for _ in range(2):  # the block of meta data, which is empty
@@ -209,13 +233,27 @@ def write_data(stream, tensors, written=None):
         tensor = tensors[name]
         data = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
         stream.write(data)
-        entries.append((name.encode("utf-8"), b"".join([
-            _field(1, _NUMBERS[tensor.dtype]),
-            _field(2, b"".join(_field(2, _field(1, size))
-                               for size in tensor.shape)),
-            _field(4, offset), _field(5, len(data)),
-            _varint(6 << 3 | 5),
-            struct.pack("<I", tfrecord.masked_crc32c(data))])))
+        entries.append(
+            (
+                name.encode("utf-8"),
+                b"".join(
+                    [
+                        _field(1, _NUMBERS[tensor.dtype]),
+                        _field(
+                            2,
+                            b"".join(
+                                _field(2, _field(1, size))
+                                for size in tensor.shape
+                            ),
+                        ),
+                        _field(4, offset),
+                        _field(5, len(data)),
+                        _varint(6 << 3 | 5),
+                        struct.pack("<I", tfrecord.masked_crc32c(data)),
+                    ]
+                ),
+            )
+        )
         offset += len(data)
         if written is not None:
             written(name, tensor)
@@ -244,14 +282,19 @@ def load(prefix):
             raise ValueError("it has no header")
         header = _message(pairs[0][1])
         shards = header.get(1, [0])[0]
-        if header.get(2, [0])[0] or not 0 < shards < 10 ** 5:
-            raise ValueError("it was written on a big-endian machine, or its "
-                             "number of files is wrong")
+        if header.get(2, [0])[0] or not 0 < shards < 10**5:
+            raise ValueError(
+                "it was written on a big-endian machine, or its "
+                "number of files is wrong"
+            )
         sizes = {}
-        return {key.decode("utf-8"): _variable(
-            prefix, key.decode("utf-8"), _message(value), shards, sizes)
-                for key, value in pairs[1:]
-                if not key.startswith(b"\0")}  # the slices of another entry
+        return {
+            key.decode("utf-8"): _variable(
+                prefix, key.decode("utf-8"), _message(value), shards, sizes
+            )
+            for key, value in pairs[1:]
+            if not key.startswith(b"\0")
+        }  # the slices of another entry
     except errors.UserError:
         raise
     except (ValueError, IndexError, TypeError, struct.error) as error:
@@ -264,6 +307,7 @@ def _variable(prefix, name, entry, shards, sizes):
     Args:
       sizes: {data file: its size}, filled here.
     """
+
     def number(field):
         value = entry.get(field, [0])[0]
         if not isinstance(value, int):
@@ -271,36 +315,55 @@ def _variable(prefix, name, entry, shards, sizes):
         return value
 
     if 7 in entry:
-        raise errors.UserError("%s: %s is stored in slices; save it as one "
-                               "variable" % (prefix, lazy_tensors.quoted(name)))
-    shape = tuple(_message(dimension).get(1, [0])[0] for dimension in
-                  _message(entry.get(2, [b""])[0]).get(2, []))
+        raise errors.UserError(
+            "%s: %s is stored in slices; save it as one "
+            "variable" % (prefix, lazy_tensors.quoted(name))
+        )
+    shape = tuple(
+        _message(dimension).get(1, [0])[0]
+        for dimension in _message(entry.get(2, [b""])[0]).get(2, [])
+    )
     if number(1) == _STRING:
         return lazy_tensors.Tensor("STRING", shape, None, name)
     dtype = _DTYPES.get(number(1))
     if dtype is None:
-        raise ValueError("the type %d of %s is not known" %
-                         (number(1), lazy_tensors.quoted(name)))
-    if len(shape) > 8 or not all(isinstance(size, int) and size < 1 << 48
-                                 for size in shape):
-        raise ValueError("the shape of %s is not possible" %
-                         lazy_tensors.quoted(name))
-    kind, offset, size, crc = (lazy_tensors.DTYPES[dtype], number(4), number(5),
-                               number(6))
+        raise ValueError(
+            "the type %d of %s is not known"
+            % (number(1), lazy_tensors.quoted(name))
+        )
+    if len(shape) > 8 or not all(
+        isinstance(size, int) and size < 1 << 48 for size in shape
+    ):
+        raise ValueError(
+            "the shape of %s is not possible" % lazy_tensors.quoted(name)
+        )
+    kind, offset, size, crc = (
+        lazy_tensors.DTYPES[dtype],
+        number(4),
+        number(5),
+        number(6),
+    )
     if size != lazy_tensors.count(shape) * kind.itemsize or number(3) >= shards:
-        raise ValueError("size or file of %s are not possible" %
-                         lazy_tensors.quoted(name))
+        raise ValueError(
+            "size or file of %s are not possible" % lazy_tensors.quoted(name)
+        )
     path = data_file(prefix, number(3), shards)
     if path not in sizes:
         sizes[path] = os.path.getsize(path)
     if offset + size > sizes[path]:
-        raise _damaged(path, "it has %d bytes, but %s ends at %d" %
-                       (sizes[path], lazy_tensors.quoted(name), offset + size))
+        raise _damaged(
+            path,
+            "it has %d bytes, but %s ends at %d"
+            % (sizes[path], lazy_tensors.quoted(name), offset + size),
+        )
 
     def read():
         data = files.read_exactly(path, offset, size)
         if tfrecord.masked_crc32c(data) != crc:
-            raise _damaged(path, "the checksum of %s does not match" %
-                           lazy_tensors.quoted(name))
+            raise _damaged(
+                path,
+                "the checksum of %s does not match" % lazy_tensors.quoted(name),
+            )
         return np.frombuffer(data, kind).reshape(shape)
+
     return lazy_tensors.Tensor(dtype, shape, read, name)

@@ -17,6 +17,7 @@ chain of pickles (the released RoBERTa models are of that kind).
 Source: torch/serialization.py, torch/_utils.py; Lib/pickletools.py for the
 opcodes.
 """
+
 import os
 import pickletools
 import struct
@@ -30,10 +31,17 @@ from common import errors, files
 from weights import lazy_tensors
 
 _STORAGES = {
-    "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "DoubleStorage": "F64", "LongStorage": "I64", "IntStorage": "I32",
-    "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL"}
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "DoubleStorage": "F64",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
 
 _MAX_PICKLE_BYTES = 16 << 20
 # A large model's with its optimizer needs a third of them.
@@ -41,13 +49,24 @@ _MAX_OPCODES = 300 * 1000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError,
-           OverflowError, EOFError, struct.error, zipfile.BadZipFile,
-           NotImplementedError, MemoryError)
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    EOFError,
+    struct.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    MemoryError,
+)
 
 
 class Global(typing.NamedTuple):
     """The name of a class or function that is not looked up."""
+
     module: str
     name: str
 
@@ -60,6 +79,7 @@ class Inert:
       arguments: what it would have been called with.
       state: what would have become its attributes, or None.
     """
+
     __slots__ = ("kind", "arguments", "state")
 
     def __init__(self, kind, arguments):
@@ -70,6 +90,7 @@ class Inert:
 
 class _Storage(typing.NamedTuple):
     """A run of numbers that tensors are cut from."""
+
     dtype: str
     size: int  # elements
     read: typing.Callable  # (first element, elements) -> array [elements]
@@ -96,8 +117,10 @@ class _Stream:
     def _taken(self, data):
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError("a value ends behind the pickled part, or that "
-                             "has more than %d bytes" % _MAX_PICKLE_BYTES)
+            raise ValueError(
+                "a value ends behind the pickled part, or that "
+                "has more than %d bytes" % _MAX_PICKLE_BYTES
+            )
         return data
 
 
@@ -105,8 +128,9 @@ def _hashable(key):
     """Keys that cost no recursion: deep tuples would overflow the C stack."""
     if isinstance(key, tuple) and not isinstance(key, Global):
         return all(isinstance(part, (str, int, float)) for part in key)
-    return key is None or isinstance(key, (str, bytes, int, float, Global,
-                                           Inert))
+    return key is None or isinstance(
+        key, (str, bytes, int, float, Global, Inert)
+    )
 
 
 class _Interpreter:
@@ -130,14 +154,17 @@ class _Interpreter:
                 raise EOFError("the pickled part is cut off")
             opcode = pickletools.code2op.get(code)
             if opcode is None or opcode.name not in _ALLOWED:
-                raise ValueError("opcode %r is not one that torch.save writes"
-                                 % (opcode.name if opcode else code))
+                raise ValueError(
+                    "opcode %r is not one that torch.save writes"
+                    % (opcode.name if opcode else code)
+                )
             argument = opcode.arg.reader(stream) if opcode.arg else None
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._step(opcode.name, argument)
-        raise ValueError("the pickled part has more than %d opcodes" %
-                         _MAX_OPCODES)
+        raise ValueError(
+            "the pickled part has more than %d opcodes" % _MAX_OPCODES
+        )
 
     def _step(self, name, argument):
         if name in _VALUES:
@@ -249,41 +276,80 @@ class _Interpreter:
 
 
 # Opcodes whose argument is the value.
-_VALUES = frozenset((
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-    "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"))
+_VALUES = frozenset(
+    (
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "LONG4",
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+    )
+)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list,
-          "EMPTY_SET": list}
+_EMPTY = {
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+}
 _ACTIONS = {
-    "MARK": _Interpreter.mark, "TUPLE": _Interpreter.tuple_since_mark,
-    "TUPLE1": _Interpreter.tuple1, "TUPLE2": _Interpreter.tuple2,
-    "TUPLE3": _Interpreter.tuple3, "LIST": _Interpreter.list_since_mark,
+    "MARK": _Interpreter.mark,
+    "TUPLE": _Interpreter.tuple_since_mark,
+    "TUPLE1": _Interpreter.tuple1,
+    "TUPLE2": _Interpreter.tuple2,
+    "TUPLE3": _Interpreter.tuple3,
+    "LIST": _Interpreter.list_since_mark,
     "FROZENSET": _Interpreter.list_since_mark,
-    "DICT": _Interpreter.dict_since_mark, "APPEND": _Interpreter.append,
-    "APPENDS": _Interpreter.appends, "ADDITEMS": _Interpreter.appends,
-    "SETITEM": _Interpreter.set_item, "SETITEMS": _Interpreter.set_items,
-    "BINPUT": _Interpreter.put, "LONG_BINPUT": _Interpreter.put,
-    "MEMOIZE": _Interpreter.memoize, "BINGET": _Interpreter.get,
-    "LONG_BINGET": _Interpreter.get, "POP": _Interpreter.pop,
+    "DICT": _Interpreter.dict_since_mark,
+    "APPEND": _Interpreter.append,
+    "APPENDS": _Interpreter.appends,
+    "ADDITEMS": _Interpreter.appends,
+    "SETITEM": _Interpreter.set_item,
+    "SETITEMS": _Interpreter.set_items,
+    "BINPUT": _Interpreter.put,
+    "LONG_BINPUT": _Interpreter.put,
+    "MEMOIZE": _Interpreter.memoize,
+    "BINGET": _Interpreter.get,
+    "LONG_BINGET": _Interpreter.get,
+    "POP": _Interpreter.pop,
     "GLOBAL": _Interpreter.global_name,
     "STACK_GLOBAL": _Interpreter.stack_global,
-    "REDUCE": _Interpreter.reduce, "NEWOBJ": _Interpreter.new_object,
-    "BUILD": _Interpreter.build, "BINPERSID": _Interpreter.persistent_id}
-_ALLOWED = (_VALUES | set(_CONSTANTS) | set(_EMPTY) | set(_ACTIONS)
-            | {"PROTO", "FRAME", "STOP"})
+    "REDUCE": _Interpreter.reduce,
+    "NEWOBJ": _Interpreter.new_object,
+    "BUILD": _Interpreter.build,
+    "BINPERSID": _Interpreter.persistent_id,
+}
+_ALLOWED = (
+    _VALUES
+    | set(_CONSTANTS)
+    | set(_EMPTY)
+    | set(_ACTIONS)
+    | {"PROTO", "FRAME", "STOP"}
+)
 
 
 def _made(function, arguments):
     """What a call would have given: a tensor, a dict, or an Inert."""
     if not isinstance(arguments, tuple):
         raise TypeError("the arguments of a call are no tuple")
-    if function in (Global("torch._utils", "_rebuild_tensor"),
-                    Global("torch._utils", "_rebuild_tensor_v2")):
+    if function in (
+        Global("torch._utils", "_rebuild_tensor"),
+        Global("torch._utils", "_rebuild_tensor_v2"),
+    ):
         return _tensor(*arguments[:4])
-    if function in (Global("torch._utils", "_rebuild_parameter"),
-                    Global("torch._utils", "_rebuild_parameter_with_state")):
+    if function in (
+        Global("torch._utils", "_rebuild_parameter"),
+        Global("torch._utils", "_rebuild_parameter_with_state"),
+    ):
         return arguments[0]
     if function == Global("collections", "OrderedDict") and not arguments:
         return {}
@@ -291,30 +357,43 @@ def _made(function, arguments):
 
 
 def _whole_numbers(values):
-    return isinstance(values, tuple) and len(values) <= 8 and all(
-        type(value) is int and 0 <= value < 1 << 48 for value in values)
+    return (
+        isinstance(values, tuple)
+        and len(values) <= 8
+        and all(type(value) is int and 0 <= value < 1 << 48 for value in values)
+    )
 
 
 def _tensor(storage, offset, shape, strides):
     """A weights.Tensor; it stays within its storage and repeats nothing."""
-    if not isinstance(storage, _Storage) or not _whole_numbers(
-            (offset,)) or not _whole_numbers(shape) or not _whole_numbers(
-                strides) or len(shape) != len(strides):
+    if (
+        not isinstance(storage, _Storage)
+        or not _whole_numbers((offset,))
+        or not _whole_numbers(shape)
+        or not _whole_numbers(strides)
+        or len(shape) != len(strides)
+    ):
         raise TypeError("a tensor is not described as torch does")
     span = 0
     if lazy_tensors.count(shape):
-        span = 1 + sum((size - 1) * stride
-                       for size, stride in zip(shape, strides))
+        span = 1 + sum(
+            (size - 1) * stride for size, stride in zip(shape, strides)
+        )
     if offset + span > storage.size or lazy_tensors.count(shape) > storage.size:
-        raise ValueError("a tensor of shape %s does not fit into its storage "
-                         "of %d numbers" % (lazy_tensors.shape_text(shape),
-                                            storage.size))
+        raise ValueError(
+            "a tensor of shape %s does not fit into its storage "
+            "of %d numbers" % (lazy_tensors.shape_text(shape), storage.size)
+        )
 
     def read():
         numbers = storage.read(offset, span)
         return np.lib.stride_tricks.as_strided(
-            numbers, shape, [stride * numbers.itemsize for stride in strides],
-            writeable=False)
+            numbers,
+            shape,
+            [stride * numbers.itemsize for stride in strides],
+            writeable=False,
+        )
+
     return lazy_tensors.Tensor(storage.dtype, shape, read, "")
 
 
@@ -327,8 +406,12 @@ def _storage_id(value):
         raise ValueError("a storage has a type that is not supported")
     if not isinstance(key, str) or not _whole_numbers((size,)):
         raise TypeError("a storage is not described as torch does")
-    return (_STORAGES[kind.name], key, size,
-            value[5] if len(value) > 5 else None)
+    return (
+        _STORAGES[kind.name],
+        key,
+        size,
+        value[5] if len(value) > 5 else None,
+    )
 
 
 def load(path):
@@ -354,22 +437,29 @@ def load(path):
     raise errors.UserError(
         "%s is no file of torch.save that can be read without running its "
         "code: %s; copy the file again, or save the weights as "
-        "model.safetensors" % (path, reason))
+        "model.safetensors" % (path, reason)
+    )
 
 
 def _load_zip(stream, path):
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename: info for info in archive.infolist()}
-    pickles = [name for name in members if name.count("/") == 1
-               and name.endswith("/data.pkl")]
+    pickles = [
+        name
+        for name in members
+        if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
     if len(pickles) != 1:
         raise ValueError("the archive has no data.pkl")
-    folder = pickles[0][:-len("data.pkl")]
+    folder = pickles[0][: -len("data.pkl")]
     if folder + "constants.pkl" in members:
         raise ValueError("it is a TorchScript model; a state dict is expected")
     order = members.get(folder + "byteorder")
-    if order is not None and order.file_size < 16 and _member(
-            path, order, 0, order.file_size) != b"little":
+    if (
+        order is not None
+        and order.file_size < 16
+        and _member(path, order, 0, order.file_size) != b"little"
+    ):
         raise ValueError("it was saved on a big-endian machine")
     known = {}
 
@@ -381,30 +471,37 @@ def _load_zip(stream, path):
         if key not in known:
             known[key] = _zip_storage(path, info, dtype, size)
         return _as_known(known, key, dtype, size)
+
     info = members[pickles[0]]
     stream.seek(_member_start(path, info))
     return _Interpreter(storage).run(
-        _Stream(stream, min(info.file_size, _MAX_PICKLE_BYTES)))
+        _Stream(stream, min(info.file_size, _MAX_PICKLE_BYTES))
+    )
 
 
 def _as_known(known, key, dtype, size):
     """The storage of a key, which has one type and size throughout."""
     if (known[key].dtype, known[key].size) != (dtype, size):
-        raise ValueError("storage %s is described in two ways" %
-                         lazy_tensors.quoted(key))
+        raise ValueError(
+            "storage %s is described in two ways" % lazy_tensors.quoted(key)
+        )
     return known[key]
 
 
 def _member_start(path, info):
     """Where the bytes of an uncompressed member begin."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ValueError("%s is compressed, which torch.save does not do" %
-                         lazy_tensors.quoted(info.filename))
+        raise ValueError(
+            "%s is compressed, which torch.save does not do"
+            % lazy_tensors.quoted(info.filename)
+        )
     header = files.read_exactly(path, info.header_offset, _LOCAL_HEADER.size)
     signature, name_size, extra_size = _LOCAL_HEADER.unpack(header)
     if signature != b"PK\x03\x04":
-        raise ValueError("%s is not where the archive's index says" %
-                         lazy_tensors.quoted(info.filename))
+        raise ValueError(
+            "%s is not where the archive's index says"
+            % lazy_tensors.quoted(info.filename)
+        )
     return info.header_offset + _LOCAL_HEADER.size + name_size + extra_size
 
 
@@ -412,33 +509,46 @@ def _member(path, info, offset, size):
     """Bytes of a member; its checksum is compared when it is read whole."""
     data = files.read_exactly(path, _member_start(path, info) + offset, size)
     if size == info.file_size and zlib.crc32(data) != info.CRC:
-        raise errors.UserError("%s: the checksum of %s does not match; copy "
-                               "the file again" %
-                               (path, lazy_tensors.quoted(info.filename)))
+        raise errors.UserError(
+            "%s: the checksum of %s does not match; copy "
+            "the file again" % (path, lazy_tensors.quoted(info.filename))
+        )
     return data
 
 
 def _zip_storage(path, info, dtype, size):
     kind = lazy_tensors.DTYPES[dtype]
     end = _member_start(path, info) + size * kind.itemsize
-    if (info.file_size != size * kind.itemsize or end > os.path.getsize(path)):
-        raise ValueError("storage %s has %d bytes, expected are %d" %
-                         (lazy_tensors.quoted(info.filename), info.file_size,
-                          size * kind.itemsize))
+    if info.file_size != size * kind.itemsize or end > os.path.getsize(path):
+        raise ValueError(
+            "storage %s has %d bytes, expected are %d"
+            % (
+                lazy_tensors.quoted(info.filename),
+                info.file_size,
+                size * kind.itemsize,
+            )
+        )
 
     def read(first, elements):
-        return np.frombuffer(_member(path, info, first * kind.itemsize,
-                                     elements * kind.itemsize), kind)
+        return np.frombuffer(
+            _member(
+                path, info, first * kind.itemsize, elements * kind.itemsize
+            ),
+            kind,
+        )
+
     return _Storage(dtype, size, read)
 
 
 def _load_legacy(stream, path):
     """The value of a chain: magic, protocol, machine, value, keys, storages."""
+
     def no_storage(_):
         raise ValueError("a storage stands where none is expected")
 
     def plain():
         return _Interpreter(no_storage).run(_Stream(stream, _MAX_PICKLE_BYTES))
+
     stream.seek(0)
     first = stream.read(2)
     if first == b"PK":
@@ -456,11 +566,13 @@ def _load_legacy(stream, path):
     def storage(value):
         dtype, key, size, view = _storage_id(value)
         if view is not None:
-            raise ValueError("a storage is a view of another one, as torch 0.3 "
-                             "wrote them")
+            raise ValueError(
+                "a storage is a view of another one, as torch 0.3 wrote them"
+            )
         if key not in known:
             known[key] = _legacy_storage(path, starts, key, dtype, size)
         return _as_known(known, key, dtype, size)
+
     value = _Interpreter(storage).run(_Stream(stream, _MAX_PICKLE_BYTES))
     keys = plain()
     _locate(path, stream.tell(), keys, known, starts)
@@ -474,29 +586,40 @@ def _locate(path, position, keys, known, starts):
       position: where the first storage begins.
       keys: the storages in the order of the file.
     """
-    if not isinstance(keys, list) or not all(
-            isinstance(key, str) for key in keys) or sorted(keys) != sorted(
-                known):
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, str) for key in keys)
+        or sorted(keys) != sorted(known)
+    ):
         raise ValueError("the storages are not those that the tensors need")
     for key in keys:
-        size, = struct.unpack("<q", files.read_exactly(path, position, 8))
+        (size,) = struct.unpack("<q", files.read_exactly(path, position, 8))
         if size != known[key].size:
-            raise ValueError("storage %s has %d numbers, expected are %d" %
-                             (lazy_tensors.quoted(key), size, known[key].size))
+            raise ValueError(
+                "storage %s has %d numbers, expected are %d"
+                % (lazy_tensors.quoted(key), size, known[key].size)
+            )
         starts[key] = position + 8
         position += 8 + size * lazy_tensors.DTYPES[known[key].dtype].itemsize
     if position > os.path.getsize(path):
-        raise ValueError("the file is cut off: %d bytes are expected" %
-                         position)
+        raise ValueError(
+            "the file is cut off: %d bytes are expected" % position
+        )
 
 
 def _legacy_storage(path, starts, key, dtype, size):
     kind = lazy_tensors.DTYPES[dtype]
 
     def read(first, elements):
-        return np.frombuffer(files.read_exactly(
-            path, starts[key] + first * kind.itemsize,
-            elements * kind.itemsize), kind)
+        return np.frombuffer(
+            files.read_exactly(
+                path,
+                starts[key] + first * kind.itemsize,
+                elements * kind.itemsize,
+            ),
+            kind,
+        )
+
     return _Storage(dtype, size, read)
 
 
@@ -516,8 +639,11 @@ def attributes(value):
         if not isinstance(value, dict):
             return {}
         if "_content" not in value:
-            return {name: _unwrapped(item) for name, item in value.items()
-                    if isinstance(name, str)}
+            return {
+                name: _unwrapped(item)
+                for name, item in value.items()
+                if isinstance(name, str)
+            }
         value = value["_content"]
     return {}
 

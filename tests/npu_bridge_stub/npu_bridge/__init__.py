@@ -15,6 +15,7 @@ Environment variables of its own:
                            1, in which the overflow flag goes up by itself
   NPU_STUB_RECORD          file that gets a JSON line for each call of the API
 """
+
 from npu_bridge.helper import helper
 from npu_bridge.helper.helper import npu_bridge_handle
 from npu_bridge.helper.helper import version as __version__

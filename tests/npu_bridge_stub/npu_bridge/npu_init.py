@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All names at once, for scripts that import everything from here."""
+
 from hccl.manage.api import create_group
 from hccl.manage.api import destroy_group
 from hccl.manage.api import get_local_rank_id
@@ -19,10 +20,13 @@ from npu_bridge.estimator.npu.npu_estimator import NPUEstimator
 from npu_bridge.estimator.npu.npu_estimator import NPUEstimatorSpec
 from npu_bridge.estimator.npu.npu_hook import NPUCheckpointSaverHook
 from npu_bridge.estimator.npu.npu_loss_scale_manager import (
-    ExponentialUpdateLossScaleManager)
+    ExponentialUpdateLossScaleManager,
+)
 from npu_bridge.estimator.npu.npu_loss_scale_manager import (
-    FixedLossScaleManager)
+    FixedLossScaleManager,
+)
 from npu_bridge.estimator.npu.npu_loss_scale_optimizer import (
-    NPULossScaleOptimizer)
+    NPULossScaleOptimizer,
+)
 from npu_bridge.estimator.npu.npu_optimizer import NPUDistributedOptimizer
 from npu_bridge.estimator.npu.npu_optimizer import NPUOptimizer

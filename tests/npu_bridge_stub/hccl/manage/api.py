@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is who in a group; RuntimeError before initialize_system has run."""
+
 import os
 
 from npu_bridge._standin import ranks
@@ -33,8 +34,10 @@ def create_group(group, rank_num, rank_ids):
     """A group of some ranks."""
     world = set(_members(_WORLD))
     if rank_num != len(rank_ids) or not set(rank_ids) <= world:
-        raise RuntimeError("group %r: %r are not %s ranks of the world" %
-                           (group, rank_ids, rank_num))
+        raise RuntimeError(
+            "group %r: %r are not %s ranks of the world"
+            % (group, rank_ids, rank_num)
+        )
     _groups[group] = list(rank_ids)
 
 

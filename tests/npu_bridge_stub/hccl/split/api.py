@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How allreduces of gradients are put together."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import collective
@@ -9,8 +10,9 @@ from npu_bridge._standin import system
 
 def _check_time():
     if tf.get_collection(collective.GRADIENTS):
-        raise RuntimeError("the split strategy comes too late: an allreduce "
-                           "is built already")
+        raise RuntimeError(
+            "the split strategy comes too late: an allreduce is built already"
+        )
 
 
 @settings.api()
@@ -18,8 +20,9 @@ def set_split_strategy_by_idx(idxList, group="hccl_world_group"):
     """Segments end at these gradients, the last one at the last gradient."""
     _check_time()
     if not idxList or any(not isinstance(i, int) or i < 0 for i in idxList):
-        raise ValueError("idxList is %r; expected indices of gradients" %
-                         (idxList,))
+        raise ValueError(
+            "idxList is %r; expected indices of gradients" % (idxList,)
+        )
     if sorted(set(idxList)) != list(idxList):
         raise ValueError("idxList is %r; expected it ascending" % (idxList,))
     system.set_split("split_by_index", group, idxList)
@@ -30,6 +33,8 @@ def set_split_strategy_by_size(dataSizeList, group="hccl_world_group"):
     """Segments carry these percentages of all data."""
     _check_time()
     if not dataSizeList or abs(sum(dataSizeList) - 100) > 1e-6:
-        raise ValueError("dataSizeList is %r; expected percentages that sum "
-                         "to 100" % (dataSizeList,))
+        raise ValueError(
+            "dataSizeList is %r; expected percentages that sum "
+            "to 100" % (dataSizeList,)
+        )
     system.set_split("split_by_size", group, dataSizeList)

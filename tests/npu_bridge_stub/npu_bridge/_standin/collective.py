@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collectives as operations of a graph."""
+
 import threading
 
 import tensorflow.compat.v1 as tf
@@ -46,8 +47,9 @@ def build(kind, option, tensors, name, *, are_gradients=False):
         return _current_exchange().run(key[0], kind, option, list(arrays))
 
     with graph.own_operations():
-        results = graph.py_func(run, tensors, [t.dtype.base_dtype
-                                               for t in tensors], name)
+        results = graph.py_func(
+            run, tensors, [t.dtype.base_dtype for t in tensors], name
+        )
         key.append(results[0].op.name)
         if are_gradients:
             tf.add_to_collection(GRADIENTS, (key[0], len(tensors)))

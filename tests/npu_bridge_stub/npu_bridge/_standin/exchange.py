@@ -6,6 +6,7 @@ directory that is named after the job. Every other rank has one connection to
 it, sends its arrays under a key that is the same in all ranks, and gets the
 result back; sums are made in the order of the ranks.
 """
+
 import atexit
 import multiprocessing.connection
 import os
@@ -15,8 +16,12 @@ import time
 
 import numpy as np
 
-_REDUCTIONS = {"sum": np.add, "prod": np.multiply, "max": np.maximum,
-               "min": np.minimum}
+_REDUCTIONS = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+}
 _ENDED = ("error", "rank 0's process has ended")
 
 
@@ -39,19 +44,23 @@ def combine(kind, option, arrays_by_rank):
       ValueError: shapes or dtypes differ between ranks.
     """
     for rank, arrays in enumerate(arrays_by_rank):
-        forms = [[(a.shape, str(a.dtype)) for a in ranks_arrays]
-                 for ranks_arrays in (arrays, arrays_by_rank[0])]
+        forms = [
+            [(a.shape, str(a.dtype)) for a in ranks_arrays]
+            for ranks_arrays in (arrays, arrays_by_rank[0])
+        ]
         if forms[0] != forms[1]:
-            raise ValueError("rank %d sent %s, rank 0 %s" %
-                             (rank, forms[0], forms[1]))
+            raise ValueError(
+                "rank %d sent %s, rank 0 %s" % (rank, forms[0], forms[1])
+            )
     if kind == "broadcast":
         return arrays_by_rank[option]
     if kind == "allgather":
         return [np.concatenate(same) for same in zip(*arrays_by_rank)]
     results = [a.copy() for a in arrays_by_rank[0]]
     for arrays in arrays_by_rank[1:]:
-        results = [_REDUCTIONS[option](total, a)
-                   for total, a in zip(results, arrays)]
+        results = [
+            _REDUCTIONS[option](total, a) for total, a in zip(results, arrays)
+        ]
     return results
 
 
@@ -84,20 +93,26 @@ class Meeting:
         if complete:
             self._answer(key, parts, self._combined(parts))
         else:
-            self._fail(lambda since, missing: missing & self._gone,
-                       "whose process has ended")
+            self._fail(
+                lambda since, missing: missing & self._gone,
+                "whose process has ended",
+            )
 
     def leave(self, rank):
         """A rank's process has ended: nobody need wait for it."""
         with self._lock:
             self._gone.add(rank)
-        self._fail(lambda since, missing: missing & self._gone,
-                   "whose process has ended")
+        self._fail(
+            lambda since, missing: missing & self._gone,
+            "whose process has ended",
+        )
 
     def expire(self):
         """Ends what has waited for too long."""
-        self._fail(lambda since, missing: time.time() > since + self._timeout,
-                   "which did not come within %g s" % self._timeout)
+        self._fail(
+            lambda since, missing: time.time() > since + self._timeout,
+            "which did not come within %g s" % self._timeout,
+        )
 
     def _fail(self, hopeless, why):
         failed = []
@@ -110,8 +125,14 @@ class Meeting:
         for key, parts, missing in failed:
             kind = next(iter(parts.values()))[0]
             names = ", ".join(map(str, sorted(missing)))
-            self._answer(key, parts, ("error", "%s %r waited for rank %s, %s" %
-                                      (kind, key, names, why)))
+            self._answer(
+                key,
+                parts,
+                (
+                    "error",
+                    "%s %r waited for rank %s, %s" % (kind, key, names, why),
+                ),
+            )
 
     def _answer(self, key, parts, answer):
         # Rank 0 goes on last: its process may end then.
@@ -154,12 +175,14 @@ class Server:
           deliver: function of (key, answer) for rank 0 itself.
         """
         self.meeting = Meeting(
-            rank.size, _seconds("HCCL_EXEC_TIMEOUT", 120), self._deliver)
+            rank.size, _seconds("HCCL_EXEC_TIMEOUT", 120), self._deliver
+        )
         self._size = rank.size
         self._own = deliver
         self._lines = {}  # rank: Line, also of those that are gone
         self._listener = multiprocessing.connection.Listener(
-            ("127.0.0.1", 0), backlog=128, authkey=rank.job.encode())
+            ("127.0.0.1", 0), backlog=128, authkey=rank.job.encode()
+        )
         path = port_file(rank.job)
         with open(path + ".new", "w") as file:
             file.write("%d" % self._listener.address[1])
@@ -174,8 +197,9 @@ class Server:
                 connection = self._listener.accept()
             except (multiprocessing.AuthenticationError, EOFError, OSError):
                 continue
-            threading.Thread(target=self._serve, args=(Line(connection),),
-                             daemon=True).start()
+            threading.Thread(
+                target=self._serve, args=(Line(connection),), daemon=True
+            ).start()
 
     def _watch(self):
         while True:
@@ -239,8 +263,9 @@ class Exchange:
         else:
             line = self._enter()
             self._send = line.send
-            threading.Thread(target=self._listen, args=(line,),
-                             daemon=True).start()
+            threading.Thread(
+                target=self._listen, args=(line,), daemon=True
+            ).start()
 
     def _enter(self):
         deadline = time.time() + _seconds("HCCL_CONNECT_TIMEOUT", 120)
@@ -250,19 +275,25 @@ class Exchange:
                 line.send((self._rank.rank, self._rank.size))
                 if line.receive() == "welcome":
                     return line
-            except (multiprocessing.AuthenticationError, EOFError, OSError,
-                    ValueError):
+            except (
+                multiprocessing.AuthenticationError,
+                EOFError,
+                OSError,
+                ValueError,
+            ):
                 pass
             if time.time() > deadline:
-                raise RuntimeError("rank %d found no rank 0 of its job" %
-                                   self._rank.rank)
+                raise RuntimeError(
+                    "rank %d found no rank 0 of its job" % self._rank.rank
+                )
             time.sleep(0.05)
 
     def _connect(self):
         with open(port_file(self._rank.job)) as file:
             port = int(file.read())
         return multiprocessing.connection.Client(
-            ("127.0.0.1", port), authkey=self._rank.job.encode())
+            ("127.0.0.1", port), authkey=self._rank.job.encode()
+        )
 
     def _listen(self, line):
         """Hands out answers until rank 0's process ends."""

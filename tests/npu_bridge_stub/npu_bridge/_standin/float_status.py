@@ -6,6 +6,7 @@ type and raises a flag, which stays up until it is cleared. A CPU yields inf or
 nan instead: `saturate` turns those into what the device would have given and
 raises the flag.
 """
+
 import os
 import threading
 
@@ -27,7 +28,8 @@ def parse_steps(text):
             ranges.append((int(first), end))
     return lambda step: any(
         first <= step and (last is None or step <= last)
-        for first, last in ranges)
+        for first, last in ranges
+    )
 
 
 class FloatStatus:
@@ -74,6 +76,7 @@ def saturate(tensors):
     Returns:
       The same as a list; a nan becomes the largest number too.
     """
+
     def values(tensor):
         if isinstance(tensor, tf.IndexedSlices):
             return tensor.values
@@ -83,18 +86,25 @@ def saturate(tensors):
     if not present:
         return list(tensors)
     with graph.own_operations():
-        bad = tf.logical_not(tf.reduce_all(tf.stack(
-            [tf.reduce_all(tf.is_finite(t)) for t in present])))
+        bad = tf.logical_not(
+            tf.reduce_all(
+                tf.stack([tf.reduce_all(tf.is_finite(t)) for t in present])
+            )
+        )
         raised = graph.py_func(
-            lambda is_bad: STATUS.up() if is_bad else None, [bad], [],
-            "FloatStatusUp")
+            lambda is_bad: STATUS.up() if is_bad else None,
+            [bad],
+            [],
+            "FloatStatusUp",
+        )
         with tf.control_dependencies([raised]):
             clean = iter([_clean(t) for t in present])
 
     def rebuilt(tensor):
         if isinstance(tensor, tf.IndexedSlices):
-            return tf.IndexedSlices(next(clean), tensor.indices,
-                                    tensor.dense_shape)
+            return tf.IndexedSlices(
+                next(clean), tensor.indices, tensor.dense_shape
+            )
         return None if tensor is None else next(clean)
 
     return [rebuilt(t) for t in tensors]
@@ -102,8 +112,9 @@ def saturate(tensors):
 
 def _clean(tensor):
     largest = tf.constant(tensor.dtype.max, tensor.dtype)
-    numbers = tf.where(tf.is_nan(tensor), tf.fill(tf.shape(tensor), largest),
-                       tensor)
+    numbers = tf.where(
+        tf.is_nan(tensor), tf.fill(tf.shape(tensor), largest), tensor
+    )
     return tf.clip_by_value(numbers, -largest, largest)
 
 
@@ -121,8 +132,9 @@ def read_and_clear(after):
 def read():
     """Float32 [8]: the flag as it is; counts as an update."""
     with graph.own_operations():
-        status, = graph.py_func(STATUS.read, [], [tf.float32],
-                                "NpuGetFloatStatus")
+        (status,) = graph.py_func(
+            STATUS.read, [], [tf.float32], "NpuGetFloatStatus"
+        )
         status.set_shape([_WIDTH])
         return status
 
@@ -131,9 +143,12 @@ def allocate(name=None):
     """The buffer of npu_get_float_status: zeros until that fills it."""
     with graph.own_operations():
         buffer = tf.Variable(
-            tf.zeros([_WIDTH]), trainable=False, use_resource=False,
+            tf.zeros([_WIDTH]),
+            trainable=False,
+            use_resource=False,
             collections=[tf.GraphKeys.LOCAL_VARIABLES],
-            name=name or "NpuAllocFloatStatus")
+            name=name or "NpuAllocFloatStatus",
+        )
         # pylint: disable=protected-access
         return buffer._ref()
 

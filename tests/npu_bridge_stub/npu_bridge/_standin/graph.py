@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations that the stand-in adds to a graph for itself."""
+
 import contextlib
 
 import numpy as np

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """N steps of training in one session run, as the device loops over them."""
+
 ITERATION_OP = "IterationOp"
 # Operations that run in each step, such as the outfeed's.
 EVERY_STEP = "npu_stand_in_every_step"

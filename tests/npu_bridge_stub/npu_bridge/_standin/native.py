@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native operations: one handle, reached through several modules."""
+
 import math
 import types
 
@@ -17,16 +18,18 @@ def gelu(features, name=None):
     """
     x = tf.cast(features, tf.float32)
     inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * tf.pow(x, 3))
-    return tf.cast(0.5 * x * (1.0 + tf.tanh(inner)), features.dtype,
-                   name=name or "Gelu")
+    return tf.cast(
+        0.5 * x * (1.0 + tf.tanh(inner)), features.dtype, name=name or "Gelu"
+    )
 
 
 @settings.api()
 def fast_gelu(features, name=None):
     """x * sigmoid(1.702 x), up to 2e-2 from gelu."""
     x = tf.cast(features, tf.float32)
-    return tf.cast(x * tf.sigmoid(1.702 * x), features.dtype,
-                   name=name or "FastGelu")
+    return tf.cast(
+        x * tf.sigmoid(1.702 * x), features.dtype, name=name or "FastGelu"
+    )
 
 
 @settings.api()
@@ -53,8 +56,19 @@ def _clear(after, name):
 
 
 @settings.api()
-def adam_apply_one_assign(input0, input1, input2, input3, input4, mul0_x,
-                          mul1_x, mul2_x, mul3_x, add2_y, name=None):
+def adam_apply_one_assign(
+    input0,
+    input1,
+    input2,
+    input3,
+    input4,
+    mul0_x,
+    mul1_x,
+    mul2_x,
+    mul3_x,
+    add2_y,
+    name=None,
+):
     """Adam without bias correction, in place.
 
     Args:
@@ -62,17 +76,46 @@ def adam_apply_one_assign(input0, input1, input2, input3, input4, mul0_x,
       mul0_x, mul1_x: b1 and 1 - b1; mul2_x, mul3_x: b2 and 1 - b2;
       add2_y: epsilon.
     """
-    return _adam(input0, input1, input2, input3, input4,
-                 (mul0_x, mul1_x, mul2_x, mul3_x), 0.0, add2_y, name)
+    return _adam(
+        input0,
+        input1,
+        input2,
+        input3,
+        input4,
+        (mul0_x, mul1_x, mul2_x, mul3_x),
+        0.0,
+        add2_y,
+        name,
+    )
 
 
 @settings.api()
 def adam_apply_one_with_decay_assign(
-        input0, input1, input2, input3, input4, mul0_x, mul1_x, mul2_x,
-        mul3_x, mul4_x, add2_y, name=None):
+    input0,
+    input1,
+    input2,
+    input3,
+    input4,
+    mul0_x,
+    mul1_x,
+    mul2_x,
+    mul3_x,
+    mul4_x,
+    add2_y,
+    name=None,
+):
     """adam_apply_one_assign with a weight decay, mul4_x."""
-    return _adam(input0, input1, input2, input3, input4,
-                 (mul0_x, mul1_x, mul2_x, mul3_x), mul4_x, add2_y, name)
+    return _adam(
+        input0,
+        input1,
+        input2,
+        input3,
+        input4,
+        (mul0_x, mul1_x, mul2_x, mul3_x),
+        mul4_x,
+        add2_y,
+        name,
+    )
 
 
 def _adam(gradient, v, m, parameter, rate, betas, decay, epsilon, name):
@@ -83,14 +126,17 @@ def _adam(gradient, v, m, parameter, rate, betas, decay, epsilon, name):
 
 
 HANDLE = types.SimpleNamespace(
-    gelu=gelu, fast_gelu=fast_gelu,
+    gelu=gelu,
+    fast_gelu=fast_gelu,
     npu_alloc_float_status=npu_alloc_float_status,
     npu_get_float_status=npu_get_float_status,
     npu_clear_float_status=npu_clear_float_status,
     adam_apply_one_assign=adam_apply_one_assign,
-    adam_apply_one_with_decay_assign=adam_apply_one_with_decay_assign)
+    adam_apply_one_with_decay_assign=adam_apply_one_with_decay_assign,
+)
 
 if settings.since_17():
+
     @settings.api()
     def fast_gelu_v2(features, name=None):
         """fast_gelu, under another name."""
@@ -99,6 +145,7 @@ if settings.since_17():
     HANDLE.fast_gelu_v2 = fast_gelu_v2
 
 if settings.VERSION == "M":
+
     @settings.api()
     def npu_get_float_status_v2(name=None):
         """Int32 [8], not all zero after an overflow."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who this process is among the ranks, from the environment and the table."""
+
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ _DEVICES_OF_A_GROUP = 4  # an Ascend 910 server has two groups of them
 
 class Rank(typing.NamedTuple):
     """One process of a job."""
+
     rank: int
     size: int
     job: str  # the same for all ranks of a job and for no other job
@@ -32,15 +34,20 @@ def current(environ=None):
     if count < 2:
         raise RuntimeError(
             "a collective with RANK_SIZE=%d: one device has no HCCL, build "
-            "none (is_distributed=False)" % count)
+            "none (is_distributed=False)" % count
+        )
     for name in ("RANK_TABLE_FILE", "RANK_ID", "JOB_ID"):
         if not environ.get(name):
-            raise RuntimeError("a collective with RANK_SIZE=%d, but %s is not "
-                               "set" % (count, name))
+            raise RuntimeError(
+                "a collective with RANK_SIZE=%d, but %s is not "
+                "set" % (count, name)
+            )
     rank = int(environ["RANK_ID"])
     if not 0 <= rank < count:
-        raise RuntimeError("RANK_ID is %d, expected 0 to RANK_SIZE - 1 = %d" %
-                           (rank, count - 1))
+        raise RuntimeError(
+            "RANK_ID is %d, expected 0 to RANK_SIZE - 1 = %d"
+            % (rank, count - 1)
+        )
     path = os.path.realpath(environ["RANK_TABLE_FILE"])
     with open(path) as file:
         check_table(json.load(file), count)
@@ -50,6 +57,7 @@ def current(environ=None):
 
 def check_table(table, count):
     """Raises RuntimeError unless the table is one of `count` ranks."""
+
     def refuse(problem):
         raise RuntimeError("rank table: " + problem)
 
@@ -71,8 +79,10 @@ def check_table(table, count):
     except KeyError as error:
         refuse("%s is missing" % error)
     if found != list(range(count)):
-        refuse("rank_id are %s, expected 0 to RANK_SIZE - 1 = %d in order" %
-               (found, count - 1))
+        refuse(
+            "rank_id are %s, expected 0 to RANK_SIZE - 1 = %d in order"
+            % (found, count - 1)
+        )
 
 
 def _check_strings(value):
@@ -88,9 +98,12 @@ def _check_strings(value):
 
 def _check_devices(devices):
     if len(devices) not in (1, 2, 4, 8) or len(set(devices)) != len(devices):
-        raise RuntimeError("rank table: a server's devices are %s; a job uses "
-                           "1, 2, 4 or 8" % devices)
+        raise RuntimeError(
+            "rank table: a server's devices are %s; a job uses "
+            "1, 2, 4 or 8" % devices
+        )
     groups = {device // _DEVICES_OF_A_GROUP for device in devices}
     if not groups <= {0, 1} or (len(devices) < 8 and len(groups) > 1):
-        raise RuntimeError("rank table: devices %s are not all of 0-3 or all "
-                           "of 4-7" % devices)
+        raise RuntimeError(
+            "rank table: devices %s are not all of 0-3 or all of 4-7" % devices
+        )

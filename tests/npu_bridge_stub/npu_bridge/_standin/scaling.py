@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss scaling, as the two optimizers that have it share it."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import float_status
@@ -21,8 +22,9 @@ def unscaled(gradient, scale):
     return gradient * tf.cast(1.0 / scale, gradient.dtype.base_dtype)
 
 
-def apply_if_finite(optimizer, manager, is_distributed, grads_and_vars,
-                    global_step, name):
+def apply_if_finite(
+    optimizer, manager, is_distributed, grads_and_vars, global_step, name
+):
     """Applies gradients unless an operation has overflowed since last time.
 
     Args:
@@ -38,17 +40,18 @@ def apply_if_finite(optimizer, manager, is_distributed, grads_and_vars,
     grads_and_vars = list(grads_and_vars)
     clean = float_status.saturate([g for g, _ in grads_and_vars])
     grads_and_vars = [(g, v) for g, (_, v) in zip(clean, grads_and_vars)]
-    status = float_status.read_and_clear(
-        [g for g in clean if g is not None])
+    status = float_status.read_and_clear([g for g in clean if g is not None])
     if is_distributed:
         status = hccl_ops.allreduce(status, "sum", fusion=0)
     finite = tf.reduce_all(
         tf.equal(status, 0.0),
-        name="overflow_status_reduce_all" if settings.since_17() else None)
+        name="overflow_status_reduce_all" if settings.since_17() else None,
+    )
     if not getattr(manager, "_enable_overflow_check", True):
         finite = tf.constant(True)
     update = tf.cond(
         finite,
         lambda: optimizer.apply_gradients(grads_and_vars, global_step, name),
-        tf.no_op)
+        tf.no_op,
+    )
     return tf.group(update, manager.update_loss_scale(finite))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which version is imitated, and a record of the calls that came in."""
+
 import functools
 import inspect
 import json
@@ -10,8 +11,10 @@ VERSION = os.environ.get("NPU_STUB_VERSION", "")
 STRICT = os.environ.get("NPU_STUB_STRICT", "1") != "0"
 
 if VERSION and VERSION not in VERSIONS:
-    raise ValueError("NPU_STUB_VERSION is %r; expected one of %s" %
-                     (VERSION, ", ".join(VERSIONS)))
+    raise ValueError(
+        "NPU_STUB_VERSION is %r; expected one of %s"
+        % (VERSION, ", ".join(VERSIONS))
+    )
 
 CALLS = []  # (name, {argument: value}) of every call so far
 
@@ -39,14 +42,16 @@ def api(only_in=None):
         those of the signature}; any other version answers them with
         TypeError.
     """
+
     def decorate(function):
         signature = inspect.signature(function)
         extra_names = (only_in or {}).get(VERSION, ())
 
         @functools.wraps(function)
         def call(*args, **kwargs):
-            extra = {name: kwargs.pop(name) for name in extra_names
-                     if name in kwargs}
+            extra = {
+                name: kwargs.pop(name) for name in extra_names if name in kwargs
+            }
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError as error:

@@ -3,6 +3,7 @@
 
 NPU_STUB_STRICT=0 turns them off.
 """
+
 import inspect
 
 import tensorflow.compat.v1 as tf
@@ -12,15 +13,18 @@ from npu_bridge._standin import graph
 from npu_bridge._standin import system
 from npu_bridge.estimator.npu import npu_scope
 
-_NO_DTYPES = {d.as_datatype_enum: d.name for d in (
-    tf.float64, tf.complex64, tf.complex128, tf.variant, tf.string)}
+_NO_DTYPES = {
+    d.as_datatype_enum: d.name
+    for d in (tf.float64, tf.complex64, tf.complex128, tf.variant, tf.string)
+}
 _NO_OPERATIONS = {
     "IsFinite": "tf.is_finite is not supported",
     "IsInf": "tf.is_inf is not supported",
     "IsNan": "tf.is_nan is not supported",
     "PyFunc": "python functions belong into the input pipeline",
     "PyFuncStateless": "python functions belong into the input pipeline",
-    "EagerPyFunc": "python functions belong into the input pipeline"}
+    "EagerPyFunc": "python functions belong into the input pipeline",
+}
 # Operations that may have strings: summaries, printing, assertions.
 _STRINGS_MAY = ("Assert", "PrintV2", "StringFormat", "MergeSummary")
 
@@ -37,25 +41,32 @@ def argument_names(function):
 def check_host_call(host_call):
     """Raises what NPUEstimatorSpec does for a bad host_call."""
     if not isinstance(host_call, tuple) or len(host_call) != 2:
-        raise ValueError("host_call is %r; expected (function, tensors)" %
-                         (host_call,))
+        raise ValueError(
+            "host_call is %r; expected (function, tensors)" % (host_call,)
+        )
     function, tensors = host_call
     if not callable(function):
         raise TypeError("host_call's function is %r" % (function,))
     if not isinstance(tensors, (list, tuple, dict)):
-        raise ValueError("host_call's tensors are %r; expected a list, tuple "
-                         "or dict" % (tensors,))
+        raise ValueError(
+            "host_call's tensors are %r; expected a list, tuple "
+            "or dict" % (tensors,)
+        )
     if len(argument_names(function)) != len(tensors):
-        raise RuntimeError("host_call's function takes %d tensors, got %d" %
-                           (len(argument_names(function)), len(tensors)))
+        raise RuntimeError(
+            "host_call's function takes %d tensors, got %d"
+            % (len(argument_names(function)), len(tensors))
+        )
 
 
 def check_steps(steps, max_steps, iterations):
     """Refuses a training that does not end with a whole loop."""
     for name, count in (("steps", steps), ("max_steps", max_steps)):
         if count and count % iterations:
-            raise Refused("%s is %d, no multiple of iterations_per_loop %d" %
-                          (name, count, iterations))
+            raise Refused(
+                "%s is %d, no multiple of iterations_per_loop %d"
+                % (name, count, iterations)
+            )
 
 
 def check_model(features, labels, spec, config):
@@ -66,8 +77,11 @@ def check_model(features, labels, spec, config):
       spec: the EstimatorSpec that it returned.
       config: NPURunConfig.
     """
-    inputs = [t for t in tf.nest.flatten([features, labels])
-              if isinstance(t, tf.Tensor)]
+    inputs = [
+        t
+        for t in tf.nest.flatten([features, labels])
+        if isinstance(t, tf.Tensor)
+    ]
     if any(t.op.type.startswith("Placeholder") for t in inputs):
         return  # an export, which no device runs
     for tensor in inputs:
@@ -75,35 +89,52 @@ def check_model(features, labels, spec, config):
     if config.iterations_per_loop > 1 and spec.mode == "train":
         _check_iterator(config.iterations_per_loop)
     host_call = getattr(spec, "host_call", None) or (None, [])
-    operations = _behind(tf.nest.flatten([
-        spec.predictions, spec.loss, spec.train_op, spec.eval_metric_ops,
-        host_call[1]]))
+    operations = _behind(
+        tf.nest.flatten(
+            [
+                spec.predictions,
+                spec.loss,
+                spec.train_op,
+                spec.eval_metric_ops,
+                host_call[1],
+            ]
+        )
+    )
     for operation in operations:
         _check_operation(operation, config)
     names = {operation.name for operation in operations}
-    system.check_split(sum(
-        count for name, count in tf.get_collection(collective.GRADIENTS)
-        if name in names))
+    system.check_split(
+        sum(
+            count
+            for name, count in tf.get_collection(collective.GRADIENTS)
+            if name in names
+        )
+    )
 
 
 def _check_tensor(tensor):
     if not tensor.shape.is_fully_defined():
-        raise Refused("%s of the input has shape %s; every dimension must be "
-                      "known (drop_remainder=True)" %
-                      (tensor.name, tensor.shape))
+        raise Refused(
+            "%s of the input has shape %s; every dimension must be "
+            "known (drop_remainder=True)" % (tensor.name, tensor.shape)
+        )
     if tensor.dtype.base_dtype.as_datatype_enum in _NO_DTYPES:
-        raise Refused("%s of the input is %s" %
-                      (tensor.name, tensor.dtype.name))
+        raise Refused(
+            "%s of the input is %s" % (tensor.name, tensor.dtype.name)
+        )
 
 
 def _check_iterator(iterations):
     types = {o.type for o in tf.get_default_graph().get_operations()}
     if "OneShotIterator" in types:
-        raise Refused("a one-shot iterator with iterations_per_loop %d; "
-                      "return the dataset from input_fn" % iterations)
+        raise Refused(
+            "a one-shot iterator with iterations_per_loop %d; "
+            "return the dataset from input_fn" % iterations
+        )
     if "MakeIterator" not in types:
-        raise Refused("no dataset from input_fn with iterations_per_loop %d" %
-                      iterations)
+        raise Refused(
+            "no dataset from input_fn with iterations_per_loop %d" % iterations
+        )
 
 
 def _is_string_sink(operation):
@@ -122,8 +153,11 @@ def _behind(fetches):
         if operation.type == "IteratorGetNext":
             continue
         sink = _is_string_sink(operation)
-        todo += [t.op for t in operation.inputs
-                 if not (sink and t.dtype == tf.string)]
+        todo += [
+            t.op
+            for t in operation.inputs
+            if not (sink and t.dtype == tf.string)
+        ]
         todo += list(operation.control_inputs)
     return sorted(found, key=lambda o: o.name)
 
@@ -139,17 +173,24 @@ def _check_operation(operation, config):
     if reason is None and "QueueDequeue" in operation.type:
         reason = "input by queues is not supported"
     if reason:
-        raise Refused("operation %s (%s): %s" %
-                      (operation.name, operation.type, reason))
+        raise Refused(
+            "operation %s (%s): %s" % (operation.name, operation.type, reason)
+        )
     attributes = operation.node_def.attr
-    if (npu_scope.WITHOUT_COMPILE in attributes
-            and not config.npu_options["mix_compile_mode"]):
-        raise Refused("operation %s is in without_npu_compile_scope, which "
-                      "needs mix_compile_mode" % operation.name)
+    if (
+        npu_scope.WITHOUT_COMPILE in attributes
+        and not config.npu_options["mix_compile_mode"]
+    ):
+        raise Refused(
+            "operation %s is in without_npu_compile_scope, which "
+            "needs mix_compile_mode" % operation.name
+        )
     dtypes = {t.dtype.base_dtype.as_datatype_enum for t in operation.outputs}
     for value in attributes.values():
         dtypes.update([value.type] + list(value.list.type))
     for name in sorted(_NO_DTYPES[d] for d in dtypes if d in _NO_DTYPES):
         if name != "string" or not _is_string_sink(operation):
-            raise Refused("operation %s (%s): %s is not supported in a model" %
-                          (operation.name, operation.type, name))
+            raise Refused(
+                "operation %s (%s): %s is not supported in a model"
+                % (operation.name, operation.type, name)
+            )

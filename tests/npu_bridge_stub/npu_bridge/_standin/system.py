@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of the collective system of this process."""
+
 from npu_bridge._standin import ranks
 
 _state = {"started": False, "split_by_index": {}, "split_by_size": {}}
@@ -22,7 +23,8 @@ def require_started():
     if not _state["started"]:
         raise RuntimeError(
             "the collective system is not initialised: run "
-            "npu_ops.initialize_system() in a session first")
+            "npu_ops.initialize_system() in a session first"
+        )
 
 
 def set_split(kind, group, numbers):
@@ -43,4 +45,5 @@ def check_split(gradients, group="hccl_world_group"):
     if last != gradients - 1:
         raise ValueError(
             "set_split_strategy_by_idx ends in %d, but the last of %d "
-            "gradients is %d" % (last, gradients, gradients - 1))
+            "gradients is %d" % (last, gradients, gradients - 1)
+        )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dropout, fused Adam steps, and the collective system's start and end."""
+
 import numbers
 
 import tensorflow.compat.v1 as tf

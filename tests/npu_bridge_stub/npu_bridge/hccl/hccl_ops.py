@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collective operations; RuntimeError where there is one rank or no HCCL."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import collective
@@ -12,20 +13,23 @@ _WORLD = "hccl_world_group"
 
 def _check(tensor, dtypes, group):
     if tensor.dtype.base_dtype not in dtypes:
-        raise TypeError("a collective over %s; supported are %s" % (
-            tensor.dtype.name, ", ".join(d.name for d in dtypes)))
+        raise TypeError(
+            "a collective over %s; supported are %s"
+            % (tensor.dtype.name, ", ".join(d.name for d in dtypes))
+        )
     if group != _WORLD:
-        raise ValueError("group %r; the stand-in has only %r" %
-                         (group, _WORLD))
+        raise ValueError("group %r; the stand-in has only %r" % (group, _WORLD))
 
 
 @settings.api()
-def allreduce(tensor, reduction, fusion=1, fusion_id=-1,
-              group="hccl_world_group"):
+def allreduce(
+    tensor, reduction, fusion=1, fusion_id=-1, group="hccl_world_group"
+):
     """The sum, prod, max or min of a tensor over all ranks."""
     if reduction not in ("sum", "prod", "max", "min"):
-        raise ValueError("reduction is %r; expected sum, prod, max or min" %
-                         (reduction,))
+        raise ValueError(
+            "reduction is %r; expected sum, prod, max or min" % (reduction,)
+        )
     if fusion not in (0, 1, 2):
         raise ValueError("fusion is %r; expected 0, 1 or 2" % (fusion,))
     tensor = tf.convert_to_tensor(tensor)
@@ -33,8 +37,13 @@ def allreduce(tensor, reduction, fusion=1, fusion_id=-1,
 
     @tf.custom_gradient
     def reduced(value):
-        result, = collective.build("allreduce", reduction, [value],
-                                   "HcomAllReduce", are_gradients=fusion == 1)
+        (result,) = collective.build(
+            "allreduce",
+            reduction,
+            [value],
+            "HcomAllReduce",
+            are_gradients=fusion == 1,
+        )
 
         def gradient(upstream):
             return allreduce(upstream, reduction, fusion, fusion_id, group)
@@ -51,7 +60,7 @@ def allgather(tensor, rank_size, group="hccl_world_group"):
     _check(tensor, _GATHERED, group)
     if tensor.shape.rank == 0:
         raise ValueError("allgather takes no scalar")
-    result, = collective.build("allgather", None, [tensor], "HcomAllGather")
+    (result,) = collective.build("allgather", None, [tensor], "HcomAllGather")
     rows, all_rows = tensor.shape.as_list()[0], result.shape.as_list()[0]
     if rows is not None and rank_size * rows != all_rows:
         raise ValueError("rank_size is %s, not RANK_SIZE" % rank_size)
@@ -59,8 +68,9 @@ def allgather(tensor, rank_size, group="hccl_world_group"):
 
 
 @settings.api()
-def broadcast(tensor, root_rank, fusion=2, fusion_id=0,
-              group="hccl_world_group"):
+def broadcast(
+    tensor, root_rank, fusion=2, fusion_id=0, group="hccl_world_group"
+):
     """A list of tensors as root_rank has them, in all ranks."""
     if not isinstance(tensor, (list, tuple)):
         raise TypeError("broadcast takes a list of tensors")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The handle of the native operations."""
+
 from npu_bridge._standin import native
 from npu_bridge._standin import settings
 

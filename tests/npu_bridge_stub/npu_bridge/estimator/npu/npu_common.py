@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job as its file or the environment describes it."""
+
 import json
 import os
 
@@ -34,12 +35,26 @@ class JobInfo:
     """All that is known of a job."""
 
     @settings.api()
-    def __init__(self, job_id=0, job_config=None, heartbeat_time=-1,
-                 region_id=None, ak=None, sk=None, endpoint_url=None,
-                 device_info=None, rank_table_file=None, restart_flag=0,
-                 local_app_dir=None, local_data_dir=None,
-                 local_checkpoint_dir=None, local_log_dir=None,
-                 local_result_dir=None, local_boot_file=None, rank_size=1):
+    def __init__(
+        self,
+        job_id=0,
+        job_config=None,
+        heartbeat_time=-1,
+        region_id=None,
+        ak=None,
+        sk=None,
+        endpoint_url=None,
+        device_info=None,
+        rank_table_file=None,
+        restart_flag=0,
+        local_app_dir=None,
+        local_data_dir=None,
+        local_checkpoint_dir=None,
+        local_log_dir=None,
+        local_result_dir=None,
+        local_boot_file=None,
+        rank_size=1,
+    ):
         self._job_id = job_id
         self._device_info = device_info
         self._rank_table_file = rank_table_file
@@ -49,6 +64,7 @@ class JobInfo:
 
 class NPUBasics:
     """The process's one description of its job, read the first time."""
+
     _instance = None
 
     @settings.api()
@@ -64,8 +80,11 @@ class NPUBasics:
         """
         if NPUBasics._instance is None:
             basics = super().__new__(cls)
-            basics._jobinfo = (_from_file(file_name) if file_name
-                               else _from_environment(os.environ))
+            basics._jobinfo = (
+                _from_file(file_name)
+                if file_name
+                else _from_environment(os.environ)
+            )
             NPUBasics._instance = basics
         return NPUBasics._instance
 
@@ -84,14 +103,17 @@ def _from_environment(environ):
     if "JOB_ID" not in environ:
         raise error("the environment variable JOB_ID is not set")
     if "RANK_SIZE" not in environ and not settings.since_17():
-        raise error("the environment variable RANK_SIZE is not set, and old "
-                    "adapters take no default for it")
+        raise error(
+            "the environment variable RANK_SIZE is not set, and old "
+            "adapters take no default for it"
+        )
     return JobInfo(
         job_id=environ["JOB_ID"],
         device_info=DeviceInfo(index=environ.get("RANK_ID", "0")),
         rank_table_file=environ.get("RANK_TABLE_FILE"),
         local_checkpoint_dir=environ.get("LOCAL_CHECKPOINT_DIR"),
-        rank_size=environ.get("RANK_SIZE", "1"))
+        rank_size=environ.get("RANK_SIZE", "1"),
+    )
 
 
 def _from_file(path):
@@ -102,9 +124,13 @@ def _from_file(path):
             raise ValueError("%s has no %s" % (path, name))
     index = job["device_info"].get("Index")
     if index is None or int(index) < 0:
-        raise ValueError("device_info.Index of %s is %r; expected a whole "
-                         "number >= 0" % (path, index))
+        raise ValueError(
+            "device_info.Index of %s is %r; expected a whole "
+            "number >= 0" % (path, index)
+        )
     return JobInfo(
         device_info=DeviceInfo(index=index),
-        rank_table_file=job["rank_table_file"], rank_size=job["rank_size"],
-        local_checkpoint_dir=job.get("local_checkpoint_dir"))
+        rank_table_file=job["rank_table_file"],
+        rank_size=job["rank_size"],
+        local_checkpoint_dir=job.get("local_checkpoint_dir"),
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """NPUEstimator and the spec that its model function may return."""
+
 import os
 import random
 import string
@@ -26,10 +27,21 @@ class NPUEstimatorSpec(tf.estimator.EstimatorSpec):
     """EstimatorSpec with a call on the host."""
 
     @settings.api()
-    def __new__(cls, mode, predictions=None, loss=None, train_op=None,
-                eval_metric_ops=None, export_outputs=None,
-                training_chief_hooks=None, training_hooks=None, scaffold=None,
-                evaluation_hooks=None, prediction_hooks=None, host_call=None):
+    def __new__(
+        cls,
+        mode,
+        predictions=None,
+        loss=None,
+        train_op=None,
+        eval_metric_ops=None,
+        export_outputs=None,
+        training_chief_hooks=None,
+        training_hooks=None,
+        scaffold=None,
+        evaluation_hooks=None,
+        prediction_hooks=None,
+        host_call=None,
+    ):
         """
         Args:
           host_call: (function, tensors): what the function builds runs on the
@@ -41,12 +53,19 @@ class NPUEstimatorSpec(tf.estimator.EstimatorSpec):
           RuntimeError: the function takes another number of tensors.
         """
         spec = super().__new__(
-            cls, mode, predictions=predictions, loss=loss, train_op=train_op,
-            eval_metric_ops=eval_metric_ops, export_outputs=export_outputs,
+            cls,
+            mode,
+            predictions=predictions,
+            loss=loss,
+            train_op=train_op,
+            eval_metric_ops=eval_metric_ops,
+            export_outputs=export_outputs,
             training_chief_hooks=training_chief_hooks,
-            training_hooks=training_hooks, scaffold=scaffold,
+            training_hooks=training_hooks,
+            scaffold=scaffold,
             evaluation_hooks=evaluation_hooks,
-            prediction_hooks=prediction_hooks)
+            prediction_hooks=prediction_hooks,
+        )
         if host_call is not None:
             strict.check_host_call(host_call)
         spec.host_call = host_call
@@ -57,84 +76,130 @@ class NPUEstimator(tf.estimator.Estimator):
     """An Estimator that trains as on an NPU."""
 
     @settings.api()
-    def __init__(self, model_fn=None, model_dir=None, config=None,
-                 params=None, job_start_file="", warm_start_from=None):
+    def __init__(
+        self,
+        model_fn=None,
+        model_dir=None,
+        config=None,
+        params=None,
+        job_start_file="",
+        warm_start_from=None,
+    ):
         """
         Raises:
           ValueError: config is no NPURunConfig, or model_dir given twice.
           AttributeError or ValueError: JOB_ID is not set.
         """
         if not isinstance(config, npu_config.NPURunConfig):
-            raise ValueError("config is %r; expected an NPURunConfig" %
-                             (config,))
+            raise ValueError(
+                "config is %r; expected an NPURunConfig" % (config,)
+            )
         job = npu_common.NPUBasics(job_start_file).jobinfo
-        warm_start_from = (warm_start_from or job._local_checkpoint_dir
-                           or os.environ.get("RESTORE_FROM"))
+        warm_start_from = (
+            warm_start_from
+            or job._local_checkpoint_dir
+            or os.environ.get("RESTORE_FROM")
+        )
         if model_dir is None and config.model_dir is None:
             model_dir = _new_model_dir()
         _set_session_options(config)
-        super().__init__(model_fn=model_fn, model_dir=model_dir,
-                         config=config, params=params,
-                         warm_start_from=warm_start_from)
+        super().__init__(
+            model_fn=model_fn,
+            model_dir=model_dir,
+            config=config,
+            params=params,
+            warm_start_from=warm_start_from,
+        )
         self._given_model_fn = model_fn
         self._model_fn = self._npu_model_fn
 
     def _assert_members_are_not_overridden(self):
         """Estimator forbids what this class does: replacing `train`."""
 
-    def train(self, input_fn, hooks=None, steps=None, max_steps=None,
-              saving_listeners=None):
+    def train(
+        self,
+        input_fn,
+        hooks=None,
+        steps=None,
+        max_steps=None,
+        saving_listeners=None,
+    ):
         """As Estimator's; strictly whole loops only."""
         if settings.STRICT:
-            strict.check_steps(steps, max_steps,
-                               self._config.iterations_per_loop)
-        return super().train(input_fn, hooks, steps, max_steps,
-                             saving_listeners)
+            strict.check_steps(
+                steps, max_steps, self._config.iterations_per_loop
+            )
+        return super().train(
+            input_fn, hooks, steps, max_steps, saving_listeners
+        )
 
     def _npu_model_fn(self, features, labels, mode, params, config):
-        given = {"labels": labels, "mode": mode, "params": params,
-                 "config": config}
+        given = {
+            "labels": labels,
+            "mode": mode,
+            "params": params,
+            "config": config,
+        }
         names = strict.argument_names(self._given_model_fn)
-        spec = self._given_model_fn(features=features, **{
-            name: given[name] for name in _MODEL_FN_ARGUMENTS
-            if name in names})
+        spec = self._given_model_fn(
+            features=features,
+            **{
+                name: given[name]
+                for name in _MODEL_FN_ARGUMENTS
+                if name in names
+            },
+        )
         if not isinstance(spec, tf.estimator.EstimatorSpec):
-            raise ValueError("model_fn returned %r; expected an "
-                             "EstimatorSpec" % (spec,))
+            raise ValueError(
+                "model_fn returned %r; expected an EstimatorSpec" % (spec,)
+            )
         if settings.STRICT:
             strict.check_model(features, labels, spec, config)
         hooks = _host_hooks(spec)
         if mode == tf.estimator.ModeKeys.EVAL:
             return spec._replace(
-                evaluation_hooks=hooks + list(spec.evaluation_hooks or []))
+                evaluation_hooks=hooks + list(spec.evaluation_hooks or [])
+            )
         if mode != tf.estimator.ModeKeys.TRAIN:
             return spec
         hooks = self._training_hooks(hooks)
-        settings.record("training_hooks",
-                        {"hooks": [type(h).__name__ for h in hooks]})
+        settings.record(
+            "training_hooks", {"hooks": [type(h).__name__ for h in hooks]}
+        )
         return spec._replace(
             train_op=tf.group(spec.train_op, name=loop.ITERATION_OP),
-            training_hooks=hooks + list(spec.training_hooks or []))
+            training_hooks=hooks + list(spec.training_hooks or []),
+        )
 
     def _training_hooks(self, host_hooks):
         """The hooks that go before the spec's own, in their order."""
         config = self._config
         hooks = []
         if ranks.size() > 1 and not config.npu_options["horovod_mode"]:
-            hooks.append(npu_hook.NPUBroadcastGlobalVariablesHook(
-                0, int(os.environ.get("RANK_ID", "0"))))
+            hooks.append(
+                npu_hook.NPUBroadcastGlobalVariablesHook(
+                    0, int(os.environ.get("RANK_ID", "0"))
+                )
+            )
         if config.save_checkpoints_steps or config.save_checkpoints_secs:
             saver = npu_saver.NPUSaver()
             if settings.VERSION == "M":
                 saver = npu_saver.NPUSaver(
-                    max_to_keep=config.keep_checkpoint_max)
-            hooks.append(npu_hook.NPUCheckpointSaverHook(
-                self.model_dir, save_steps=config.save_checkpoints_steps,
-                save_secs=config.save_checkpoints_secs, saver=saver))
+                    max_to_keep=config.keep_checkpoint_max
+                )
+            hooks.append(
+                npu_hook.NPUCheckpointSaverHook(
+                    self.model_dir,
+                    save_steps=config.save_checkpoints_steps,
+                    save_secs=config.save_checkpoints_secs,
+                    saver=saver,
+                )
+            )
         hooks += host_hooks
         if config.iterations_per_loop > 1:
-            hooks.append(npu_hook.SetIterationsVarHook(
-                config.iterations_per_loop))
+            hooks.append(
+                npu_hook.SetIterationsVarHook(config.iterations_per_loop)
+            )
         return hooks
 
 
@@ -145,10 +210,16 @@ def _host_hooks(spec):
     hooks = []
     if spec.host_call is not None:
         function, tensors = spec.host_call
-        built = (function(**tensors) if isinstance(tensors, dict)
-                 else function(*tensors))
-        hooks.append(npu_hook.NPUInfeedOutfeedSessionHook(
-            tf.nest.flatten(built), "_npu_outfeed"))
+        built = (
+            function(**tensors)
+            if isinstance(tensors, dict)
+            else function(*tensors)
+        )
+        hooks.append(
+            npu_hook.NPUInfeedOutfeedSessionHook(
+                tf.nest.flatten(built), "_npu_outfeed"
+            )
+        )
     hooks.append(npu_hook.NPULogOutfeedSessionHook(sys.stderr))
     return hooks
 
@@ -156,9 +227,14 @@ def _host_hooks(spec):
 def _new_model_dir():
     """A directory model_dir_XXXXXXXXXX below the working directory."""
     letters = random.SystemRandom()
-    path = os.path.join(os.getcwd(), "model_dir_" + "".join(
-        letters.choice(string.ascii_letters + string.digits)
-        for _ in range(10)))
+    path = os.path.join(
+        os.getcwd(),
+        "model_dir_"
+        + "".join(
+            letters.choice(string.ascii_letters + string.digits)
+            for _ in range(10)
+        ),
+    )
     os.makedirs(path)
     return path
 
@@ -173,16 +249,28 @@ def _set_session_options(config):
     rewriter = session.graph_options.rewrite_options
     if any(o.name == "NpuOptimizer" for o in rewriter.custom_optimizers):
         return
-    rewriter.optimizers.extend([
-        "pruning", "function", "constfold", "shape", "arithmetic", "loop",
-        "dependency", "layout", "GradFusionOptimizer"])
+    rewriter.optimizers.extend(
+        [
+            "pruning",
+            "function",
+            "constfold",
+            "shape",
+            "arithmetic",
+            "loop",
+            "dependency",
+            "layout",
+            "GradFusionOptimizer",
+        ]
+    )
     # A CPU passes over the names it does not know. Without the others a test
     # takes a third less CPU time to start.
     rewriter.disable_meta_optimizer = True
     parameters = rewriter.custom_optimizers.add(
-        name="NpuOptimizer").parameter_map
-    values = dict(config.npu_options, use_off_line=True, job="localhost",
-                  task_index=0)
+        name="NpuOptimizer"
+    ).parameter_map
+    values = dict(
+        config.npu_options, use_off_line=True, job="localhost", task_index=0
+    )
     for name, value in values.items():
         if isinstance(value, bool):
             parameters[name].b = value

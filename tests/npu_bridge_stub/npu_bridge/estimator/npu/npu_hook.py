@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session hooks that NPUEstimator adds."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import loop
@@ -14,8 +15,12 @@ def broadcast_global_variables(root_rank):
     """Operation that gives all ranks root_rank's trainable variables."""
     variables = tf.trainable_variables()
     values = hccl_ops.broadcast([v.read_value() for v in variables], root_rank)
-    return tf.group(*(tf.assign(variable, value)
-                      for variable, value in zip(variables, values)))
+    return tf.group(
+        *(
+            tf.assign(variable, value)
+            for variable, value in zip(variables, values)
+        )
+    )
 
 
 class NPUBroadcastGlobalVariablesHook(tf.train.SessionRunHook):
@@ -38,15 +43,27 @@ class NPUCheckpointSaverHook(tf.train.CheckpointSaverHook):
     """Saves by the step that the session run ended in."""
 
     @settings.api()
-    def __init__(self, checkpoint_dir, save_secs=None, save_steps=None,
-                 saver=None, checkpoint_basename="model.ckpt", scaffold=None,
-                 listeners=None):
+    def __init__(
+        self,
+        checkpoint_dir,
+        save_secs=None,
+        save_steps=None,
+        saver=None,
+        checkpoint_basename="model.ckpt",
+        scaffold=None,
+        listeners=None,
+    ):
         if saver is None and scaffold is None:
             saver = npu_saver.NPUSaver()
         super().__init__(
-            checkpoint_dir, save_secs=save_secs, save_steps=save_steps,
-            saver=saver, checkpoint_basename=checkpoint_basename,
-            scaffold=scaffold, listeners=listeners)
+            checkpoint_dir,
+            save_secs=save_secs,
+            save_steps=save_steps,
+            saver=saver,
+            checkpoint_basename=checkpoint_basename,
+            scaffold=scaffold,
+            listeners=listeners,
+        )
 
 
 class SetIterationsVarHook(tf.train.SessionRunHook):
@@ -54,8 +71,7 @@ class SetIterationsVarHook(tf.train.SessionRunHook):
 
     @settings.api()
     def __init__(self, iterations_per_loop=None):
-        util.check_positive_integer(iterations_per_loop,
-                                    "iterations_per_loop")
+        util.check_positive_integer(iterations_per_loop, "iterations_per_loop")
         self._iterations = iterations_per_loop
 
     def begin(self):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss scales: a fixed one, and one that follows the overflows."""
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -10,6 +11,7 @@ class FixedLossScaleManager:
     """A loss scale that never changes."""
 
     if settings.since_17():
+
         @settings.api()
         def __init__(self, loss_scale, enable_overflow_check=True):
             self._set(loss_scale, enable_overflow_check)
@@ -19,14 +21,16 @@ class FixedLossScaleManager:
             """Whether steps that overflow are skipped."""
             return self._enable_overflow_check
     else:
+
         @settings.api()
         def __init__(self, loss_scale):
             self._set(loss_scale, True)
 
     def _set(self, loss_scale, enable_overflow_check):
         if loss_scale < 1:
-            raise ValueError("loss_scale is %g; expected at least 1" %
-                             loss_scale)
+            raise ValueError(
+                "loss_scale is %g; expected at least 1" % loss_scale
+            )
         self._loss_scale = tf.convert_to_tensor(loss_scale, dtype=tf.float32)
         self._enable_overflow_check = enable_overflow_check
 
@@ -46,8 +50,14 @@ class ExponentialUpdateLossScaleManager:
     """Grows after finite steps in a row, shrinks after overflows."""
 
     @settings.api()
-    def __init__(self, init_loss_scale, incr_every_n_steps,
-                 decr_every_n_nan_or_inf=2, incr_ratio=2, decr_ratio=0.8):
+    def __init__(
+        self,
+        init_loss_scale,
+        incr_every_n_steps,
+        decr_every_n_nan_or_inf=2,
+        incr_ratio=2,
+        decr_ratio=0.8,
+    ):
         self._incr_every_n_steps = incr_every_n_steps
         self._decr_every_n = decr_every_n_nan_or_inf
         self._incr_ratio = incr_ratio
@@ -74,24 +84,38 @@ class ExponentialUpdateLossScaleManager:
         full = self._good + 1 >= self._incr_every_n_steps
         larger = self._loss_scale * self._incr_ratio
         # Without is_finite, which the device lacks.
-        larger = tf.where(larger <= np.finfo(np.float32).max, larger,
-                          tf.identity(self._loss_scale))
-        return tf.cond(full, lambda: self._assign(larger, 0, 0),
-                       lambda: self._assign(None, self._good + 1, None))
+        larger = tf.where(
+            larger <= np.finfo(np.float32).max,
+            larger,
+            tf.identity(self._loss_scale),
+        )
+        return tf.cond(
+            full,
+            lambda: self._assign(larger, 0, 0),
+            lambda: self._assign(None, self._good + 1, None),
+        )
 
     def _after_overflow(self):
         full = self._bad + 1 >= self._decr_every_n
         smaller = tf.maximum(1.0, self._loss_scale * self._decr_ratio)
-        return tf.cond(full, lambda: self._assign(smaller, 0, 0),
-                       lambda: self._assign(None, 0, self._bad + 1))
+        return tf.cond(
+            full,
+            lambda: self._assign(smaller, 0, 0),
+            lambda: self._assign(None, 0, self._bad + 1),
+        )
 
     def _assign(self, *values):
         variables = (self._loss_scale, self._good, self._bad)
-        return tf.group(*(tf.assign(variable, value)
-                          for variable, value in zip(variables, values)
-                          if value is not None))
+        return tf.group(
+            *(
+                tf.assign(variable, value)
+                for variable, value in zip(variables, values)
+                if value is not None
+            )
+        )
 
 
 def _variable(name, value, dtype):
-    return tf.Variable(tf.constant(value, dtype), name=name, trainable=False,
-                       dtype=dtype)
+    return tf.Variable(
+        tf.constant(value, dtype), name=name, trainable=False, dtype=dtype
+    )

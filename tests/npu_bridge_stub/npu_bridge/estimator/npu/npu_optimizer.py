@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers that average gradients over ranks."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import collective
@@ -23,10 +24,18 @@ def _reduce(gradients, average):
     IndexedSlices stay what they are, by two allgathers each.
     """
     size = ranks.size()
-    dense = [g for g in gradients
-             if g is not None and not isinstance(g, tf.IndexedSlices)]
-    summed = iter(collective.build("allreduce", "sum", dense, "HcomAllReduce",
-                                   are_gradients=True) if dense else [])
+    dense = [
+        g
+        for g in gradients
+        if g is not None and not isinstance(g, tf.IndexedSlices)
+    ]
+    summed = iter(
+        collective.build(
+            "allreduce", "sum", dense, "HcomAllReduce", are_gradients=True
+        )
+        if dense
+        else []
+    )
 
     def mean(values):
         return values / tf.cast(size, values.dtype) if average else values
@@ -38,7 +47,8 @@ def _reduce(gradients, average):
             return tf.IndexedSlices(
                 mean(hccl_ops.allgather(gradient.values, size)),
                 hccl_ops.allgather(gradient.indices, size),
-                gradient.dense_shape)
+                gradient.dense_shape,
+            )
         return mean(next(summed))
 
     return [reduced(g) for g in gradients]
@@ -50,10 +60,13 @@ class NPUDistributedOptimizer(tf.train.Optimizer):
     @settings.api()
     def __init__(self, optimizer, is_weight_update_sharding=False, name=None):
         super().__init__(
-            False, name or "Distributed" + type(optimizer).__name__)
+            False, name or "Distributed" + type(optimizer).__name__
+        )
         if is_weight_update_sharding:
-            raise ValueError("is_weight_update_sharding takes DEVICE_ID for "
-                             "the rank; leave it off")
+            raise ValueError(
+                "is_weight_update_sharding takes DEVICE_ID for "
+                "the rank; leave it off"
+            )
         self._optimizer = optimizer
 
     def compute_gradients(self, *args, **kwargs):
@@ -67,8 +80,9 @@ class NPUDistributedOptimizer(tf.train.Optimizer):
     @settings.api()
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
         """Passed on."""
-        return self._optimizer.apply_gradients(grads_and_vars, global_step,
-                                               name)
+        return self._optimizer.apply_gradients(
+            grads_and_vars, global_step, name
+        )
 
     def get_slot(self, *args, **kwargs):
         """Passed on."""
@@ -87,9 +101,15 @@ class NPUOptimizer(tf.train.Optimizer):
     """Averaging and loss scale in one."""
 
     @settings.api()
-    def __init__(self, opt, loss_scale_manager=None, is_distributed=False,
-                 is_loss_scale=False, is_tailing_optimization=False,
-                 name=None):
+    def __init__(
+        self,
+        opt,
+        loss_scale_manager=None,
+        is_distributed=False,
+        is_loss_scale=False,
+        is_tailing_optimization=False,
+        name=None,
+    ):
         super().__init__(False, name or "NPUOptimizer" + type(opt).__name__)
         if is_loss_scale and loss_scale_manager is None:
             raise ValueError("is_loss_scale needs a loss_scale_manager")
@@ -100,25 +120,34 @@ class NPUOptimizer(tf.train.Optimizer):
         self.is_tailing_optimization = is_tailing_optimization
 
     @settings.api()
-    def compute_gradients(self, loss, var_list=None,
-                          gate_gradients=tf.train.Optimizer.GATE_OP,
-                          aggregation_method=None,
-                          colocate_gradients_with_ops=False, grad_loss=None):
+    def compute_gradients(
+        self,
+        loss,
+        var_list=None,
+        gate_gradients=tf.train.Optimizer.GATE_OP,
+        aggregation_method=None,
+        colocate_gradients_with_ops=False,
+        grad_loss=None,
+    ):
         """Averaged, unscaled gradients."""
         scale = self._manager.get_loss_scale() if self._is_loss_scale else None
         pairs = self._opt.compute_gradients(
             loss if scale is None else scaling.scaled(loss, scale),
-            var_list=var_list, gate_gradients=gate_gradients,
+            var_list=var_list,
+            gate_gradients=gate_gradients,
             aggregation_method=aggregation_method,
             colocate_gradients_with_ops=colocate_gradients_with_ops,
-            grad_loss=grad_loss)
+            grad_loss=grad_loss,
+        )
         gradients = float_status.saturate([g for g, _ in pairs])
         if self._is_distributed:
             gradients = _reduce(gradients, True)
         if scale is not None:
             if any(g is None for g in gradients):
-                raise TypeError("a gradient is None, which NPUOptimizer does "
-                                "not take with loss scale")
+                raise TypeError(
+                    "a gradient is None, which NPUOptimizer does "
+                    "not take with loss scale"
+                )
             gradients = [scaling.unscaled(g, scale) for g in gradients]
         return [(g, v) for g, (_, v) in zip(gradients, pairs)]
 
@@ -128,8 +157,13 @@ class NPUOptimizer(tf.train.Optimizer):
         if not self._is_loss_scale:
             return self._opt.apply_gradients(grads_and_vars, global_step, name)
         return scaling.apply_if_finite(
-            self._opt, self._manager, self._is_distributed, grads_and_vars,
-            global_step, name)
+            self._opt,
+            self._manager,
+            self._is_distributed,
+            grads_and_vars,
+            global_step,
+            name,
+        )
 
     def get_slot(self, *args, **kwargs):
         """Passed on."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The saver of NPUCheckpointSaverHook."""
+
 import tensorflow.compat.v1 as tf
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scopes that mark operations for the graph compiler."""
+
 import contextlib
 
 from npu_bridge._standin import graph

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks, and steps that run on the device in a loop."""
+
 import tensorflow.compat.v1 as tf
 
 from npu_bridge._standin import loop
@@ -22,8 +23,9 @@ def _check_integer(value, name, least):
     if not isinstance(value, int):
         raise TypeError("%s is %r; expected a whole number" % (name, value))
     if value < least:
-        raise ValueError("%s is %d; expected at least %d" %
-                         (name, value, least))
+        raise ValueError(
+            "%s is %d; expected at least %d" % (name, value, least)
+        )
 
 
 @settings.api()
@@ -31,9 +33,14 @@ def create_or_get_var(var_name):
     """An int64 local variable of the loop, in the scope npu_runconfig."""
     with tf.variable_scope("npu_runconfig", reuse=tf.AUTO_REUSE):
         return tf.get_variable(
-            var_name, shape=[], dtype=tf.int64, trainable=False,
-            initializer=tf.zeros_initializer(), use_resource=True,
-            collections=[tf.GraphKeys.LOCAL_VARIABLES])
+            var_name,
+            shape=[],
+            dtype=tf.int64,
+            trainable=False,
+            initializer=tf.zeros_initializer(),
+            use_resource=True,
+            collections=[tf.GraphKeys.LOCAL_VARIABLES],
+        )
 
 
 class IterationPerLoop:
@@ -56,8 +63,9 @@ class IterationPerLoop:
 def set_iteration_per_loop(sess, train_op, iterations_per_loop=1):
     """The train op of which one session run is `iterations_per_loop` steps."""
     if sess.graph.finalized:
-        raise RuntimeError("the graph is finalized; call "
-                           "set_iteration_per_loop before")
+        raise RuntimeError(
+            "the graph is finalized; call set_iteration_per_loop before"
+        )
     with sess.graph.as_default():
         loops = IterationPerLoop()
         train_op = loops.create_iteration_per_loop_var(train_op)
