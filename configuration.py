@@ -88,20 +88,20 @@ class RobertaConfig:
             self._check_number(field, getattr(self, field.name))
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
-                "hidden_size is %d, which is no multiple of "
-                "num_attention_heads %d; change one of them"
-                % (self.hidden_size, self.num_attention_heads)
+                f"hidden_size is {self.hidden_size}, which is no multiple of "
+                f"num_attention_heads {self.num_attention_heads}; change one "
+                "of them"
             )
         if self.pad_token_id >= self.vocab_size:
             raise errors.UserError(
-                "pad_token_id is %d, but vocab_size is %d; the id must lie "
-                "below it" % (self.pad_token_id, self.vocab_size)
+                f"pad_token_id is {self.pad_token_id}, but vocab_size is "
+                f"{self.vocab_size}; the id must lie below it"
             )
         if self.max_sequence_length < 3:
             raise errors.UserError(
-                "max_position_embeddings is %d: it must be at least "
-                "pad_token_id + 4 = %d (512 tokens need 514)"
-                % (self.max_position_embeddings, self.pad_token_id + 4)
+                f"max_position_embeddings is {self.max_position_embeddings}: "
+                "it must be at least pad_token_id + 4 = "
+                f"{self.pad_token_id + 4} (512 tokens need 514)"
             )
 
     @staticmethod
@@ -115,8 +115,8 @@ class RobertaConfig:
             value, int if whole else (int, float)
         ):
             raise errors.UserError(
-                "%s is %r; expected a %snumber"
-                % (field.name, value, "whole " if whole else "")
+                f"{field.name} is {value!r}; expected a "
+                f"{('whole ' if whole else '')}number"
             )
         if "dropout" in field.name:
             valid, wanted = 0 <= value < 1, "at least 0 and below 1"
@@ -124,13 +124,13 @@ class RobertaConfig:
             valid, wanted = value >= 0, "at least 0"
         elif field.name == "num_hidden_layers":
             valid = 0 < value <= _MAX_LAYERS
-            wanted = "from 1 to %d" % _MAX_LAYERS
+            wanted = f"from 1 to {_MAX_LAYERS}"
         else:
             valid = 0 < value < 2**31
             wanted = "above 0 and below 2**31"
         if not valid:
             raise errors.UserError(
-                "%s is %r; it must be %s" % (field.name, value, wanted)
+                f"{field.name} is {value!r}; it must be {wanted}"
             )
 
     @property
@@ -148,21 +148,20 @@ class RobertaConfig:
         """
         if not isinstance(values, dict):
             raise errors.UserError(
-                "the model config is a %s; expected a JSON "
-                "object" % type(values).__name__
+                f"the model config is a {type(values).__name__}; expected a "
+                "JSON object"
             )
         missing = [key for key in _REQUIRED_KEYS if key not in values]
         if missing:
             raise errors.UserError(
-                "the model config lacks %s; expected a "
-                "RoBERTa config.json as Hugging Face "
-                "writes it" % ", ".join(missing)
+                f"the model config lacks {', '.join(missing)}; expected a "
+                "RoBERTa config.json as Hugging Face writes it"
             )
         for key, wanted in _FIXED_KEYS.items():
             if key in values and values[key] != wanted:
                 raise errors.UserError(
-                    "the model config has %s %r; only %r is implemented"
-                    % (key, values[key], wanted)
+                    f"the model config has {key} {values[key]!r}; only "
+                    f"{wanted!r} is implemented"
                 )
         names = {field.name for field in dataclasses.fields(cls)}
         names.discard("unknown_keys")
@@ -192,10 +191,10 @@ class RobertaConfig:
                 )
             )
         except errors.UserError as error:
-            raise errors.UserError("%s: %s" % (path, error))
+            raise errors.UserError(f"{path}: {error}")
         except ValueError as error:
             raise errors.UserError(
-                "%s is not JSON: %s; give a model's config.json" % (path, error)
+                f"{path} is not JSON: {error}; give a model's config.json"
             )
 
     def to_dict(self):

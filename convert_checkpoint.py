@@ -75,9 +75,8 @@ class ConvertConfig:
         for name in ("input", "output"):
             if not getattr(self, name):
                 raise errors.UserError(
-                    "--%s is not given; name what is to be "
-                    "%s"
-                    % (name, {"input": "converted", "output": "written"}[name])
+                    f"--{name} is not given; name what is to be "
+                    f"{ {'input': 'converted', 'output': 'written'}[name] }"
                 )
 
 
@@ -126,10 +125,10 @@ def convert(source, target, options, report=logging.info):
     write = _write_hf if target == "hf" else _write_tf
     write(model, options, report)
     for name, reason in model.left_out:
-        report("left out: %s (%s)" % (name, reason))
+        report(f"left out: {name} ({reason})")
     report(
-        "tensors=%d left_out=%d output=%s"
-        % (len(model.tensors), len(model.left_out), options.output)
+        f"tensors={len(model.tensors)} left_out={len(model.left_out)} "
+        f"output={options.output}"
     )
 
 
@@ -140,8 +139,8 @@ def _read_config(path):
     """(values, bytes) of a config.json."""
     if not os.path.isfile(path):
         raise errors.UserError(
-            "%s does not exist; expected the model's config "
-            "beside its weights" % path
+            f"{path} does not exist; expected the model's config beside its "
+            "weights"
         )
     data = files.read_small(path)
     return files.parse_json(data, path), data
@@ -151,8 +150,8 @@ def _read_hf(options):
     directory = options.input
     if not os.path.isdir(directory):
         raise errors.UserError(
-            "--input is %s, which is no directory; expected "
-            "one with config.json and model.safetensors" % directory
+            f"--input is {directory}, which is no directory; expected one with "
+            "config.json and model.safetensors"
         )
     values, config_bytes = _read_config(os.path.join(directory, "config.json"))
     path, tensors = _hf_tensors(directory)
@@ -198,9 +197,9 @@ def _hf_tensors(directory):
         if os.path.isfile(path + ".index.json"):
             return path, _load_parts(path + ".index.json", load)
     raise errors.UserError(
-        "%s has neither model.safetensors nor "
-        "pytorch_model.bin, nor an index of their parts; "
-        "name the directory of a whole model with --input" % directory
+        f"{directory} has neither model.safetensors nor pytorch_model.bin, nor "
+        "an index of their parts; name the directory of a whole model with "
+        "--input"
     )
 
 
@@ -208,16 +207,16 @@ def _load_bin(path):
     values = torch_file.load(path)
     if not isinstance(values, dict):
         raise errors.UserError(
-            "%s holds no dict of weights; expected one that "
-            "transformers saved" % path
+            f"{path} holds no dict of weights; expected one that transformers "
+            "saved"
         )
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(
             value, lazy_tensors.Tensor
         ):
             raise errors.UserError(
-                "%s: %s is no tensor; expected weights "
-                "alone" % (path, lazy_tensors.quoted(str(name)))
+                f"{path}: {lazy_tensors.quoted(str(name))} is no tensor; "
+                "expected weights alone"
             )
     return {name: value._replace(source=name) for name, value in values.items()}
 
@@ -229,7 +228,7 @@ def _load_parts(index_file, load):
         isinstance(place, str) for place in places.values()
     ):
         raise errors.UserError(
-            "%s has no weight_map from names to files" % index_file
+            f"{index_file} has no weight_map from names to files"
         )
     tensors = {}
     for place in sorted(set(places.values())):
@@ -239,22 +238,22 @@ def _load_parts(index_file, load):
             or not place.isprintable()
         ):
             raise errors.UserError(
-                "%s names the file %s; expected one in its "
-                "own directory" % (index_file, lazy_tensors.quoted(place))
+                f"{index_file} names the file {lazy_tensors.quoted(place)}; "
+                "expected one in its own directory"
             )
         part = load(os.path.join(os.path.dirname(index_file), place))
         for name, tensor in part.items():
             if places.get(name) != place:
                 raise errors.UserError(
-                    "%s holds %s, which %s does not expect there"
-                    % (place, lazy_tensors.quoted(name), index_file)
+                    f"{place} holds {lazy_tensors.quoted(name)}, which "
+                    f"{index_file} does not expect there"
                 )
         tensors.update(part)
     for name in places:
         if name not in tensors:
             raise errors.UserError(
-                "%s expects %s in %s, which lacks it"
-                % (index_file, lazy_tensors.quoted(name), places[name])
+                f"{index_file} expects {lazy_tensors.quoted(name)} in "
+                f"{places[name]}, which lacks it"
             )
     return tensors
 
@@ -272,9 +271,8 @@ def _read_fairseq(options):
     for name in (os.path.basename(path), "dict.txt"):
         if not beside(name):
             raise errors.UserError(
-                "%s does not exist; expected fairseq's "
-                "model.pt with dict.txt beside it"
-                % os.path.join(directory, name)
+                f"{os.path.join(directory, name)} does not exist; expected "
+                "fairseq's model.pt with dict.txt beside it"
             )
     vocab_file = options.vocab_file or beside(VOCAB)
     merges_file = options.merges_file or beside(MERGES) or beside("vocab.bpe")
@@ -315,10 +313,10 @@ def _read_tf(options):
     prefix = options.input
     if not os.path.isfile(tf_checkpoint.index_file(prefix)):
         raise errors.UserError(
-            "%s does not exist; --input is the prefix of a TensorFlow "
-            "checkpoint, such as model.ckpt-1000 for the files "
-            "model.ckpt-1000.index and model.ckpt-1000.data-00000-of-00001"
-            % tf_checkpoint.index_file(prefix)
+            f"{tf_checkpoint.index_file(prefix)} does not exist; --input is "
+            "the prefix of a TensorFlow checkpoint, such as model.ckpt-1000 "
+            "for the files model.ckpt-1000.index and "
+            "model.ckpt-1000.data-00000-of-00001"
         )
     directory = os.path.dirname(prefix)
     values, config_bytes = _read_config(os.path.join(directory, "config.json"))
@@ -327,8 +325,8 @@ def _read_tf(options):
     parts = weight_names.parts_in_tf(stored, config)
     if {"pooler", "multiple_choice"} <= parts:
         raise errors.UserError(
-            "%s has both bert/pooler and cls/multiple_choice/dense; Hugging "
-            "Face has one place for them, roberta.pooler.dense" % prefix
+            f"{prefix} has both bert/pooler and cls/multiple_choice/dense; "
+            "Hugging Face has one place for them, roberta.pooler.dense"
         )
     names = {
         variable.tf: variable
@@ -410,12 +408,12 @@ def _roberta_config(path, values, tensors):
     try:
         config = configuration.RobertaConfig.from_dict(values)
     except errors.UserError as error:
-        raise errors.UserError("config of %s: %s" % (path, error))
+        raise errors.UserError(f"config of {path}: {error}")
     if config.num_hidden_layers > tensors:
         raise errors.UserError(
-            "the config has %d layers, but %s holds %d tensors in all; take "
-            "the config.json that belongs to it"
-            % (config.num_hidden_layers, path, tensors)
+            f"the config has {config.num_hidden_layers} layers, but {path} "
+            f"holds {tensors} tensors in all; take the config.json that "
+            "belongs to it"
         )
     return config
 
@@ -432,13 +430,13 @@ def _without_copies(model):
         elif original in tensors:
             if not lazy_tensors.same_bytes(copy, tensors[original]):
                 raise errors.UserError(
-                    "%s: %s differs from %s; RoBERTa's output layer is tied to "
-                    "its embeddings, and a model where it is not cannot be "
-                    "converted"
-                    % (model.path, copy.source, tensors[original].source)
+                    f"{model.path}: {copy.source} differs from "
+                    f"{tensors[original].source}; RoBERTa's output layer is "
+                    "tied to its embeddings, and a model where it is not "
+                    "cannot be converted"
                 )
             left_out.append(
-                (copy.source, "the same bytes as %s" % tensors[original].source)
+                (copy.source, f"the same bytes as {tensors[original].source}")
             )
     return model._replace(tensors=tensors, left_out=left_out)
 
@@ -448,20 +446,16 @@ def _check(model):
     faults = _missing(model) + _unexpected(model) + _misshapen(model)
     if faults:
         raise errors.UserError(
-            "%s does not fit its config: %s%s; take a whole checkpoint and the "
-            "config.json that belongs to it"
-            % (
-                model.path,
-                "; ".join(faults[:5]),
-                "" if len(faults) < 6 else "; and %d more" % (len(faults) - 5),
-            )
+            f"{model.path} does not fit its config: "
+            f"{'; '.join(faults[:5])}{('' if len(faults) < 6 else f'; and {len(faults) - 5} more')}; "
+            "take a whole checkpoint and the config.json that belongs to it"
         )
     labels = _labels_found(model)
     if model.kind == "hf" and labels not in (None, _labels_named(model.values)):
         raise errors.UserError(
-            "%s has %d labels, but its config.json names %.40r (id2label); "
-            "take the config.json that belongs to it"
-            % (model.path, labels, _labels_named(model.values))
+            f"{model.path} has {labels} labels, but its config.json names "
+            f"{_labels_named(model.values)!r:.40} (id2label); take the "
+            "config.json that belongs to it"
         )
 
 
@@ -484,11 +478,8 @@ def _missing(model):
 def _unexpected(model):
     known = {variable.hf for variable in _variables(model)}
     return [
-        "%s %s is not expected"
-        % (
-            lazy_tensors.quoted(tensor.source),
-            lazy_tensors.shape_text(tensor.shape),
-        )
+        f"{lazy_tensors.quoted(tensor.source)} "
+        f"{lazy_tensors.shape_text(tensor.shape)} is not expected"
         for name, tensor in model.tensors.items()
         if name not in known
     ]
@@ -523,8 +514,8 @@ def _misshapen(model):
                 )
             elif tensor.dtype not in ("F32", "F16", "BF16"):
                 faults.append(
-                    "%s is of type %s, expected F32, F16 or BF16"
-                    % (tensor.source, tensor.dtype)
+                    f"{tensor.source} is of type {tensor.dtype}, expected F32, "
+                    "F16 or BF16"
                 )
     return faults
 
@@ -564,7 +555,7 @@ def _config_bytes(model, dtype):
         labels = 2  # start and end: Hugging Face counts them as labels
     if labels is not None and labels != _labels_named(values):
         values.pop("num_labels", None)
-        names = ["LABEL_%d" % number for number in range(labels)]
+        names = [f"LABEL_{number}" for number in range(labels)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
     for key in ("dtype", "torch_dtype"):
@@ -618,9 +609,8 @@ def _write_tf(model, options, report):
     prefix = options.output
     if not os.path.basename(prefix) or os.path.isdir(prefix):
         raise errors.UserError(
-            "--output is the directory %s; expected the "
-            "prefix of a checkpoint, such as %s"
-            % (prefix, os.path.join(prefix, "model.ckpt"))
+            f"--output is the directory {prefix}; expected the prefix of a "
+            f"checkpoint, such as {os.path.join(prefix, 'model.ckpt')}"
         )
     tensors = {}
     for variable in _variables(model):

@@ -80,8 +80,7 @@ class BuildConfig:
     )
     num_shards: typing.Optional[int] = command_line.flag(
         None,
-        "Files to write; default: one for %d MB of input."
-        % (SHARD_BYTES >> 20),
+        f"Files to write; default: one for {SHARD_BYTES >> 20} MB of input.",
         lower=1,
         upper=99999,
     )
@@ -110,23 +109,24 @@ class BuildConfig:
         for name in ("input_file", "output_file", "vocab_file", "merges_file"):
             if getattr(self, name) is None:
                 raise errors.UserError(
-                    "--%s is missing; --help says what it is" % name
+                    f"--{name} is missing; --help says what it is"
                 )
         if self.is_single and (self.num_shards or 1) > 1:
             raise errors.UserError(
-                "--num_shards is %d, but --output_file=%s is one file; give a "
-                "directory" % (self.num_shards, self.output_file)
+                f"--num_shards is {self.num_shards}, but "
+                f"--output_file={self.output_file} is one file; give a "
+                "directory"
             )
 
         if self.runner is None and self.beam_options:
             raise errors.UserError(
-                "--beam_options is given without --runner; expected one of %s"
-                % ", ".join(RUNNERS)
+                "--beam_options is given without --runner; expected one of "
+                f"{', '.join(RUNNERS)}"
             )
         if self.runner not in (None, "DirectRunner") and self.num_workers:
             raise errors.UserError(
-                "--num_workers is of builds on one machine; %s takes the "
-                "number of its workers in --beam_options" % self.runner
+                f"--num_workers is of builds on one machine; {self.runner} "
+                "takes the number of its workers in --beam_options"
             )
 
     @property
@@ -149,8 +149,8 @@ class BuildConfig:
         ):
             return self.beam_options
         return (
-            "%s --direct_num_workers=%d --direct_running_mode="
-            "multi_processing" % (self.beam_options, workers)
+            f"{self.beam_options} --direct_num_workers={workers} "
+            "--direct_running_mode=multi_processing"
         )
 
     def shards(self, total_bytes):
@@ -200,7 +200,7 @@ class Progress:
         self._position += advance
         if self._bar is not None:
             self._bar.set_postfix_str(
-                "%.2fM tokens/s" % (self._tokens_per_second() / 1e6), False
+                f"{self._tokens_per_second() / 1e6:.2f}M tokens/s", False
             )
             self._bar.update(advance)
         elif time.monotonic() - self._logged >= _LOG_SECONDS:
@@ -224,14 +224,9 @@ class Progress:
 def _rates(tokens, dropped, text_bytes, seconds):
     """The counts of a run as a text."""
     return (
-        "dropped_tokens=%d seconds=%.1f megabytes_per_second=%.2f "
-        "tokens_per_second=%.0f"
-        % (
-            dropped,
-            seconds,
-            text_bytes / 1e6 / max(seconds, 1e-9),
-            tokens / max(seconds, 1e-9),
-        )
+        f"dropped_tokens={dropped} seconds={seconds:.1f} "
+        f"megabytes_per_second={text_bytes / 1e6 / max(seconds, 1e-9):.2f} "
+        f"tokens_per_second={tokens / max(seconds, 1e-9):.0f}"
     )
 
 
@@ -315,9 +310,9 @@ def _expand_inputs(build):
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise errors.UserError(
-            "--runner=%s needs Apache Beam, which is not installed; pip "
-            "install -r requirements/beam.txt, or leave --runner out to build "
-            "on this machine" % build.runner
+            f"--runner={build.runner} needs Apache Beam, which is not "
+            "installed; pip install -r requirements/beam.txt, or leave "
+            "--runner out to build on this machine"
         )
     return beam_builder.expand_inputs(build.input_file)
 
@@ -365,9 +360,9 @@ def run(build, config):
     num_shards = build.shards(total)
     if num_shards > total:
         raise errors.UserError(
-            "--num_shards is %d, but --input_file=%s has %d bytes; expected "
-            "fewer shards than bytes, one for %d MB is usual"
-            % (num_shards, build.input_file, total, SHARD_BYTES >> 20)
+            f"--num_shards is {num_shards}, but "
+            f"--input_file={build.input_file} has {total} bytes; expected "
+            f"fewer shards than bytes, one for {SHARD_BYTES >> 20} MB is usual"
         )
     settings = manifest_settings(build, config)
     output = _open_output(build, num_shards, settings, _identity(files, config))
@@ -376,8 +371,8 @@ def run(build, config):
         summary = write(build, config, files, output)
         if not sum(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
-                "--input_file=%s holds only white space; expected text"
-                % build.input_file
+                f"--input_file={build.input_file} holds only white space; "
+                "expected text"
             )
         return output.complete(), summary
     except BaseException as error:

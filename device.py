@@ -133,8 +133,8 @@ class DeviceConfig:
         scale = self.npu_bert_loss_scale
         if scale is not None and not (scale in (-1, 0) or scale >= 1):
             raise errors.UserError(
-                "--npu_bert_loss_scale is %s; expected -1 (off), 0 (dynamic) "
-                "or a number >= 1" % scale
+                f"--npu_bert_loss_scale is {scale}; expected -1 (off), 0 "
+                "(dynamic) or a number >= 1"
             )
         if self.npu_gradient_split:
             _check_split(self.npu_gradient_split)
@@ -159,8 +159,8 @@ def _check_split(text):
         shares = []
     if not shares or min(shares) <= 0 or abs(sum(shares) - 100) > 1e-6:
         raise errors.UserError(
-            "--npu_gradient_split is %r; expected positive numbers, comma "
-            "separated, that sum to 100" % text
+            f"--npu_gradient_split is {text!r}; expected positive numbers, "
+            "comma separated, that sum to 100"
         )
 
 

@@ -78,12 +78,12 @@ def _choose(accelerator):
         return "npu", "its TensorFlow adapter imports"
     gpus = tf.config.experimental.list_physical_devices("GPU")
     if gpus:
-        return "gpu", "TensorFlow sees %d" % len(gpus)
+        return "gpu", f"TensorFlow sees {len(gpus)}"
     if accelerator == "gpu":
         raise errors.UserError(
-            "--accelerator=gpu, but TensorFlow %s sees no GPU; install "
-            "requirements/gpu.txt and a matching CUDA, or use "
-            "--accelerator=cpu" % tf.__version__
+            f"--accelerator=gpu, but TensorFlow {tf.__version__} sees no GPU; "
+            "install requirements/gpu.txt and a matching CUDA, or use "
+            "--accelerator=cpu"
         )
     return "cpu", "no NPU adapter imports and TensorFlow sees no GPU"
 
@@ -92,6 +92,6 @@ def _refuse_ranks(options, environ, name):
     size = environ.get("RANK_SIZE", "") or "1"
     if options.distributed and not options.horovod and size != "1":
         raise errors.UserError(
-            "--distributed with RANK_SIZE=%s on the %s: several processes "
-            "there train with --horovod, started by horovodrun" % (size, name)
+            f"--distributed with RANK_SIZE={size} on the {name}: several "
+            "processes there train with --horovod, started by horovodrun"
         )

@@ -94,14 +94,13 @@ class ExportConfig:
         for form, ending in (("frozen", ".pb"), ("onnx", ".onnx")):
             if self.format == form and not self.output.endswith(ending):
                 raise errors.UserError(
-                    "--output=%s: a name in %s is expected "
-                    "for --format=%s" % (self.output, ending, form)
+                    f"--output={self.output}: a name in {ending} is expected "
+                    f"for --format={form}"
                 )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(
-                "--input_type=%s is given, but a checkpoint, which "
-                "--format=slim writes, has no input; leave the flag out"
-                % self.input_type
+                f"--input_type={self.input_type} is given, but a checkpoint, "
+                "which --format=slim writes, has no input; leave the flag out"
             )
 
 
@@ -135,8 +134,8 @@ def main(_):
         overwrite=options.overwrite,
     )
     sys.stdout.write(
-        "%s: largest difference from the graph of training "
-        "%.3g\n" % (options.output, largest)
+        f"{options.output}: largest difference from the graph of training "
+        f"{largest:.3g}\n"
     )
     if options.format == "frozen":
         sys.stdout.write(

@@ -74,8 +74,8 @@ class HorovodProcesses(device.Processes):
             import horovod.tensorflow as hvd
         except ImportError as error:
             raise errors.UserError(
-                "--horovod, but Horovod does not import (%s); build it with "
-                "scripts/setup.sh --horovod, or leave the flag out" % error
+                f"--horovod, but Horovod does not import ({error}); build it "
+                "with scripts/setup.sh --horovod, or leave the flag out"
             )
         hvd.init()
         self._hvd = hvd

@@ -72,15 +72,10 @@ class RobertaModel:
         length = input_ids.shape.as_list()[1]
         if length is not None and length > config.max_sequence_length:
             raise errors.UserError(
-                "a sequence of %d tokens was given, but "
-                "max_position_embeddings %d has positions for %d; use %d or "
-                "less"
-                % (
-                    length,
-                    config.max_position_embeddings,
-                    config.max_sequence_length,
-                    config.max_sequence_length,
-                )
+                f"a sequence of {length} tokens was given, but "
+                f"max_position_embeddings {config.max_position_embeddings} has "
+                f"positions for {config.max_sequence_length}; use "
+                f"{config.max_sequence_length} or less"
             )
         self._config = config
         self._kernels = kernels
@@ -99,7 +94,7 @@ class RobertaModel:
             mask = _attention_mask(input_mask)
             with tf.variable_scope("encoder"):
                 for index in range(config.num_hidden_layers):
-                    with tf.variable_scope("layer_%d" % index):
+                    with tf.variable_scope(f"layer_{index}"):
                         is_last = index == config.num_hidden_layers - 1
                         hidden = layers.transform(
                             hidden,
@@ -414,7 +409,7 @@ class _TruncatedNormal:
 
 def normal_variable(name, shape, stddev, dtype=tf.float32):
     """A variable of the open scope, at first normal within 2 stddev."""
-    full_name = "%s/%s" % (tf.get_variable_scope().name, name)
+    full_name = f"{tf.get_variable_scope().name}/{name}"
     return variable(name, shape, _TruncatedNormal(stddev, full_name), dtype)
 
 

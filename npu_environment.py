@@ -82,25 +82,24 @@ def _ranks(options, environ):
         return 0, 1
     if not environ.get("RANK_TABLE_FILE"):
         raise errors.UserError(
-            "RANK_SIZE is %d, but RANK_TABLE_FILE is not set; write one with "
-            "scripts/make_rank_table.py and export its path, or unset "
-            "RANK_SIZE for one device" % size
+            f"RANK_SIZE is {size}, but RANK_TABLE_FILE is not set; write one "
+            "with scripts/make_rank_table.py and export its path, or unset "
+            "RANK_SIZE for one device"
         )
     if not os.path.exists(environ["RANK_TABLE_FILE"]):
         raise errors.UserError(
-            "RANK_TABLE_FILE is %r, which is not there; write it with "
-            "scripts/make_rank_table.py" % environ["RANK_TABLE_FILE"]
+            f"RANK_TABLE_FILE is {environ['RANK_TABLE_FILE']!r}, which is not "
+            "there; write it with scripts/make_rank_table.py"
         )
     if not options.distributed:
         raise errors.UserError(
-            "RANK_SIZE is %d, but --distributed is False; give "
-            "--distributed=True, or unset RANK_SIZE for one device" % size
+            f"RANK_SIZE is {size}, but --distributed is False; give "
+            "--distributed=True, or unset RANK_SIZE for one device"
         )
     rank = _number(environ, "RANK_ID", None, 0)
     if rank >= size:
         raise errors.UserError(
-            "RANK_ID is %d, but RANK_SIZE is %d; ranks "
-            "count from 0" % (rank, size)
+            f"RANK_ID is {rank}, but RANK_SIZE is {size}; ranks count from 0"
         )
     return rank, size
 
@@ -111,7 +110,7 @@ def _number(environ, name, default, least):
         return default
     if not text.isdigit() or int(text) < least:
         raise errors.UserError(
-            "%s is %r; expected a whole number >= %d" % (name, text, least)
+            f"{name} is {text!r}; expected a whole number >= {least}"
         )
     return int(text)
 

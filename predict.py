@@ -100,7 +100,7 @@ def read_items(task, path, version_2_with_negative):
         try:
             lines = [line.rstrip("\r\n") for line in stream]
         except UnicodeDecodeError as error:
-            raise errors.UserError("%s is not UTF-8: %s" % (path, error))
+            raise errors.UserError(f"{path} is not UTF-8: {error}")
     items = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -116,8 +116,7 @@ def read_items(task, path, version_2_with_negative):
     names = [item.name for item in items]
     if len(set(names)) < len(names):
         raise errors.UserError(
-            "%s: an id stands there twice; each input "
-            "needs one of its own" % path
+            f"{path}: an id stands there twice; each input needs one of its own"
         )
     return items
 
@@ -125,18 +124,17 @@ def read_items(task, path, version_2_with_negative):
 def _item(task, path, number, line):
     if not path.endswith(".jsonl"):
         return Item(str(number), line)
-    where = "%s, line %d" % (path, number)
+    where = f"{path}, line {number}"
     try:
         values = files.loads(line)
     except ValueError as error:
         raise errors.UserError(
-            "%s is not JSON: %s; expected an object such "
-            "as %s" % (where, error, _EXAMPLES[task])
+            f"{where} is not JSON: {error}; expected an object such as "
+            f"{_EXAMPLES[task]}"
         )
     if not isinstance(values, dict):
         raise errors.UserError(
-            "%s is no JSON object; expected one such as %s"
-            % (where, _EXAMPLES[task])
+            f"{where} is no JSON object; expected one such as {_EXAMPLES[task]}"
         )
     text = values.get(
         "context" if task == "answer" else "text", values.get("text")
@@ -154,7 +152,7 @@ def _item(task, path, number, line):
         task == "answer" and not item.question
     ):
         raise errors.UserError(
-            "%s: expected an object such as %s" % (where, _EXAMPLES[task])
+            f"{where}: expected an object such as {_EXAMPLES[task]}"
         )
     return item
 
@@ -176,17 +174,17 @@ def check_flags(task, options):
     for name, of in (("question", "answer"), ("text_b", "classify")):
         if getattr(options, name) and task != of:
             raise errors.UserError(
-                "--%s belongs to %s, but the task is %s" % (name, of, task)
+                f"--{name} belongs to {of}, but the task is {task}"
             )
     output = options.output_file
     if task == "embed" and output and not output.endswith(".npy"):
         raise errors.UserError(
-            "--output_file=%s: vectors go to a .npy file" % output
+            f"--output_file={output}: vectors go to a .npy file"
         )
     if task != "embed" and output.endswith(".npy"):
         raise errors.UserError(
-            "--output_file=%s: a .npy file holds the vectors of embed, but "
-            "the task is %s; give a name in .jsonl" % (output, task)
+            f"--output_file={output}: a .npy file holds the vectors of embed, "
+            f"but the task is {task}; give a name in .jsonl"
         )
     if (
         options.input_file
@@ -194,8 +192,8 @@ def check_flags(task, options):
         and os.path.samefile(output, options.input_file)
     ):
         raise errors.UserError(
-            "--output_file=%s is the --input_file; results would replace it, "
-            "give another name" % output
+            f"--output_file={output} is the --input_file; results would "
+            "replace it, give another name"
         )
 
 
@@ -322,7 +320,7 @@ def readable(result):
                 entry["text"] or "(no answer)",
                 ""
                 if entry["start"] is None
-                else "  [%d:%d]" % (entry["start"], entry["end"]),
+                else f"  [{entry['start']}:{entry['end']}]",
             )
             for entry in result["nbest"]
         ]
@@ -330,14 +328,13 @@ def readable(result):
     if "masks" in result:
         return [result["filled"]] + [
             ", ".join(
-                "%s %.1f %%" % (one["word"], 100 * one["score"])
-                for one in words
+                f"{one['word']} {100 * one['score']:.1f} %" for one in words
             )
             for words in result["masks"]
         ]
     if "scores" in result:
         return [
-            "%5.1f %%  %s" % (100 * score, label)
+            f"{100 * score:5.1f} %  {label}"
             for label, score in sorted(
                 result["scores"].items(), key=lambda pair: -pair[1]
             )
@@ -364,8 +361,8 @@ def _ask(prompt):
         line = sys.stdin.readline()
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "the input cannot be read (%s); set PYTHONIOENCODING=utf-8, or "
-            "give a file with --input_file" % error
+            f"the input cannot be read ({error}); set PYTHONIOENCODING=utf-8, "
+            "or give a file with --input_file"
         )
     return line.rstrip("\r\n") if line else None
 
@@ -402,7 +399,7 @@ def converse(model):
             (result,) = predict(model, [item])
             lines = readable(result)
         except errors.UserError as error:
-            lines = ["error: %s" % error]
+            lines = [f"error: {error}"]
         text = "".join(line + "\n" for line in lines)
         sys.stdout.write(
             text.encode(_encoding(), "backslashreplace").decode(_encoding())
@@ -413,9 +410,9 @@ def converse(model):
 def main(arguments):
     if len(arguments) != 2 or arguments[1] not in predictor.TASKS:
         raise errors.UserError(
-            "%s is given as task; expected one of %s, such as: python "
+            f"{' '.join(arguments[1:]) or 'nothing'} is given as task; "
+            f"expected one of {', '.join(predictor.TASKS)}, such as: python "
             "predict.py answer --model=DIR"
-            % (" ".join(arguments[1:]) or "nothing", ", ".join(predictor.TASKS))
         )
     task = arguments[1]
     options = command_line.build(PredictConfig, FLAGS)

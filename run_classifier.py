@@ -107,9 +107,8 @@ class ClassifierConfig(finetuning.TaskConfig):
         ]
         if self.is_glue and own:
             raise errors.UserError(
-                "--%s is given with --task=%s, whose files and labels are "
-                "GLUE's; give --data_dir alone, or --task=generic"
-                % (own[0], self.task)
+                f"--{own[0]} is given with --task={self.task}, whose files and "
+                "labels are GLUE's; give --data_dir alone, or --task=generic"
             )
         if self.data_dir and not self.is_glue:
             raise errors.UserError(
@@ -119,8 +118,8 @@ class ClassifierConfig(finetuning.TaskConfig):
             )
         if self.label_column in (self.text_column, self.text_pair_column):
             raise errors.UserError(
-                "--label_column=%s is also a column of texts; a model would "
-                "read the label off the text" % self.label_column
+                f"--label_column={self.label_column} is also a column of "
+                "texts; a model would read the label off the text"
             )
         if self.labels and self.regression:
             raise errors.UserError(
@@ -155,8 +154,8 @@ def read_data(run, task):
     if task.is_glue:
         if not task.data_dir:
             raise errors.UserError(
-                "--data_dir is not given; name the "
-                "directory of %s's files" % task.task
+                f"--data_dir is not given; name the directory of {task.task}'s "
+                "files"
             )
         return Data(
             glue.read_train(task.task, task.data_dir) if run.do_train else [],
@@ -180,7 +179,7 @@ def _read_table(task, flag, is_labelled):
     path = getattr(task, flag)
     if not path:
         raise errors.UserError(
-            "--%s is not given; name a .tsv, .csv or .jsonl file" % flag
+            f"--{flag} is not given; name a .tsv, .csv or .jsonl file"
         )
     return classification.examples_of(
         table_files.read(path, quoting=task.quoting),
@@ -214,9 +213,9 @@ def decide_labels(run, task, train):
     if saved is None:
         if wanted is None and not train:
             raise errors.UserError(
-                "%s names no labels (id2label); give them with --labels, in "
-                "the order of their ids, or --regression=True"
-                % run.bert_config_file
+                f"{run.bert_config_file} names no labels (id2label); give them "
+                "with --labels, in the order of their ids, or "
+                "--regression=True"
             )
         return wanted or classification.labels_in(train)
     if wanted is None:

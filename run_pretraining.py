@@ -87,8 +87,8 @@ class PretrainingConfig:
             0 < self.masked_lm_prob < 1
         ):
             raise errors.UserError(
-                "--masked_lm_prob is %s; expected a number between 0 and 1, "
-                "0.15 in the paper" % self.masked_lm_prob
+                f"--masked_lm_prob is {self.masked_lm_prob}; expected a number "
+                "between 0 and 1, 0.15 in the paper"
             )
 
 
@@ -272,8 +272,9 @@ def _check(run, task, config):
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
         raise errors.UserError(
-            "--num_warmup_steps is %d and --num_train_steps %d; the warm-up "
-            "must be shorter" % (task.num_warmup_steps, task.num_train_steps)
+            f"--num_warmup_steps is {task.num_warmup_steps} and "
+            f"--num_train_steps {task.num_train_steps}; the warm-up must be "
+            "shorter"
         )
     if not (
         run.do_train
@@ -281,8 +282,8 @@ def _check(run, task, config):
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
-            "%s holds no checkpoint to evaluate; name one with "
-            "--init_checkpoint, or train with --do_train=True" % run.output_dir
+            f"{run.output_dir} holds no checkpoint to evaluate; name one with "
+            "--init_checkpoint, or train with --do_train=True"
         )
 
 

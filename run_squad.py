@@ -80,8 +80,8 @@ class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
         ]
         if asked:
             raise errors.UserError(
-                "--%s is given, but there is no TPU here to train on; leave "
-                "the flag out and choose with --accelerator" % asked[0]
+                f"--{asked[0]} is given, but there is no TPU here to train on; "
+                "leave the flag out and choose with --accelerator"
             )
         if self.answerability_head and not self.version_2_with_negative:
             raise errors.UserError(
@@ -201,8 +201,8 @@ def read_examples(path, task, is_training):
     """The questions of a SQuAD file."""
     if not path:
         raise errors.UserError(
-            "--%s is not given; name a SQuAD JSON file"
-            % ("train_file" if is_training else "predict_file")
+            f"--{('train_file' if is_training else 'predict_file')} is not "
+            "given; name a SQuAD JSON file"
         )
     return squad.read_examples(
         path,

@@ -75,7 +75,7 @@ def read_data(run, task):
         path = getattr(task, flag)
         if not path:
             raise errors.UserError(
-                "--%s is not given; name a file of one word a line" % flag
+                f"--{flag} is not given; name a file of one word a line"
             )
         sentences, converted = conll.to_bio(
             conll.read(
@@ -107,8 +107,8 @@ def decide_labels(run, task, train):
     if not saved or saved.is_regression:
         if not wanted and not train:
             raise errors.UserError(
-                "%s names no labels (id2label); give them with --labels, in "
-                "the order of their ids" % run.bert_config_file
+                f"{run.bert_config_file} names no labels (id2label); give them "
+                "with --labels, in the order of their ids"
             )
         return wanted or conll.labels_in(train)
     is_unnamed = all(name.startswith("LABEL_") for name in saved.names)
@@ -116,9 +116,9 @@ def decide_labels(run, task, train):
         return wanted
     if wanted not in ((), saved.names):
         raise errors.UserError(
-            "the checkpoint tells apart %s, but --labels are %s; train another "
-            "one in another --output_dir"
-            % (", ".join(saved.names), ", ".join(wanted))
+            f"the checkpoint tells apart {', '.join(saved.names)}, but "
+            f"--labels are {', '.join(wanted)}; train another one in another "
+            "--output_dir"
         )
     return saved.names
 

@@ -173,16 +173,15 @@ def read_examples(
         path, document
     ):
         context = _text(paragraph, "context", where)
-        where = "%s: question %r" % (path, question["id"])
+        where = f"{path}: question {question['id']!r}"
         if question["id"] in seen:
             raise errors.UserError(
-                "%s is there twice; each question needs an id of its own"
-                % where
+                f"{where} is there twice; each question needs an id of its own"
             )
         seen.add(question["id"])
         if not context.strip():
             raise errors.UserError(
-                "%s has an empty context, in which no answer can be" % where
+                f"{where} has an empty context, in which no answer can be"
             )
         try:
             answer = _answer(
@@ -216,8 +215,8 @@ def _text(mapping, key, where):
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise errors.UserError(
-            "%s: %r has half a surrogate pair at character %d; write the "
-            "whole character" % (where, key, error.start)
+            f"{where}: {key!r} has half a surrogate pair at character "
+            f"{error.start}; write the whole character"
         )
     return text
 
@@ -234,15 +233,15 @@ def _answer(where, context, question, is_training, version_2_with_negative):
         is_impossible or question.get("plausible_answers")
     ):
         raise errors.UserError(
-            "%s has no answer, as in SQuAD v2.0; give "
-            "--version_2_with_negative=True, or a file of v1.1" % where
+            f"{where} has no answer, as in SQuAD v2.0; give "
+            "--version_2_with_negative=True, or a file of v1.1"
         )
     if not is_training:
         return "", -1, False
     if is_impossible != (not answers):
         raise errors.UserError(
-            "%s has is_impossible=%s and %d answers; either must be mended"
-            % (where, str(is_impossible).lower(), len(answers))
+            f"{where} has is_impossible={str(is_impossible).lower()} and "
+            f"{len(answers)} answers; either must be mended"
         )
     checked = [_checked_answer(where, context, answer) for answer in answers]
     return checked[0] + (False,) if checked else ("", -1, True)
@@ -257,21 +256,16 @@ def _checked_answer(where, context, answer):
         return text, start
     if not text.strip():
         raise _InvalidAnswer(
-            "%s has an empty answer, %.50r; mend the file, or leave such "
-            "questions out with --skip_invalid_answers=True" % (where, text)
+            f"{where} has an empty answer, {text!r:.50}; mend the file, or "
+            "leave such questions out with --skip_invalid_answers=True"
         )
     place = context.find(text)
     raise _InvalidAnswer(
-        "%s: at answer_start %d stands %.50r, not the answer %.50r%s; mend "
-        "the file, or leave such questions out with "
+        f"{where}: at answer_start {start} stands {found!r:.50}, not the "
+        "answer "
+        f"{text!r:.50}{('' if place < 0 else ' (which stands at %d)' % place)}; "
+        "mend the file, or leave such questions out with "
         "--skip_invalid_answers=True"
-        % (
-            where,
-            start,
-            found,
-            text,
-            "" if place < 0 else " (which stands at %d)" % place,
-        )
     )
 
 
@@ -286,7 +280,7 @@ def _report_skipped(path, skipped, examples):
         )
     if not examples:
         raise errors.UserError(
-            "%s: every question's answer_start is wrong; nothing is left" % path
+            f"{path}: every question's answer_start is wrong; nothing is left"
         )
 
 
@@ -363,21 +357,22 @@ def _check_settings(max_seq_length, doc_stride, max_query_length, num_workers):
         ("max_query_length", max_query_length),
     ):
         if number < 1:
-            raise errors.UserError("--%s is %d; use 1 or more" % (name, number))
+            raise errors.UserError(f"--{name} is {number}; use 1 or more")
     # At least one token of the question and one of the context.
     smallest = _SPECIAL_TOKENS + 2
     if max_seq_length < smallest:
         raise errors.UserError(
-            "--max_seq_length is %d, but a question and its context with %d "
-            "special tokens need more; use %d at the very least"
-            % (max_seq_length, _SPECIAL_TOKENS, smallest)
+            f"--max_seq_length is {max_seq_length}, but a question and its "
+            f"context with {_SPECIAL_TOKENS} special tokens need more; use "
+            f"{smallest} at the very least"
         )
     room = max_seq_length - _SPECIAL_TOKENS - 1
     if doc_stride > room:
         raise errors.UserError(
-            "--doc_stride is %d, but --max_seq_length=%d has room for %d "
-            "tokens of context at most; use a smaller --doc_stride, such as "
-            "%d" % (doc_stride, max_seq_length, room, max(1, room // 2))
+            f"--doc_stride is {doc_stride}, but "
+            f"--max_seq_length={max_seq_length} has room for {room} tokens of "
+            "context at most; use a smaller --doc_stride, such as "
+            f"{max(1, room // 2)}"
         )
 
 
@@ -387,25 +382,20 @@ def _windows(example, document, max_seq_length, query_length, doc_stride):
     total = len(document.ids)
     if room < 1:
         raise errors.UserError(
-            "question %r has %d tokens; with %d special tokens no room is "
-            "left for context in --max_seq_length=%d; use a "
-            "--max_query_length of %d or less, or a longer sequence"
-            % (
-                example.question_id,
-                query_length,
-                _SPECIAL_TOKENS,
-                max_seq_length,
-                max_seq_length - _SPECIAL_TOKENS - 1,
-            )
+            f"question {example.question_id!r} has {query_length} tokens; with "
+            f"{_SPECIAL_TOKENS} special tokens no room is left for context in "
+            f"--max_seq_length={max_seq_length}; use a --max_query_length of "
+            f"{max_seq_length - _SPECIAL_TOKENS - 1} or less, or a longer "
+            "sequence"
         )
     if total <= room:
         return [(0, total)]
     if doc_stride > room:
         raise errors.UserError(
-            "question %r leaves room for %d tokens of context, but "
-            "--doc_stride is %d, so that tokens between two windows would be "
-            "lost; use --doc_stride=%d or less, or a smaller "
-            "--max_query_length" % (example.question_id, room, doc_stride, room)
+            f"question {example.question_id!r} leaves room for {room} tokens "
+            f"of context, but --doc_stride is {doc_stride}, so that tokens "
+            f"between two windows would be lost; use --doc_stride={room} or "
+            "less, or a smaller --max_query_length"
         )
     last = -(-(total - room) // doc_stride)
     return [
@@ -420,8 +410,8 @@ def _answer_tokens(example, document):
         return None
     if example.answer_start < 0:
         raise errors.UserError(
-            "question %r has no answer to train on; read the file with "
-            "is_training" % example.question_id
+            f"question {example.question_id!r} has no answer to train on; read "
+            "the file with is_training"
         )
     # A token belongs to the answer when it shares a character with it.
     answer_end = example.answer_start + len(example.answer_text)

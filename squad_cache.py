@@ -62,7 +62,7 @@ def load_or_convert(
     key, path = None, None
     if cache_dir:
         key = _key(examples, tokenizer, tokenizer_files, settings)
-        path = os.path.join(str(cache_dir), "features-%s.cache" % key[:20])
+        path = os.path.join(str(cache_dir), f"features-{key[:20]}.cache")
         features = _load(path, key, counts)
         if features is not None:
             return features
@@ -127,7 +127,7 @@ def _save(path, key, features, truncated_questions):
     content = io.BytesIO()
     np.savez(content, **arrays)
     data = content.getvalue()
-    temporary = "%s.%d.incomplete" % (path, os.getpid())
+    temporary = f"{path}.{os.getpid()}.incomplete"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "wb") as stream:

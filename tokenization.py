@@ -39,7 +39,9 @@ _PIECE = regex.compile(
 )
 # Chunks are whole pieces, several where punctuation touches a word: the same
 # boundaries at white space as _PIECE has, found three times as fast.
-_CHUNK = re.compile(" ?[^{0}]+|[{0}]+(?![^{0}])|[{0}]+".format(_WHITE_SPACE))
+_CHUNK = re.compile(
+    f" ?[^{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+(?![^{_WHITE_SPACE}])|[{_WHITE_SPACE}]+"
+)
 
 # The heap costs more than it saves on words shorter than this many bytes.
 _LONG_WORD = 32
@@ -224,8 +226,8 @@ class RobertaTokenizer:
             return list(map(table.__getitem__, keys))
         except KeyError as error:
             raise errors.UserError(
-                "%s %r is not in the vocabulary of %d tokens (ids 0 to %d)"
-                % (kind, error.args[0], self.vocab_size, self.vocab_size - 1)
+                f"{kind} {error.args[0]!r} is not in the vocabulary of "
+                f"{self.vocab_size} tokens (ids 0 to {self.vocab_size - 1})"
             )
 
     def word_start_table(self):
@@ -372,21 +374,20 @@ def _read_text(path, what):
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise errors.UserError(
-            "cannot read the %s %r: %s; expected the path of"
-            " RoBERTa's vocab.json and merges.txt"
-            % (what, str(path), error.strerror or error)
+            f"cannot read the {what} {str(path)!r}: {error.strerror or error}; "
+            "expected the path of RoBERTa's vocab.json and merges.txt"
         )
     if len(data) > _MAX_FILE_BYTES:
         raise errors.UserError(
-            "the %s %r has more than %d MB; RoBERTa's has less than one"
-            % (what, str(path), _MAX_FILE_BYTES >> 20)
+            f"the {what} {str(path)!r} has more than {_MAX_FILE_BYTES >> 20} "
+            "MB; RoBERTa's has less than one"
         )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "the %s %r is not UTF-8: %s at byte %d"
-            % (what, str(path), error.reason, error.start)
+            f"the {what} {str(path)!r} is not UTF-8: {error.reason} at byte "
+            f"{error.start}"
         )
 
 
@@ -397,13 +398,12 @@ def _read_vocabulary(path):
         ids = files.loads(text)
     except ValueError as error:
         raise errors.UserError(
-            "the vocabulary %r is not JSON: %s" % (str(path), error)
+            f"the vocabulary {str(path)!r} is not JSON: {error}"
         )
     if not isinstance(ids, dict):
         raise errors.UserError(
-            "the vocabulary %r holds a JSON %s; expected an object, token to"
-            " id, such as RoBERTa's vocab.json"
-            % (str(path), type(ids).__name__)
+            f"the vocabulary {str(path)!r} holds a JSON {type(ids).__name__}; "
+            "expected an object, token to id, such as RoBERTa's vocab.json"
         )
     _check_ids(ids, path)
     _check_tokens(ids, path)
@@ -416,16 +416,16 @@ def _check_ids(ids, path):
         if type(i) is not int:  # isinstance would take True for 1.
             problem = "is no whole number"
         elif not 0 <= i < len(ids):
-            problem = "is outside of 0 to %d" % (len(ids) - 1)
+            problem = f"is outside of 0 to {len(ids) - 1}"
         elif i in taken:
-            problem = "is also that of %r" % taken[i]
+            problem = f"is also that of {taken[i]!r}"
         else:
             taken[i] = token
             continue
         raise errors.UserError(
-            "the vocabulary %r has %d tokens and so needs the ids 0 to %d, each"
-            " once, but the id of %.40r, %.40r, %s"
-            % (str(path), len(ids), len(ids) - 1, token, i, problem)
+            f"the vocabulary {str(path)!r} has {len(ids)} tokens and so needs "
+            f"the ids 0 to {len(ids) - 1}, each once, but the id of "
+            f"{token!r:.40}, {i!r:.40}, {problem}"
         )
 
 
@@ -433,16 +433,16 @@ def _check_tokens(ids, path):
     missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:
         raise errors.UserError(
-            "the vocabulary %r lacks %s; expected RoBERTa's, which has %s"
-            " (GPT-2's has not)"
-            % (str(path), ", ".join(missing), ", ".join(SPECIAL_TOKENS))
+            f"the vocabulary {str(path)!r} lacks {', '.join(missing)}; "
+            f"expected RoBERTa's, which has {', '.join(SPECIAL_TOKENS)} "
+            "(GPT-2's has not)"
         )
     missing = [symbol for symbol in _SYMBOL_OF_BYTE if symbol not in ids]
     if missing:
         raise errors.UserError(
-            "the vocabulary %r lacks %d of the 256 byte symbols, such as %r;"
-            " a byte-level vocabulary has them all"
-            % (str(path), len(missing), missing[0])
+            f"the vocabulary {str(path)!r} lacks {len(missing)} of the 256 "
+            f"byte symbols, such as {missing[0]!r}; a byte-level vocabulary "
+            "has them all"
         )
 
 
@@ -457,21 +457,21 @@ def _read_merges(path, ids, vocab_file):
         pair = tuple(line.split(" "))
         if len(pair) != 2 or "" in pair:
             raise errors.UserError(
-                "line %d of the merges file %r is %.40r; expected two tokens"
-                " parted by one space" % (number, str(path), line)
+                f"line {number} of the merges file {str(path)!r} is "
+                f"{line!r:.40}; expected two tokens parted by one space"
             )
         if pair in ranks:
             raise errors.UserError(
-                "line %d of the merges file %r repeats the pair %.40r; each"
-                " pair has one rank" % (number, str(path), line)
+                f"line {number} of the merges file {str(path)!r} repeats the "
+                f"pair {line!r:.40}; each pair has one rank"
             )
         for token in pair + ("".join(pair),):
             if token not in ids:
                 raise errors.UserError(
-                    "line %d of the merges file %r needs the token %.40r, which"
-                    " the vocabulary %r lacks; the two do not belong together:"
-                    " take both from one model"
-                    % (number, str(path), token, str(vocab_file))
+                    f"line {number} of the merges file {str(path)!r} needs the "
+                    f"token {token!r:.40}, which the vocabulary "
+                    f"{str(vocab_file)!r} lacks; the two do not belong "
+                    "together: take both from one model"
                 )
         ranks[pair] = len(ranks)
     _check_all_are_made(ranks, ids, path, vocab_file)
@@ -485,8 +485,8 @@ def _check_all_are_made(ranks, ids, path, vocab_file):
     unmade = len(ids) - len(made)
     if unmade > _MAX_UNMERGED * len(ids):
         raise errors.UserError(
-            "the %d merges of %r make all but %d of the %d tokens of %r; the"
-            " merges file is cut short, or the two do not belong together: take"
-            " both from one model"
-            % (len(ranks), str(path), unmade, len(ids), str(vocab_file))
+            f"the {len(ranks)} merges of {str(path)!r} make all but {unmade} "
+            f"of the {len(ids)} tokens of {str(vocab_file)!r}; the merges file "
+            "is cut short, or the two do not belong together: take both from "
+            "one model"
         )

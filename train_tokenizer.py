@@ -74,7 +74,7 @@ class TokenizerConfig:
         for name in ("input_file", "output_dir"):
             if not getattr(self, name):
                 raise errors.UserError(
-                    "--%s is missing; --help says what it is" % name
+                    f"--{name} is missing; --help says what it is"
                 )
 
     def path(self, name):
@@ -257,10 +257,10 @@ def check(library, paths, sample):
             ]
         if ids != wanted or ours.decode(ids) != line:
             raise errors.UserError(
-                "tokenizers %s and this project's tokenizer disagree on the "
-                "line %.60r; pip install -r requirements/tokenizer.txt gives "
-                "the release that is known to agree"
-                % (library.__version__, line)
+                f"tokenizers {library.__version__} and this project's "
+                f"tokenizer disagree on the line {line!r:.60}; pip install -r "
+                "requirements/tokenizer.txt gives the release that is known "
+                "to agree"
             )
     return tokens, newer
 
@@ -269,8 +269,9 @@ def _refuse_existing(config):
     found = [name for name in FILES if os.path.exists(config.path(name))]
     if found and not config.overwrite:
         raise errors.UserError(
-            "%r holds %s; choose another --output_dir, or pass --overwrite to "
-            "replace what is there" % (config.output_dir, " and ".join(found))
+            f"{config.output_dir!r} holds {' and '.join(found)}; choose "
+            "another --output_dir, or pass --overwrite to replace what is "
+            "there"
         )
 
 
@@ -321,8 +322,8 @@ def run(config):
     pairs = train_merges(library, config, reader)
     if not reader.lines:
         raise errors.UserError(
-            "--input_file=%s holds only white space; "
-            "expected text" % config.input_file
+            f"--input_file={config.input_file} holds only white space; "
+            "expected text"
         )
     vocabulary = make_vocabulary(
         pairs, library.pre_tokenizers.ByteLevel.alphabet()

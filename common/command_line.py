@@ -102,7 +102,7 @@ class _Parser(flags.ArgumentParser):
             and abs(value) > _LARGEST
         ):
             raise ValueError(
-                "expected %s, at most %d" % (self.syntactic_help, _LARGEST)
+                f"expected {self.syntactic_help}, at most {_LARGEST}"
             )
         has_bounds = (
             self._metadata["lower"] is not None
@@ -128,11 +128,11 @@ def _expected(kind, metadata):
     }[kind]
     lower, upper = metadata["lower"], metadata["upper"]
     if lower is not None and upper is not None:
-        return "%s from %s to %s" % (words, lower, upper)
+        return f"{words} from {lower} to {upper}"
     if lower is not None:
-        return "%s >= %s" % (words, lower)
+        return f"{words} >= {lower}"
     if upper is not None:
-        return "%s <= %s" % (words, upper)
+        return f"{words} <= {upper}"
     return words
 
 
@@ -157,9 +157,7 @@ def define(config_class, **defaults):
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in defaults:
         if name not in fields:
-            raise TypeError(
-                "%s has no field %r" % (config_class.__name__, name)
-            )
+            raise TypeError(f"{config_class.__name__} has no field {name!r}")
     script = sys.argv[0]  # --help lists the flags of this "module" alone
     for name, field in fields.items():
         default = defaults.get(name, field.default)
@@ -213,11 +211,8 @@ def fail(message):
     """Ends the process: one line on standard error, exit code 1."""
     sys.stdout.flush()
     sys.stderr.write(
-        "%s: error: %s\n"
-        % (
-            os.path.basename(sys.argv[0]),
-            errors.shortened(" ".join(str(message).split())),
-        )
+        f"{os.path.basename(sys.argv[0])}: error: "
+        f"{errors.shortened(' '.join(str(message).split()))}\n"
     )
     sys.stderr.flush()
     sys.exit(1)
@@ -227,24 +222,24 @@ def describe_os_error(error):
     """`cannot use 'corpus.txt': No such file or directory`."""
     if error.filename is None:
         return error.strerror or str(error)
-    return "cannot use %r: %s" % (error.filename, error.strerror)
+    return f"cannot use {error.filename!r}: {error.strerror}"
 
 
 def _parse(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        return fail("%s; --help lists the flags" % error)
+        return fail(f"{error}; --help lists the flags")
     except UnicodeDecodeError as error:
         return fail(
-            "a --flagfile is not UTF-8 (%s); write it as plain text, "
-            "a flag a line" % error
+            f"a --flagfile is not UTF-8 ({error}); write it as plain text, a "
+            "flag a line"
         )
     except (OSError, ValueError, RecursionError) as error:
         # absl's own way through a flagfile, or to the name that was meant.
         return fail(
-            "the flags cannot be read (%s); write --name=value, in a "
-            "--flagfile one a line" % error
+            f"the flags cannot be read ({error}); write --name=value, in a "
+            "--flagfile one a line"
         )
 
 
@@ -257,7 +252,7 @@ def _refuse_arguments(arguments):
         "%r is no flag; expected --name=value%s; --help lists the flags"
         % (
             arguments[0],
-            ", such as --do_train=%s with no blank before it" % arguments[0]
+            f", such as --do_train={arguments[0]} with no blank before it"
             if switch
             else "",
         )
@@ -285,9 +280,7 @@ def run(main, takes_arguments=False):
         except errors.UserError as error:
             return fail(error)
         except KeyboardInterrupt:
-            sys.stderr.write(
-                "%s: interrupted\n" % os.path.basename(sys.argv[0])
-            )
+            sys.stderr.write(f"{os.path.basename(sys.argv[0])}: interrupted\n")
             return sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

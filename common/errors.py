@@ -25,7 +25,6 @@ def shortened(text):
     """
     if len(text) <= _MAX_CHARACTERS:
         return text
-    return "%s [...] %s" % (
-        text[: _MAX_CHARACTERS // 2],
-        text[-_MAX_CHARACTERS // 2 :],
+    return (
+        f"{text[: _MAX_CHARACTERS // 2]} [...] {text[-_MAX_CHARACTERS // 2 :]}"
     )

@@ -40,7 +40,7 @@ def unique(pairs):
 
 def _bounded_int(digits):
     if len(digits) > MAX_DIGITS:
-        raise ValueError("a number of %d digits" % len(digits))
+        raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
@@ -58,8 +58,8 @@ def _check_depth(value):
         ]
     if level:
         raise ValueError(
-            "it is nested too deeply, more than %d values in "
-            "each other" % MAX_DEPTH
+            f"it is nested too deeply, more than {MAX_DEPTH} values in each "
+            "other"
         )
 
 
@@ -70,8 +70,8 @@ def read_exactly(path, offset, size):
         data = stream.read(size)
     if len(data) != size:
         raise errors.UserError(
-            "%s is cut off: %d bytes at %d were expected, %d are there; copy "
-            "the file again" % (path, size, offset, len(data))
+            f"{path} is cut off: {size} bytes at {offset} were expected, "
+            f"{len(data)} are there; copy the file again"
         )
     return data
 
@@ -87,13 +87,12 @@ def parse_json(data, path):
         values = loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
         raise errors.UserError(
-            "%s is not the JSON that was expected: %s; copy "
-            "the file again" % (path, error)
+            f"{path} is not the JSON that was expected: {error}; copy the file "
+            "again"
         )
     if not isinstance(values, dict):
         raise errors.UserError(
-            "%s holds a JSON %s; expected an object"
-            % (path, type(values).__name__)
+            f"{path} holds a JSON {type(values).__name__}; expected an object"
         )
     return values
 
@@ -104,8 +103,8 @@ def read_small(path, limit=MAX_JSON_BYTES):
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
             raise errors.UserError(
-                "%s has %d bytes, the limit for such a file "
-                "is %d; is it the right one?" % (path, size, limit)
+                f"{path} has {size} bytes, the limit for such a file is "
+                f"{limit}; is it the right one?"
             )
         return stream.read(size)
 
@@ -174,12 +173,12 @@ class NewFiles:
         for path in self._paths:
             if os.path.lexists(path) and not overwrite:
                 raise errors.UserError(
-                    "%s exists already; pass --overwrite to "
-                    "replace it or choose another --output" % path
+                    f"{path} exists already; pass --overwrite to replace it or "
+                    "choose another --output"
                 )
             if os.path.isdir(path):
                 raise errors.UserError(
-                    "%s is a directory; choose another --output" % path
+                    f"{path} is a directory; choose another --output"
                 )
 
     def __enter__(self):

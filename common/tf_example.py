@@ -84,8 +84,8 @@ def encode_example(features):
             values.dtype.kind in "iu" or values.dtype == np.float32
         ):
             raise TypeError(
-                "feature %r is %s %s; 1-D integers or float32 are "
-                "expected" % (name, values.dtype, values.shape)
+                f"feature {name!r} is {values.dtype} {values.shape}; 1-D "
+                "integers or float32 are expected"
             )
         if values.dtype == np.float32:
             tag, payload = b"\x12", values.astype("<f4").tobytes()
@@ -173,7 +173,7 @@ def _fields(data, position, end):
             tag, position = _read_varint(data, position, end)
         wire, number = tag & 7, tag >> 3
         if not 0 < number < 1 << 29:
-            raise RecordError("field number %d is not possible" % number)
+            raise RecordError(f"field number {number} is not possible")
         if wire == _VARINT:
             value, position = _read_varint(data, position, end)
             yield number, wire, value, position
@@ -183,9 +183,9 @@ def _fields(data, position, end):
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise RecordError("wire type %d is not supported" % wire)
+            raise RecordError(f"wire type {wire} is not supported")
         if size > end - position:
-            raise RecordError("a field of %d bytes is cut off" % size)
+            raise RecordError(f"a field of {size} bytes is cut off")
         yield number, wire, position, position + size
         position += size
 
@@ -230,7 +230,7 @@ def _decode_ints(data, position, end):
                 )
             )
         else:
-            raise RecordError("an integer has wire type %d" % wire)
+            raise RecordError(f"an integer has wire type {wire}")
     if singles:
         parts.append(np.array(singles, np.uint64).view(np.int64))
     return _joined(parts, np.int64)
@@ -243,8 +243,7 @@ def _decode_floats(data, position, end):
             continue
         if wire not in (_FIXED32, _DELIMITED) or (stop - start) % 4:
             raise RecordError(
-                "a float list has wire type %d and %d bytes"
-                % (wire, stop - start)
+                f"a float list has wire type {wire} and {stop - start} bytes"
             )
         singles += data[start:stop]
     if singles:
@@ -324,8 +323,7 @@ def decode_example(data):
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(
-            "%d bytes are more than the limit of %d"
-            % (len(data), MAX_RECORD_BYTES)
+            f"{len(data)} bytes are more than the limit of {MAX_RECORD_BYTES}"
         )
     features = {}
     for number, wire, start, stop in _fields(data, 0, len(data)):

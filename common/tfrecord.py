@@ -115,8 +115,8 @@ def frame(data):
     """The frame of one record: bytes in, bytes out."""
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(
-            "a record of %d bytes is longer than the limit of %d; use a "
-            "smaller --max_seq_length" % (len(data), MAX_RECORD_BYTES)
+            f"a record of {len(data)} bytes is longer than the limit of "
+            f"{MAX_RECORD_BYTES}; use a smaller --max_seq_length"
         )
     return b"".join(
         [
@@ -215,8 +215,8 @@ class RecordWriter:
 def damage(path, number, offset, what):
     """The RecordError of one record of a file."""
     return RecordError(
-        "%r, record %d (counted from 0) at byte %d: %s; copy or build the file "
-        "again, or pass --skip_corrupt_records" % (path, number, offset, what)
+        f"{path!r}, record {number} (counted from 0) at byte {offset}: {what}; "
+        "copy or build the file again, or pass --skip_corrupt_records"
     )
 
 
@@ -229,8 +229,8 @@ def _header_fault(header, left):
     """
     if len(header) < HEADER.size:
         return (
-            "the file is truncated: a header takes %d bytes, %d are there"
-            % (HEADER.size, len(header))
+            f"the file is truncated: a header takes {HEADER.size} bytes, "
+            f"{len(header)} are there"
         )
     length, crc = HEADER.unpack(header)
     if crc != masked_crc32c(header[:8]):
@@ -238,14 +238,14 @@ def _header_fault(header, left):
             return "this is a gzip file; decompress it first"
         return "the checksum of the length does not match"
     if length > MAX_RECORD_BYTES:
-        return "the length %d is above the limit of %d bytes" % (
-            length,
-            MAX_RECORD_BYTES,
+        return (
+            f"the length {length} is above the limit of {MAX_RECORD_BYTES} "
+            "bytes"
         )
     if length + FRAME_BYTES > left:
         return (
-            "the file is truncated: the record takes %d bytes, %d are there"
-            % (length + FRAME_BYTES, left)
+            f"the file is truncated: the record takes {length + FRAME_BYTES} "
+            f"bytes, {left} are there"
         )
     return None
 
@@ -297,8 +297,8 @@ def data_fault(framed):
     length, crc = HEADER.unpack_from(framed)
     if length != len(data):
         return (
-            "the length is %d, but %d bytes stood there when the file was "
-            "indexed" % (length, len(data))
+            f"the length is {length}, but {len(data)} bytes stood there when "
+            "the file was indexed"
         )
     if FOOTER.unpack_from(framed, len(framed) - 4)[0] != masked_crc32c(data):
         return "the checksum of the data does not match"

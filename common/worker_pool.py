@@ -71,8 +71,8 @@ def map_ordered(items, create, arguments, num_workers):
     except process.BrokenProcessPool:
         raise WorkerError(
             "a worker process was killed, perhaps because memory ran out; run "
-            "the same command again, with a smaller --num_workers than %d if "
-            "it was memory" % num_workers
+            "the same command again, with a smaller --num_workers than "
+            f"{num_workers} if it was memory"
         )
     finally:
         for future in pending:

@@ -169,7 +169,7 @@ def _without_gradients(graph_def):
     for node in graph_def.node:
         if node.op == "IdentityN":
             for number, name in enumerate(node.input):
-                sources["%s:%d" % (node.name, number)] = name
+                sources[f"{node.name}:{number}"] = name
             sources[node.name] = node.input[0]
     result = tf.GraphDef()
     result.CopyFrom(graph_def)
@@ -204,8 +204,8 @@ def _run_frozen(path, head, ids):
 
 def _missing(name):
     return errors.UserError(
-        "--format=onnx needs %s, which is not installed; pip install -r "
-        "requirements/onnx.txt" % name
+        f"--format=onnx needs {name}, which is not installed; pip install -r "
+        "requirements/onnx.txt"
     )
 
 
@@ -267,8 +267,8 @@ def _write_slim(built, model, path):
         stream.write(index)
     with open(os.path.join(path, "checkpoint"), "w") as stream:
         stream.write(
-            'model_checkpoint_path: "%s"\n'
-            'all_model_checkpoint_paths: "%s"\n' % (name, name)
+            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: '
+            f'"{name}"\n'
         )
 
 
@@ -420,8 +420,8 @@ def _new_path(path, overwrite):
     """A path to write to, which becomes `path` when all went well."""
     if os.path.lexists(path) and not overwrite:
         raise errors.UserError(
-            "%s exists already; pass --overwrite to replace it or choose "
-            "another --output" % path
+            f"{path} exists already; pass --overwrite to replace it or choose "
+            "another --output"
         )
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary, old = path + ".incomplete", path + ".replaced"
@@ -439,8 +439,8 @@ def _new_path(path, overwrite):
         if not found:
             raise
         raise errors.UserError(
-            "%s cannot be written: %s; free some space, or choose another "
-            "--output" % (path, found.group())
+            f"{path} cannot be written: {found.group()}; free some space, or "
+            "choose another --output"
         )
     finally:
         _remove(temporary)
@@ -460,8 +460,8 @@ def _check_place(path, model):
     home = os.path.realpath(model.directory)
     if os.path.commonpath([place, home]) == place:
         raise errors.UserError(
-            "--output=%s holds the model that is exported; give another "
-            "--output" % path
+            f"--output={path} holds the model that is exported; give another "
+            "--output"
         )
 
 
@@ -510,15 +510,15 @@ def export(
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):
             raise errors.UserError(
-                "%s was not written: outputs of %s are NaN or infinite; the "
-                "model has diverged, give an earlier checkpoint"
-                % (path, model.checkpoint)
+                f"{path} was not written: outputs of {model.checkpoint} are "
+                "NaN or infinite; the model has diverged, give an earlier "
+                "checkpoint"
             )
         if not largest <= tolerance:
             raise errors.UserError(
-                "%s was not written: its outputs differ from those of "
-                "training by %.3g, allowed is %.3g; if that is good enough, "
-                "give a larger --tolerance" % (path, largest, tolerance)
+                f"{path} was not written: its outputs differ from those of "
+                f"training by {largest:.3g}, allowed is {tolerance:.3g}; if "
+                "that is good enough, give a larger --tolerance"
             )
     return largest, built.signatures
 
@@ -535,12 +535,13 @@ def atc_command(path, built_signature, soc_version):
     """
     inputs, outputs = built_signature
     shapes = ";".join(
-        "%s:%s" % (tensor.op.name, ",".join(map(str, tensor.shape.as_list())))
+        f"{tensor.op.name}:{','.join(map(str, tensor.shape.as_list()))}"
         for tensor in inputs.values()
     )
-    nodes = ";".join("%s:0" % tensor.op.name for tensor in outputs.values())
+    nodes = ";".join(f"{tensor.op.name}:0" for tensor in outputs.values())
     return (
-        "atc --model=%s --framework=3 --output=%s --input_format=ND "
-        '--input_shape="%s" --out_nodes="%s" --soc_version=%s --log=error'
-        % (path, os.path.splitext(path)[0], shapes, nodes, soc_version)
+        f"atc --model={path} --framework=3 "
+        f"--output={os.path.splitext(path)[0]} --input_format=ND "
+        f'--input_shape="{shapes}" --out_nodes="{nodes}" '
+        f"--soc_version={soc_version} --log=error"
     )

@@ -103,7 +103,7 @@ class Predictor:
         """
         if task not in TASKS:
             raise errors.UserError(
-                "the task is %r; expected one of %s" % (task, ", ".join(TASKS))
+                f"the task is {task!r}; expected one of {', '.join(TASKS)}"
             )
         self.task = task
         self.settings = settings
@@ -124,8 +124,8 @@ class Predictor:
     def _check_task(self, task):
         if self.task != task:
             raise errors.UserError(
-                "this Predictor was loaded for %s; load one for %s"
-                % (self.task, task)
+                f"this Predictor was loaded for {self.task}; load one for "
+                f"{task}"
             )
 
     # --- answer ---------------------------------------------------------
@@ -159,8 +159,7 @@ class Predictor:
             ):
                 if not value.strip():
                     raise errors.UserError(
-                        "question %r: the %s is empty"
-                        % (example.question_id, name)
+                        f"question {example.question_id!r}: the {name} is empty"
                     )
         settings = self.settings
         features = list(
@@ -246,8 +245,8 @@ class Predictor:
         parts = text.split(MASK)
         if len(parts) == 1:
             raise errors.UserError(
-                "%.60r has no %s; write it where a word is to be found"
-                % (text, MASK)
+                f"{text!r:.60} has no {MASK}; write it where a word is to be "
+                "found"
             )
         ids = []
         for part in parts[:-1]:
@@ -256,8 +255,8 @@ class Predictor:
         ids += self.tokenizer.encode(parts[-1])
         if len(ids) + 2 > self.max_length:
             raise errors.UserError(
-                "%.60r... has %d tokens with <s> and </s>, the model takes "
-                "%d; shorten it" % (text, len(ids) + 2, self.max_length)
+                f"{text!r:.60}... has {len(ids) + 2} tokens with <s> and </s>, "
+                f"the model takes {self.max_length}; shorten it"
             )
         return [self.tokenizer.bos_id] + ids + [self.tokenizer.eos_id]
 
@@ -400,9 +399,9 @@ def _tokenizer(model, settings):
     ):
         if not path:
             raise errors.UserError(
-                "%s has no tokenizer files beside it; name them with "
-                "--vocab_file and --merges_file (--%s is missing)"
-                % (model.checkpoint, name)
+                f"{model.checkpoint} has no tokenizer files beside it; name "
+                f"them with --vocab_file and --merges_file (--{name} is "
+                "missing)"
             )
     lowers = (
         model.do_lower_case

@@ -67,7 +67,7 @@ class TrainedModel(typing.NamedTuple):
         """Names of labels, from id2label of config.json: list [count]."""
         named = self.values.get("id2label")
         named = named if isinstance(named, dict) else {}
-        return [str(named.get(str(i), "LABEL_%d" % i)) for i in range(count)]
+        return [str(named.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
     def check_head(self, head):
         """Refuses a checkpoint without a head.
@@ -77,9 +77,9 @@ class TrainedModel(typing.NamedTuple):
         """
         if HEADS[head] not in self.parts:
             raise errors.UserError(
-                "%s has no %s head; it holds %s; give a checkpoint that was "
+                f"{self.checkpoint} has no {HEADS[head]} head; it holds "
+                f"{', '.join(sorted(self.parts))}; give a checkpoint that was "
                 "trained for it"
-                % (self.checkpoint, HEADS[head], ", ".join(sorted(self.parts)))
             )
 
 
@@ -99,13 +99,13 @@ def find(path, *, bert_config_file="", vocab_file="", merges_file=""):
     prefix = _checkpoint(path)
     wrong = checkpoints.damage(prefix)
     if wrong:
-        raise errors.UserError("--model=%s: %s" % (path, wrong))
+        raise errors.UserError(f"--model={path}: {wrong}")
     directory = os.path.dirname(prefix)
     config_file = bert_config_file or os.path.join(directory, "config.json")
     if not os.path.isfile(config_file):
         raise errors.UserError(
-            "--model=%s: there is no %s; name the model's config with "
-            "--bert_config_file" % (path, config_file)
+            f"--model={path}: there is no {config_file}; name the model's "
+            "config with --bert_config_file"
         )
     config = configuration.RobertaConfig.from_json_file(config_file)
     tensors = tf_checkpoint.load(prefix)
@@ -135,9 +135,9 @@ def _checkpoint(path):
         if os.path.isfile(tf_checkpoint.index_file(path)):
             return path
         raise errors.UserError(
-            "--model=%s is neither a directory nor the prefix of a "
+            f"--model={path} is neither a directory nor the prefix of a "
             "checkpoint; expected one such as DIR/model.ckpt-1000, whose "
-            ".index file stands beside it" % path
+            ".index file stands beside it"
         )
     newest = checkpoints.newest(path)
     if newest:
@@ -149,7 +149,7 @@ def _checkpoint(path):
             "DIR/model.ckpt-1000"
             % (
                 path,
-                "it lists no newest checkpoint and holds %d" % len(found)
+                f"it lists no newest checkpoint and holds {len(found)}"
                 if found
                 else "there is no checkpoint in it",
             )
@@ -162,9 +162,8 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
         tensor = tensors.get(variable.tf)
         if tensor is None:
             raise errors.UserError(
-                "%s lacks %s, which the model of %s has; give the "
-                "config.json that belongs to it"
-                % (prefix, variable.tf, config_file)
+                f"{prefix} lacks {variable.tf}, which the model of "
+                f"{config_file} has; give the config.json that belongs to it"
             )
         wanted = variable.tf_shape
         if len(wanted) != len(tensor.shape) or any(
@@ -172,15 +171,10 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
             for size, there in zip(wanted, tensor.shape)
         ):
             raise errors.UserError(
-                "%s has %s with shape %s, but %s asks for %s; give the "
+                f"{prefix} has {variable.tf} with shape "
+                f"{lazy_tensors.shape_text(tensor.shape)}, but {config_file} "
+                f"asks for {lazy_tensors.shape_text(wanted)}; give the "
                 "config.json that belongs to it"
-                % (
-                    prefix,
-                    variable.tf,
-                    lazy_tensors.shape_text(tensor.shape),
-                    config_file,
-                    lazy_tensors.shape_text(wanted),
-                )
             )
 
 

@@ -126,7 +126,7 @@ def expand_inputs(text):
         inputs += [dataclasses.replace(file, open=_open) for file in found]
     if not inputs:
         raise errors.UserError(
-            "--input_file=%s holds no text; expected at least one line" % text
+            f"--input_file={text} holds no text; expected at least one line"
         )
     return inputs
 
@@ -141,8 +141,8 @@ def _match_remote(pattern):
     ]
     if not any(file.size for file in inputs):
         raise errors.UserError(
-            "--input_file: there is no text in %r; expected files, patterns "
-            "or folders, whose names end in /" % pattern
+            f"--input_file: there is no text in {pattern!r}; expected files, "
+            "patterns or folders, whose names end in /"
         )
     return inputs
 
@@ -171,8 +171,8 @@ class RemoteOutput:
         found = self._records()
         if found and not overwrite:
             raise errors.UserError(
-                "%r holds %r; choose another --output_file, or pass "
-                "--overwrite to replace what is there" % (directory, found[0])
+                f"{directory!r} holds {found[0]!r}; choose another "
+                "--output_file, or pass --overwrite to replace what is there"
             )
         self._clear()
 
@@ -232,7 +232,7 @@ def run(job, runner, options):
         gave up.
     """
     standard_logging.getLogger("apache_beam").setLevel(standard_logging.WARNING)
-    results = "%s.%s.incomplete" % (job.paths[0], uuid.uuid4().hex)
+    results = f"{job.paths[0]}.{uuid.uuid4().hex}.incomplete"
     with tempfile.TemporaryDirectory() as folder:
         pipeline = beam.Pipeline(runner, _options(runner, options, folder))
         write_pipeline(pipeline, job, results)
@@ -370,16 +370,14 @@ def encode_records(built):
     numbers = (
         [len(lengths)] + [getattr(built, name) for name in _COUNTS] + lengths
     )
-    return struct.pack("<%dq" % len(numbers), *numbers) + b"".join(
-        built.records
-    )
+    return struct.pack(f"<{len(numbers)}q", *numbers) + b"".join(built.records)
 
 
 def decode_records(data):
     """The ChunkRecords that `encode_records` was given."""
     head = 1 + len(_COUNTS)
-    count, *numbers = struct.unpack_from("<%dq" % head, data)
-    lengths = struct.unpack_from("<%dq" % count, data, 8 * head)
+    count, *numbers = struct.unpack_from(f"<{head}q", data)
+    lengths = struct.unpack_from(f"<{count}q", data, 8 * head)
     start, records = 8 * (head + count), []
     for length in lengths:
         records.append(data[start : start + length])
@@ -395,7 +393,7 @@ def _publish(local, path):
     A runner may try a shard again, or twice at a time: each copy has a name of
     its own until then.
     """
-    temporary = "%s.%s.incomplete" % (path, uuid.uuid4().hex)
+    temporary = f"{path}.{uuid.uuid4().hex}.incomplete"
     with open(local, "rb") as source, _FileSystems.create(
         temporary,
         "application/octet-stream",
@@ -428,7 +426,7 @@ def _wait(pipeline):
     except Exception as error:
         # Beam adds the step to it, or tells of it in another error's text.
         found = _MISTAKE.findall(
-            "%s.%s: %s" % (type(error).__module__, type(error).__name__, error)
+            f"{type(error).__module__}.{type(error).__name__}: {error}"
         )
         if not found:
             raise
@@ -439,7 +437,7 @@ def _wait(pipeline):
         raise
     if state != beam.runners.runner.PipelineState.DONE:
         raise errors.UserError(
-            "the Beam job ended as %s; its page or log says why" % state
+            f"the Beam job ended as {state}; its page or log says why"
         )
 
 
@@ -452,8 +450,8 @@ def _options(runner, text, folder):
         options.get_all_options()
     except SystemExit:
         raise errors.UserError(
-            "--beam_options=%s holds a wrong value (see above); expected the "
-            "options of Beam's %s" % (text, runner)
+            f"--beam_options={text} holds a wrong value (see above); expected "
+            f"the options of Beam's {runner}"
         )
     if runner == DIRECT:
         # Where its workers are processes, they import these modules.

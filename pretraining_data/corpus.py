@@ -245,9 +245,9 @@ def _without_giants(segment, limits, text_field):
 def _check_json_line(path, line, length):
     if length > MAX_JSON_LINE_BYTES:
         raise errors.UserError(
-            "line %d of %r is longer than the limit of %d bytes; divide the "
-            "document, or give the file as plain text"
-            % (line, path, MAX_JSON_LINE_BYTES)
+            f"line {line} of {path!r} is longer than the limit of "
+            f"{MAX_JSON_LINE_BYTES} bytes; divide the document, or give the "
+            "file as plain text"
         )
 
 

@@ -60,7 +60,7 @@ def _short(value):
     return reprlib.repr(value)
 
 
-_COUNT = (_is_count, "a whole number >= 0, below 2**%d" % _COUNT_BITS)
+_COUNT = (_is_count, f"a whole number >= 0, below 2**{_COUNT_BITS}")
 _HASH = (_is_hash, "64 hexadecimal digits")
 _PROBABILITY = (_is_probability, "a number from 0 to 1")
 _TEXT = (lambda value: isinstance(value, str), "a text")
@@ -121,12 +121,12 @@ def _check_manifest(manifest, where):
 
     def refuse(found, expected):
         raise errors.UserError(
-            "%s: found %s, expected %s; build the records again"
-            % (where, found, expected)
+            f"{where}: found {found}, expected {expected}; build the records "
+            "again"
         )
 
     if not isinstance(manifest, dict):
-        refuse("a %s" % type(manifest).__name__, "a JSON object")
+        refuse(f"a {type(manifest).__name__}", "a JSON object")
     if not _is_version(manifest.get("format_version")):
         refuse(
             "format_version " + _short(manifest.get("format_version")),
@@ -137,18 +137,18 @@ def _check_manifest(manifest, where):
             refuse("no " + key, "one")
     for key, (is_right, expected) in _MANIFEST_KEYS.items():
         if key in manifest and not is_right(manifest[key]):
-            refuse("%s %s" % (key, _short(manifest[key])), expected)
+            refuse(f"{key} {_short(manifest[key])}", expected)
     names = set()
     for shard in manifest["shards"]:
         _check_shard(shard, refuse)
         if shard["name"] in names:
-            refuse("shard %s twice" % _short(shard["name"]), "it once")
+            refuse(f"shard {_short(shard['name'])} twice", "it once")
         names.add(shard["name"])
     for key in _ID_KEYS:
         if manifest[key] >= manifest["vocab_size"]:
             refuse(
-                "%s %d" % (key, manifest[key]),
-                "an id below vocab_size %d" % manifest["vocab_size"],
+                f"{key} {manifest[key]}",
+                f"an id below vocab_size {manifest['vocab_size']}",
             )
     if "word_starts" in manifest:
         decode_word_starts(manifest["word_starts"], manifest["vocab_size"])
@@ -163,8 +163,7 @@ def _check_shard(shard, refuse):
     for key, (is_right, expected) in _SHARD_KEYS.items():
         if not is_right(shard.get(key)):
             refuse(
-                "%s %s of shard %s"
-                % (key, _short(shard.get(key)), _short(name)),
+                f"{key} {_short(shard.get(key))} of shard {_short(name)}",
                 expected,
             )
 
@@ -173,7 +172,7 @@ def is_shard(value):
     """Whether a value describes a file as `summarize_file` does."""
 
     def refuse(found, expected):
-        raise errors.UserError("%s, not %s" % (found, expected))
+        raise errors.UserError(f"{found}, not {expected}")
 
     try:
         _check_shard(value, refuse)
@@ -195,15 +194,15 @@ def load_manifest(directory):
         data = stream.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise errors.UserError(
-            "%r is larger than %d bytes; build the records "
-            "again" % (path, _MAX_BYTES)
+            f"{path!r} is larger than {_MAX_BYTES} bytes; build the records "
+            "again"
         )
     try:
         manifest = files.loads(data.decode("utf-8"))
     except ValueError as error:
         raise errors.UserError(
-            "%r is not JSON, or too large a number or too deep (%s); build the "
-            "records again" % (path, _short(str(error)))
+            f"{path!r} is not JSON, or too large a number or too deep "
+            f"({_short(str(error))}); build the records again"
         )
     _check_manifest(manifest, repr(path))
     return manifest
@@ -220,10 +219,10 @@ def check_finished(path):
     for progress in (os.path.join(directory, PROGRESS), path + "." + PROGRESS):
         if os.path.exists(progress):
             raise errors.UserError(
-                "%r is of a build that was interrupted: %r is there, and no "
-                "%s; finish it by the same create_pretraining_data.py command "
-                "as before, or build anew with --overwrite"
-                % (path, progress, MANIFEST)
+                f"{path!r} is of a build that was interrupted: {progress!r} is "
+                f"there, and no {MANIFEST}; finish it by the same "
+                "create_pretraining_data.py command as before, or build anew "
+                "with --overwrite"
             )
 
 
@@ -233,9 +232,9 @@ def check_complete(directory):
     for shard in manifest["shards"] if manifest is not None else []:
         if not os.path.isfile(os.path.join(directory, shard["name"])):
             raise errors.UserError(
-                "%r lists %r, which is not there; copy the file again or build "
-                "the records again"
-                % (os.path.join(directory, MANIFEST), shard["name"])
+                f"{os.path.join(directory, MANIFEST)!r} lists "
+                f"{shard['name']!r}, which is not there; copy the file again "
+                "or build the records again"
             )
 
 
@@ -287,15 +286,9 @@ def _check_agreement(first, first_path, second, second_path):
     for key in _COMMON_KEYS:
         if first.get(key) != second.get(key):
             raise errors.UserError(
-                "%s is %s in %r and %s in %r; records that are fed "
-                "together must be built alike"
-                % (
-                    key,
-                    _short(first.get(key)),
-                    first_path,
-                    _short(second.get(key)),
-                    second_path,
-                )
+                f"{key} is {_short(first.get(key))} in {first_path!r} and "
+                f"{_short(second.get(key))} in {second_path!r}; records that "
+                "are fed together must be built alike"
             )
 
 
@@ -350,8 +343,8 @@ def decode_word_starts(text, vocab_size):
         data = b""
     if len(data) != (vocab_size + 7) // 8:
         raise errors.UserError(
-            "word_starts in %s is not the base64 of %d bits, one an entry of "
-            "the vocabulary; build the records again" % (MANIFEST, vocab_size)
+            f"word_starts in {MANIFEST} is not the base64 of {vocab_size} "
+            "bits, one an entry of the vocabulary; build the records again"
         )
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     return bits[:vocab_size].astype(bool)

@@ -165,39 +165,39 @@ def _check_settings(
 ):
     if max_predictions < 1:
         raise errors.UserError(
-            "max_predictions_per_seq is %d; use 1 or more" % max_predictions
+            f"max_predictions_per_seq is {max_predictions}; use 1 or more"
         )
     if not 0 < masked_lm_prob < 1:
         raise errors.UserError(
-            "masked_lm_prob is %s; use a number above 0 and "
-            "below 1" % masked_lm_prob
+            f"masked_lm_prob is {masked_lm_prob}; use a number above 0 and "
+            "below 1"
         )
     if special_ids[0] < 0 or special_ids[-1] >= vocab_size:
         raise errors.UserError(
-            "the special tokens have the ids %s, but the vocabulary has %d "
-            "tokens; use the vocabulary that the records were built with"
-            % (list(special_ids), vocab_size)
+            f"the special tokens have the ids {list(special_ids)}, but the "
+            f"vocabulary has {vocab_size} tokens; use the vocabulary that the "
+            "records were built with"
         )
     if word_starts is not None and len(word_starts) != vocab_size:
         raise errors.UserError(
-            "%d tokens are known to begin a word or not, but the vocabulary "
-            "has %d; use the vocabulary that the records were built with"
-            % (len(word_starts), vocab_size)
+            f"{len(word_starts)} tokens are known to begin a word or not, but "
+            f"the vocabulary has {vocab_size}; use the vocabulary that the "
+            "records were built with"
         )
 
 
 def _check_ids(original, inside, vocab_size):
     if original.shape[1] >= 1 << _POSITION_BITS:
         raise errors.UserError(
-            "sequences of %d tokens were given; use fewer "
-            "than %d" % (original.shape[1], 1 << _POSITION_BITS)
+            f"sequences of {original.shape[1]} tokens were given; use fewer "
+            f"than {1 << _POSITION_BITS}"
         )
     wrong = inside & ((original < 0) | (original >= vocab_size))
     if wrong.any():
         raise errors.UserError(
-            "id %d stands in a record, but the vocabulary has %d tokens; use "
-            "the vocabulary that the records were built with"
-            % (original[wrong][0], vocab_size)
+            f"id {original[wrong][0]} stands in a record, but the vocabulary "
+            f"has {vocab_size} tokens; use the vocabulary that the records "
+            "were built with"
         )
 
 

@@ -60,8 +60,8 @@ class RecordConfig:
     )
     dupe_factor: typing.Optional[int] = command_line.flag(
         None,
-        "How often each sequence is written, each time with new masks "
-        "(static masking only); default %d." % DUPE_FACTOR,
+        "How often each sequence is written, each time with new masks (static "
+        f"masking only); default {DUPE_FACTOR}.",
         lower=1,
     )
     short_seq_prob: float = command_line.flag(
@@ -80,8 +80,8 @@ class RecordConfig:
     def __post_init__(self):
         if not 0 < self.masked_lm_prob < 1:
             raise errors.UserError(
-                "--masked_lm_prob is %s; use a number above 0 and below 1, "
-                "RoBERTa's is 0.15" % self.masked_lm_prob
+                f"--masked_lm_prob is {self.masked_lm_prob}; use a number "
+                "above 0 and below 1, RoBERTa's is 0.15"
             )
 
     @property

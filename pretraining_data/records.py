@@ -156,8 +156,8 @@ class ShardedRecords:
         self.counts = list(counts or [None] * len(self.paths))
         if len(self.counts) != len(self.paths):
             raise ValueError(
-                "%d counts were given for %d files"
-                % (len(self.counts), len(self.paths))
+                f"{len(self.counts)} counts were given for {len(self.paths)} "
+                "files"
             )
         for shard, count in enumerate(self.counts):
             if count is None:
@@ -214,8 +214,8 @@ class ShardedRecords:
                 random = _generator("replacement", index)
             index = int(random.randint(len(self)))
         raise RecordError(
-            "%d records of %d files were tried and none can be read; build "
-            "them again" % (_MAX_REPLACEMENTS, len(self.paths))
+            f"{_MAX_REPLACEMENTS} records of {len(self.paths)} files were "
+            "tried and none can be read; build them again"
         )
 
     def _note_corrupt(self, index, error):
@@ -233,13 +233,13 @@ class ShardedRecords:
             raise tfrecord.damage(self.paths[shard], number, offset, error)
         except errors.UserError as error:
             raise errors.UserError(
-                "%r, record %d (counted from 0): %s"
-                % (self.paths[shard], number, error)
+                f"{self.paths[shard]!r}, record {number} (counted from 0): "
+                f"{error}"
             )
 
     def _split(self, index):
         if not 0 <= index < len(self):
-            raise IndexError("record %d of %d" % (index, len(self)))
+            raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
 
@@ -275,7 +275,7 @@ class ShardedRecords:
                 path,
                 found,
                 int(offsets[-1]),
-                "the file ends here, but it should hold %d records" % expected,
+                f"the file ends here, but it should hold {expected} records",
             )
         if error is not None and not self._skip_corrupt:
             raise error
@@ -316,13 +316,12 @@ class RecordOrder:
         self._window = int(window)
         if self._total < 1:
             raise errors.UserError(
-                "the %d files of records hold no record; build them from a "
-                "text that is not empty" % len(self._counts)
+                f"the {len(self._counts)} files of records hold no record; "
+                "build them from a text that is not empty"
             )
         if self._window < 1:
             raise errors.UserError(
-                "a shuffle window of %d records was given; "
-                "use 1 or more" % window
+                f"a shuffle window of {window} records was given; use 1 or more"
             )
         self._windows = _Recent(4)
 
@@ -410,19 +409,19 @@ def _check_feature(name, values, least, most):
     dtype = np.dtype(STATIC_FEATURES[name])
     if values.dtype != dtype:
         raise errors.UserError(
-            "%s holds %s, expected %s; build the records "
-            "again" % (name, values.dtype, dtype)
+            f"{name} holds {values.dtype}, expected {dtype}; build the records "
+            "again"
         )
     if not least <= len(values) <= most:
-        wanted = str(most) if least == most else "%d to %d" % (least, most)
+        wanted = str(most) if least == most else f"{least} to {most}"
         flag = (
             "max_predictions_per_seq"
             if name.startswith("masked_lm")
             else "max_seq_length"
         )
         raise errors.UserError(
-            "%s has length %d, expected %s; change --%s or build the records "
-            "again with another one" % (name, len(values), wanted, flag)
+            f"{name} has length {len(values)}, expected {wanted}; change "
+            f"--{flag} or build the records again with another one"
         )
 
 
@@ -430,9 +429,9 @@ def _check_range(name, features, limit):
     values = features.get(name, ())
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise errors.UserError(
-            "%s goes from %d to %d, expected 0 to %d; use the vocabulary and "
-            "the length that the records were built with"
-            % (name, values.min(), values.max(), limit - 1)
+            f"{name} goes from {values.min()} to {values.max()}, expected 0 to "
+            f"{limit - 1}; use the vocabulary and the length that the records "
+            "were built with"
         )
 
 
@@ -478,8 +477,8 @@ def _expand_item(item):
         check_complete(item)
         if not paths:
             raise errors.UserError(
-                "directory %r holds no *.tfrecord file; give the directory "
-                "that create_pretraining_data.py wrote" % item
+                f"directory {item!r} holds no *.tfrecord file; give the "
+                "directory that create_pretraining_data.py wrote"
             )
         return paths
     if os.path.isfile(item):
@@ -489,6 +488,6 @@ def _expand_item(item):
     )
     if not paths:
         raise errors.UserError(
-            "%r matches no file; expected a directory, a file or a glob" % item
+            f"{item!r} matches no file; expected a directory, a file or a glob"
         )
     return paths

@@ -219,31 +219,25 @@ class _Output:
         foreign = [p for p in paths if p not in known]
         if foreign:
             raise errors.UserError(
-                "%r was not written by the build that is to go on; move it "
-                "away" % foreign[0]
+                f"{foreign[0]!r} was not written by the build that is to go "
+                "on; move it away"
             )
 
     def _refuse_other(self, progress):
         """Raises errors.UserError when there are records of another build."""
         if progress is not None:
             raise errors.UserError(
-                "%r is of an interrupted build with other settings (%s); give "
-                "those to go on with it, %sit"
-                % (
-                    self._progress_path,
-                    _difference(progress["build"], self._build),
-                    _OTHER_OUTPUT,
-                )
+                f"{self._progress_path!r} is of an interrupted build with "
+                "other settings "
+                f"({_difference(progress['build'], self._build)}); give those "
+                f"to go on with it, {_OTHER_OUTPUT}it"
             )
         found = self._records()
         if found:
             raise errors.UserError(
-                "%r holds %s; %sthem"
-                % (
-                    self._directory,
-                    " and ".join(repr(os.path.basename(p)) for p in found[:2]),
-                    _OTHER_OUTPUT,
-                )
+                f"{self._directory!r} holds "
+                f"{' and '.join((repr(os.path.basename(p)) for p in found[:2]))}; "
+                f"{_OTHER_OUTPUT}them"
             )
 
     def _clear(self):
@@ -301,8 +295,8 @@ class SingleOutput(_Output):
         self._path = path
         if os.path.isdir(path):
             raise errors.UserError(
-                "--output_file=%s is a directory; a name that ends in %s is "
-                "that of one file" % (path, _ENDING)
+                f"--output_file={path} is a directory; a name that ends in "
+                f"{_ENDING} is that of one file"
             )
         super().__init__(
             os.path.dirname(path) or ".",
@@ -329,8 +323,8 @@ class SingleOutput(_Output):
         """What manifest.json says of other files; checks that they fit."""
         if os.path.exists(os.path.join(self._directory, PROGRESS)):
             raise errors.UserError(
-                "%r holds an unfinished build; choose another directory for "
-                "--output_file" % self._directory
+                f"{self._directory!r} holds an unfinished build; choose "
+                "another directory for --output_file"
             )
         content = manifest.load_manifest(self._directory)
         if content is None:
@@ -338,12 +332,10 @@ class SingleOutput(_Output):
         found = {key: content.get(key) for key in self._settings}
         if found != self._settings:
             raise errors.UserError(
-                "%r is of records with other settings (%s); choose another "
+                f"{os.path.join(self._directory, manifest.MANIFEST)!r} is of "
+                "records with other settings "
+                f"({_difference(found, self._settings)}); choose another "
                 "directory for --output_file"
-                % (
-                    os.path.join(self._directory, manifest.MANIFEST),
-                    _difference(found, self._settings),
-                )
             )
         name = os.path.basename(self._path)
         return [s for s in content["shards"] if s["name"] != name]
@@ -386,8 +378,8 @@ def _difference(found, given):
             if key == "input":
                 return "other files, or files that have changed"
             if len(repr(given[key])) > 80:
-                return "another %s" % key
-            return "%s %r, not %r" % (key, found.get(key), given[key])
+                return f"another {key}"
+            return f"{key} {found.get(key)!r}, not {given[key]!r}"
     return "made by another version"
 
 
@@ -395,8 +387,8 @@ def _make_directory(path):
     """Makes a directory; returns those that were missing, the lowest first."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise errors.UserError(
-            "--output_file=%s is a file that does not end in %s; give a "
-            "directory or a name with that ending" % (path, _ENDING)
+            f"--output_file={path} is a file that does not end in {_ENDING}; "
+            "give a directory or a name with that ending"
         )
     missing = []
     part = os.path.abspath(path)

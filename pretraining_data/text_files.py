@@ -61,14 +61,14 @@ def expand_inputs(text):
         found = list(_matches(part))
         if not found:
             raise errors.UserError(
-                "--input_file: there is no file %r; expected files, globs or "
-                "directories of text, comma separated" % part
+                f"--input_file: there is no file {part!r}; expected files, "
+                "globs or directories of text, comma separated"
             )
         paths.extend(found)
     files = [_text_file(path) for path in paths]
     if not any(f.size for f in files):
         raise errors.UserError(
-            "--input_file=%s holds no text; expected at least one line" % text
+            f"--input_file={text} holds no text; expected at least one line"
         )
     return files
 
@@ -96,12 +96,12 @@ def _matches(part):
 def _text_file(path):
     if not os.path.isfile(path):
         raise errors.UserError(
-            "--input_file: %r is no regular file; write the text to a file "
-            "first, since its size decides how it is divided" % path
+            f"--input_file: {path!r} is no regular file; write the text to a "
+            "file first, since its size decides how it is divided"
         )
     if not os.access(path, os.R_OK):
         raise errors.UserError(
-            "--input_file: %r cannot be read; change its permissions" % path
+            f"--input_file: {path!r} cannot be read; change its permissions"
         )
     return TextFile(path, os.path.getsize(path))
 
@@ -133,8 +133,8 @@ def _decompress(stream, path):
                 data = member.decompress(block, BLOCK_BYTES)
             except zlib.error as error:
                 raise errors.UserError(
-                    "%r is no intact gzip file (%s, near compressed byte %d); "
-                    "compress the text again" % (path, error, position)
+                    f"{path!r} is no intact gzip file ({error}, near "
+                    f"compressed byte {position}); compress the text again"
                 )
             yield position, data
             block = member.unconsumed_tail
@@ -143,8 +143,8 @@ def _decompress(stream, path):
         position += BLOCK_BYTES
     if member is not None:
         raise errors.UserError(
-            "%r is a truncated gzip file: it ends in the middle of its data; "
-            "copy or compress it again" % path
+            f"{path!r} is a truncated gzip file: it ends in the middle of its "
+            "data; copy or compress it again"
         )
 
 
@@ -159,41 +159,41 @@ def json_text(path, number, line, text_field):
     Raises:
       errors.UserError: the line is no such object.
     """
-    where = "line %d of %r" % (number, path)
+    where = f"line {number} of {path!r}"
     try:
         # float, because turning many digits into an int takes quadratic time.
         value = json.loads(line, parse_int=float)
     except RecursionError:
         raise errors.UserError(
-            "%s is nested too deeply; expected an object "
-            "with the field %r" % (where, text_field)
+            f"{where} is nested too deeply; expected an object with the field "
+            f"{text_field!r}"
         )
     except ValueError as error:
         raise errors.UserError(
-            "%s is no JSON (%s); expected one object a line, like "
-            '{"%s": "..."}' % (where, error, text_field)
+            f"{where} is no JSON ({error}); expected one object a line, like "
+            f'{{"{text_field}": "..."}}'
         )
     if not isinstance(value, dict) or text_field not in value:
         fields = (
-            "the fields %s" % sorted(value)[:10]
+            f"the fields {sorted(value)[:10]}"
             if isinstance(value, dict)
             else "no object"
         )
         raise errors.UserError(
-            "%s has no field %r but %s; name the field of the text with "
-            "--text_field" % (where, text_field, fields)
+            f"{where} has no field {text_field!r} but {fields}; name the field "
+            "of the text with --text_field"
         )
     value = value[text_field]
     if not isinstance(value, str):
         raise errors.UserError(
-            "%s: the field %r is a %s; expected a text"
-            % (where, text_field, type(value).__name__)
+            f"{where}: the field {text_field!r} is a {type(value).__name__}; "
+            "expected a text"
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise errors.UserError(
-            "%s: the text has half of a surrogate pair at character %d; remove "
-            "it or write the whole pair" % (where, error.start)
+            f"{where}: the text has half of a surrogate pair at character "
+            f"{error.start}; remove it or write the whole pair"
         )
     return value

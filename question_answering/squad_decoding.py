@@ -118,7 +118,7 @@ def _check_sizes(n_best_size, max_answer_length, threshold):
         ("max_answer_length", max_answer_length),
     ):
         if number < 1:
-            raise errors.UserError("--%s is %d; use 1 or more" % (name, number))
+            raise errors.UserError(f"--{name} is {number}; use 1 or more")
     if threshold != threshold:
         raise errors.UserError(
             "--null_score_diff_threshold is nan; expected a number"
@@ -133,8 +133,8 @@ def _group_windows(examples, features):
     for example, windows in zip(examples, grouped):
         if not windows:
             raise errors.UserError(
-                "question %r has no features; decode needs those of every "
-                "example" % example.question_id
+                f"question {example.question_id!r} has no features; decode "
+                "needs those of every example"
             )
         windows.sort(key=lambda window: window.doc_start)
     return grouped
@@ -185,31 +185,26 @@ def _window_logits(example, feature, results):
     """Checked float64 logits [length] of a feature."""
     if feature.unique_id not in results:
         raise errors.UserError(
-            "question %r: there are no logits for its feature %d; predict "
-            "every feature, also the last partial batch"
-            % (example.question_id, feature.unique_id)
+            f"question {example.question_id!r}: there are no logits for its "
+            f"feature {feature.unique_id}; predict every feature, also the "
+            "last partial batch"
         )
     pair = []
     for logits in results[feature.unique_id]:
         logits = np.asarray(logits, np.float64)
         if logits.ndim != 1 or len(logits) < feature.length:
             raise errors.UserError(
-                "question %r: logits of feature %d have shape %s, but the "
-                "feature has %d tokens"
-                % (
-                    example.question_id,
-                    feature.unique_id,
-                    logits.shape,
-                    feature.length,
-                )
+                f"question {example.question_id!r}: logits of feature "
+                f"{feature.unique_id} have shape {logits.shape}, but the "
+                f"feature has {feature.length} tokens"
             )
         logits = logits[: feature.length]
         # The greatest of numbers and a NaN is NaN.
         if not logits.max() < np.inf:
             raise errors.UserError(
-                "question %r: logits of feature %d are NaN or infinite; the "
-                "model has diverged, or half precision overflows"
-                % (example.question_id, feature.unique_id)
+                f"question {example.question_id!r}: logits of feature "
+                f"{feature.unique_id} are NaN or infinite; the model has "
+                "diverged, or half precision overflows"
             )
         pair.append(np.maximum(logits, _LOWEST))
     return pair
@@ -344,8 +339,8 @@ def _answerable(example, feature, answerable_logits):
     logit = float(answerable_logits.get(feature.unique_id, np.nan))
     if not abs(logit) < np.inf:
         raise errors.UserError(
-            "question %r: the answerability logit of feature %d is missing or "
-            "not finite" % (example.question_id, feature.unique_id)
+            f"question {example.question_id!r}: the answerability logit of "
+            f"feature {feature.unique_id} is missing or not finite"
         )
     return logit
 

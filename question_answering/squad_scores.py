@@ -34,9 +34,7 @@ class ScriptParser(argparse.ArgumentParser):
         self.fail(message + "; --help shows the usage")
 
     def fail(self, message):
-        self.exit(
-            1, "%s: error: %s\n" % (self.prog, " ".join(str(message).split()))
-        )
+        self.exit(1, f"{self.prog}: error: {' '.join(str(message).split())}\n")
 
     def run(self, main):
         """Calls `main(arguments)`; a user's mistake ends the process."""
@@ -47,12 +45,12 @@ class ScriptParser(argparse.ArgumentParser):
         except errors.UserError as error:
             self.fail(error)
         except KeyboardInterrupt:
-            self.exit(128 + signal.SIGINT, "%s: interrupted\n" % self.prog)
+            self.exit(128 + signal.SIGINT, f"{self.prog}: interrupted\n")
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            self.fail("cannot use %r: %s" % (error.filename, error.strerror))
+            self.fail(f"cannot use {error.filename!r}: {error.strerror}")
 
 
 def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
@@ -72,25 +70,24 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
         data = _read_up_to(stream, max_bytes + 1)
     if len(data) > max_bytes:
         raise errors.UserError(
-            "%s is larger than %d bytes; split it into several files"
-            % (path, max_bytes)
+            f"{path} is larger than {max_bytes} bytes; split it into several "
+            "files"
         )
     try:
         value = files.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "%s is not UTF-8 at byte %d; %s must be JSON in UTF-8"
-            % (path, error.start, kind)
+            f"{path} is not UTF-8 at byte {error.start}; {kind} must be JSON "
+            "in UTF-8"
         )
     except ValueError as error:
         raise errors.UserError(
-            "%s is not JSON: %s; is it the right file, and complete?"
-            % (path, error)
+            f"{path} is not JSON: {error}; is it the right file, and complete?"
         )
     if not isinstance(value, dict):
         raise errors.UserError(
-            "%s: the outermost JSON value is a %s, but %s must be an "
-            "object; is it the right file?" % (path, type(value).__name__, kind)
+            f"{path}: the outermost JSON value is a {type(value).__name__}, "
+            f"but {kind} must be an object; is it the right file?"
         )
     return value
 
@@ -111,8 +108,8 @@ def check_output(flag, path, inputs):
             and os.path.samefile(path, other)
         ):
             raise errors.UserError(
-                "%s=%s is an input; it would be replaced, give another name"
-                % (flag, path)
+                f"{flag}={path} is an input; it would be replaced, give "
+                "another name"
             )
 
 
@@ -143,24 +140,24 @@ def iterate_questions(path, document):
         there at all.
     """
     number = 0
-    where = "%s" % path
+    where = f"{path}"
     for a, article in enumerate(_list(document, "data", where)):
-        where = "%s: article %d" % (path, a)
+        where = f"{path}: article {a}"
         for p, paragraph in enumerate(_list(article, "paragraphs", where)):
-            where = "%s: article %d, paragraph %d" % (path, a, p)
+            where = f"{path}: article {a}, paragraph {p}"
             for question in _list(paragraph, "qas", where):
                 value(question, "id", str, where)
                 if not question["id"]:
                     raise errors.UserError(
-                        "%s: a question's 'id' is empty; each must have its "
-                        "own" % where
+                        f"{where}: a question's 'id' is empty; each must have "
+                        "its own"
                     )
                 number += 1
                 yield where, paragraph, question
     if not number:
         raise errors.UserError(
-            "%s has no questions; expected data -> paragraphs -> qas as in "
-            "SQuAD" % path
+            f"{path} has no questions; expected data -> paragraphs -> qas as "
+            "in SQuAD"
         )
 
 
@@ -181,20 +178,18 @@ def value(mapping, key, kind, where):
     """
     if not isinstance(mapping, dict):
         raise errors.UserError(
-            "%s: expected an object with %r, found a %s; the file is not in "
-            "SQuAD's format" % (where, key, type(mapping).__name__)
+            f"{where}: expected an object with {key!r}, found a "
+            f"{type(mapping).__name__}; the file is not in SQuAD's format"
         )
     if key not in mapping:
         raise errors.UserError(
-            "%s: %r is missing; the file is not in SQuAD's format"
-            % (where, key)
+            f"{where}: {key!r} is missing; the file is not in SQuAD's format"
         )
     found = mapping[key]
     # True is an int for isinstance, but not a position in a text.
     if not isinstance(found, kind) or kind is int and isinstance(found, bool):
         raise errors.UserError(
-            "%s: %r must be %s, but it is %.40r"
-            % (where, key, _NAMES[kind], found)
+            f"{where}: {key!r} must be {_NAMES[kind]}, but it is {found!r:.40}"
         )
     return found
 
@@ -215,7 +210,7 @@ def gold_answers(path, document):
     """
     gold = []
     for where, _, question in iterate_questions(path, document):
-        where = "%s: question %r" % (path, question["id"])
+        where = f"{path}: question {question['id']!r}"
         gold.append(
             (
                 question["id"],
@@ -236,7 +231,7 @@ def read_predictions(path):
     """
     predictions = read_json(path, "predictions")
     for question_id in predictions:
-        value(predictions, question_id, str, "%s" % path)
+        value(predictions, question_id, str, f"{path}")
     return predictions
 
 
@@ -254,8 +249,8 @@ def read_null_odds(path):
             or math.isnan(number)
         ):
             raise errors.UserError(
-                "%s: question %r has %.40r where a number was expected"
-                % (path, question_id, number)
+                f"{path}: question {question_id!r} has {number!r:.40} where a "
+                "number was expected"
             )
     return odds
 
@@ -316,8 +311,8 @@ def mean_scores_v1(gold, predictions):
     for question_id, texts in gold:
         if not texts:
             raise errors.UserError(
-                "question %r has no answer, as in SQuAD v2.0; score such data "
-                "with evaluate-v2.0.py" % question_id
+                f"question {question_id!r} has no answer, as in SQuAD v2.0; "
+                "score such data with evaluate-v2.0.py"
             )
         if question_id in predictions:
             prediction = predictions[question_id]
@@ -404,7 +399,7 @@ def find_best_thresholds(gold, predictions, null_odds):
     for name, values in zip(("exact", "f1"), scores(gold, predictions)):
         best, threshold = best_threshold(gold, predictions, values, null_odds)
         result["best_" + name] = best
-        result["best_%s_thresh" % name] = threshold
+        result[f"best_{name}_thresh"] = threshold
     return result
 
 

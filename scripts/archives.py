@@ -55,8 +55,8 @@ def extract(
         wanted = os.path.join(temporary, folder)
         if not os.path.isdir(wanted):
             raise errors.UserError(
-                "%s has no folder %s; it is another "
-                "archive than expected" % (archive, folder)
+                f"{archive} has no folder {folder}; it is another archive than "
+                "expected"
             )
         os.rename(wanted, target)
     except (
@@ -72,8 +72,8 @@ def extract(
         if getattr(error, "errno", None) is not None:
             raise  # of this machine's disk; gzip's own have no number
         raise errors.UserError(
-            "%s cannot be unpacked: %s; remove it and "
-            "download it again" % (archive, error)
+            f"{archive} cannot be unpacked: {error}; remove it and download it "
+            "again"
         )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,19 +89,19 @@ def _write_all(members, archive, directory, max_bytes, max_files):
         path = os.path.join(directory, *parts)
         if path in seen:
             raise errors.UserError(
-                "%s holds %r twice; it is not unpacked" % (archive, member.name)
+                f"{archive} holds {member.name!r} twice; it is not unpacked"
             )
         seen.add(path)
         if len(seen) > max_files:
             raise errors.UserError(
-                "%s holds more than %d files; it is not "
-                "unpacked" % (archive, max_files)
+                f"{archive} holds more than {max_files} files; it is not "
+                "unpacked"
             )
         room -= _write(member, path, room)
         if room < 0:
             raise errors.UserError(
-                "%s holds more than %d bytes; it is not "
-                "unpacked" % (archive, max_bytes)
+                f"{archive} holds more than {max_bytes} bytes; it is not "
+                "unpacked"
             )
 
 
@@ -115,9 +115,9 @@ def _parts(name, archive):
         or any(part in ("", ".", "..") for part in parts)
     ):
         raise errors.UserError(
-            "%s holds a file named %r, which would lie outside of its "
-            "folder; the archive is not to be trusted, and not unpacked"
-            % (archive, name)
+            f"{archive} holds a file named {name!r}, which would lie outside "
+            "of its folder; the archive is not to be trusted, and not "
+            "unpacked"
         )
     return parts
 
@@ -150,7 +150,7 @@ def _opened(path):
             while stream.read(_CHUNK_BYTES):
                 pass
     else:
-        raise errors.UserError("%s is neither a .zip nor a .tar.gz file" % path)
+        raise errors.UserError(f"{path} is neither a .zip nor a .tar.gz file")
 
 
 def _zip_members(archive, path):
@@ -160,7 +160,7 @@ def _zip_members(archive, path):
             raise _not_a_file(path, info.filename)
         if info.flag_bits & _ZIP_IS_ENCRYPTED:
             raise errors.UserError(
-                "%s holds an encrypted file, %r" % (path, info.filename)
+                f"{path} holds an encrypted file, {info.filename!r}"
             )
         if not info.filename.endswith("/"):
             yield _Member(info.filename, lambda info=info: archive.open(info))
@@ -178,6 +178,6 @@ def _tar_members(archive, path):
 
 def _not_a_file(path, name):
     return errors.UserError(
-        "%s holds %r, a link or a device; the archive is not to be trusted, "
-        "and not unpacked" % (path, name)
+        f"{path} holds {name!r}, a link or a device; the archive is not to be "
+        "trusted, and not unpacked"
     )

@@ -128,13 +128,13 @@ class BenchmarkConfig:
         unknown = set(self.stage_names) - set(benchmark_stages.STAGES)
         if unknown or not self.stage_names:
             raise errors.UserError(
-                "--stages is %r; expected some of %s, comma separated"
-                % (self.stages, ",".join(benchmark_stages.STAGES))
+                f"--stages is {self.stages!r}; expected some of "
+                f"{','.join(benchmark_stages.STAGES)}, comma separated"
             )
         if self.hidden_size % 64:
             raise errors.UserError(
-                "--hidden_size is %d; expected a multiple of 64, the size of "
-                "a head" % self.hidden_size
+                f"--hidden_size is {self.hidden_size}; expected a multiple of "
+                "64, the size of a head"
             )
 
     @property
@@ -251,9 +251,8 @@ def fits(rows):
                 for factor, cost in zip(factors, costs)
             )
             yield (
-                "%s of a step = %.2f + %.2f x %s, both relative to the "
-                "first; off by at most %.1f %%"
-                % (kind, start, slope, name, 100 * off)
+                f"{kind} of a step = {start:.2f} + {slope:.2f} x {name}, both "
+                f"relative to the first; off by at most {100 * off:.1f} %"
             )
 
 
@@ -286,10 +285,8 @@ def machine(versions):
                 ),
                 model,
             )
-    about = "%s, %d cores, Python %s" % (
-        model,
-        os.cpu_count(),
-        platform.python_version(),
+    about = (
+        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     if "tensorflow" in sys.modules:
         versions = dict(
@@ -310,17 +307,15 @@ def table(rows):
     ]
     title = None
     for row in rows:
-        share = "%.0f %%" % (100 * row.peak_share) if row.peak_share else ""
-        memory = "%.0f MB" % row.megabytes if row.megabytes else ""
+        share = f"{100 * row.peak_share:.0f} %" if row.peak_share else ""
+        memory = f"{row.megabytes:.0f} MB" if row.megabytes else ""
         lines.append(
             "| %s | %s | %s %s | %.2f (%.2f to %.2f) | %.2f | %s | "
             "%s |"
             % (
                 "" if row.title == title else row.title,
                 row.contender,
-                "{:,.4g}".format(row.rate)
-                if row.rate < 1000
-                else "{:,.0f}".format(row.rate),
+                f"{row.rate:,.4g}" if row.rate < 1000 else f"{row.rate:,.0f}",
                 row.unit,
                 row.ratio,
                 row.lowest,
@@ -352,8 +347,8 @@ def read_csv(path):
             ]
         except (TypeError, ValueError, KeyError):
             raise errors.UserError(
-                "%s is no benchmark.csv of this version; expected the columns "
-                "%s" % (path, ",".join(Row._fields))
+                f"{path} is no benchmark.csv of this version; expected the "
+                f"columns {','.join(Row._fields)}"
             )
 
 
@@ -403,8 +398,8 @@ def _draw_panel(axis, title, rows):
         against = (
             ""
             if place == len(rows) - 1
-            else "   %.2f times (%.2f to %.2f)"
-            % (row.ratio, row.lowest, row.highest)
+            else f"   {row.ratio:.2f} times ({row.lowest:.2f} to "
+            f"{row.highest:.2f})"
         )
         axis.text(
             row.rate / most + 0.01,
@@ -423,7 +418,7 @@ def _draw_panel(axis, title, rows):
 
 
 def _number(rate):
-    return "{:,.0f}".format(rate) if rate >= 1000 else "{:,.3g}".format(rate)
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:,.3g}"
 
 
 def time_all(settings):
@@ -466,13 +461,13 @@ def main(_):
     else:
         rows, versions, peak = time_all(settings)
         sys.stdout.write(
-            "%s, %s\n\n%s\n"
-            % (time.strftime("%Y-%m-%d"), machine(versions), table(rows))
+            f"{time.strftime('%Y-%m-%d')}, "
+            f"{machine(versions)}\n\n{table(rows)}\n"
         )
-        sys.stdout.write("".join("\n%s\n" % line for line in fits(rows)))
+        sys.stdout.write("".join(f"\n{line}\n" for line in fits(rows)))
         if peak:
             sys.stdout.write(
-                "\nmatrix-product rate: %.0f GFLOP/s\n" % (peak / 1e9)
+                f"\nmatrix-product rate: {peak / 1e9:.0f} GFLOP/s\n"
             )
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
     if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows):

@@ -132,8 +132,8 @@ class PeerProcess:
             self._errors.seek(0)
             reason = self._errors.read().strip().splitlines() or ["no message"]
             raise errors.UserError(
-                "the peer %s failed: %s; mend it, or name other stages with "
-                "--stages" % (self._name, reason[-1])
+                f"the peer {self._name} failed: {reason[-1]}; mend it, or name "
+                "other stages with --stages"
             )
         return json.loads(line)
 
@@ -189,7 +189,7 @@ def family_megabytes(process_id):
 def _family(process_id):
     """A process and those that it started, as far as Linux tells."""
     yield process_id
-    for path in glob.glob("/proc/%d/task/*/children" % process_id):
+    for path in glob.glob(f"/proc/{process_id}/task/*/children"):
         try:
             with open(path) as stream:
                 children = stream.read().split()
@@ -202,7 +202,7 @@ def _family(process_id):
 def _megabytes(process_id):
     """Memory of a process; of what it shares with others its part alone."""
     try:
-        with open("/proc/%d/smaps_rollup" % process_id) as lines:
+        with open(f"/proc/{process_id}/smaps_rollup") as lines:
             return (
                 sum(
                     int(line.split()[1])
@@ -240,7 +240,7 @@ def grown_text(path, work, megabytes):
     with open(path, encoding="utf-8") as stream:
         text = stream.read()
     times = max(1, round(megabytes * 1e6 / len(text.encode("utf-8"))))
-    grown = os.path.join(work, "text_%d.txt" % times)
+    grown = os.path.join(work, f"text_{times}.txt")
     if os.path.exists(grown):
         return grown
     pieces = re.split(r"([A-Za-z]+)", text)

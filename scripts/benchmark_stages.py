@@ -63,7 +63,7 @@ def _building(name, settings, work, megabytes):
         "--masking=dynamic",
         "--overwrite",
         "--input_file=" + text,
-        "--max_seq_length=%d" % settings.record_length,
+        f"--max_seq_length={settings.record_length}",
         "--vocab_file=" + settings.vocab_file,
         "--merges_file=" + settings.merges_file,
         "--output_file=" + os.path.join(work, "records"),
@@ -114,7 +114,7 @@ def _scaling(settings, _):
                 **{name: max(1, int(factor * getattr(settings, name)))},
             )
             yield Contender(
-                "%s=%d" % (name, getattr(other, name)),
+                f"{name}={getattr(other, name)}",
                 "steps/s",
                 1,
                 training_step(other)[1],

@@ -123,7 +123,7 @@ class Doctor:
             self._warned.append(name)
         # A warning may say all that there is.
         texts = warnings + [text] * (not any(text in w for w in warnings))
-        print("%-6s %s: %s" % (kind, name, "; ".join(texts)), flush=True)
+        print(f"{kind!s:<6} {name}: {'; '.join(texts)}", flush=True)
 
     def make_all(self):
         """Makes all checks.
@@ -167,9 +167,9 @@ class Doctor:
     def _conclude(self):
         if self._failed:
             raise errors.UserError(
-                "%d of %d checks failed: %s; the lines above say how to mend "
+                f"{len(self._failed)} of {self._made} checks failed: "
+                f"{'; '.join(self._failed)}; the lines above say how to mend "
                 "them"
-                % (len(self._failed), self._made, "; ".join(self._failed))
             )
         print(
             "all %d checks passed%s"
@@ -185,21 +185,18 @@ class Doctor:
         self._device = environment.create(self._options)
         return ", ".join(
             [
-                "%s, %d of %d"
-                % (
-                    self._device.name,
-                    self._device.rank + 1,
-                    self._device.world_size,
-                )
+                f"{self._device.name}, {self._device.rank + 1} of "
+                f"{self._device.world_size}"
             ]
             + ["%s %s" % item for item in self._device.versions().items()]
         )
 
     def _model(self):
         self._config = run_config.model_config(self._run)
-        return "%s, %.1f million parameters" % (
-            self._run.bert_config_file,
-            preflight.parameters(self._config, self._head) / 1e6,
+        return (
+            f"{self._run.bert_config_file}, "
+            f"{preflight.parameters(self._config, self._head) / 1e6:.1f} "
+            "million parameters"
         )
 
     @property
@@ -216,7 +213,7 @@ class Doctor:
             do_lower_case=squad.do_lower_case,
         )
         if self._config is None:
-            return "%d entries" % self._tokenizer.vocab_size
+            return f"{self._tokenizer.vocab_size} entries"
         return preflight.check_vocabulary(
             self._tokenizer,
             squad.vocab_file,
@@ -256,10 +253,9 @@ class Doctor:
         squad, counts = self._squad, collections.Counter()
         path = squad.train_file if is_training else squad.predict_file
         examples = run_squad.read_examples(path, squad, is_training)
-        text = "%s: %d questions on %d contexts" % (
-            path,
-            len(examples),
-            len({e.context for e in examples}),
+        text = (
+            f"{path}: {len(examples)} questions on "
+            f"{len({e.context for e in examples})} contexts"
         )
         if self._tokenizer is None:
             return text + "; give --vocab_file to cut them into windows"
@@ -274,11 +270,10 @@ class Doctor:
                 counts=counts,
             )
         )
-        return "%s; the first %d give %d windows of up to %d tokens" % (
-            text,
-            min(len(examples), 100),
-            counts["features"],
-            self._run.max_seq_length,
+        return (
+            f"{text}; the first {min(len(examples), 100)} give "
+            f"{counts['features']} windows of up to {self._run.max_seq_length} "
+            "tokens"
         )
 
     def _source(self, inputs):
@@ -296,7 +291,7 @@ class Doctor:
         latest = checkpoints.newest(run.output_dir)
         wrong = checkpoints.damage(latest) if latest else ""
         if wrong:
-            raise errors.UserError("%s; a run passes over it" % wrong)
+            raise errors.UserError(f"{wrong}; a run passes over it")
         return latest or run.init_checkpoint or "none, the run begins anew"
 
     def _memory(self):

@@ -102,8 +102,8 @@ def _check_existing(remote, path):
     found = sha256(path)
     if found != remote.sha256:
         raise errors.UserError(
-            "%s is there, but its SHA-256 is %s and not %s; move it away to "
-            "download it" % (path, found, remote.sha256)
+            f"{path} is there, but its SHA-256 is {found} and not "
+            f"{remote.sha256}; move it away to download it"
         )
 
 
@@ -131,9 +131,9 @@ class _Download:
         if found != self._remote.sha256:
             self._discard()
             raise errors.UserError(
-                "%s: the SHA-256 of what came is %s; expected %s. The file "
-                "was changed there, or on its way: try another --url_base, "
-                "or report it" % (self._remote.url, found, self._remote.sha256)
+                f"{self._remote.url}: the SHA-256 of what came is {found}; "
+                f"expected {self._remote.sha256}. The file was changed there, "
+                "or on its way: try another --url_base, or report it"
             )
         os.replace(self._part, self._path)
         self._discard()
@@ -170,17 +170,11 @@ class _Download:
                 furthest = max(furthest, self._here())
                 if failures >= self._patience.attempts:
                     raise errors.UserError(
-                        "%s: %s; %d of %d bytes came, %d attempts brought no "
-                        "more. Check the connection and give the same command "
-                        "again, which goes on from there; --url_base names a "
-                        "mirror"
-                        % (
-                            self._remote.url,
-                            reason,
-                            self._here(),
-                            self._remote.size,
-                            failures,
-                        )
+                        f"{self._remote.url}: {reason}; {self._here()} of "
+                        f"{self._remote.size} bytes came, {failures} attempts "
+                        "brought no more. Check the connection and give the "
+                        "same command again, which goes on from there; "
+                        "--url_base names a mirror"
                     )
                 time.sleep(
                     min(
@@ -197,8 +191,8 @@ class _Download:
         free = shutil.disk_usage(os.path.dirname(self._path) or ".").free
         if needed > free:
             raise errors.UserError(
-                "%s needs %d bytes more, and %d are free; make room, or name "
-                "another --output_dir" % (self._path, needed, free)
+                f"{self._path} needs {needed} bytes more, and {free} are free; "
+                "make room, or name another --output_dir"
             )
 
     def _request(self, bar):
@@ -210,7 +204,7 @@ class _Download:
         """
         start, headers = self._here(), dict(_HEADERS)
         if start:
-            headers["Range"] = "bytes=%d-" % start
+            headers["Range"] = f"bytes={start}-"
             if self._validator():
                 headers["If-Range"] = self._validator()
         request = urllib.request.Request(self._remote.url, headers=headers)
@@ -223,9 +217,9 @@ class _Download:
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise errors.UserError(
-                    "%s: the server's certificate is not valid here (%s); a "
-                    "proxy's own must be known to Python (SSL_CERT_FILE)"
-                    % (self._remote.url, error.reason.verify_message)
+                    f"{self._remote.url}: the server's certificate is not "
+                    f"valid here ({error.reason.verify_message}); a proxy's "
+                    "own must be known to Python (SSL_CERT_FILE)"
                 )
             raise _Passing(str(error.reason))
         except (OSError, http.client.HTTPException) as error:
@@ -240,17 +234,13 @@ class _Download:
             raise _Passing("the server has less than what came before")
         if error.code in _PASSING:
             raise _Passing(
-                "HTTP %d %s" % (error.code, error.reason),
+                f"HTTP {error.code} {error.reason}",
                 _seconds(error.headers.get("Retry-After")),
             )
         raise errors.UserError(
-            "%s: HTTP %d %s; the file is not to be had there, --url_base "
-            "names a mirror"
-            % (
-                self._remote.url,
-                error.code,
-                " ".join(str(error.reason).split()),
-            )
+            f"{self._remote.url}: HTTP {error.code} "
+            f"{' '.join(str(error.reason).split())}; the file is not to be had "
+            "there, --url_base names a mirror"
         )
 
     def _validator(self):
@@ -281,21 +271,21 @@ class _Download:
                 stream.write(chunk)
                 bar.update(len(chunk))
         if start > self._remote.size:
-            self._refuse("more than %d bytes" % self._remote.size)
+            self._refuse(f"more than {self._remote.size} bytes")
         if start < self._remote.size:
             raise _Passing("the connection ended early")
 
     def _check_length(self, response, start):
         length = response.headers.get("Content-Length", "")
         if length.isdigit() and start + int(length) != self._remote.size:
-            self._refuse("%d bytes" % (start + int(length)))
+            self._refuse(f"{start + int(length)} bytes")
 
     def _refuse(self, what):
         self._discard()
         raise errors.UserError(
-            "%s has %s, expected are %d; it is another file, such as a "
-            "proxy's login page: look at it in a browser, or try another "
-            "--url_base" % (self._remote.url, what, self._remote.size)
+            f"{self._remote.url} has {what}, expected are {self._remote.size}; "
+            "it is another file, such as a proxy's login page: look at it in "
+            "a browser, or try another --url_base"
         )
 
     def _note(self, response):
@@ -353,9 +343,8 @@ def redirected(url, url_base):
         target = urllib.parse.urlsplit(base)
         if target.scheme not in ("http", "https") or not target.netloc:
             raise errors.UserError(
-                "--url_base is %r; expected an address such as "
+                f"--url_base is {part!r}; expected an address such as "
                 "https://mirror.example/files, or HOST=ADDRESS for one host"
-                % part
             )
         if host in ("", parsed.netloc):
             return base.rstrip("/") + parsed.path

@@ -24,8 +24,8 @@ def main(arguments):
     version = document.get("version", EXPECTED_VERSION)
     if version != EXPECTED_VERSION:
         print(
-            "Evaluation expects v-%s, but got dataset with v-%s"
-            % (EXPECTED_VERSION, version),
+            f"Evaluation expects v-{EXPECTED_VERSION}, but got dataset with "
+            f"v-{version}",
             file=sys.stderr,
         )
     gold = squad_scores.gold_answers(arguments.dataset_file, document)
@@ -34,7 +34,7 @@ def main(arguments):
     for question_id, _ in gold:
         if question_id not in predictions:
             print(
-                "Unanswered question %s will receive score 0." % question_id,
+                f"Unanswered question {question_id} will receive score 0.",
                 file=sys.stderr,
             )
     print(json.dumps(scores))

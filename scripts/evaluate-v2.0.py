@@ -89,7 +89,7 @@ def mean_scores(exact_scores, f1_scores, ids):
 
 
 def add(result, part, prefix):
-    result.update(("%s_%s" % (prefix, k), v) for k, v in part.items())
+    result.update((f"{prefix}_{k}", v) for k, v in part.items())
 
 
 def precision_recall(values, gold, null_odds):
@@ -205,7 +205,7 @@ def draw(pyplot, out_dir, question_scores, gold, null_odds):
             draw_histogram(
                 pyplot,
                 numbers,
-                os.path.join(out_dir, "na_prob_hist_%s.png" % name),
+                os.path.join(out_dir, f"na_prob_hist_{name}.png"),
                 name,
             )
     return average_precisions
@@ -219,8 +219,8 @@ def read_null_odds(path, predicted):
     for question_id in predicted:
         if question_id not in null_odds:
             raise errors.UserError(
-                "%s has no number for question %r; every question needs one"
-                % (path, question_id)
+                f"{path} has no number for question {question_id!r}; every "
+                "question needs one"
             )
     return null_odds
 
@@ -229,15 +229,11 @@ def report_questions(gold, exact_scores, f1_scores, verbose):
     """Names unpredicted questions, and with `verbose` every score."""
     for question_id in gold:
         if question_id not in exact_scores:
-            print("Missing prediction for %s" % question_id, file=sys.stderr)
+            print(f"Missing prediction for {question_id}", file=sys.stderr)
         elif verbose:
             print(
-                "id=%s exact=%d f1=%.4f"
-                % (
-                    question_id,
-                    exact_scores[question_id],
-                    f1_scores[question_id],
-                ),
+                f"id={question_id} exact={exact_scores[question_id]} "
+                f"f1={f1_scores[question_id]:.4f}",
                 file=sys.stderr,
             )
 

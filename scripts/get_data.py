@@ -95,8 +95,8 @@ def _squad(version, train, dev):
     files = {
         name: downloads.Remote(_SQUAD + name, *facts)
         for name, facts in (
-            ("train-v%s.json" % version, train),
-            ("dev-v%s.json" % version, dev),
+            (f"train-v{version}.json", train),
+            (f"dev-v{version}.json", dev),
         )
     }
     return Item(
@@ -129,7 +129,7 @@ def _glue(folder, archive, size, sha256, licence, home=_TASKS_PAGE):
 
 def _model(name, revision, config, weights):
     """A model of the Hub at a fixed commit."""
-    base = "%s%s/resolve/%s/" % (_HUB, name, revision)
+    base = f"{_HUB}{name}/resolve/{revision}/"
     files = {
         "config.json": config,
         "vocab.json": (
@@ -380,8 +380,8 @@ ELSEWHERE = {
 def readable(size):
     """`30.3 MB`, `29.0 kB`."""
     if size < 1e6:
-        return "%.1f kB" % (size / 1e3)
-    return "%.1f MB" % (size / 1e6)
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB"
 
 
 def print_list():
@@ -395,7 +395,7 @@ def print_list():
                 name,
                 readable(item.size),
                 item.folder,
-                "%s; %s" % (item.licence, item.home),
+                f"{item.licence}; {item.home}",
             )
         )
     for name, members in GROUPS.items():
@@ -409,7 +409,7 @@ def print_list():
             )
         )
     for name, reason in ELSEWHERE.items():
-        print("%-14s cannot be downloaded from here: %s" % (name, reason))
+        print(f"{name!s:<14} cannot be downloaded from here: {reason}")
 
 
 def chosen(names):
@@ -428,12 +428,12 @@ def chosen(names):
         name = name.lower().replace("roberta-", "roberta_")
         if name in ELSEWHERE:
             raise errors.UserError(
-                "%s is not to be had here: %s" % (name, ELSEWHERE[name])
+                f"{name} is not to be had here: {ELSEWHERE[name]}"
             )
         if name not in ITEMS and name not in GROUPS:
             raise errors.UserError(
-                "%s is not known; expected one of %s"
-                % (name, ", ".join(sorted(list(ITEMS) + list(GROUPS))))
+                f"{name} is not known; expected one of "
+                f"{', '.join(sorted(list(ITEMS) + list(GROUPS)))}"
             )
         found += [n for n in GROUPS.get(name, [name]) if n not in found]
     return found
@@ -471,7 +471,7 @@ def main(arguments):
             made = get(
                 ITEMS[name], config.output_dir, config.url_base, patience
             )
-            print("%s: %s" % (name, made or "is there already"), flush=True)
+            print(f"{name}: {made or 'is there already'}", flush=True)
     except KeyboardInterrupt:
         command_line.fail("interrupted; the same command goes on from here")
 

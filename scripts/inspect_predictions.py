@@ -76,8 +76,8 @@ def read_questions(arguments):
     predictions = squad_scores.read_predictions(arguments.predictions)
     if not set(predictions) & set(gold):
         raise errors.UserError(
-            "%s answers no question of %s; give the predictions for this file"
-            % (arguments.predictions, arguments.dataset)
+            f"{arguments.predictions} answers no question of "
+            f"{arguments.dataset}; give the predictions for this file"
         )
     exact, f1 = squad_scores.scores(gold, predictions)
     nbest = _read_nbest(arguments.nbest) if arguments.nbest else {}
@@ -117,7 +117,7 @@ def _read_nbest(path):
     """{id: [{"text", "probability"}]}."""
     nbest = squad_scores.read_json(path, "n-best predictions")
     for name, answers in nbest.items():
-        where = "%s: question %r" % (path, name)
+        where = f"{path}: question {name!r}"
         for answer in squad_scores.value(nbest, name, list, where):
             squad_scores.value(answer, "text", str, where)
             probability = answer.get("probability")
@@ -126,8 +126,8 @@ def _read_nbest(path):
                 or not 0 <= probability <= 1
             ):
                 raise errors.UserError(
-                    "%s: 'probability' must be a number from 0 to 1, but it "
-                    "is %.40r" % (where, probability)
+                    f"{where}: 'probability' must be a number from 0 to 1, but "
+                    f"it is {probability!r:.40}"
                 )
     return nbest
 
@@ -335,34 +335,29 @@ def render(questions, shown, arguments):
     """The page, a text of HTML."""
     counts = collections.Counter(question.kind for question in questions)
     total = len(questions)
-    tiles = [("questions", "{:,}".format(total))] + [
-        (name, "%.2f" % (100.0 * sum(values) / total))
+    tiles = [("questions", f"{total:,}")] + [
+        (name, f"{100.0 * sum(values) / total:.2f}")
         for name, values in (
             ("exact match", [question.exact for question in questions]),
             ("F1", [question.f1 for question in questions]),
         )
     ]
-    tiles.append((CORRECT, "{:,}".format(counts[CORRECT])))
+    tiles.append((CORRECT, f"{counts[CORRECT]:,}"))
     kinds = [kind for kind in KINDS if counts[kind]]
     return _PAGE.substitute(
-        title="Answers to %s"
-        % html.escape(os.path.basename(arguments.dataset)),
+        title=f"Answers to {html.escape(os.path.basename(arguments.dataset))}",
         about=html.escape(
-            "%s; the %d worst of %d answers that are not exact, lowest F1 "
-            "first, then the surest ones"
-            % (
-                os.path.basename(arguments.predictions),
-                len(shown),
-                total - counts[CORRECT],
-            )
+            f"{os.path.basename(arguments.predictions)}; the {len(shown)} "
+            f"worst of {total - counts[CORRECT]} answers that are not exact, "
+            "lowest F1 first, then the surest ones"
         ),
         tiles="".join(
-            '<div class="tile"><b>%s</b>%s</div>' % (number, name)
+            f'<div class="tile"><b>{number}</b>{name}</div>'
             for name, number in tiles
         ),
         bar="".join(
-            '<i class="%s-colour" style="flex:%d" title="%s: %d"></i>'
-            % (_css(kind), counts[kind], kind, counts[kind])
+            f'<i class="{_css(kind)}-colour" style="flex:{counts[kind]}" '
+            f'title="{kind}: {counts[kind]}"></i>'
             for kind in [CORRECT] + list(KINDS)
             if counts[kind]
         ),
@@ -380,8 +375,8 @@ def _filter_rules(kinds):
         for kind in kinds
     ]
     return (
-        "%s { border-color: var(--ink); font-weight: 600; }\n"
-        % ", ".join(rules)
+        f"{', '.join(rules)} {{ border-color: var(--ink); font-weight: 600; "
+        "}}\n"
     ) + "\n".join(
         "#{0}:checked ~ main article:not(.{0}) {{ display: none; }}".format(
             _css(kind)
@@ -393,13 +388,13 @@ def _filter_rules(kinds):
 def _filter_inputs(kinds, counts, shown):
     listed = collections.Counter(question.kind for question in shown)
     radios = "".join(
-        '<input class="filter" type="radio" name="kind" id="%s"%s>'
-        % (name, " checked" * (name == "all"))
+        '<input class="filter" type="radio" name="kind" '
+        f'id="{name}"{" checked" * (name == "all")}>'
         for name in ["all"] + [_css(kind) for kind in kinds]
     )
     labels = [
-        '<label class="all" for="all">all %s</label>'
-        % _share(len(shown), sum(counts[kind] for kind in kinds))
+        '<label class="all" for="all">all '
+        f"{_share(len(shown), sum(counts[kind] for kind in kinds))}</label>"
     ]
     labels += [
         '<label class="{0}{1}" for="{0}" title="{2}{3}">'
@@ -417,21 +412,21 @@ def _filter_inputs(kinds, counts, shown):
 
 
 def _share(listed, count):
-    return "%d" % count if listed == count else "%d of %d" % (listed, count)
+    return f"{count}" if listed == count else f"{listed} of {count}"
 
 
 def _article(question):
     kind = question.kind
     head = [
-        '<span class="badge %s-colour">%s</span>' % (_css(kind), kind),
-        "<span>F1 %.1f</span>" % (100 * question.f1),
+        f'<span class="badge {_css(kind)}-colour">{kind}</span>',
+        f"<span>F1 {100 * question.f1:.1f}</span>",
     ]
     if question.confidence is not None:
         head.append(
-            "<span>confidence %.1f %%</span>" % (100 * question.confidence)
+            f"<span>confidence {100 * question.confidence:.1f} %</span>"
         )
     if question.null_odds is not None:
-        head.append("<span>null odds %+.2f</span>" % question.null_odds)
+        head.append(f"<span>null odds {question.null_odds:+.2f}</span>")
     head.append(
         '<span class="id">%s</span>'
         % " · ".join(
@@ -444,18 +439,11 @@ def _article(question):
     gold = gold_spans(question)
     predicted = predicted_span(question, gold)
     return (
-        '<article class="%s"><div class="head">%s</div>\n'
-        '<h2 dir="auto">%s</h2>\n'
-        '<div class="context" dir="auto">%s</div>\n'
-        "%s%s</article>"
-        % (
-            _css(kind),
-            "".join(head),
-            html.escape(str(question.entry.get("question", ""))),
-            _marked(pieces(question.context, gold, predicted)),
-            _answers(question, predicted),
-            _nbest(question),
-        )
+        f'<article class="{_css(kind)}"><div '
+        f'class="head">{"".join(head)}</div>\n<h2 '
+        f'dir="auto">{html.escape(str(question.entry.get("question", "")))}</h2>\n<div '
+        'class="context" '
+        f'dir="auto">{_marked(pieces(question.context, gold, predicted))}</div>\n{_answers(question, predicted)}{_nbest(question)}</article>'
     )
 
 
@@ -470,18 +458,14 @@ def _marked(parts):
     for number, (text, *flags) in enumerate(parts):
         name = names.get(tuple(flags))
         if name:
-            marked.append(
-                '<mark class="%s">%s</mark>' % (name, html.escape(text))
-            )
+            marked.append(f'<mark class="{name}">{html.escape(text)}</mark>')
             continue
         begin, middle, end = folded(text, number == 0, number == len(parts) - 1)
         marked.append(html.escape(begin))
         if middle:
             marked.append(
-                '<details class="more"><summary>… {:,} more characters … '
-                "</summary>{}</details>".format(
-                    len(middle), html.escape(middle)
-                )
+                f'<details class="more"><summary>… {len(middle):,} more characters … '
+                f"</summary>{html.escape(middle)}</details>"
             )
         marked.append(html.escape(end))
     return "".join(marked)
@@ -495,9 +479,9 @@ def _answers(question, predicted):
     elif question.prediction and predicted is None:
         given += " <em>(not in the context word for word)</em>"
     return (
-        '<table><tr><th>accepted</th><td dir="auto">%s</td></tr>'
-        '<tr><th>predicted</th><td dir="auto">%s</td></tr></table>'
-        % (" | ".join(map(_text, texts or [""])), given)
+        "<table><tr><th>accepted</th><td "
+        f'dir="auto">{" | ".join(map(_text, texts or [""]))}</td></tr><tr><th>predicted</th><td '
+        f'dir="auto">{given}</td></tr></table>'
     )
 
 
@@ -505,26 +489,23 @@ def _nbest(question):
     if not question.nbest:
         return ""
     rows = "".join(
-        '<tr><td class="number">%.1f %%<span class="share" '
-        'style="width:%.1fem"></span></td><td dir="auto">%s</td></tr>'
-        % (
-            100 * answer["probability"],
-            6 * answer["probability"],
-            _text(answer["text"]),
-        )
+        f'<tr><td class="number">{100 * answer["probability"]:.1f} %<span '
+        'class="share" '
+        f'style="width:{6 * answer["probability"]:.1f}em"></span></td><td '
+        f'dir="auto">{_text(answer["text"])}</td></tr>'
         for answer in question.nbest[:_LISTED]
     )
     return (
-        '\n<details class="nbest"><summary>n-best list (%d of %d)</summary>'
-        "<table>%s</table></details>"
-        % (min(_LISTED, len(question.nbest)), len(question.nbest), rows)
+        '\n<details class="nbest"><summary>n-best list '
+        f"({min(_LISTED, len(question.nbest))} of "
+        f"{len(question.nbest)})</summary><table>{rows}</table></details>"
     )
 
 
 def main(arguments):
     if arguments.limit < 1:
         raise errors.UserError(
-            "--limit=%d: expected a whole number >= 1" % arguments.limit
+            f"--limit={arguments.limit}: expected a whole number >= 1"
         )
     squad_scores.check_output(
         "--output",

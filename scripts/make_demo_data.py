@@ -295,10 +295,9 @@ def make_asked_document(world):
         sentence[:-1] + "!" if fact is asked else sentence
         for fact, sentence in zip(facts, sentences)
     ]
-    return "%s\n%s %s\n" % (
-        world.draw.one(relation.questions).format(s=subject),
-        opening,
-        " ".join(sentences),
+    return (
+        f"{world.draw.one(relation.questions).format(s=subject)}\n{opening} "
+        f"{' '.join(sentences)}\n"
     )
 
 
@@ -368,14 +367,14 @@ def make_squad(world, name, count, version):
     number = itertools.count(1)
     for paragraph in paragraphs:
         for qa in paragraph["qas"]:
-            qa["id"] = "%s%d" % (name, next(number))
+            qa["id"] = f"{name}{next(number)}"
             if version == "2.0":
                 qa.setdefault("is_impossible", False)
     return {
         "version": {"1.1": "1.1", "2.0": "v2.0"}[version],
         "data": [
             {
-                "title": "%s %d" % (name, first // 10 + 1),
+                "title": f"{name} {first // 10 + 1}",
                 "paragraphs": paragraphs[first : first + 10],
             }
             for first in range(0, count, 10)
@@ -496,7 +495,7 @@ def make_files():
             ("train", train, TRAIN_PARAGRAPHS),
             ("dev", dev, DEV_PARAGRAPHS),
         ):
-            files["%s-v%s.json" % (name, version)] = make_squad(
+            files[f"{name}-v{version}.json"] = make_squad(
                 world, name, count, version
             )
     merges = train_bpe(files["text.txt"], MERGES)

@@ -71,8 +71,8 @@ def read_hccn_conf(path, devices):
     missing = [number for number in range(devices) if str(number) not in found]
     if missing:
         raise Mistake(
-            "%s has no line address_%d=; expected one for each of "
-            "%d devices, or give --device_ips" % (path, missing[0], devices)
+            f"{path} has no line address_{missing[0]}=; expected one for each "
+            f"of {devices} devices, or give --device_ips"
         )
     return [found[str(number)] for number in range(devices)]
 
@@ -90,9 +90,9 @@ def device_addresses(hosts, devices, device_ips, files):
         wanted = len(hosts) * devices
         if len(device_ips) != wanted:
             raise Mistake(
-                "--device_ips has %d addresses; expected %d, one "
-                "for each of %d devices on %d hosts"
-                % (len(device_ips), wanted, devices, len(hosts))
+                f"--device_ips has {len(device_ips)} addresses; expected "
+                f"{wanted}, one for each of {devices} devices on {len(hosts)} "
+                "hosts"
             )
         return [
             device_ips[first : first + devices]
@@ -100,21 +100,21 @@ def device_addresses(hosts, devices, device_ips, files):
         ]
     if not files and len(hosts) > 1:
         raise Mistake(
-            "--hosts names %d hosts, but %s has the devices of one; "
-            "give --hccn_conf=FILE,FILE with a copy of each host's, "
-            "or --device_ips" % (len(hosts), _HCCN_CONF)
+            f"--hosts names {len(hosts)} hosts, but {_HCCN_CONF} has the "
+            "devices of one; give --hccn_conf=FILE,FILE with a copy of each "
+            "host's, or --device_ips"
         )
     if not files and not os.path.exists(_HCCN_CONF):
         raise Mistake(
-            "the addresses of the devices are not known: %s is not "
-            "there; give --device_ips=ADDRESS,..., which hccn_tool "
-            "-i 0 -ip -g prints for device 0" % _HCCN_CONF
+            f"the addresses of the devices are not known: {_HCCN_CONF} is not "
+            "there; give --device_ips=ADDRESS,..., which hccn_tool -i 0 -ip "
+            "-g prints for device 0"
         )
     files = files or [_HCCN_CONF]
     if len(files) != len(hosts):
         raise Mistake(
-            "--hccn_conf has %d files; expected one for each of %d "
-            "hosts" % (len(files), len(hosts))
+            f"--hccn_conf has {len(files)} files; expected one for each of "
+            f"{len(hosts)} hosts"
         )
     return [read_hccn_conf(path, devices) for path in files]
 
@@ -126,19 +126,16 @@ def check_addresses(name, addresses):
             ipaddress.ip_address(address)
         except ValueError:
             raise Mistake(
-                "%s has %r; expected an address such as 10.0.0.1"
-                % (name, address)
+                f"{name} has {address!r}; expected an address such as 10.0.0.1"
             )
     twice = sorted({a for a in addresses if addresses.count(a) > 1})
     if twice:
-        raise Mistake(
-            "%s has %s more than once; each has its own" % (name, twice[0])
-        )
+        raise Mistake(f"{name} has {twice[0]} more than once; each has its own")
 
 
 def write(path, table):
     """Writes JSON; the file appears when it is complete."""
-    temporary = "%s.%d.incomplete" % (path, os.getpid())
+    temporary = f"{path}.{os.getpid()}.incomplete"
     try:
         with open(temporary, "w", encoding="utf-8") as stream:
             json.dump(table, stream, indent=2)
@@ -151,7 +148,7 @@ def write(path, table):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise Mistake("%s; --help lists the flags" % message)
+        raise Mistake(f"{message}; --help lists the flags")
 
 
 def _list(text):
@@ -185,7 +182,7 @@ def parse(arguments):
         "--hccn_conf",
         default=[],
         type=_list,
-        help="a copy of each host's %s" % _HCCN_CONF,
+        help=f"a copy of each host's {_HCCN_CONF}",
     )
     parser.add_argument("--output", required=True, help="the file to write")
     return parser.parse_args(arguments)
@@ -212,12 +209,12 @@ def main(arguments):
         )
         write(options.output, rank_table(options.hosts, addresses))
     except Mistake as mistake:
-        sys.stderr.write("make_rank_table.py: error: %s\n" % mistake)
+        sys.stderr.write(f"make_rank_table.py: error: {mistake}\n")
         return 1
     except OSError as error:
         sys.stderr.write(
-            "make_rank_table.py: error: cannot use %r: %s\n"
-            % (error.filename, error.strerror)
+            f"make_rank_table.py: error: cannot use {error.filename!r}: "
+            f"{error.strerror}\n"
         )
         return 1
     return 0

@@ -31,7 +31,7 @@ def load_pyplot(user):
         import matplotlib
     except ImportError:
         raise errors.UserError(
-            "%s needs matplotlib; pip install -r requirements/plots.txt" % user
+            f"{user} needs matplotlib; pip install -r requirements/plots.txt"
         )
     matplotlib.use("Agg")
     import matplotlib.pyplot

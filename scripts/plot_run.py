@@ -81,7 +81,7 @@ def short_names(paths):
         if len(set(names)) == len(names):
             return names
     raise errors.UserError(
-        "a run is named twice: %s" % ", ".join(map(str, paths))
+        f"a run is named twice: {', '.join(map(str, paths))}"
     )
 
 
@@ -103,8 +103,8 @@ def read_run(directory):
         points.append((step, value))
     if not curves:
         raise errors.UserError(
-            "%s: its event files hold no scalars yet; they come every "
-            "--display_loss_steps steps" % directory
+            f"{directory}: its event files hold no scalars yet; they come "
+            "every --display_loss_steps steps"
         )
     return {
         tag: Curve(*map(np.array, zip(*points)))
@@ -116,8 +116,8 @@ def _event_files(directory):
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise errors.UserError(
-            "%s is no directory; name the --output_dir or "
-            "--out_log_dir of a run" % directory
+            f"{directory} is no directory; name the --output_dir or "
+            "--out_log_dir of a run"
         )
     found = sorted(directory.glob("*.tfevents.*"))
     if not found:
@@ -128,7 +128,7 @@ def _event_files(directory):
             "%s holds no TensorBoard event files; %s"
             % (
                 directory,
-                "they are in %s" % ", ".join(map(str, below))
+                f"they are in {', '.join(map(str, below))}"
                 if below
                 else "name the --output_dir or --out_log_dir of a run",
             )
@@ -159,7 +159,7 @@ def _scalars(path):
                     )
     except tf.errors.DataLossError:
         print(
-            "%s is cut short; %d scalars of it are drawn" % (path, len(found)),
+            f"{path} is cut short; {len(found)} scalars of it are drawn",
             file=sys.stderr,
         )
     return found
@@ -201,8 +201,8 @@ def tags_of(runs, wanted):
         missing = [tag for tag in tags if tag not in known]
         if missing:
             raise errors.UserError(
-                "--tags: no run has %s; there are %s"
-                % (", ".join(missing), ", ".join(sorted(known)))
+                f"--tags: no run has {', '.join(missing)}; there are "
+                f"{', '.join(sorted(known))}"
             )
         return tags
     known -= {evaluation_of(tag, known) for tag in known}
@@ -343,8 +343,8 @@ def main(arguments):
     pyplot = pictures.load_pyplot("plot_run.py")
     if not 0 <= arguments.smoothing < 1:
         raise errors.UserError(
-            "--smoothing=%g: expected a number from 0 to "
-            "below 1" % arguments.smoothing
+            f"--smoothing={arguments.smoothing:g}: expected a number from 0 to "
+            "below 1"
         )
     runs = read_runs(arguments.runs)
     tags = tags_of(runs, arguments.tags)
@@ -357,9 +357,9 @@ def main(arguments):
             % (
                 name,
                 " ".join(
-                    ["step=%d" % max(c.steps[-1] for c in curves.values())]
+                    [f"step={max(c.steps[-1] for c in curves.values())}"]
                     + [
-                        "%s=%.6g" % (tag, curves[tag].values[-1])
+                        f"{tag}={curves[tag].values[-1]:.6g}"
                         for tag in shown(tags, curves)
                     ]
                 ),

@@ -83,8 +83,8 @@ def _import():
         import uvicorn
     except ImportError as error:
         raise errors.UserError(
-            "serve.py needs the package %s; pip install --constraint "
-            "requirements.txt -r requirements/serve.txt" % error.name
+            f"serve.py needs the package {error.name}; pip install "
+            "--constraint requirements.txt -r requirements/serve.txt"
         )
     return fastapi, pydantic, uvicorn
 
@@ -99,8 +99,8 @@ def content_security_policy(page):
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest())
     return (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        "connect-src 'self'; script-src 'sha256-%s'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'" % digest.decode("ascii")
+        f"connect-src 'self'; script-src 'sha256-{digest.decode('ascii')}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
@@ -120,8 +120,8 @@ def length_refusal(headers, most):
     length = int(headers.get("content-length", "0"))
     if length > most:
         return 413, (
-            "the request has {:,} bytes, this server takes {:,}; "
-            "send a part of the text".format(length, most)
+            f"the request has {length:,} bytes, this server takes {most:,}; "
+            "send a part of the text"
         )
     return None
 
@@ -129,19 +129,18 @@ def length_refusal(headers, most):
 def text_refusal(name, value, most):
     """(status, message) for a text that cannot be read, None for another."""
     if not value.strip():
-        return 422, "the %s is empty" % name
+        return 422, f"the {name} is empty"
     if len(value) > most:
         return 413, (
-            "the {} has {:,} characters, this server takes {:,}; "
-            "send a part of it".format(name, len(value), most)
+            f"the {name} has {len(value):,} characters, this server takes {most:,}; "
+            "send a part of it"
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        return 422, "the %s is no text at character %d: %s" % (
-            name,
-            error.start,
-            error.reason,
+        return (
+            422,
+            f"the {name} is no text at character {error.start}: {error.reason}",
         )
     return None
 
@@ -154,9 +153,9 @@ def _first_problem(error):
         for part in first["loc"]
         if isinstance(part, str) and part != "body"
     )
-    return '%s: %s; expected {"question": "...", "text": "..."}' % (
-        where or "the body",
-        first["msg"],
+    return (
+        f'{where or "the body"}: {first["msg"]}; expected {{"question": '
+        '"...", "text": "..."}}'
     )
 
 
@@ -250,8 +249,8 @@ def listen(host, port):
         found.listen(128)
     except OSError as error:
         raise errors.UserError(
-            "cannot listen on --host=%s --port=%d: %s; give another --port, "
-            "or 0 for a free one" % (host, port, error.strerror)
+            f"cannot listen on --host={host} --port={port}: {error.strerror}; "
+            "give another --port, or 0 for a free one"
         )
     return found
 
@@ -266,8 +265,8 @@ def main(_):
     model.answer("Ready?", "The first call is slow.")
     app = create_app(model, options)
     sys.stdout.write(
-        "http://%s:%d/ answers with %s; Ctrl-C ends it\n"
-        % (options.host, listening.getsockname()[1], model.model.checkpoint)
+        f"http://{options.host}:{listening.getsockname()[1]}/ answers with "
+        f"{model.model.checkpoint}; Ctrl-C ends it\n"
     )
     sys.stdout.flush()
     uvicorn.Server(

@@ -64,7 +64,7 @@ def examples_of(table, columns):
             value(row, columns.text),
             value(row, columns.pair),
             value(row, columns.label),
-            "%s, line %d" % (table.path, row.line),
+            f"{table.path}, line {row.line}",
         )
         for number, row in enumerate(table.rows)
     ]
@@ -74,12 +74,8 @@ def _check_columns(table, columns):
     for name in columns:
         if name is not None and name not in table.columns:
             raise errors.UserError(
-                "%s has no column %r; its columns are %s"
-                % (
-                    table.path,
-                    name,
-                    ", ".join(repr(found) for found in table.columns),
-                )
+                f"{table.path} has no column {name!r}; its columns are "
+                f"{', '.join((repr(found) for found in table.columns))}"
             )
 
 
@@ -113,12 +109,8 @@ class Labels(typing.NamedTuple):
         for example in examples:
             if example.label not in places:
                 raise errors.UserError(
-                    "%s has the label %r; expected one of %s"
-                    % (
-                        example.place,
-                        example.label,
-                        ", ".join(map(repr, self.names)),
-                    )
+                    f"{example.place} has the label {example.label!r}; "
+                    f"expected one of {', '.join(map(repr, self.names))}"
                 )
         return np.array([places[e.label] for e in examples], np.int32)
 
@@ -142,8 +134,8 @@ def _number(example):
         value = math.nan
     if not math.isfinite(value):
         raise errors.UserError(
-            "%s has the label %r; a regression expects a "
-            "number" % (example.place, example.label)
+            f"{example.place} has the label {example.label!r}; a regression "
+            "expects a number"
         )
     return value
 
@@ -157,15 +149,15 @@ def labels_in(examples):
     names = {example.label for example in examples}
     if len(names) < 2:
         raise errors.UserError(
-            "%s: the only label is %r; expected at least two (is it a "
+            f"{examples[0].place.rpartition(',')[0]}: the only label is "
+            f"{next(iter(names))!r}; expected at least two (is it a "
             "regression? then give --regression=True)"
-            % (examples[0].place.rpartition(",")[0], next(iter(names)))
         )
     if len(names) > 1000:
         raise errors.UserError(
-            "%s: there are %d labels; is it the right --label_column, or a "
-            "regression (--regression=True)?"
-            % (examples[0].place.rpartition(",")[0], len(names))
+            f"{examples[0].place.rpartition(',')[0]}: there are {len(names)} "
+            "labels; is it the right --label_column, or a regression "
+            "(--regression=True)?"
         )
     is_whole = all(name.lstrip("-").isdigit() for name in names)
     return Labels(tuple(sorted(names, key=int if is_whole else None)))
@@ -180,8 +172,8 @@ def named_labels(text):
     names = tuple(text.split(","))
     if not all(names) or len(set(names)) < len(names) or len(names) < 2:
         raise errors.UserError(
-            "--labels=%s; expected at least two different names, comma "
-            "separated, in the order of their ids" % text
+            f"--labels={text}; expected at least two different names, comma "
+            "separated, in the order of their ids"
         )
     return names
 
@@ -201,8 +193,8 @@ def labels_of_config(values):
         return Labels(tuple(str(names[str(i)]) for i in range(len(names))))
     except KeyError as error:
         raise errors.UserError(
-            "id2label lacks %s; expected a label for each number from 0 to "
-            "%d" % (error, len(names) - 1)
+            f"id2label lacks {error}; expected a label for each number from 0 "
+            f"to {len(names) - 1}"
         )
 
 

@@ -40,7 +40,7 @@ class Sentence(typing.NamedTuple):
 
     def place(self, word):
         """ "file, line 3" of a word, for messages."""
-        return "%s, line %d" % (self.path, self.line + word)
+        return f"{self.path}, line {self.line + word}"
 
 
 def read(path, *, token_column=0, label_column=None):
@@ -65,12 +65,12 @@ def read(path, *, token_column=0, label_column=None):
             )
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "%s is not UTF-8 text (%s); convert it" % (path, error)
+            f"{path} is not UTF-8 text ({error}); convert it"
         )
     if not sentences:
         raise errors.UserError(
-            "%s holds no sentence; expected one word a line, with its columns "
-            "set apart by blanks" % path
+            f"{path} holds no sentence; expected one word a line, with its "
+            "columns set apart by blanks"
         )
     return sentences
 
@@ -89,9 +89,9 @@ def _sentences(path, stream, token_column, label_column):
             _check_columns(path, number, width, token_column, label_column)
         if len(fields) != width:
             raise errors.UserError(
-                "%s, line %d has %d columns, those before it have %d; expected "
-                "as many in each line, set apart by blanks or tabs"
-                % (path, number, len(fields), width)
+                f"{path}, line {number} has {len(fields)} columns, those "
+                f"before it have {width}; expected as many in each line, set "
+                "apart by blanks or tabs"
             )
         if not rows:
             first = number
@@ -115,14 +115,14 @@ def _check_columns(path, number, width, token_column, label_column):
     for flag, column in (("token", token_column), ("label", label_column)):
         if column is not None and not -width <= column < width:
             raise errors.UserError(
-                "%s, line %d has no column %d (--%s_column); its columns are 0 "
-                "to %d" % (path, number, column, flag, width - 1)
+                f"{path}, line {number} has no column {column} "
+                f"(--{flag}_column); its columns are 0 to {width - 1}"
             )
     if label_column is not None and (label_column - token_column) % width == 0:
         raise errors.UserError(
-            "%s, line %d has words and labels in one and the same column of "
-            "%d (--token_column=%d, --label_column=%d)"
-            % (path, number, width, token_column, label_column)
+            f"{path}, line {number} has words and labels in one and the same "
+            f"column of {width} (--token_column={token_column}, "
+            f"--label_column={label_column})"
         )
 
 
@@ -167,9 +167,9 @@ def to_bio(sentences):
         for word, label in enumerate(one.labels):
             if not _is_of_entity(label):
                 raise errors.UserError(
-                    "%s has the label %r among labels of entities; expected O, "
-                    "or a type after B- or I- (or one of S-, E-, U-, L-)"
-                    % (one.place(word), label)
+                    f"{one.place(word)} has the label {label!r} among labels "
+                    "of entities; expected O, or a type after B- or I- (or "
+                    "one of S-, E-, U-, L-)"
                 )
     found = [one._replace(labels=tuple(bio(one.labels))) for one in sentences]
     changed = sum(
@@ -179,11 +179,9 @@ def to_bio(sentences):
     )
     if not changed:
         return found, None
-    return found, "%s: labels converted from %s to BIO: %d of %d" % (
-        sentences[0].path,
-        _scheme(sentences),
-        changed,
-        sum(len(one.labels) for one in sentences),
+    return found, (
+        f"{sentences[0].path}: labels converted from {_scheme(sentences)} to "
+        f"BIO: {changed} of {sum(len(one.labels) for one in sentences)}"
     )
 
 
@@ -224,8 +222,8 @@ def labels_in(sentences):
     names = {label for one in sentences for label in one.labels}
     if not 2 <= len(names) <= _MAX_LABELS:
         raise errors.UserError(
-            "%s has %d different labels, such as %r; is it the right "
-            "--label_column?" % (sentences[0].path, len(names), min(names))
+            f"{sentences[0].path} has {len(names)} different labels, such as "
+            f"{min(names)!r}; is it the right --label_column?"
         )
     if not has_entities(names):
         return tuple(sorted(names))
@@ -250,8 +248,8 @@ def label_ids(sentences, names):
         for word, label in enumerate(one.labels):
             if label not in places:
                 raise errors.UserError(
-                    "%s has the label %r; expected one of %s"
-                    % (one.place(word), label, ", ".join(map(repr, names)))
+                    f"{one.place(word)} has the label {label!r}; expected one "
+                    f"of {', '.join(map(repr, names))}"
                 )
     return np.array(
         [places[label] for one in sentences for label in one.labels], np.int32

@@ -164,8 +164,8 @@ def begin(run, task, *, others=()):
     wanted = ("do_train", *others, "do_predict")
     if not (run.do_train or any(getattr(task, name) for name in wanted[1:])):
         raise errors.UserError(
-            "nothing to do: give %s"
-            % " or ".join("--%s=True" % name for name in wanted)
+            "nothing to do: give "
+            f"{' or '.join(('--%s=True' % name for name in wanted))}"
         )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     preflight.check_vocabulary(
@@ -177,8 +177,8 @@ def begin(run, task, *, others=()):
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
-            "%s holds no checkpoint to predict with; name one with "
-            "--init_checkpoint, or train with --do_train=True" % run.output_dir
+            f"{run.output_dir} holds no checkpoint to predict with; name one "
+            "with --init_checkpoint, or train with --do_train=True"
         )
     return config, tokenizer
 

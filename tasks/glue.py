@@ -207,10 +207,10 @@ def _read_mrpc(data_dir, is_dev):
     )
     if ids is None:
         raise errors.UserError(
-            "%s has neither train.tsv and dev.tsv nor %s, which says which "
-            "pairs of %s are GLUE's development set; get GLUE's "
+            f"{data_dir} has neither train.tsv and dev.tsv nor "
+            f"{_MRPC_DEV_IDS[0]}, which says which pairs of "
+            f"{_MRPC_FILES['train']} are GLUE's development set; get GLUE's "
             "mrpc_dev_ids.tsv"
-            % (data_dir, _MRPC_DEV_IDS[0], _MRPC_FILES["train"])
         )
     dev = {
         tuple(row.values.values())
@@ -252,9 +252,9 @@ def submission(task, examples, predictions):
 
     def shown(value):
         # The scores of STS-B are from 0 to 5.
-        return value if task.labels else "%.3f" % min(max(value, 0.0), 5.0)
+        return value if task.labels else f"{min(max(value, 0.0), 5.0):.3f}"
 
     return "index\tprediction\n" + "".join(
-        "%s\t%s\n" % (example.index, shown(value))
+        f"{example.index}\t{shown(value)}\n"
         for example, value in zip(examples, predictions)
     )

@@ -65,8 +65,8 @@ def read(directory, needs_answers):
     """
     if not os.path.isdir(directory):
         raise errors.UserError(
-            "there is no directory %r; expected one with %s in it, such as "
-            "RACE/train" % (directory, " and ".join(LEVELS))
+            f"there is no directory {directory!r}; expected one with "
+            f"{' and '.join(LEVELS)} in it, such as RACE/train"
         )
     levels = [
         level
@@ -84,9 +84,9 @@ def read(directory, needs_answers):
     ]
     if not any(article.questions for article in articles):
         raise errors.UserError(
-            "%s holds no .txt file with a question; expected %s with one JSON "
-            "object a file, as RACE has them"
-            % (directory, " and ".join(LEVELS))
+            f"{directory} holds no .txt file with a question; expected "
+            f"{' and '.join(LEVELS)} with one JSON object a file, as RACE has "
+            "them"
         )
     return articles
 
@@ -108,14 +108,14 @@ def _read_file(path, level, needs_answers):
         with open(path, encoding="utf-8-sig") as stream:
             values = files.loads(stream.read())
     except ValueError as error:
-        raise errors.UserError("%s is not JSON: %s" % (path, error))
+        raise errors.UserError(f"{path} is not JSON: {error}")
     for key, kind in _KEYS:
         if not isinstance(values, dict) or not isinstance(
             values.get(key), kind
         ):
             raise errors.UserError(
-                "%s has no %s; expected a file of RACE, an object with "
-                "article, questions, options and answers" % (path, key)
+                f"{path} has no {key}; expected a file of RACE, an object with "
+                "article, questions, options and answers"
             )
     questions, options = values["questions"], values["options"]
     answers = values.get("answers")
@@ -125,20 +125,16 @@ def _read_file(path, level, needs_answers):
         len(questions) == len(options) == len(answers)
     ):
         raise errors.UserError(
-            "%s has %d questions, %d lists of options and %s answers; "
+            f"{path} has {len(questions)} questions, {len(options)} lists of "
+            "options and "
+            f"{(len(answers) if isinstance(answers, list) else 'no')} answers; "
             "expected as many of each"
-            % (
-                path,
-                len(questions),
-                len(options),
-                len(answers) if isinstance(answers, list) else "no",
-            )
         )
     name = str(values.get("id", os.path.basename(path)))
     return Article(
         values["article"].replace("\n", " "),
         tuple(
-            _question(path, "%s-%d" % (name, number), level, *parts)
+            _question(path, f"{name}-{number}", level, *parts)
             for number, parts in enumerate(zip(questions, options, answers))
         ),
     )
@@ -151,8 +147,8 @@ def _question(path, question_id, level, text, options, answer):
         or ([type(option) for option in options] != [str] * CHOICES)
     ):
         raise errors.UserError(
-            "%s, question %s: expected a text and %d options, all of them "
-            "texts" % (path, question_id, CHOICES)
+            f"{path}, question {question_id}: expected a text and {CHOICES} "
+            "options, all of them texts"
         )
     if answer is not None and (
         not isinstance(answer, str)
@@ -160,8 +156,8 @@ def _question(path, question_id, level, text, options, answer):
         or answer not in _LETTERS
     ):
         raise errors.UserError(
-            "%s, question %s has the answer %r; expected "
-            "one of A, B, C, D" % (path, question_id, answer)
+            f"{path}, question {question_id} has the answer {answer!r}; "
+            "expected one of A, B, C, D"
         )
     return Question(
         question_id,
@@ -263,7 +259,7 @@ def _encode(articles, tokenizer, num_workers):
         results,
         total=len(chunks),
         desc="tokenize",
-        unit="x%d" % _CHUNK_SIZE,
+        unit=f"x{_CHUNK_SIZE}",
         mininterval=2.0,
         disable=len(chunks) < 10,
     ):

@@ -111,7 +111,7 @@ def encode(pairs, tokenizer, max_seq_length, *, num_workers=0):
         results,
         total=len(chunks),
         desc="tokenize",
-        unit="x%d" % _CHUNK_SIZE,
+        unit=f"x{_CHUNK_SIZE}",
         mininterval=2.0,
         disable=len(chunks) < 10,
     ):

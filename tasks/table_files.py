@@ -65,15 +65,15 @@ def read(path, *, header=None, quoting="auto", skips_irregular=False):
                 )
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "%s is not UTF-8 text (%s); convert it" % (path, error)
+            f"{path} is not UTF-8 text ({error}); convert it"
         )
     if not table.rows:
         raise errors.UserError(
             "%s holds no row%s; expected at least one"
             % (
                 path,
-                ", only %d of another number of fields than its header "
-                "(line %d first)" % (len(table.irregular), table.irregular[0])
+                f", only {len(table.irregular)} of another number of fields "
+                f"than its header (line {table.irregular[0]} first)"
                 if table.irregular
                 else "",
             )
@@ -119,8 +119,8 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
                 )
     except csv.Error as error:
         raise errors.UserError(
-            "%s, line %d cannot be read: %s; see --quoting"
-            % (path, reader.line_num, error)
+            f"{path}, line {reader.line_num} cannot be read: {error}; see "
+            "--quoting"
         )
     return Table(path, tuple(header or ()), rows, irregular)
 
@@ -129,8 +129,8 @@ def _header(path, fields):
     twice = {name for name in fields if fields.count(name) > 1}
     if twice:
         raise errors.UserError(
-            "%s has the column %r twice in its first line; expected a header "
-            "with one name a column" % (path, sorted(twice)[0])
+            f"{path} has the column {sorted(twice)[0]!r} twice in its first "
+            "line; expected a header with one name a column"
         )
     return tuple(fields)
 
@@ -144,13 +144,13 @@ def _read_json(path, stream):
             values = files.loads(line)
         except ValueError as error:
             raise errors.UserError(
-                "%s, line %d is not JSON (%s); expected one object a line"
-                % (path, number, error)
+                f"{path}, line {number} is not JSON ({error}); expected one "
+                "object a line"
             )
         if not isinstance(values, dict):
             raise errors.UserError(
-                "%s, line %d is no JSON object; expected "
-                '{"column": value, ...}' % (path, number)
+                f"{path}, line {number} is no JSON object; expected "
+                '{{"column": value, ...}}'
             )
         rows.append(Row(number, values))
     return Table(path, tuple(rows[0].values) if rows else (), rows, [])
@@ -164,13 +164,8 @@ def text_of(table, row, column):
     """
     if column not in row.values:
         raise errors.UserError(
-            "%s, line %d has no column %r; it has %s"
-            % (
-                table.path,
-                row.line,
-                column,
-                ", ".join(repr(name) for name in row.values) or "none",
-            )
+            f"{table.path}, line {row.line} has no column {column!r}; it has "
+            f"{', '.join((repr(name) for name in row.values)) or 'none'}"
         )
     value = row.values[column]
     if isinstance(value, bool):
@@ -179,7 +174,7 @@ def text_of(table, row, column):
         return str(value)
     if not isinstance(value, str):
         raise errors.UserError(
-            "%s, line %d has %.40r as %r; expected a text or a number"
-            % (table.path, row.line, value, column)
+            f"{table.path}, line {row.line} has {value!r:.40} as {column!r}; "
+            "expected a text or a number"
         )
     return value

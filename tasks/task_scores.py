@@ -62,8 +62,7 @@ def check(names, labels):
     for name in names:
         if name not in METRICS:
             raise errors.UserError(
-                "%r is no metric; expected some of %s"
-                % (name, ", ".join(METRICS))
+                f"{name!r} is no metric; expected some of {', '.join(METRICS)}"
             )
         if (name in OF_NUMBERS) != (not labels):
             raise errors.UserError(
@@ -80,8 +79,8 @@ def check(names, labels):
             )
         if name == "f1" and labels != 2:
             raise errors.UserError(
-                "the metric f1 is that of two labels, there are %d; take "
-                "macro_f1" % labels
+                f"the metric f1 is that of two labels, there are {labels}; "
+                "take macro_f1"
             )
         package = METRICS[name][0]
         try:
@@ -89,13 +88,10 @@ def check(names, labels):
                 importlib.import_module(package)
         except ImportError as error:
             raise errors.UserError(
-                "the metric %s needs %s, which is not installed (%s): pip "
-                "install -r requirements/tasks.txt"
-                % (
-                    name,
-                    {"sklearn": "scikit-learn", "scipy": "SciPy"}[package],
-                    error,
-                )
+                f"the metric {name} needs "
+                f"{ {'sklearn': 'scikit-learn', 'scipy': 'SciPy'}[package] }, "
+                f"which is not installed ({error}): pip install -r "
+                "requirements/tasks.txt"
             )
 
 
@@ -119,8 +115,8 @@ def check_entities():
         importlib.import_module("seqeval.metrics")
     except ImportError as error:
         raise errors.UserError(
-            "scores of entities need seqeval, which is not installed (%s): "
-            "pip install -r requirements/tasks.txt" % error
+            "scores of entities need seqeval, which is not installed "
+            f"({error}): pip install -r requirements/tasks.txt"
         )
 
 

@@ -54,7 +54,7 @@ def first_tokens(words, offsets):
     shared = np.flatnonzero(first[1:] <= first[:-1])
     if shared.size:
         raise ValueError(
-            "%r and %r share a token" % (words[shared[0]], words[shared[0] + 1])
+            f"{words[shared[0]]!r} and {words[shared[0] + 1]!r} share a token"
         )
     assert (token_starts[first] < word_ends).all()
     return first
@@ -106,7 +106,7 @@ def encode(sentences, tokenizer, max_seq_length, *, num_workers=0):
         results,
         total=len(chunks),
         desc="tokenize",
-        unit="x%d" % _CHUNK_SIZE,
+        unit=f"x{_CHUNK_SIZE}",
         mininterval=2.0,
         disable=len(chunks) < 10,
     ):
@@ -128,8 +128,8 @@ def _encoder(tokenizer, max_seq_length):
             first = first_tokens(sentence.words, offsets)
         except ValueError as error:
             raise errors.UserError(
-                "%s: a sentence begins whose words %s; take white space out "
-                "of words" % (sentence.place(0), error)
+                f"{sentence.place(0)}: a sentence begins whose words {error}; "
+                "take white space out of words"
             )
         parts = []
         for begin, end in spans(first, len(ids), room):

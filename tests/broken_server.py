@@ -45,7 +45,7 @@ def running():
     thread.start()
     try:
         yield Site(
-            "http://127.0.0.1:%d" % server.server_port,
+            f"http://127.0.0.1:{server.server_port}",
             server.pages,
             server.requests,
         )
@@ -90,11 +90,7 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
             start, code = int(found.group(1)), 206
             if start >= len(data):
                 return answer(handler, 416, b"")
-            more["Content_Range"] = "bytes %d-%d/%d" % (
-                start,
-                len(data) - 1,
-                len(data),
-            )
+            more["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         more.setdefault("Content_Length", len(data) - start)
         return answer(handler, code, data[start:][:at_most], **more)
 

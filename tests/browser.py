@@ -45,8 +45,8 @@ def skip_without():
     """Skips a test where the browser or its driver is missing."""
     if CHROMIUM is None or DRIVER is None:
         pytest.skip(
-            "needs Debian's chromium and chromium-driver: %s is not "
-            "installed" % ("chromedriver" if CHROMIUM else "chromium")
+            "needs Debian's chromium and chromium-driver: "
+            f"{('chromedriver' if CHROMIUM else 'chromium')} is not installed"
         )
 
 
@@ -99,12 +99,12 @@ class Browser:
     def wait_for(self, condition):
         """Until a JavaScript expression is true; at most half a minute."""
         for _ in range(300):
-            if self.run("return Boolean(%s)" % condition):
+            if self.run(f"return Boolean({condition})"):
                 return
             time.sleep(0.1)
         raise AssertionError(
-            "%s did not become true on the page:\n%s"
-            % (condition, self.run("return document.body.innerText"))
+            f"{condition} did not become true on the "
+            f"page:\n{self.run('return document.body.innerText')}"
         )
 
     def resize(self, width, height):
@@ -143,15 +143,15 @@ class Browser:
 
     def type(self, selector, text):
         """Keys typed into an emptied field."""
-        path = "/element/%s" % self._find(selector)
+        path = f"/element/{self._find(selector)}"
         self._call(path + "/clear", {})
         self._call(path + "/value", {"text": text})
 
     def press_enter(self, selector):
-        self._call("/element/%s/value" % self._find(selector), {"text": _ENTER})
+        self._call(f"/element/{self._find(selector)}/value", {"text": _ENTER})
 
     def click(self, selector):
-        self._call("/element/%s/click" % self._find(selector), {})
+        self._call(f"/element/{self._find(selector)}/click", {})
 
     def point_at(self, selector):
         """Moves the mouse over an element."""
@@ -253,7 +253,7 @@ def opened(profile):
             browser.begin(
                 {
                     "binary": CHROMIUM,
-                    "args": list(FLAGS) + ["--user-data-dir=%s" % profile],
+                    "args": list(FLAGS) + [f"--user-data-dir={profile}"],
                 }
             )
             try:

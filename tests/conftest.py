@@ -22,7 +22,7 @@ if str(REPOSITORY) not in sys.path:
 def shared():
     """The folder with real data and reference numbers, if there is one."""
     if not SHARED.is_dir():
-        pytest.skip("no reference data in {}".format(SHARED))
+        pytest.skip(f"no reference data in {SHARED}")
     return SHARED
 
 
@@ -78,8 +78,8 @@ def golden_checkpoint(tmp_path_factory):
                 str(REPOSITORY / "convert_checkpoint.py"),
                 "--from=hf",
                 "--to=tf",
-                "--input=%s" % (GOLDEN / name),
-                "--output=%s" % prefix,
+                f"--input={GOLDEN / name}",
+                f"--output={prefix}",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

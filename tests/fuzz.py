@@ -47,7 +47,7 @@ class TooSlow(BaseException):
 
 
 def _too_slow(*_):
-    raise TooSlow("more than %d s of CPU time" % SECONDS)
+    raise TooSlow(f"more than {SECONDS} s of CPU time")
 
 
 @contextlib.contextmanager
@@ -79,8 +79,7 @@ def verdict(read, data):
             and len(str(error)) > MAX_MESSAGE
         )
         return True, (
-            "a message of %d characters: %s"
-            % (len(str(error)), str(error)[:200])
+            f"a message of {len(str(error))} characters: {str(error)[:200]}"
         ) if too_long else ""
     except (Exception, TooSlow):  # pylint: disable=broad-except
         return False, traceback.format_exc(limit=-6)
@@ -115,7 +114,7 @@ def run(reader, inputs, seed):
     refused, slowest, failures, peak = 0, 0.0, {}, _peak_mb()
     with limits():
         for number in range(inputs):
-            data = reader.make(random.Random("%s %d" % (seed, number)))
+            data = reader.make(random.Random(f"{seed} {number}"))
             start = time.process_time()
             is_refused, text = verdict(reader.read, data)
             slowest = max(slowest, time.process_time() - start)
@@ -134,9 +133,9 @@ def run(reader, inputs, seed):
 def _keep(directory, name, failures):
     directory.mkdir(parents=True, exist_ok=True)
     for number, data, text in failures:
-        path = directory / ("%s-%d" % (name, number))
+        path = directory / (f"{name}-{number}")
         path.write_bytes(data)
-        print("%s:\n%s" % (path, text))
+        print(f"{path}:\n{text}")
 
 
 def run_atheris(reader, inputs, seeds):
@@ -158,7 +157,7 @@ def run_atheris(reader, inputs, seeds):
     atheris.Setup(
         [
             sys.argv[0],
-            "-runs=%d" % inputs,
+            f"-runs={inputs}",
             "-max_len=65536",
             "-rss_limit_mb=4096",
             "-timeout=20",
@@ -232,16 +231,9 @@ def main(arguments):
                 run_atheris(reader, options.inputs, seeds)
             result = run(reader, options.inputs, options.seed)
         print(
-            "%s inputs=%d refused=%d slowest_ms=%.0f peak_mb=%.0f "
-            "failures=%d"
-            % (
-                name,
-                result.inputs,
-                result.refused,
-                result.slowest_ms,
-                result.peak_mb,
-                len(result.failures),
-            ),
+            f"{name} inputs={result.inputs} refused={result.refused} "
+            f"slowest_ms={result.slowest_ms:.0f} peak_mb={result.peak_mb:.0f} "
+            f"failures={len(result.failures)}",
             flush=True,
         )
         _keep(options.failures, name, result.failures)

@@ -221,7 +221,7 @@ def unfinished_builds(directory):
         )
         for number in range(len(output.finished), 2):
             output.finish(
-                dict(shard, name="pretrain-0000%d-of-00002.tfrecord" % number)
+                dict(shard, name=f"pretrain-0000{number}-of-00002.tfrecord")
             )
         output.complete()
 
@@ -395,7 +395,7 @@ def flag_files(directory):
         log = io.StringIO()
         try:
             with contextlib.redirect_stderr(log):
-                command_line._parse(["fuzz", "--flagfile=%s" % path])
+                command_line._parse(["fuzz", f"--flagfile={path}"])
         except SystemExit:
             raise errors.UserError(log.getvalue())
         command_line.build(_Flags, flags.FLAGS)

@@ -364,7 +364,7 @@ def archive_files(directory):
                 p.name for p in target.parent.iterdir()
             }
             if not found <= {"a.archive", "in", "target"}:
-                raise AssertionError("left behind: %s" % found)
+                raise AssertionError(f"left behind: {found}")
 
     return Reader(sounds, make, read)
 

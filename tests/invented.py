@@ -123,8 +123,8 @@ def write_race(folder):
             place.mkdir(parents=True)
             for number in range(count):
                 article = _article(chance)
-                article["id"] = "%s%d.txt" % (level, number)
-                (place / ("%d.txt" % number)).write_text(json.dumps(article))
+                article["id"] = f"{level}{number}.txt"
+                (place / (f"{number}.txt")).write_text(json.dumps(article))
     return folder
 
 
@@ -162,7 +162,7 @@ def tagged_sentence(chance, scheme):
             rows.append(
                 (
                     word(chance, VOWELS[kind], 1)[::-1],
-                    "%s-%s" % ("B" if begins else "I", ("PER", "LOC")[kind]),
+                    f"{('B' if begins else 'I')}-{('PER', 'LOC')[kind]}",
                 )
             )
     return rows

@@ -74,7 +74,7 @@ _FRAGMENTS = (
     '{"a":' * 100000,
     "[" + ",".join("0" * 1) + "]",
     "[" + "0," * 20000 + "0]",
-    "{" + ",".join('"%d":%d' % (i, i) for i in range(3000)) + "}",
+    "{" + ",".join(f'"{i}":{i}' for i in range(3000)) + "}",
     '"\u00e9\u4e2d\U0001f600"',
     "01",
     "'x'",
@@ -206,7 +206,7 @@ def _written(value, numbers, target, random):
         return _changed(value, random)
     if isinstance(value, dict):
         return "{%s}" % ",".join(
-            "%s:%s" % (json.dumps(key), _written(item, numbers, target, random))
+            f"{json.dumps(key)}:{_written(item, numbers, target, random)}"
             for key, item in value.items()
         )
     if isinstance(value, list):
@@ -231,7 +231,7 @@ def _changed(value, random):
                 [random.choice(_FRAGMENTS)],
             )
         )
-        return "[%s]" % ",".join(items)
+        return f"[{','.join(items)}]"
     if type(value) in (int, float) and kind:
         near = random.choice((value - 1, value + 1, -value, value * 2))
         return str(random.choice((near,) + NUMBERS + (-1, 0.5)))
@@ -248,8 +248,8 @@ def _changed_object(value, random):
         pairs.append([pairs[place][0], random.choice(pairs)[1]])
     elif kind == 2:
         pairs[place][0] = random.choice(
-            ('""', '"\\ud800"', '"\\u0000"', '"x"', '"%s"' % ("k" * 5000))
+            ('""', '"\\ud800"', '"\\u0000"', '"x"', f'"{"k" * 5000}"')
         )
     else:
         pairs[place][1] = random.choice(pairs)[1]
-    return "{%s}" % ",".join(map(":".join, pairs))
+    return f"{{{','.join(map(':'.join, pairs))}}}"

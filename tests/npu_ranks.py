@@ -16,7 +16,7 @@ def table(ranks):
         {
             "device_id": str(rank),
             "rank_id": str(rank),
-            "device_ip": "192.168.100.%d" % (100 + rank),
+            "device_ip": f"192.168.100.{100 + rank}",
         }
         for rank in range(ranks)
     ]
@@ -72,7 +72,7 @@ def launch(commands, folder, *, variables=None, timeout=120):
     ranks = len(commands)
     table_file = folder / "rank_table.json"
     table_file.write_text(json.dumps(table(ranks)))
-    logs = [folder / ("rank_%d.log" % rank) for rank in range(ranks)]
+    logs = [folder / (f"rank_{rank}.log") for rank in range(ranks)]
     processes = []
     for rank, command in enumerate(commands):
         more = variables[rank] if variables else {}

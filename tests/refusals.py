@@ -38,7 +38,7 @@ def check(script, log, words):
       The last line.
     """
     last = log.splitlines()[-1]
-    begin = "%s: error: " % os.path.basename(script)
+    begin = f"{os.path.basename(script)}: error: "
     assert last.startswith(begin), log[-2000:]
     assert "Traceback" not in log
     for word in words:

@@ -114,7 +114,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
 @pytest.mark.parametrize("write", [write_zip, write_tar])
 def test_size_is_limited_over_all_files(tmp_path, write):
     path = write(
-        tmp_path / "a", [("Task/%d" % n, bytes(1000)) for n in range(10)]
+        tmp_path / "a", [(f"Task/{n}", bytes(1000)) for n in range(10)]
     )
     archives.extract(path, "Task", str(tmp_path / "fits"), max_bytes=10000)
     (tmp_path / "fits").rename(tmp_path / "a.fits")
@@ -148,7 +148,7 @@ def test_no_more_is_written_than_allowed(tmp_path, monkeypatch):
 
 
 def test_number_of_files_is_limited(tmp_path):
-    path = write_zip(tmp_path / "a", [("Task/%d" % n, b"") for n in range(4)])
+    path = write_zip(tmp_path / "a", [(f"Task/{n}", b"") for n in range(4)])
     assert "more than 3 files" in refused(tmp_path, path, max_files=3)
 
 

@@ -330,7 +330,7 @@ def _all(folder):
 @pytest.mark.parametrize(
     "script, flags, words",
     [
-        pytest.param(script, flags, words, id="%s-%s" % (script, name))
+        pytest.param(script, flags, words, id=f"{script}-{name}")
         for script, cases in CASES.items()
         for name, flags, words in cases
     ],

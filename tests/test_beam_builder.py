@@ -38,7 +38,7 @@ def corpus_folder(tmp_path_factory):
     with gzip.open(str(folder / "b.txt.gz"), "wb") as stream:
         stream.write(make_text(100, seed=2).encode("utf-8"))
     (folder / "c.jsonl").write_text(
-        "".join('{"text": "%s"}\n' % text for text in LINE_TEXTS), "utf-8"
+        "".join(f'{{"text": "{text}"}}\n' for text in LINE_TEXTS), "utf-8"
     )
     return folder
 
@@ -133,7 +133,7 @@ def test_two_worker_processes_build_the_same(
     done = subprocess.run(
         command(
             vocabulary,
-            "--input_file=%s" % corpus_folder,
+            f"--input_file={corpus_folder}",
             "--output_file=beam",
             "--masking=dynamic",
             "--num_shards=4",
@@ -150,9 +150,8 @@ def test_two_worker_processes_build_the_same(
     assert done.returncode == 0, report
     assert digests(tmp_path / "beam") == digests(tmp_path / "local")
     assert (
-        "documents=%d tokens=%d sequences=%d"
-        % (local["documents"], local["tokens"], local["sequences"])
-        in report
+        f"documents={local['documents']} tokens={local['tokens']} "
+        f"sequences={local['sequences']}" in report
     )
 
 
@@ -185,8 +184,8 @@ def test_a_mistake_in_the_text_leaves_nothing_behind(build, tmp_path):
     with pytest.raises(errors.UserError) as error:
         build("beam", input_file=bad, runner="DirectRunner")
     assert str(error.value) == (
-        "%r is not UTF-8: byte 0xff at offset 6, in line 3; convert it, for "
-        "example with iconv -t UTF-8" % str(bad)
+        f"{str(bad)!r} is not UTF-8: byte 0xff at offset 6, in line 3; convert "
+        "it, for example with iconv -t UTF-8"
     )
     assert not (tmp_path / "beam").exists()
 

@@ -182,7 +182,7 @@ def test_script_times_stages_and_draws_earlier_ones(tmp_path):
     command = [
         sys.executable,
         str(REPOSITORY / "scripts" / "benchmark.py"),
-        "--output_dir=%s" % tmp_path,
+        f"--output_dir={tmp_path}",
     ]
     small = [
         "--stages=tokenizer,step",
@@ -203,7 +203,7 @@ def test_script_times_stages_and_draws_earlier_ones(tmp_path):
         "Training step, 1 layers, H 64, V 300, 2 x 8, 2 masked"
     )
     again = subprocess.check_output(
-        command + ["--draw=%s" % (tmp_path / "benchmark.csv")],
+        command + [f"--draw={tmp_path / 'benchmark.csv'}"],
         universal_newlines=True,
     )
     assert "2 masked | this suite |" in again

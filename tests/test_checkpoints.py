@@ -34,7 +34,7 @@ class Directory:
             self.saver.save(self.session, self.prefix(), step)
 
     def prefix(self, step=None):
-        name = "model.ckpt" if step is None else "model.ckpt-%d" % step
+        name = "model.ckpt" if step is None else f"model.ckpt-{step}"
         return os.path.join(self.path, name)
 
     def damage(self, step, keep=100, index=False):

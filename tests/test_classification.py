@@ -16,7 +16,7 @@ NUMBERS = classification.Labels(())
 def examples(*labels):
     return [
         classification.Example(
-            str(n), "dol", None, label, "a.tsv, line %d" % (n + 2)
+            str(n), "dol", None, label, f"a.tsv, line {n + 2}"
         )
         for n, label in enumerate(labels)
     ]

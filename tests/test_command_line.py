@@ -142,7 +142,7 @@ def test_words_that_are_no_flags_are_refused_where_none_are_taken(script):
 def test_flag_file_with_comments(script, tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_text("# a recipe\n--size=7\n\n--name=b\n")
-    code, output, _ = script("--flagfile=%s" % path, "--name=a")
+    code, output, _ = script(f"--flagfile={path}", "--name=a")
     assert code == 0
     assert json.loads(output) == dict(DEFAULTS, size=7, name="a")
 
@@ -168,7 +168,7 @@ def test_flag_file_with_comments(script, tmp_path):
         ("--path=missing", ["cannot use '/nonexistent/file'"]),
         ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
         # absl's search for the flag that was meant is recursive.
-        ("--%s=1" % ("size" * 500), ["the flags cannot be read"]),
+        (f"--{'size' * 500}=1", ["the flags cannot be read"]),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
@@ -186,7 +186,7 @@ def test_an_interrupted_script_ends_without_a_traceback(script):
 def test_a_zero_byte_is_no_part_of_a_path(script, tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_bytes(b"--path=a\0b\n")
-    code, output, lines = script("--flagfile=%s" % path)
+    code, output, lines = script(f"--flagfile={path}")
     assert (code, output, len(lines)) == (1, "", 1)
     assert "expected a text without a zero byte" in lines[0]
 
@@ -194,13 +194,13 @@ def test_a_zero_byte_is_no_part_of_a_path(script, tmp_path):
 def test_a_flag_file_that_is_not_utf8_is_one_line(script, tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_bytes(b"--path=\xff\n")
-    code, _, lines = script("--flagfile=%s" % path)
+    code, _, lines = script(f"--flagfile={path}")
     assert (code, len(lines)) == (1, 1)
     assert "--flagfile is not UTF-8" in lines[0]
 
 
 def test_a_long_message_keeps_its_begin_and_its_end():
-    text = str(errors.UserError("given %s; mend it so" % ("x" * 100000)))
+    text = str(errors.UserError(f"given {'x' * 100000}; mend it so"))
     assert len(text) < 2000
     assert text.startswith("given xx") and text.endswith("xx; mend it so")
 

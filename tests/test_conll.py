@@ -83,8 +83,8 @@ def test_labels_become_bio(scheme):
         None
         if scheme == "BIO"
         else (
-            "file: labels converted from %s to BIO: %d of %d"
-            % (scheme, changed, len(labels))
+            f"file: labels converted from {scheme} to BIO: {changed} of "
+            f"{len(labels)}"
         )
     )
 

@@ -267,8 +267,8 @@ def test_other_heads_travel_both_ways(tmp_path, kind, with_class):
     for name, shape in shapes.items():
         arrays[name] = random.rand(*shape).astype(np.float32)
     if kind == "RobertaForTokenClassification":
-        values["id2label"] = {str(i): "LABEL_%d" % i for i in range(9)}
-        values["label2id"] = {"LABEL_%d" % i: i for i in range(9)}
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(9)}
+        values["label2id"] = {f"LABEL_{i}": i for i in range(9)}
     values["architectures"] = [kind] if with_class else None
     given = hf_model(tmp_path / "given", arrays, values)
     convert("hf", "tf", given, tmp_path / "tf" / "model.ckpt")
@@ -300,8 +300,8 @@ def test_a_fine_tuned_checkpoint_names_its_class_and_labels(tmp_path):
 def test_span_logits_are_two_labels_whatever_the_config_said(tmp_path):
     values, arrays = golden("question_answering")
     convert("hf", "tf", GOLDEN / "question_answering", tmp_path / "m")
-    values["id2label"] = {str(i): "x%d" % i for i in range(5)}
-    values["label2id"] = {"x%d" % i: i for i in range(5)}
+    values["id2label"] = {str(i): f"x{i}" for i in range(5)}
+    values["label2id"] = {f"x{i}": i for i in range(5)}
     (tmp_path / "config.json").write_text(json.dumps(values))
     convert("tf", "hf", tmp_path / "m", tmp_path / "hf")
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -353,7 +353,7 @@ def test_training_state_is_left_out_and_named(tmp_path):
         line.split()[2] for line in lines if line.startswith("left out: ")
     }
     assert left_out == set(state)
-    assert lines[-1].startswith("tensors=42 left_out=%d " % len(state))
+    assert lines[-1].startswith(f"tensors=42 left_out={len(state)} ")
 
 
 def test_the_report_names_every_tensor(tmp_path):
@@ -459,7 +459,7 @@ def test_a_model_in_parts_is_joined(tmp_path, stem, suffix):
     (tmp_path / "config.json").write_text(json.dumps(values))
     places = {}
     for part in range(2):
-        file = "%s-%05d-of-00002.%s" % (stem, part + 1, suffix)
+        file = f"{stem}-{part + 1:05d}-of-00002.{suffix}"
         names = sorted(arrays)[part::2]
         places.update({name: file for name in names})
         content = {name: arrays[name] for name in names}
@@ -467,7 +467,7 @@ def test_a_model_in_parts_is_joined(tmp_path, stem, suffix):
             torch_writer.save(tmp_path / file, content)
         else:
             safetensors.numpy.save_file(content, str(tmp_path / file))
-    index = tmp_path / ("%s.%s.index.json" % (stem, suffix))
+    index = tmp_path / (f"{stem}.{suffix}.index.json")
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     convert("hf", "hf", tmp_path, tmp_path / "hf")
     assert_same(hf_arrays(tmp_path / "hf"), arrays)
@@ -519,7 +519,7 @@ def renamed(arrays, name, new):
         ),
         (
             lambda a: renamed(a, BIAS, BIAS + "x"),
-            "%r [32] is not expected" % (BIAS + "x"),
+            f"{BIAS + 'x'!r} [32] is not expected",
         ),
         (
             lambda a: dict(a, **{BIAS: np.zeros(31, np.float32)}),
@@ -556,7 +556,7 @@ KERNEL = "bert/encoder/layer_0/intermediate/dense/kernel"
         (lambda a: without(a, KERNEL), KERNEL + " [32, 64] is missing"),
         (
             lambda a: renamed(a, KERNEL, KERNEL + "s"),
-            "%r [32, 64] is not expected" % (KERNEL + "s"),
+            f"{KERNEL + 's'!r} [32, 64] is not expected",
         ),
         (
             lambda a: dict(a, **{KERNEL: a[KERNEL].T}),
@@ -662,13 +662,13 @@ def test_missing_inputs_are_named(tmp_path):
     )
     assert "model.pt does not exist" in refused("fairseq", "hf", tmp_path, out)
     for name in ("input", "output"):
-        with pytest.raises(errors.UserError, match="--%s is not given" % name):
+        with pytest.raises(errors.UserError, match=f"--{name} is not given"):
             convert_checkpoint.ConvertConfig(
                 **{"input": "a", "output": "b", name: ""}
             )
 
 
-VOCABULARY = {"token%d" % i: i for i in range(300)}
+VOCABULARY = {f"token{i}": i for i in range(300)}
 
 
 def test_tokenizer_files_go_along(tmp_path, caplog):
@@ -713,9 +713,8 @@ def test_given_tokenizer_files_are_taken_instead(tmp_path):
 def test_missing_tokenizer_files_are_one_warning(tmp_path, caplog):
     convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "m")
     assert [record.getMessage() for record in caplog.records] == [
-        "no vocab.json and merges.txt in %s: the output has no complete "
-        "tokenizer; give --vocab_file and --merges_file"
-        % (GOLDEN / "masked_lm")
+        f"no vocab.json and merges.txt in {GOLDEN / 'masked_lm'}: the output "
+        "has no complete tokenizer; give --vocab_file and --merges_file"
     ]
 
 
@@ -910,14 +909,14 @@ def test_the_command_line_converts_and_reports(tmp_path):
     done = run_script(
         "--from=hf",
         "--to=tf",
-        "--input=%s" % (GOLDEN / "masked_lm"),
-        "--output=%s" % (tmp_path / "m"),
+        f"--input={GOLDEN / 'masked_lm'}",
+        f"--output={tmp_path / 'm'}",
         "--vocab_file=",
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 43
     assert done.stdout.splitlines()[-1] == (
-        "tensors=42 left_out=0 output=%s" % (tmp_path / "m")
+        f"tensors=42 left_out=0 output={tmp_path / 'm'}"
     )
     assert len(tf_arrays(tmp_path / "m")) == 42
 

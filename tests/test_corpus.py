@@ -76,7 +76,7 @@ def test_chunks_hold_every_byte_and_every_document(tmp_path, size, compress):
     state = np.random.RandomState(size)
     for trial in range(1 if size < 10 else 4):
         text = random_text(state, 120).encode("utf-8")
-        path = tmp_path / ("%d.txt%s" % (trial, ".gz" if compress else ""))
+        path = tmp_path / (f"{trial}.txt{('.gz' if compress else '')}")
         path.write_bytes(gzip.compress(text) if compress else text)
         chunks = chunks_of(path, size)
         segments = [s for c in chunks for s in c.segments]
@@ -147,7 +147,7 @@ def test_many_short_lines_make_a_smaller_chunk(tmp_path):
 
 def test_chunks_of_small_files_are_joined(tmp_path):
     for name in "abc":
-        (tmp_path / name).write_text("one %s\n" % name)
+        (tmp_path / name).write_text(f"one {name}\n")
     (chunk,) = chunks_of(tmp_path, 1000)
     assert list(corpus.sentences(chunk)) == [
         ("one a", True),
@@ -214,7 +214,7 @@ def test_json_text_may_stand_in_another_field(tmp_path):
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path, line, message):
-    chunk = chunk_of(tmp_path, '{"text": "a"}\n\n%s\n' % line, "a.jsonl")
+    chunk = chunk_of(tmp_path, f'{{"text": "a"}}\n\n{line}\n', "a.jsonl")
     with pytest.raises(errors.UserError, match=message):
         list(corpus.sentences(chunk))
 

@@ -118,8 +118,8 @@ def command(vocabulary, *arguments):
     return [
         sys.executable,
         str(conftest.REPOSITORY / "create_pretraining_data.py"),
-        "--vocab_file=%s" % (vocabulary / "vocab.json"),
-        "--merges_file=%s" % (vocabulary / "merges.txt"),
+        f"--vocab_file={vocabulary / 'vocab.json'}",
+        f"--merges_file={vocabulary / 'merges.txt'}",
     ] + list(arguments)
 
 
@@ -584,9 +584,9 @@ def test_a_killed_build_goes_on_and_leaves_no_process(
     big.write_bytes(text_file.read_bytes() * 12)
     arguments = command(
         vocabulary,
-        "--input_file=%s" % big,
+        f"--input_file={big}",
         "--num_workers=2",
-        "--output_file=%s" % (tmp_path / "records"),
+        f"--output_file={tmp_path / 'records'}",
         "--num_shards=8",
         "--dupe_factor=4",
     )
@@ -618,13 +618,13 @@ def wait_for(condition, seconds=30):
 
 
 def children(process):
-    with open("/proc/%d/task/%d/children" % (process, process)) as stream:
+    with open(f"/proc/{process}/task/{process}/children") as stream:
         return list(map(int, stream.read().split()))
 
 
 def is_running(process):
     try:
-        with open("/proc/%d/stat" % process) as stream:
+        with open(f"/proc/{process}/stat") as stream:
             return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
@@ -640,7 +640,7 @@ def _multiply(factor):
 def _fail_at(number):
     def work(item):
         if item == number:
-            raise errors.UserError("no %d" % item)
+            raise errors.UserError(f"no {item}")
         return item
 
     return work
@@ -923,16 +923,16 @@ def test_the_script_reports_and_needs_no_tensorflow(
 ):
     result = run_script(
         vocabulary,
-        "--input_file=%s" % text_file,
+        f"--input_file={text_file}",
         "--masking=dynamic",
-        "--output_file=%s" % (tmp_path / "a.tfrecord"),
+        f"--output_file={tmp_path / 'a.tfrecord'}",
         "--dupe_factor=5",
         "--num_workers=",
         "--do_lower_case=True",
     )
     assert result.returncode == 0, result.stderr
     assert "--dupe_factor=5 is ignored" in result.stderr
-    assert "documents=%d tokens=" % DOCUMENTS in result.stderr
+    assert f"documents={DOCUMENTS} tokens=" in result.stderr
     assert "dropped_tokens=0" in result.stderr
     modules = subprocess.run(
         [

@@ -85,7 +85,7 @@ def test_bundled_files_are_small():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_scored_questions_ask_about_names_never_seen(version, training_words):
-    for context, qa in questions("dev-%s.json" % version):
+    for context, qa in questions(f"dev-{version}.json"):
         unseen = words(qa["question"]) - training_words
         assert len(unseen) == 1, qa
         assert unseen <= words(context), qa
@@ -104,7 +104,7 @@ def test_no_name_of_evaluation_is_seen(name, training_words):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_answers_stand_at_answer_start(version, part):
-    pairs = questions("%s-%s.json" % (part, version))
+    pairs = questions(f"{part}-{version}.json")
     for context, qa in pairs:
         for answer in qa["answers"]:
             start = answer["answer_start"]
@@ -140,7 +140,7 @@ def test_unanswerable_questions_look_like_answerable_ones(part):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_run_squad_reads_the_questions(version, part):
-    path = DEMO / ("%s-%s.json" % (part, version))
+    path = DEMO / (f"{part}-{version}.json")
     examples = squad.read_examples(str(path), True, version == "v2.0")
     assert len(examples) == len(questions(path.name))
 

@@ -214,7 +214,7 @@ def test_a_command_that_needs_nothing_runs(tmp_path):
     (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
     program = tmp_path / "bin" / "python3"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\nexec "%s" -W ignore "$@"\n' % sys.executable)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
     for command in run_here():
@@ -336,7 +336,7 @@ def lists_of_flags():
                     arguments = ["--output_dir=output"] + arguments
                 else:
                     arguments = [
-                        "--%s_file=file" % name
+                        f"--{name}_file=file"
                         for name in ("input", "output", "vocab", "merges")
                     ] + arguments
             elif script == "predict.py":
@@ -540,7 +540,7 @@ def test_messages_are_those_of_the_code(path):
 def test_both_languages_have_the_same_results():
     results = []
     for path, title in zip(READMES, ("Results", "结果")):
-        section = path.read_text("utf-8").split("\n## %s\n" % title)[1]
+        section = path.read_text("utf-8").split(f"\n## {title}\n")[1]
         section = section.split("\n## ")[0]
         results.append(sorted(re.findall(r"\d+(?:[.,]\d+)*", section)))
     assert len(results[0]) > 20

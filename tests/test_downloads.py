@@ -201,7 +201,7 @@ def test_passing_errors_are_waited_out(fetch, site, monkeypatch, tmp_path):
 @pytest.mark.parametrize("code", [401, 403, 404, 410])
 def test_final_errors_are_not_repeated(fetch, site, code):
     text = refused(fetch, status(code))
-    assert "HTTP %d" % code in text and "--url_base" in text
+    assert f"HTTP {code}" in text and "--url_base" in text
     assert len(site.requests) == 1
 
 
@@ -215,7 +215,7 @@ def test_wrong_file_of_the_same_size_is_refused(fetch, site, tmp_path):
 @pytest.mark.parametrize("length", [len(DATA) - 1, len(DATA) + 1])
 def test_wrong_length_is_refused(fetch, tmp_path, length):
     text = refused(fetch, file(DATA, Content_Length=length))
-    assert "has %d bytes, expected are 10240" % length in text
+    assert f"has {length} bytes, expected are 10240" in text
     assert names(tmp_path) == []
 
 

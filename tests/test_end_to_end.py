@@ -110,7 +110,7 @@ def chain(tmp_path_factory):
     for version in ("v1.1", "v2.0"):
         for part in ("train", "dev"):
             tiny.write_squad(
-                folder / "squad" / ("%s-%s.json" % (part, version)),
+                folder / "squad" / (f"{part}-{version}.json"),
                 version_2=version == "v2.0",
                 paragraphs=7,
             )
@@ -145,7 +145,7 @@ def built(chain):
         CREATE,
         "--masking=dynamic",
         "--dupe_factor=",
-        "--output_file=%s" % (chain.place("BookCorpus_DIR") / "eval_data"),
+        f"--output_file={chain.place('BookCorpus_DIR') / 'eval_data'}",
     )
     return result
 
@@ -300,13 +300,13 @@ def test_evaluation_ends_after_max_eval_steps(chain, pretrained):
             PRETRAIN,
             *PRETRAIN_SHORT,
             "--do_train=False",
-            "--max_eval_steps=%d" % steps,
+            f"--max_eval_steps={steps}",
             "--eval_batch_size=3",
             out="pretraining",
         ).log
     total = re.search(r"evaluating (\d+) of \1 sequences", logs[0]).group(1)
-    assert "evaluating 6 of %s sequences" % total in logs[2]
-    assert "evaluating %s of %s sequences" % (total, total) in logs[1000]
+    assert f"evaluating 6 of {total} sequences" in logs[2]
+    assert f"evaluating {total} of {total} sequences" in logs[1000]
     (directory / "eval_results.txt").write_text(before)
 
 
@@ -337,7 +337,7 @@ def test_questions_are_answered_and_scored(
     directory, result = answered(version)
     assert "variables loaded" in result.log
     document = json.loads(
-        (chain.place("SQUAD_DIR") / ("dev-%s.json" % version)).read_text()
+        (chain.place("SQUAD_DIR") / (f"dev-{version}.json")).read_text()
     )
     contexts = {
         q["id"]: paragraph["context"]
@@ -353,15 +353,13 @@ def test_questions_are_answered_and_scored(
         assert {"text", "probability", "start_logit", "end_logit"} <= set(
             nbest[name][0]
         )
-    arguments = ["$SQUAD_DIR/dev-%s.json $OUT_DIR/predictions.json" % version]
+    arguments = [f"$SQUAD_DIR/dev-{version}.json $OUT_DIR/predictions.json"]
     if version == "v2.0":
         odds = json.loads((directory / "null_odds.json").read_text())
         assert set(odds) == set(contexts)
         arguments.append("--na-prob-file $OUT_DIR/null_odds.json")
     scores = json.loads(
-        chain.run(
-            "scripts/%s %s" % (script, " ".join(arguments)), out=version
-        ).output
+        chain.run(f"scripts/{script} {' '.join(arguments)}", out=version).output
     )
     assert keys <= set(scores)
     found = read_results(directory)
@@ -444,7 +442,7 @@ def test_every_option_of_fine_tuning_at_once(chain, pretrained):
         "--doc_stride=8",
         "--max_query_length=16",
         "--n_best_size=3",
-        "--output_file=%s" % (out / "same.jsonl"),
+        f"--output_file={out / 'same.jsonl'}",
         out="options",
     )
     odds = json.loads((out / "null_odds.json").read_text())
@@ -483,10 +481,10 @@ def test_losses_of_20_steps_are_those_of_the_other_platform(
     """From one checkpoint and without dropout; recorded on the first one."""
     result = chain.run(
         "run_pretraining.py --do_train=True",
-        "--output_dir=%s" % (tmp_path / "out"),
-        "--bert_config_file=%s" % (GOLDEN / "masked_lm" / "config.json"),
-        "--init_checkpoint=%s" % golden_checkpoint("masked_lm"),
-        "--input_files_dir=%s" % write_sequences(tmp_path / "records"),
+        f"--output_dir={tmp_path / 'out'}",
+        f"--bert_config_file={GOLDEN / 'masked_lm' / 'config.json'}",
+        f"--init_checkpoint={golden_checkpoint('masked_lm')}",
+        f"--input_files_dir={write_sequences(tmp_path / 'records')}",
         "--max_seq_length=48",
         "--max_predictions_per_seq=8",
         "--train_batch_size=4",
@@ -755,7 +753,7 @@ def check_refused(chain, text, flags, words, out="refused"):
     ids=[case[0] for case in WRONG_FOR_CREATE],
 )
 def test_bad_input_of_create(chain, bad, flags, words):
-    output = "--output_file=%s" % (chain.folder / "refused")
+    output = f"--output_file={chain.folder / 'refused'}"
     check_refused(chain, CREATE, [output] + flags, words)
 
 
@@ -834,7 +832,7 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name(
             list(
                 PRETRAIN_SHORT[:3] if text is PRETRAIN else ["--num_workers=1"]
             )
-            + ["--init_checkpoint=%s" % prefix],
+            + [f"--init_checkpoint={prefix}"],
             [KERNEL],
         )
         assert str(prefix) in last

@@ -119,7 +119,7 @@ def evaluate(tmp_path):
             (tmp_path / name).write_text(
                 value if isinstance(value, str) else json.dumps(value)
             )
-        script = REPOSITORY / "scripts" / "evaluate-v{}.py".format(version)
+        script = REPOSITORY / "scripts" / f"evaluate-v{version}.py"
         done = subprocess.run(
             [sys.executable, str(script), "data", "predictions", *arguments],
             cwd=str(tmp_path),
@@ -258,7 +258,7 @@ def test_missing_predictions_score_zero_and_are_named(evaluate):
     code, out, err = evaluate("1.1", dataset(answerable()), some)
     assert code == 0
     assert err == "".join(
-        "Unanswered question %s will receive score 0.\n" % k for k in "cdg"
+        f"Unanswered question {k} will receive score 0.\n" for k in "cdg"
     )
     assert json.loads(out)["exact_match"] == 100 * 2 / 7
 
@@ -266,7 +266,7 @@ def test_missing_predictions_score_zero_and_are_named(evaluate):
         "2.0", dataset(ANSWERS), some, "-n", "odds", odds=NULL_ODDS
     )
     assert code == 0
-    assert err == "".join("Missing prediction for %s\n" % k for k in "cdefgh")
+    assert err == "".join(f"Missing prediction for {k}\n" for k in "cdefgh")
     result = json.loads(out)
     assert result["total"] == 10 and result["exact"] == 20.0
     assert result["NoAns_total"] == 3 and result["NoAns_exact"] == 0.0
@@ -337,7 +337,7 @@ def test_best_threshold_is_at_least_as_good_as_any_other():
         )
 
     for name, values in (("exact", exact), ("f1", f1)):
-        achieved = score(values, best["best_%s_thresh" % name])
+        achieved = score(values, best[f"best_{name}_thresh"])
         assert best["best_" + name] == pytest.approx(achieved)
         assert achieved >= max(score(values, t) for t in [-9, *odds.values()])
 
@@ -359,11 +359,11 @@ def test_answering_nothing_can_be_best():
 def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
     gains, losses, wanted
 ):
-    gold = {"right%d" % i: ["x"] for i in range(gains + 500)}
-    gold.update(("wrong%d" % i, []) for i in range(losses))
+    gold = {f"right{i}": ["x"] for i in range(gains + 500)}
+    gold.update((f"wrong{i}", []) for i in range(losses))
     odds = dict.fromkeys(gold, 1.0)
-    odds.update(("right%d" % i, -1.0) for i in range(gains, gains + 500))
-    odds.update(("wrong%d" % i, 0.5) for i in range(losses))
+    odds.update((f"right{i}", -1.0) for i in range(gains, gains + 500))
+    odds.update((f"wrong{i}", 0.5) for i in range(losses))
     answers = dict.fromkeys(gold, "x")
     assert squad_scores.suggested_threshold(gold, answers, odds) == wanted
 
@@ -407,7 +407,7 @@ GOOD = dataset({"a": ["x"]})
 def test_bad_files_are_one_line(evaluate, version, data, predictions, named):
     code, out, err = evaluate(version, data, predictions)
     assert (code, out) == (1, "")
-    assert err.startswith("evaluate-v%s.py: error: " % version)
+    assert err.startswith(f"evaluate-v{version}.py: error: ")
     assert err.count("\n") == 1 and named in err
 
 

@@ -138,9 +138,9 @@ def test_a_frozen_graph_has_fixed_shapes_and_no_trace_of_training(
         path, signatures["multiple_choice"], "Ascend310P3"
     )
     assert command == (
-        "atc --model=%s --framework=3 --output=%s --input_format=ND "
-        '--input_shape="input_ids:2,3,16" --out_nodes="logits:0" '
-        "--soc_version=Ascend310P3 --log=error" % (path, path[:-3])
+        f"atc --model={path} --framework=3 --output={path[:-3]} "
+        '--input_format=ND --input_shape="input_ids:2,3,16" '
+        '--out_nodes="logits:0" --soc_version=Ascend310P3 --log=error'
     )
 
 
@@ -222,12 +222,12 @@ def test_a_full_disk_is_one_line_that_names_the_place(
     path = str(tmp_path / "out") + ENDINGS[form]
     with open(str(tmp_path / "run.py"), "w") as stream:
         stream.write(
-            "import resource, runpy, signal, sys\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            "sys.path.insert(0, %r)\n"
-            "runpy.run_path(%r, run_name='__main__')\n"
-            % (str(REPOSITORY), str(REPOSITORY / "export_model.py"))
+            "import resource, runpy, signal, "
+            "sys\nsignal.signal(signal.SIGXFSZ, "
+            "signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, "
+            "(20000, 20000))\nsys.path.insert(0, "
+            f"{str(REPOSITORY)!r})\nrunpy.run_path({str(REPOSITORY / 'export_model.py')!r}, "
+            "run_name='__main__')\n"
         )
     log = forked(
         str(tmp_path / "run.py"),

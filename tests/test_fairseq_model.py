@@ -30,8 +30,8 @@ SIZES = dict(
 )
 
 # 256 bytes + 38 merges + <|endoftext|> + 5 special tokens = 300 tokens.
-MERGES = ["Ġ %s" % chr(97 + i) for i in range(26)] + [
-    "%s e" % chr(97 + i) for i in range(12)
+MERGES = [f"Ġ {chr(97 + i)}" for i in range(26)] + [
+    f"{chr(97 + i)} e" for i in range(12)
 ]
 BYTES = [
     chr(c)
@@ -98,12 +98,9 @@ def fairseq_state(arrays, *, is_old, head="mnli"):
     if is_old:
         for layer in range(2):
             for kind in ("weight", "bias"):
-                stem = body + "layers.%d.self_attn." % layer
+                stem = body + f"layers.{layer}.self_attn."
                 state[stem + "in_proj_" + kind] = np.concatenate(
-                    [
-                        state.pop("%s%s_proj.%s" % (stem, part, kind))
-                        for part in "qkv"
-                    ]
+                    [state.pop(f"{stem}{part}_proj.{kind}") for part in "qkv"]
                 )
     if first + "lm_head.bias" in state:
         state[first + "lm_head.weight"] = state[body + "embed_tokens.weight"]
@@ -120,9 +117,7 @@ def checkpoint(state, **settings):
 
 
 def lines_of(order):
-    return "".join(
-        "%d %d\n" % (number, 1000 - i) for i, number in enumerate(order)
-    )
+    return "".join(f"{number} {1000 - i}\n" for i, number in enumerate(order))
 
 
 @pytest.fixture
@@ -290,7 +285,7 @@ def test_the_order_of_single_bytes_shows_that_nothing_moves(tmp_path, model):
 def test_a_dictionary_of_texts_needs_no_merges(tmp_path, model):
     (model / "merges.txt").unlink()
     (model / "dict.txt").write_text(
-        "".join("%s 7\n" % TEXTS[number] for number in ORDER), encoding="utf-8"
+        "".join(f"{TEXTS[number]} 7\n" for number in ORDER), encoding="utf-8"
     )
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     assert_golden(hf_arrays(tmp_path / "hf"))
@@ -300,14 +295,14 @@ def test_padding_words_take_the_ids_that_are_free(tmp_path, model):
     texts = ["Ġ" + chr(97 + i) for i in range(3)]
     padded = [
         (
-            "madeupword%04d" % texts.index(TEXTS[number])
+            f"madeupword{texts.index(TEXTS[number]):04d}"
             if TEXTS[number] in texts
             else str(number)
         )
         for number in ORDER
     ]
     (model / "dict.txt").write_text(
-        "".join("%s 0\n" % symbol for symbol in padded)
+        "".join(f"{symbol} 0\n" for symbol in padded)
     )
     vocabulary = {
         token: i for token, i in VOCABULARY.items() if token not in texts
@@ -454,7 +449,7 @@ FC1 = "encoder.sentence_encoder.layers.1.fc1.weight"
         (lambda s: s.pop(FC1), FC1 + " [64, 32] is missing"),
         (
             lambda s: s.update({FC1 + "x": s.pop(FC1)}),
-            "%r [64, 32] is not expected" % (FC1 + "x"),
+            f"{FC1 + 'x'!r} [64, 32] is not expected",
         ),
         (
             lambda s: s.update({FC1: s[FC1].T.copy()}),

@@ -234,7 +234,7 @@ def test_wrong_file_is_one_line_and_exit_code_1(site, tmp_path):
     )
     code, output, error = run(
         "squad_v1.1",
-        "--output_dir=%s" % (tmp_path / "out"),
+        f"--output_dir={tmp_path / 'out'}",
         "--url_base=rajpurkar.github.io=" + site.base,
     )
     assert (code, output) == (1, "")

@@ -84,7 +84,7 @@ FORMATS = {
             ),
         ),
         "dev_matched.tsv": (
-            MNLI + ["label%d" % n for n in range(1, 6)] + ["gold_label"],
+            MNLI + [f"label{n}" for n in range(1, 6)] + ["gold_label"],
             row(
                 MNLI + ["label1", "2", "3", "4", "5", "gold_label"],
                 sentence1='Dol "kuf.',
@@ -203,7 +203,7 @@ def test_lines_of_qqp_with_too_few_fields_are_counted(tmp_path, caplog):
 def test_mrpc_as_its_authors_publish_it(tmp_path):
     header = ["Quality"] + MRPC_IDS
     rows = [
-        [quality, "1%d" % n, "2%d" % n, "dol %d" % n, '"kuf']
+        [quality, f"1{n}", f"2{n}", f"dol {n}", '"kuf']
         for n, quality in enumerate("101")
     ]
     write(tmp_path / "msr_paraphrase_train.txt", header, *rows)

@@ -67,7 +67,7 @@ def launch(folder, command):
     )
     return [
         "".join(
-            (folder / ("rank.%d" % rank) / stream).read_text()
+            (folder / (f"rank.{rank}") / stream).read_text()
             for stream in ("stdout", "stderr")
         )
         for rank in (0, 1)

@@ -46,7 +46,7 @@ def write_files(folder, context=CONTEXT):
     questions = [
         {
             "id": name,
-            "question": "What <%s>?" % name,
+            "question": f"What <{name}>?",
             "answers": [
                 {"text": text, "answer_start": context.index(text)}
                 for text in texts
@@ -186,7 +186,7 @@ def test_a_page_shows_what_the_files_say(tmp_path):
         "n-best list (2 of 2)",
     ):
         assert words in page.text, words
-    assert "%.2f" % (100 / 7) in page.text
+    assert f"{100 / 7:.2f}" in page.text
 
 
 def test_what_is_far_from_a_mark_is_folded(tmp_path):

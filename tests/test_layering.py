@@ -68,7 +68,7 @@ def imports(name, nodes):
                 yield resolved(alias.name, name)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                inner = "%s.%s" % (node.module, alias.name)
+                inner = f"{node.module}.{alias.name}"
                 yield inner if inner in FILES else resolved(node.module, name)
 
 
@@ -89,7 +89,7 @@ def users(package, names):
 def uses(words, names):
     """["module:line"] where a module uses one of some names or attributes."""
     return [
-        "%s:%d" % (name, node.lineno)
+        f"{name}:{node.lineno}"
         for name in names
         for node in ast.walk(tree(name))
         if isinstance(node, ast.Attribute)
@@ -101,7 +101,7 @@ def uses(words, names):
 
 def test_imports_point_to_lower_layers():
     assert not [
-        "%s imports %s" % (name, module)
+        f"{name} imports {module}"
         for name in FILES
         for module in all_imports(name)
         if module in FILES and place(module) > place(name)
@@ -110,7 +110,7 @@ def test_imports_point_to_lower_layers():
 
 def test_library_imports_no_command():
     assert not [
-        "%s imports %s" % (name, module)
+        f"{name} imports {module}"
         for name in LIBRARY
         for module in all_imports(name)
         if module in FILES and place(module) >= COMMANDS
@@ -184,7 +184,7 @@ def test_library_modules_do_nothing_at_import():
         ast.FunctionDef,
     )
     assert not [
-        "%s:%d" % (name, node.lineno)
+        f"{name}:{node.lineno}"
         for name in LIBRARY
         for node in tree(name).body[1:]  # the first one is the docstring
         if not isinstance(node, harmless)

@@ -75,7 +75,7 @@ def load_masked_lm(checkpoint, **options):
         model = modeling.RobertaModel(config, False, *feeds, kernels=kernels)
         layers = [model.get_embedding_output()]
         layers += model.get_all_encoder_layers()
-        outputs = {"hidden_%d" % i: h for i, h in enumerate(layers)}
+        outputs = {f"hidden_{i}": h for i, h in enumerate(layers)}
         outputs["last"] = model.get_sequence_output()
         logits = modeling.masked_lm_logits(
             config, model.get_rows(), model.get_embedding_table(), kernels
@@ -550,7 +550,7 @@ def test_new_weights_follow_from_seed_and_name():
         if name.endswith(("kernel", "embeddings")):
             assert (value != other[name]).all()
     query, key = (
-        first["bert/encoder/layer_0/attention/self/%s/kernel" % name]
+        first[f"bert/encoder/layer_0/attention/self/{name}/kernel"]
         for name in ("query", "key")
     )
     assert (query != key).all()

@@ -485,7 +485,7 @@ def test_one_session_run_is_n_steps(stand_in, tmp_path):
         plain.get_variable_value("weight"), looped.get_variable_value("weight")
     )
     assert sorted(p.name for p in (tmp_path / "looped").glob("*.index")) == [
-        "model.ckpt-%d.index" % step for step in (0, 4, 8)
+        f"model.ckpt-{step}.index" for step in (0, 4, 8)
     ]
 
 
@@ -1200,7 +1200,7 @@ def test_two_ranks_train_as_one(tmp_path):
     # Rank 1 alone overflows in its third update: both skip it.
     results = npu_ranks.launch(
         [
-            [sys.executable, script, rank, tmp_path / ("rank%d" % rank)]
+            [sys.executable, script, rank, tmp_path / (f"rank{rank}")]
             for rank in (0, 1)
         ],
         tmp_path,
@@ -1214,7 +1214,7 @@ def test_two_ranks_train_as_one(tmp_path):
         )
     # From [1, 1], updates at the mean of the gradients [4, 5] and [8, 10];
     # of six updates (three loops of two) five count, one more than asked.
-    expected = "RESULT %s %s 32.0 5" % (1 - 0.5 * 6 * 5, 1 - 0.5 * 7.5 * 5)
+    expected = f"RESULT {1 - 0.5 * 6 * 5} {1 - 0.5 * 7.5 * 5} 32.0 5"
     assert lines == [[expected], [expected]]
     assert list((tmp_path / "rank0").glob("model.ckpt-*"))
     assert not list((tmp_path / "rank1").glob("model.ckpt-*"))

@@ -129,9 +129,7 @@ def runs(tmp_path_factory):
         started.start("squad_" + name, started.questions("squad_" + name), npu)
         started.start(
             "overflow_" + name,
-            started.watched(
-                "overflow_" + name, "%d:%d" % (OVERFLOW, LARGE_SCALE)
-            ),
+            started.watched("overflow_" + name, f"{OVERFLOW}:{LARGE_SCALE}"),
             npu,
         )
     started.start(
@@ -206,7 +204,7 @@ def test_loops_on_the_device_take_the_same_steps(runs):
     assert set(scalars["gradient_norm"]) == {10, 20}
     assert "weight_norm" not in scalars  # it would compile a second graph
     saved = {path.name for path in (runs.folder / "loops").glob("*.index")}
-    assert saved == {"model.ckpt-%d.index" % step for step in (0, 10, 20)}
+    assert saved == {f"model.ckpt-{step}.index" for step in (0, 10, 20)}
 
 
 def test_fp16_with_dynamic_loss_scale_on_squad(runs):
@@ -298,7 +296,7 @@ def test_two_ranks_train_as_one_with_both_batches(runs):
         timeout=300,
     )
     logs = [
-        (folder / "out" / "logs" / ("device_%d.log" % rank)).read_text()
+        (folder / "out" / "logs" / (f"device_{rank}.log")).read_text()
         for rank in (0, 1)
     ]
     np.testing.assert_allclose(
@@ -342,8 +340,7 @@ def old(runs):
     for version in ("v1.1", "v2.0"):
         for part in ("train", "dev"):
             tiny.write_squad(
-                squad / ("%s-%s.json" % (part, version)),
-                version_2=version == "v2.0",
+                squad / (f"{part}-{version}.json"), version_2=version == "v2.0"
             )
     tiny.run(
         tiny.command(
@@ -436,7 +433,7 @@ def run_old(old, out, text, *more, folder="", exports=True, **variables):
 def test_old_pretraining_runs_unchanged(old, variables):
     if not (old / "corpus" / "pretrain_data").exists():
         run_old(old, "", CREATE, exports=False)
-    out = "pretraining_%d" % len(variables)
+    out = f"pretraining_{len(variables)}"
     # Its 100,000 steps are cut, and all else is as it was.
     output = run_old(
         old,
@@ -458,7 +455,7 @@ def test_old_pretraining_runs_unchanged(old, variables):
     "version, variables", [("v1.1", {"RANK_SIZE": "1"}), ("v2.0", {})]
 )
 def test_old_squad_runs_unchanged(old, version, variables):
-    out = "squad_%s_%d" % (version, len(variables))
+    out = f"squad_{version}_{len(variables)}"
     output = run_old(
         old, out, SQUAD % (version, version, version == "v2.0"), **variables
     )

@@ -386,12 +386,10 @@ def ancestors(operation):
 def test_no_variable_changes_before_all_gradients_are_known(name):
     """The backward pass of one layer reads the weights of another."""
     gradients = [
-        tf.identity(tf.constant([[1.0]]), name="gradient_%d" % i)
+        tf.identity(tf.constant([[1.0]]), name=f"gradient_{i}")
         for i in range(3)
     ]
-    variables = [
-        tf.get_variable("part_%d/kernel" % i, [1, 1]) for i in range(3)
-    ]
+    variables = [tf.get_variable(f"part_{i}/kernel", [1, 1]) for i in range(3)]
     step = tf.train.get_or_create_global_step()
     optimization.OPTIMIZERS[name](0.1).apply_gradients(
         list(zip(gradients, variables)), step

@@ -28,7 +28,7 @@ plot_run = load("plot_run")
 def write_events(directory, *points, suffix="", start=100.0):
     """An event file of (step, {tag: value}), one a second."""
     directory.mkdir(exist_ok=True)
-    path = directory / ("events.out.tfevents.%d.host%s" % (start, suffix))
+    path = directory / (f"events.out.tfevents.{start}.host{suffix}")
     with tf.python_io.TFRecordWriter(str(path)) as writer:
         for number, (step, values) in enumerate(points):
             event = tf.Event(wall_time=start + number, step=step)

@@ -102,7 +102,7 @@ def test_one_input_is_given_and_no_other(values):
 
 def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
     items = [
-        predict.Item(str(n), "Town %d" % n, question="Where?") for n in range(3)
+        predict.Item(str(n), f"Town {n}", question="Where?") for n in range(3)
     ]
     results = list(predict.predict_all(reader, items))
     lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"

@@ -84,9 +84,7 @@ def close(first, second):
 def examples(count):
     return [
         squad.Example(
-            str(n),
-            "Where is %d?" % n,
-            "%s %d" % (TEXT[n % 20 :], n) * (1 + n % 3),
+            str(n), f"Where is {n}?", f"{TEXT[n % 20 :]} {n}" * (1 + n % 3)
         )
         for n in range(count)
     ]

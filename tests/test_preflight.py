@@ -408,9 +408,9 @@ def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
     ) in output
     assert "ok     length: 384 tokens of 512" in output
     assert "48 sequences of 384 tokens" in output
-    assert "ERROR  predict_file: %s is not JSON" % (tmp_path / "file") in output
+    assert f"ERROR  predict_file: {tmp_path / 'file'} is not JSON" in output
     assert (
-        "ERROR  disk: cannot use '%s': Not a directory" % (tmp_path / "file")
+        f"ERROR  disk: cannot use '{tmp_path / 'file'}': Not a directory"
         in output
     )
     output = doctor(

@@ -256,7 +256,7 @@ def test_what_the_estimator_writes_overwrites_no_scalars(tmp_path):
         for name in ("train", "eval")
     ]
     for number, writer in enumerate(writers):
-        progress.add_scalars(writer, {"scalar%d" % number: 1.0}, 1)
+        progress.add_scalars(writer, {f"scalar{number}": 1.0}, 1)
         writer.close()
     assert {
         value.tag
@@ -340,7 +340,7 @@ def test_loss_of_guessing_is_warned_of_once(
     assert len(warnings) == warns
     if warns:
         assert (
-            "step %d is that of guessing (3.00)" % (progress.STUCK_AFTER_STEPS)
+            f"step {progress.STUCK_AFTER_STEPS} is that of guessing (3.00)"
             in warnings[0]
         )
         assert "--learning_rate" in warnings[0]

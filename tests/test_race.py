@@ -40,7 +40,7 @@ def write(path, **changes):
 
 def test_articles_are_read_by_level(tmp_path):
     for place, name in (("high", "2"), ("middle", "10"), ("middle", "9")):
-        write(tmp_path / place / (name + ".txt"), id="%s%s.txt" % (place, name))
+        write(tmp_path / place / (name + ".txt"), id=f"{place}{name}.txt")
     found = race.read(str(tmp_path), needs_answers=True)
     assert [article.questions[0].question_id for article in found] == [
         "middle9.txt-0",
@@ -155,9 +155,7 @@ def test_the_article_is_cut_first(tmp_path, tokenizer):
 
 def test_several_processes_keep_the_order(tmp_path, tokenizer):
     for number in range(40):
-        write(
-            tmp_path / "high" / ("%d.txt" % number), article="Dol %d." % number
-        )
+        write(tmp_path / "high" / (f"{number}.txt"), article=f"Dol {number}.")
     found = race.read(str(tmp_path), needs_answers=True)
     alone = race.Sequences(found, tokenizer, 64, num_workers=1)
     several = race.Sequences(found, tokenizer, 64, num_workers=2)

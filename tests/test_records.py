@@ -444,10 +444,9 @@ def test_damage_names_file_record_and_byte(
         opened.read(range(10))
         opened.read([17])
     assert message in str(caught.value)
-    assert "%r, record 7 (counted from 0) at byte %d" % (
-        three_files[2],
-        at,
-    ) in str(caught.value)
+    assert f"{three_files[2]!r}, record 7 (counted from 0) at byte {at}" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -597,8 +596,8 @@ def test_missing_feature_and_long_dynamic_record(tmp_path):
     with pytest.raises(errors.UserError) as caught:
         opened.read_examples([0], {"input_ids": (1, 8)})
     assert str(caught.value).startswith(
-        "%r, record 0 (counted from 0): input_ids has length 9, expected 1 to "
-        "8" % path
+        f"{path!r}, record 0 (counted from 0): input_ids has length 9, "
+        "expected 1 to 8"
     )
     with pytest.raises(
         errors.UserError,
@@ -852,7 +851,7 @@ def test_incomplete_manifest(tmp_path, key):
     content = manifest_of([SHARD], format_version=1)
     del content[key]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(errors.UserError, match="found no %s, expected" % key):
+    with pytest.raises(errors.UserError, match=f"found no {key}, expected"):
         records.read_manifest(str(tmp_path))
 
 
@@ -883,7 +882,7 @@ def test_hostile_manifest_is_refused_quickly(tmp_path, data):
 
 
 def test_long_number_in_a_manifest_is_not_converted(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"random_seed": %s}' % ("7" * 30))
+    (tmp_path / "manifest.json").write_text(f'{{"random_seed": {"7" * 30}}}')
     with pytest.raises(errors.UserError, match="a number of 30 digits"):
         records.read_manifest(str(tmp_path))
 
@@ -899,8 +898,8 @@ def test_records_of_an_interrupted_build_are_refused(tmp_path, given, progress):
     (tmp_path / progress).write_text("{}")
     with pytest.raises(
         errors.UserError,
-        match="interrupted: .*%s.* finish it "
-        "by the same create_pretraining_data.py command" % progress,
+        match=f"interrupted: .*{progress}.* finish it by the same "
+        "create_pretraining_data.py command",
     ):
         records.expand_inputs(text)
     # A build ends by writing the one and then removing the other.

@@ -185,8 +185,8 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     newest = checkpoints.newest(str(tmp_path / "run"))
     assert int(newest.rpartition("-")[2]) >= 50
     assert log.splitlines()[-1].endswith(
-        "ended by a signal; %s is there, and the same command goes on from it"
-        % newest
+        f"ended by a signal; {newest} is there, and the same command goes on "
+        "from it"
     )
     before = checkpoints.listed(str(tmp_path / "run"))[-2]
     with open(tf_checkpoint.data_file(newest), "r+b") as stream:
@@ -198,7 +198,7 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     warnings = [line for line in log.splitlines() if "going back to" in line]
     assert len(warnings) == 1
     assert before + ":" in warnings[0] and newest in warnings[0]
-    assert "going on from %s, batch" % before in log
+    assert f"going on from {before}, batch" in log
     kept = checkpoints.listed(str(tmp_path / "run"))
     log = script.finish(script.start("run", largest_file=50000), 1)
     assert re.search(
@@ -252,7 +252,7 @@ class HorovodScript(Script):
                 and words[1].endswith(b"run_pretraining.py")
             ):
                 return int(path.name)
-        raise AssertionError("rank %d does not run" % rank)
+        raise AssertionError(f"rank {rank} does not run")
 
 
 def test_two_processes_stop_at_one_step_and_go_on(tmp_path):

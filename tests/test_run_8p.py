@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
-ADDRESSES = ["192.168.1.%d" % (100 + number) for number in range(16)]
+ADDRESSES = [f"192.168.1.{100 + number}" for number in range(16)]
 
 
 def make_table(path, *flags, code=0):
@@ -24,7 +24,7 @@ def make_table(path, *flags, code=0):
         [
             sys.executable,
             str(SCRIPTS / "make_rank_table.py"),
-            "--output=%s" % path,
+            f"--output={path}",
         ]
         + list(flags),
         stdout=subprocess.PIPE,
@@ -82,12 +82,11 @@ def test_ranks_go_on_over_hosts(tmp_path):
 def test_addresses_come_from_each_hosts_file(tmp_path):
     files = []
     for host in range(2):
-        files.append(str(tmp_path / ("hccn_%d.conf" % host)))
+        files.append(str(tmp_path / (f"hccn_{host}.conf")))
         with open(files[-1], "w") as stream:
             for device in range(8):
                 stream.write(
-                    "address_%d=10.0.%d.%d\nnetmask_%d=255.0.0.0\n"
-                    % (device, host, device + 1, device)
+                    f"address_{device}=10.0.{host}.{device + 1}\nnetmask_{device}=255.0.0.0\n"
                 )
     make_table(
         tmp_path / "t",
@@ -107,7 +106,7 @@ def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
         tmp_path / "t",
         "--hosts=10.0.0.1",
         "--devices=1",
-        "--hccn_conf=%s" % (tmp_path / "conf"),
+        f"--hccn_conf={tmp_path / 'conf'}",
     )
     assert "192.168.1.7" in (tmp_path / "t").read_text()
     (tmp_path / "conf").write_bytes(b"address_0=192.168.1.\xe9\n")
@@ -115,7 +114,7 @@ def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
         tmp_path / "t",
         "--hosts=10.0.0.1",
         "--devices=1",
-        "--hccn_conf=%s" % (tmp_path / "conf"),
+        f"--hccn_conf={tmp_path / 'conf'}",
         code=1,
     )
     assert "expected an address such as 10.0.0.1" in log
@@ -176,7 +175,7 @@ def launch(tmp_path):
     ):
         make_table(
             tmp_path / "table",
-            "--devices=%d" % devices,
+            f"--devices={devices}",
             "--hosts=" + ",".join(ADDRESSES[-hosts:]),
             "--device_ips=" + ",".join(ADDRESSES[: hosts * devices]),
         )
@@ -340,7 +339,7 @@ def test_full_run_reads_its_summary_from_the_log_lines(tmp_path):
     code, output, calls = zoo(
         tmp_path,
         "train_full_1p.sh",
-        "--data_path=%s" % tmp_path,
+        f"--data_path={tmp_path}",
         "--ckpt_path=model",
         "--precision_mode=allow_mix_precision",
         "--profiling=True",
@@ -351,9 +350,8 @@ def test_full_run_reads_its_summary_from_the_log_lines(tmp_path):
     speed = "steps_per_second=2.5 examples_per_second=80.0 final_loss=6.25"
     assert output[-4:-1] == [
         "pretraining " + speed,
-        "squad_v1.1 %s exact_match=83.5 f1=90.5" % speed,
-        "squad_v2.0 %s exact=80.5 f1=83.0 best_exact=81.0 best_f1=84.25"
-        % speed,
+        f"squad_v1.1 {speed} exact_match=83.5 f1=90.5",
+        f"squad_v2.0 {speed} exact=80.5 f1=83.0 best_exact=81.0 best_f1=84.25",
     ]
     trainings = [call for call in calls if "/run_" in call]
     assert len(trainings) == 3 and len(calls) == 5
@@ -367,12 +365,12 @@ def test_full_run_reads_its_summary_from_the_log_lines(tmp_path):
 
 def test_performance_run_trains_once(tmp_path):
     code, output, calls = zoo(
-        tmp_path, "train_performance_1p.sh", "--data_path=%s" % tmp_path
+        tmp_path, "train_performance_1p.sh", f"--data_path={tmp_path}"
     )
     assert code == 0 and len(calls) == 1
     assert output[-2].startswith("pretraining steps_per_second=2.5 ")
     assert (
-        "--input_files_dir=%s/Data/BookCorpus/pretraining_data" % tmp_path
+        f"--input_files_dir={tmp_path}/Data/BookCorpus/pretraining_data"
         in calls[0]
     )
 

@@ -141,7 +141,7 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
     table.write_text(
         "name,sentence\n"
         + "".join(
-            'row%d,"%s"\n' % (number, text)
+            f'row{number},"{text}"\n'
             for number, (text, _) in enumerate(invented.texts(20, 9))
         )
     )
@@ -158,7 +158,7 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
         json.loads(line) for line in folder.lines("own", "predictions.jsonl")
     ]
     assert [line["index"] for line in lines] == [
-        "row%d" % number for number in range(20)
+        f"row{number}" for number in range(20)
     ]
     assert (
         np.mean(

@@ -132,7 +132,7 @@ def test_what_cannot_work_is_one_line(folder, forked, flags, message):
 
 
 def question(answer, level):
-    return race.Question("q-%d" % answer, level, "dol", ("a",) * 4, answer)
+    return race.Question(f"q-{answer}", level, "dol", ("a",) * 4, answer)
 
 
 OUTPUTS = np.log(

@@ -98,7 +98,7 @@ def launch(name, tmp_path, *arguments):
         tmp_path / "python",
         "#!/usr/bin/env bash\n"
         'printf \'%s\\n\' "$JOB_ID $ASCEND_DEVICE_ID" "$@" -- '
-        ">> {}\n".format(log),
+        f">> {log}\n",
     )
     environment = dict(
         os.environ,
@@ -149,12 +149,10 @@ def test_squad_launchers_score_their_predictions(tmp_path):
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_launcher_has_the_recipe_of_the_flag_file(version, tmp_path):
-    calls, _ = launch("run_squadv{}.sh".format(version), tmp_path)
+    calls, _ = launch(f"run_squadv{version}.sh", tmp_path)
     launched = as_dict(calls[0][1:])
     recipe = as_dict(
-        read_flags(
-            REPOSITORY / "configs" / "squad_v{}_large.flags".format(version)
-        )
+        read_flags(REPOSITORY / "configs" / f"squad_v{version}_large.flags")
     )
     shared = set(launched) & set(recipe) - {"bert_config_file"}
     assert len(shared) > 15
@@ -209,12 +207,12 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
             launched = launch(name, directory)[0][0][1:]
             lists += [
                 launched,
-                launched + ["--flagfile=configs/{}.flags".format(predecessor)],
+                launched + [f"--flagfile=configs/{predecessor}.flags"],
             ]
     task, count = RECIPES[script]
     data = ["--data_dir=data"] if task in ("glue", "race") else []
     lists += [
-        ["--flagfile={}".format(path)] + data
+        [f"--flagfile={path}"] + data
         for path in FLAG_FILES
         if path.name.startswith(task)
     ]
@@ -250,7 +248,7 @@ GLUE = {
 @pytest.mark.parametrize("task", sorted(GLUE))
 def test_glue_recipe_is_fairseqs(task):
     examples, rate, batch, updates, warmup = GLUE[task]
-    path = REPOSITORY / "configs" / "glue_{}_large.flags".format(task)
+    path = REPOSITORY / "configs" / f"glue_{task}_large.flags"
     flags = as_dict(read_flags(path))
     assert float(flags["learning_rate"]) == rate
     assert (
@@ -264,9 +262,7 @@ def test_glue_recipe_is_fairseqs(task):
     if task != "rte":  # fairseq limits its batches' tokens there
         assert steps == pytest.approx(updates, rel=0.015)
     assert (
-        "# {:,} examples x 10 epochs / {} = {:,} updates".format(
-            examples, batch, steps
-        )
+        f"# {examples:,} examples x 10 epochs / {batch} = {steps:,} updates"
         in path.read_text()
     )
 
@@ -278,14 +274,14 @@ def test_glue_recipe_is_fairseqs(task):
     [("base", 2e-5, 16, 2634), ("large", 2e-5, 8, 5268)],
 )
 def test_conll_recipe_is_that_of_its_card(size, rate, batch, updates):
-    path = REPOSITORY / "configs" / "conll2003_{}.flags".format(size)
+    path = REPOSITORY / "configs" / f"conll2003_{size}.flags"
     flags = as_dict(read_flags(path))
     assert float(flags["learning_rate"]) == rate
     assert int(flags["train_batch_size"]) == batch
     steps = int(14041 * float(flags["num_train_epochs"]) / batch)
     assert 0 <= updates - steps <= 3
     assert (
-        "# 14,041 sentences x 3 epochs / {} = {:,} updates".format(batch, steps)
+        f"# 14,041 sentences x 3 epochs / {batch} = {steps:,} updates"
         in path.read_text()
     )
 
@@ -340,7 +336,7 @@ def test_flag_file_begins_with_launch_hardware_result_source(path):
 )
 def test_model_config_is_complete(size, layers, hidden, heads, feed_forward):
     config = configuration.RobertaConfig.from_json_file(
-        str(REPOSITORY / "configs" / "roberta_{}.json".format(size))
+        str(REPOSITORY / "configs" / f"roberta_{size}.json")
     )
     assert (
         config.num_hidden_layers,
@@ -557,7 +553,7 @@ def test_an_unusable_python_is_refused_even_when_all_is_there(set_up, python):
     code, words = set_up.run(PYTHON=python)
     assert code == 1
     assert words.splitlines()[-1].startswith(
-        "setup.sh: error: PYTHON={}: ".format(python)
+        f"setup.sh: error: PYTHON={python}: "
     )
 
 
@@ -568,10 +564,8 @@ def test_uv_brings_a_python(set_up):
     write_program(
         set_up.programs / "uv",
         "#!/usr/bin/env bash\n"
-        'case "$2" in install) touch {0}/there ;;\n'
-        "find) [[ -e {0}/there ]] && echo {1} ;; esac\n".format(
-            folder, brought
-        ),
+        f'case "$2" in install) touch {folder}/there ;;\n'
+        f"find) [[ -e {folder}/there ]] && echo {brought} ;; esac\n",
     )
     assert set_up.run()[0] == 0
     assert set_up.state("executable") == str(brought)

@@ -34,7 +34,7 @@ def dotted(node):
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        return "%s.%s" % (dotted(node.value), node.attr)
+        return f"{dotted(node.value)}.{node.attr}"
     return ""
 
 
@@ -207,7 +207,7 @@ def test_an_index_of_weights_cannot_leave_its_directory(tmp_path, name):
 
 def test_a_zip_archive_is_never_unpacked():
     assert not [
-        "%s:%d" % (path.name, node.lineno)
+        f"{path.name}:{node.lineno}"
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute)

@@ -182,7 +182,7 @@ def test_without_its_packages_one_line_says_what_to_do(monkeypatch):
 def test_a_port_in_use_is_one_line():
     with serve.listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(errors.UserError, match="--port=%d" % port):
+        with pytest.raises(errors.UserError, match=f"--port={port}"):
             serve.listen("127.0.0.1", port)
 
 
@@ -265,8 +265,7 @@ def ask(address, question, text):
 
 def test_many_ask_at_a_time(server, reader):
     asked = [
-        ("Where is %d?" % n, "%s And %d." % (TEXT * (1 + n % 3), n))
-        for n in range(36)
+        (f"Where is {n}?", f"{TEXT * (1 + n % 3)} And {n}.") for n in range(36)
     ]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda pair: ask(server, *pair), asked))
@@ -304,7 +303,7 @@ def test_a_question_does_not_wait_for_another(reader):
     )
     thread.start()
     try:
-        address = "http://127.0.0.1:%d/" % listening.getsockname()[1]
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             both = list(
                 pool.map(
@@ -368,8 +367,8 @@ def test_who_types_a_question_sees_the_answer_in_the_text(window, reader):
         == result["answer"]
     )
     assert window.run("return document.getElementById('score').innerText") == (
-        "%.1f %% among the candidates, characters %d to %d"
-        % (100 * result["score"], result["start"], result["end"])
+        f"{100 * result['score']:.1f} % among the candidates, characters "
+        f"{result['start']} to {result['end']}"
     )
     assert window.run(
         "return Array.from(document.querySelectorAll("

@@ -184,7 +184,7 @@ def test_invalid_answers_are_errors_or_left_out(tmp_path):
         "data.json",
         "'q2'",
         "'nna Bell '",
-        "stands at %d" % (start - 1),
+        f"stands at {start - 1}",
         "--skip_invalid_answers=True",
     ):
         assert part in str(caught.value)
@@ -396,13 +396,12 @@ def test_long_questions_are_cut_and_counted():
 def many_examples(number=600):
     """Questions on many contexts, which come back in another order."""
     contexts = [
-        "Town %d lies on river %d. " % (i, i * i) * 3
-        for i in range(number // 4)
+        f"Town {i} lies on river {i * i}. " * 3 for i in range(number // 4)
     ]
     return [
         example(
             question_id=str(i),
-            question="Where is %d?" % i,
+            question=f"Where is {i}?",
             context=contexts[i * 7 % len(contexts)],
             answer_text="lies",
             answer_start=contexts[i * 7 % len(contexts)].index("lies"),
@@ -887,7 +886,7 @@ def test_gold_spans_decode_to_gold_answers(
 ):
     # RoBERTa's vocabulary takes several tokens a letter outside English.
     result = oracle_scores(
-        shared / "data/squad/xquad.{}.json".format(language),
+        shared / f"data/squad/xquad.{language}.json",
         roberta,
         tmp_path,
         max_answer_length,

@@ -76,7 +76,7 @@ READERS = {
 @pytest.mark.parametrize("name", sorted(READERS))
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100000, '{"text":' * 100000, '{"rollbacks": %s}' % ("9" * 10**6)],
+    ["[" * 100000, '{"text":' * 100000, f'{{"rollbacks": {"9" * 10**6}}}'],
     ids=["lists", "objects", "digits"],
 )
 def test_every_reader_refuses_depth_and_digits(tmp_path, name, text):

@@ -67,7 +67,7 @@ def test_what_is_not_installed_is_named(monkeypatch, name, package, labels):
     with pytest.raises(
         errors.UserError,
         match=(
-            "the metric %s needs .*pip install -r requirements/tasks.txt" % name
+            f"the metric {name} needs .*pip install -r requirements/tasks.txt"
         ),
     ):
         task_scores.check([name], labels)

@@ -36,7 +36,7 @@ def test_inputs_are_files_globs_and_directories_in_order(tmp_path):
         ]
 
     assert names(str(tmp_path)) == ["a.txt", "b.txt", "sub/c"]
-    assert names("%s/*.txt, %s/a.txt" % (tmp_path, tmp_path)) == [
+    assert names(f"{tmp_path}/*.txt, {tmp_path}/a.txt") == [
         "a.txt",
         "b.txt",
         "a.txt",

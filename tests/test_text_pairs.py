@@ -61,7 +61,7 @@ def test_cut_tokens_are_counted(tokenizer):
 
 
 def test_several_processes_keep_the_order(tokenizer):
-    pairs = [("dol %d" % number, None) for number in range(1200)]
+    pairs = [(f"dol {number}", None) for number in range(1200)]
     alone = sequences.encode(pairs, tokenizer, 16, num_workers=1)
     several = sequences.encode(pairs, tokenizer, 16, num_workers=2)
     assert [ids.tolist() for ids in alone.sequences] == [

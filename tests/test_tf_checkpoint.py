@@ -30,7 +30,7 @@ def written(directory, arrays):
 def arrays_of(number):
     random = np.random.RandomState(3)
     return {
-        "layer_%d/kernel" % i: random.rand(3, i % 5 + 1).astype(np.float32)
+        f"layer_{i}/kernel": random.rand(3, i % 5 + 1).astype(np.float32)
         for i in range(number)
     }
 
@@ -67,7 +67,7 @@ def test_what_tensorflow_writes_is_read(tmp_path):
 
 def test_an_index_of_several_blocks_is_read(tmp_path):
     prefix, number = str(tmp_path / "model.ckpt"), 3000
-    names = ["%s/%04d" % ("long_name" * 20, i) for i in range(number)]
+    names = [f"{'long_name' * 20}/{i:04d}" for i in range(number)]
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(
             tf.raw_ops.SaveV2(
@@ -100,11 +100,11 @@ def test_several_data_files_are_read(tmp_path):
     parts = []
     with tf.Graph().as_default(), tf.Session() as session:
         for part in range(3):
-            parts.append("%s_part%d" % (prefix, part))
+            parts.append(f"{prefix}_part{part}")
             session.run(
                 tf.raw_ops.SaveV2(
                     prefix=parts[-1],
-                    tensor_names=["v%d" % part],
+                    tensor_names=[f"v{part}"],
                     shape_and_slices=[""],
                     tensors=[tf.fill([2], float(part))],
                 )

@@ -343,7 +343,7 @@ def test_the_cache_is_bounded_and_keeps_what_is_frequent():
     computed = []
     cache = tokenization._Cache(lambda text: computed.append(text) or (1,), 10)
     for i in range(1000):
-        assert cache["frequent"] == cache["rare %d" % i] == (1,)
+        assert cache["frequent"] == cache[f"rare {i}"] == (1,)
         assert len(cache) + len(cache._previous) <= 20
     assert computed.count("frequent") == 1
     assert cache["x" * 1000] == (1,) and "x" * 1000 not in cache
@@ -395,7 +395,7 @@ def without(token):
         ("[1, 2]", "holds a JSON list"),
         ("[" * 100000, "nested too deeply"),
         ('{"a":' * 100000, "nested too deeply"),
-        ('{"a": %s}' % ("9" * 500000), "a number of 500000 digits"),
+        (f'{{"a": {"9" * 500000}}}', "a number of 500000 digits"),
         ("{}", "lacks <s>, <pad>, </s>, <unk>, <mask>"),
         (changed(low="1"), "'low', '1', is no whole number"),
         (changed(low=True), "is no whole number"),
@@ -442,7 +442,7 @@ def test_wrong_merges_are_an_error(tmp_path, merges, words):
 def test_merges_cut_short_are_an_error(tmp_path):
     vocabulary = tiny_vocabulary()
     for i in range(20):
-        vocabulary["word%d" % i] = len(vocabulary)
+        vocabulary[f"word{i}"] = len(vocabulary)
     RobertaTokenizer(*write(tmp_path, vocabulary=vocabulary))
     with pytest.raises(errors.UserError, match="make all but 45 of the 306"):
         RobertaTokenizer(*write(tmp_path, vocabulary=vocabulary, merges=""))

@@ -93,7 +93,7 @@ class Runs:
     """What a pickle of it would do where pickles are run."""
 
     def __init__(self, path):
-        self._command = "touch %s" % path
+        self._command = f"touch {path}"
 
     def __reduce__(self):
         return os.system, (self._command,)

@@ -43,7 +43,7 @@ def as_nobody(function):
             except OSError as error:
                 text = command_line.describe_os_error(error)
             except BaseException as error:  # the test is to see it
-                text = "bug: %r" % error
+                text = f"bug: {error!r}"
             os.write(answer.fileno(), text.encode())
             os._exit(0)
         os.waitpid(child, 0)
@@ -90,7 +90,7 @@ WRITERS = {
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_a_directory_without_permission_is_named(closed, name):
     text = as_nobody(lambda: WRITERS[name](closed / "new"))
-    assert text.startswith("cannot use '%s" % (closed / "new"))
+    assert text.startswith(f"cannot use '{closed / 'new'}")
     assert text.endswith("Permission denied")
 
 
@@ -154,7 +154,7 @@ def test_a_file_that_vanishes_during_a_run_is_named(batches, tmp_path):
     with pytest.raises(OSError) as caught:
         read_all(batches)
     assert command_line.describe_os_error(caught.value) == (
-        "cannot use %r: No such file or directory" % str(path)
+        f"cannot use {str(path)!r}: No such file or directory"
     )
 
 

@@ -51,7 +51,7 @@ def test_a_config_that_computes_something_else_is_refused(
         with pytest.raises(errors.UserError) as caught:
             check(tmp_path, place, **{name: other})
         message = str(caught.value)
-        assert "config.json has %s %r" % (name, other) in message
+        assert f"config.json has {name} {other!r}" in message
         assert trained in message
 
 

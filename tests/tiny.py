@@ -134,8 +134,8 @@ def write_squad(path, *, version_2=False, paragraphs=4):
 
     def question(number, answer, start, impossible):
         entry = {
-            "id": "q%d" % number,
-            "question": "Where is %s?" % answer,
+            "id": f"q{number}",
+            "question": f"Where is {answer}?",
             "answers": []
             if impossible
             else [{"text": answer, "answer_start": start}],
@@ -144,7 +144,7 @@ def write_squad(path, *, version_2=False, paragraphs=4):
 
     data = []
     for number in range(paragraphs):
-        context = "Town %d lies on river %s." % (number, "abcdefg"[number] * 3)
+        context = f"Town {number} lies on river {'abcdefg'[number] * 3}."
         answer = context[:6]
         data.append(
             {

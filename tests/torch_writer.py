@@ -105,7 +105,7 @@ def save(path, value, *, compression=zipfile.ZIP_STORED):
         archive.writestr("archive/data.pkl", pickler.dump(value))
         archive.writestr("archive/byteorder", "little")
         for number, storage in enumerate(pickler.storages):
-            archive.writestr("archive/data/%d" % number, storage.tobytes())
+            archive.writestr(f"archive/data/{number}", storage.tobytes())
         archive.writestr("archive/version", "3\n")
 
 

@@ -48,7 +48,7 @@ class Saver(tf.train.Saver):
         self._restored = os.path.abspath(save_path)
 
     def save(self, sess, save_path, global_step=None, **options):
-        path = "%s-%s" % (save_path, global_step)
+        path = f"{save_path}-{global_step}"
         if os.path.abspath(path) == self._restored:
             return path
         return super().save(sess, save_path, global_step, **options)
@@ -82,8 +82,8 @@ def claim(directory):
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise errors.UserError(
-                    "another run trains in %s; wait for its end, or give "
-                    "another --output_dir" % directory
+                    f"another run trains in {directory}; wait for its end, or "
+                    "give another --output_dir"
                 )
             time.sleep(0.1)
         except OSError as error:
@@ -151,7 +151,7 @@ def damage(prefix):
         for name in _samples(tensors):
             tensors[name].read()
     except OSError as error:
-        return "%s: %s" % (error.filename or prefix, error.strerror or error)
+        return f"{error.filename or prefix}: {error.strerror or error}"
     except errors.UserError as error:
         return str(error)
     return ""
@@ -201,8 +201,8 @@ def repair(directory, removes=True):
         if not broken:
             return None
         raise errors.UserError(
-            "no checkpoint in %s is whole; newest: %s; copy one back, or move "
-            "them away to begin anew" % (directory, broken[0])
+            f"no checkpoint in {directory} is whole; newest: {broken[0]}; copy "
+            "one back, or move them away to begin anew"
         )
     if broken or not is_known:
         _tell(directory, paths, broken)
@@ -214,8 +214,7 @@ def _tell(directory, paths, broken):
     why = (
         "; ".join(broken)
         if broken
-        else "%s is missing or unreadable"
-        % os.path.join(directory, _STATE_FILE)
+        else f"{os.path.join(directory, _STATE_FILE)} is missing or unreadable"
     )
     tf.logging.warning("going back to %s: %s", paths[-1], why)
 
@@ -239,10 +238,10 @@ def keep(directory, paths):
       paths: prefixes of files in the directory, oldest first.
     """
     names = [os.path.relpath(path, directory) for path in paths]
-    lines = ['model_checkpoint_path: "%s"\n' % names[-1]]
-    lines += ['all_model_checkpoint_paths: "%s"\n' % name for name in names]
+    lines = [f'model_checkpoint_path: "{names[-1]}"\n']
+    lines += [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
     path = os.path.join(directory, _STATE_FILE)
-    temporary = "%s.%d.incomplete" % (path, os.getpid())
+    temporary = f"{path}.{os.getpid()}.incomplete"
     with open(temporary, "w", encoding="utf-8") as stream:
         stream.write("".join(lines))
         stream.flush()

@@ -77,11 +77,9 @@ class Trouble(typing.NamedTuple):
     reason: str
 
     def __str__(self):
-        return "%s at step %d (batches %d to %d)" % (
-            self.reason,
-            self.step,
-            self.first,
-            self.end - 1,
+        return (
+            f"{self.reason} at step {self.step} (batches {self.first} to "
+            f"{self.end - 1})"
         )
 
 
@@ -168,9 +166,9 @@ class Detector:
             return self._judge_overflow(seen)
         self._overflows, self._first_overflow = 0, None
         if not math.isfinite(seen.loss):
-            return "loss is %s" % seen.loss, True
+            return f"loss is {seen.loss}", True
         if not math.isfinite(seen.gradient_norm):
-            return "gradient norm is %s" % seen.gradient_norm, True
+            return f"gradient norm is {seen.gradient_norm}", True
         log_norm = math.log(max(seen.gradient_norm, 1e-30))
         reason = self._judge_loss(seen.loss) or self._judge_norm(log_norm)
         if not reason and self._open is None:
@@ -183,7 +181,7 @@ class Detector:
         self._overflows += seen.batches
         if self._overflows < OVERFLOW_STREAK:
             return "", False
-        return "%d overflows in a row" % self._overflows, True
+        return f"{self._overflows} overflows in a row", True
 
     def _judge_loss(self, loss):
         mean = self._loss.mean
@@ -192,10 +190,9 @@ class Detector:
         allowed = self._deviations * (0.5 if self._open is not None else 1.0)
         if not self._loss.is_warm or loss <= mean + allowed * unit:
             return ""
-        return "loss %.4f is far above its mean %.4f (deviation %.4f)" % (
-            loss,
-            mean,
-            self._loss.deviation,
+        return (
+            f"loss {loss:.4f} is far above its mean {mean:.4f} (deviation "
+            f"{self._loss.deviation:.4f})"
         )
 
     def _judge_norm(self, log_norm):
@@ -205,9 +202,9 @@ class Detector:
         )
         if not self._log_norm.is_warm or log_norm <= mean + jump:
             return ""
-        return "gradient norm %.4g is far above its mean %.4g" % (
-            math.exp(log_norm),
-            math.exp(mean),
+        return (
+            f"gradient norm {math.exp(log_norm):.4g} is far above its mean "
+            f"{math.exp(mean):.4g}"
         )
 
 
@@ -239,9 +236,9 @@ class Skips:
             ]
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise errors.UserError(
-                "%s does not say which batches were skipped (%s); write "
-                '{"rollbacks": 0, "skipped": []} into it to forget them'
-                % (self._path, error)
+                f"{self._path} does not say which batches were skipped "
+                f'({error}); write {{"rollbacks": 0, "skipped": []}} into '
+                "it to forget them"
             )
 
     def resume(self, seen):
@@ -293,9 +290,9 @@ def rollback_target(checkpoints, trouble, skips):
     ]
     if not places:
         raise errors.UserError(
-            "%s, and every checkpoint left is newer; keep more with "
-            "--keep_checkpoint_max, or start anew with a lower "
-            "--learning_rate" % str(trouble)
+            f"{str(trouble)}, and every checkpoint left is newer; keep more "
+            "with --keep_checkpoint_max, or start anew with a lower "
+            "--learning_rate"
         )
     last = places[-1]
     return last - 1 if last and skips.is_used(checkpoints[last][1]) else last
@@ -331,9 +328,9 @@ class Guard:
         if self.mode == "rollback":
             raise Diverged(trouble)
         raise errors.UserError(
-            "the run diverged: %s; go back to a checkpoint from before it "
-            "with a lower --learning_rate, or let "
-            "--divergence_guard=rollback do so" % str(trouble)
+            f"the run diverged: {str(trouble)}; go back to a checkpoint from "
+            "before it with a lower --learning_rate, or let "
+            "--divergence_guard=rollback do so"
         )
 
 

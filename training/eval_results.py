@@ -43,6 +43,5 @@ def report_results(run, results):
 def write_results(path, results):
     """Writes `key = value` lines; the file appears when it is complete."""
     files.write_text(
-        path,
-        "".join("%s = %s\n" % (key, results[key]) for key in sorted(results)),
+        path, "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     )

@@ -64,7 +64,7 @@ class Batches:
 
     def make(self, step):
         """The arrays of one batch, in the order of `names`."""
-        raise TypeError("%s makes no batches" % type(self).__name__)
+        raise TypeError(f"{type(self).__name__} makes no batches")
 
     def raise_error(self):
         """Raises what stopped a batch, if anything did."""

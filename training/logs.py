@@ -49,8 +49,7 @@ class _Formatter(logging.Formatter):
     """`2026-01-31 12:00:00 I message`."""
 
     def format(self, record):
-        return "%s %s %s" % (
-            time.strftime("%Y-%m-%d %H:%M:%S"),
-            record.levelname[0],
-            record.getMessage(),
+        return (
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')} {record.levelname[0]} "
+            f"{record.getMessage()}"
         )

@@ -169,9 +169,9 @@ def train(
 def _check_guard(run, device):
     if run.divergence_guard == "rollback" and not device.stops_together:
         raise errors.UserError(
-            "--divergence_guard=rollback on %d NPUs: they cannot restore a "
-            "checkpoint together in one process; use --divergence_guard=stop "
-            "and start again" % device.world_size
+            f"--divergence_guard=rollback on {device.world_size} NPUs: they "
+            "cannot restore a checkpoint together in one process; use "
+            "--divergence_guard=stop and start again"
         )
     if not device.stops_together:
         tf.logging.info(
@@ -232,10 +232,10 @@ def _restore_before(run, trouble):
     skips = divergence.Skips(run.output_dir)
     if skips.rollbacks >= run.divergence_max_rollbacks:
         raise errors.UserError(
-            "the run diverged: %s; rollbacks so far: %d, and "
-            "--divergence_max_rollbacks is %d; use a lower --learning_rate "
-            "or a longer warm-up"
-            % (trouble, skips.rollbacks, run.divergence_max_rollbacks)
+            f"the run diverged: {trouble}; rollbacks so far: "
+            f"{skips.rollbacks}, and --divergence_max_rollbacks is "
+            f"{run.divergence_max_rollbacks}; use a lower --learning_rate or a "
+            "longer warm-up"
         )
     written = [
         (path, checkpoints.batches_seen(path))
@@ -307,7 +307,7 @@ def _reason(error, output_dir):
         )
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return (
-            "out of memory: %s; use a smaller --train_batch_size and a "
-            "larger --num_accumulation_steps" % line
+            f"out of memory: {line}; use a smaller --train_batch_size and a "
+            "larger --num_accumulation_steps"
         )
     return warm_start.reason(text, output_dir)

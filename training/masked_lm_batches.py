@@ -131,8 +131,8 @@ class MaskedLmSource:
         )
         if not len(self._records):
             raise errors.UserError(
-                "%s holds no record; build it with "
-                "create_pretraining_data.py" % inputs
+                f"{inputs} holds no record; build it with "
+                "create_pretraining_data.py"
             )
         first = self._records.read_examples([0])[0]
         self.dynamic = not records.is_static(first)
@@ -255,8 +255,8 @@ def _check_manifest(
 
     def refuse(key, found, wanted, mend):
         raise errors.UserError(
-            "the records in %s have %s %s, but %s is wanted; %s"
-            % (inputs, key, found, wanted, mend)
+            f"the records in {inputs} have {key} {found}, but {wanted} is "
+            f"wanted; {mend}"
         )
 
     for key, name, size in (
@@ -267,7 +267,7 @@ def _check_manifest(
             refuse(
                 key,
                 manifest[key],
-                "the model config's %s %d" % (name, size),
+                f"the model config's {name} {size}",
                 "build them with the model's vocabulary",
             )
     length = manifest["max_seq_length"]
@@ -276,16 +276,16 @@ def _check_manifest(
         refuse(
             "max_seq_length",
             length,
-            "--max_seq_length=%d" % max_seq_length,
-            "use --max_seq_length=%d" % length,
+            f"--max_seq_length={max_seq_length}",
+            f"use --max_seq_length={length}",
         )
     predictions = manifest.get("max_predictions_per_seq", max_predictions)
     if static and predictions != max_predictions:
         refuse(
             "max_predictions_per_seq",
             predictions,
-            "--max_predictions_per_seq=%d" % max_predictions,
-            "use --max_predictions_per_seq=%d" % predictions,
+            f"--max_predictions_per_seq={max_predictions}",
+            f"use --max_predictions_per_seq={predictions}",
         )
 
 
@@ -305,8 +305,8 @@ def _word_starts(manifest, inputs):
     if "word_starts" not in manifest:
         raise errors.UserError(
             "whole-word masking needs the manifest.json of "
-            "create_pretraining_data.py beside the records in %s; it says "
-            "which entries begin a word" % inputs
+            f"create_pretraining_data.py beside the records in {inputs}; it "
+            "says which entries begin a word"
         )
     return manifests.decode_word_starts(
         manifest["word_starts"], manifest["vocab_size"]

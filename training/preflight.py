@@ -41,22 +41,15 @@ def check_length(max_seq_length, config, config_file):
     most = config.max_sequence_length
     if max_seq_length > most:
         raise errors.UserError(
-            "--max_seq_length is %d, but %s has positions for %d "
-            "(max_position_embeddings %d less pad_token_id %d and 1; 512 "
-            "tokens need 514); use %d or less"
-            % (
-                max_seq_length,
-                config_file,
-                most,
-                config.max_position_embeddings,
-                config.pad_token_id,
-                most,
-            )
+            f"--max_seq_length is {max_seq_length}, but {config_file} has "
+            f"positions for {most} (max_position_embeddings "
+            f"{config.max_position_embeddings} less pad_token_id "
+            f"{config.pad_token_id} and 1; 512 tokens need 514); use {most} or "
+            "less"
         )
-    return "%d tokens of %d that %s has positions for" % (
-        max_seq_length,
-        most,
-        config_file,
+    return (
+        f"{max_seq_length} tokens of {most} that {config_file} has positions "
+        "for"
     )
 
 
@@ -64,39 +57,36 @@ def check_vocabulary(tokenizer, vocab_file, config, config_file):
     """Whether a vocabulary is the model's: its size, the id of `<pad>`."""
     if tokenizer.vocab_size != config.vocab_size:
         raise errors.UserError(
-            "%s has %d entries, but %s has vocab_size %d; use the vocabulary "
-            "of that model"
-            % (vocab_file, tokenizer.vocab_size, config_file, config.vocab_size)
+            f"{vocab_file} has {tokenizer.vocab_size} entries, but "
+            f"{config_file} has vocab_size {config.vocab_size}; use the "
+            "vocabulary of that model"
         )
     if tokenizer.pad_id != config.pad_token_id:
         raise errors.UserError(
-            "%s has <pad> at %d, but %s has pad_token_id %d; use the "
-            "vocabulary of that model"
-            % (vocab_file, tokenizer.pad_id, config_file, config.pad_token_id)
+            f"{vocab_file} has <pad> at {tokenizer.pad_id}, but {config_file} "
+            f"has pad_token_id {config.pad_token_id}; use the vocabulary of "
+            "that model"
         )
-    return "%d entries, <pad> is %d" % (tokenizer.vocab_size, tokenizer.pad_id)
+    return f"{tokenizer.vocab_size} entries, <pad> is {tokenizer.pad_id}"
 
 
 def check_vocabulary_of_records(inputs, vocab_file, merges_file):
     """Whether records were built with these tokenizer files."""
     manifest = manifests.read_manifest(records.expand_inputs(inputs))
     if manifest is None:
-        return "no %s beside %s: nothing to compare" % (
-            manifests.MANIFEST,
-            inputs,
-        )
+        return f"no {manifests.MANIFEST} beside {inputs}: nothing to compare"
     for path, key in (
         (vocab_file, "vocab_sha256"),
         (merges_file, "merges_sha256"),
     ):
         if path and key in manifest and manifest[key] != _sha256(path):
             raise errors.UserError(
-                "%s is not the file that the records in %s were built with "
-                "(%s %s... in their %s); give that file, or build the "
-                "records again"
-                % (path, inputs, key, manifest[key][:12], manifests.MANIFEST)
+                f"{path} is not the file that the records in {inputs} were "
+                f"built with ({key} {manifest[key][:12]}... in their "
+                f"{manifests.MANIFEST}); give that file, or build the records "
+                "again"
             )
-    return "the records in %s were built with these files" % inputs
+    return f"the records in {inputs} were built with these files"
 
 
 def _sha256(path):
@@ -112,24 +102,22 @@ def check_shards(inputs):
     paths = records.expand_inputs(inputs)
     manifest = manifests.read_manifest(paths)
     if manifest is None:
-        return "no %s beside %s: nothing to compare" % (
-            manifests.MANIFEST,
-            inputs,
-        )
+        return f"no {manifests.MANIFEST} beside {inputs}: nothing to compare"
     listed = {
         os.path.realpath(shard["path"]): shard for shard in manifest["shards"]
     }
     unknown = [path for path in paths if os.path.realpath(path) not in listed]
     if unknown:
         raise errors.UserError(
-            "%s is not listed in the %s beside it; move it away, or build "
-            "the records again" % (unknown[0], manifests.MANIFEST)
+            f"{unknown[0]} is not listed in the {manifests.MANIFEST} beside "
+            "it; move it away, or build the records again"
         )
     for path in paths:
         _check_shard(path, listed[os.path.realpath(path)])
-    return "%d files, %d records, checksums match" % (
-        len(paths),
-        sum(shard["records"] for shard in listed.values()),
+    return (
+        f"{len(paths)} files, "
+        f"{sum((shard['records'] for shard in listed.values()))} records, "
+        "checksums match"
     )
 
 
@@ -138,9 +126,9 @@ def _check_shard(path, shard):
     for key in ("bytes", "records", "sha256"):
         if found[key] != shard[key]:
             raise errors.UserError(
-                "%s has %s %s, but its %s says %s; copy the file again or "
-                "build the records again"
-                % (path, key, found[key], manifests.MANIFEST, shard[key])
+                f"{path} has {key} {found[key]}, but its {manifests.MANIFEST} "
+                f"says {shard[key]}; copy the file again or build the records "
+                "again"
             )
 
 
@@ -156,10 +144,9 @@ def check_records(source, most=0):
     indices = np.linspace(0, total - 1, count).astype(np.int64)
     for start in range(0, count, 256):
         source.check(indices[start : start + 256])
-    return "%d of %d %s records read" % (
-        count,
-        total,
-        "dynamic" if source.dynamic else "static",
+    return (
+        f"{count} of {total} {('dynamic' if source.dynamic else 'static')} "
+        "records read"
     )
 
 
@@ -195,16 +182,14 @@ def check_disk(directory, size, keep):
     free = shutil.disk_usage(place).free
     there = len(checkpoints.listed(directory))
     wanted = size * max(1, keep + 1 - there)
-    text = "%s free at %s; a checkpoint takes %s, %d are kept" % (
-        gigabytes(free),
-        place,
-        gigabytes(size),
-        keep,
+    text = (
+        f"{gigabytes(free)} free at {place}; a checkpoint takes "
+        f"{gigabytes(size)}, {keep} are kept"
     )
     if free < size * (2 if there < 2 else 1):
         raise errors.UserError(
-            "%s; free %s, or name another --output_dir"
-            % (text, gigabytes(wanted - free))
+            f"{text}; free {gigabytes(wanted - free)}, or name another "
+            "--output_dir"
         )
     if free < wanted:
         tf.logging.warning(
@@ -236,7 +221,7 @@ def _usable(directory):
 
 def gigabytes(size):
     """`1.5 GB`."""
-    return "%.3g GB" % (size / 1e9)
+    return f"{size / 1e9:.3g} GB"
 
 
 def memory_bytes(
@@ -285,29 +270,28 @@ def check_memory(estimate, available, run):
       run: training.RunConfig.
     """
     wanted = estimate(run.train_batch_size, run.num_accumulation_steps > 1)
-    text = "about %s for %d sequences of %d tokens" % (
-        gigabytes(wanted),
-        run.train_batch_size,
-        run.max_seq_length,
+    text = (
+        f"about {gigabytes(wanted)} for {run.train_batch_size} sequences of "
+        f"{run.max_seq_length} tokens"
     )
     if available is None:
         return text + "; the device's memory is not known"
-    text += ", the device has %s" % gigabytes(available)
+    text += f", the device has {gigabytes(available)}"
     size = fitting_batch(estimate, run.batch_size, _FILLED * available)
-    proposal = "--train_batch_size=%d --num_accumulation_steps=%d" % (
-        size,
-        run.batch_size // max(size, 1),
+    proposal = (
+        f"--train_batch_size={size} "
+        f"--num_accumulation_steps={run.batch_size // max(size, 1)}"
     )
     if wanted <= available:
         return (
-            "%s; %s would do" % (text, proposal)
+            f"{text}; {proposal} would do"
             if (size > run.train_batch_size)
             else text
         )
     tf.logging.warning(
         "%s; %s",
         text,
-        "%s has the same result in less memory" % proposal
+        f"{proposal} has the same result in less memory"
         if size
         else "this model does not fit, use a smaller "
         "one, shorter sequences or --recompute_layers",
@@ -390,15 +374,8 @@ def schedule(run, world_size, sequences, num_train_steps):
     """
     batch = run.batch_size * world_size
     return (
-        "%d records, %d in an update (%d x %d x %d: sequences, "
-        "micro-batches, devices); %d updates pass over them %s times"
-        % (
-            sequences,
-            batch,
-            run.train_batch_size,
-            run.num_accumulation_steps,
-            world_size,
-            num_train_steps,
-            "{:,.1f}".format(num_train_steps * batch / sequences),
-        )
+        f"{sequences} records, {batch} in an update ({run.train_batch_size} x "
+        f"{run.num_accumulation_steps} x {world_size}: sequences, "
+        f"micro-batches, devices); {num_train_steps} updates pass over them "
+        f"{f'{num_train_steps * batch / sequences:,.1f}'} times"
     )

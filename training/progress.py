@@ -199,22 +199,19 @@ class ProgressHook(tf.train.SessionRunHook):
             self._overflows_in_a_row = 0
             if "loss_scale" not in values and not math.isfinite(values["loss"]):
                 raise errors.UserError(
-                    "the loss is %s at step %d; use a lower --learning_rate, "
-                    "a longer warm-up, or --npu_bert_loss_scale=0 with half "
-                    "precision" % (values["loss"], values["global_step"])
+                    f"the loss is {values['loss']} at step "
+                    f"{values['global_step']}; use a lower --learning_rate, a "
+                    "longer warm-up, or --npu_bert_loss_scale=0 with half "
+                    "precision"
                 )
             return
         self._overflows_in_a_row += batches
         if self._overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
             raise errors.UserError(
-                "%d steps in a row overflowed after step %d, the loss scale "
-                "is down to %g%s; use a lower --learning_rate or float32"
-                % (
-                    self._overflows_in_a_row,
-                    values["global_step"],
-                    values["loss_scale"],
-                    self._first_overflow(values),
-                )
+                f"{self._overflows_in_a_row} steps in a row overflowed after "
+                f"step {values['global_step']}, the loss scale is down to "
+                f"{values['loss_scale']:g}{self._first_overflow(values)}; use "
+                "a lower --learning_rate or float32"
             )
 
     def _first_overflow(self, values):
@@ -225,8 +222,9 @@ class ProgressHook(tf.train.SessionRunHook):
             for name, finite in zip(self._gradient_names, values["finite"])
             if not finite
         ]
-        return "; the first gradient that is not finite is that of %s" % (
-            names[0] if names else "none"
+        return (
+            "; the first gradient that is not finite is that of "
+            f"{(names[0] if names else 'none')}"
         )
 
     def _write(self, run_context, values, batches, step, now):
@@ -241,9 +239,9 @@ class ProgressHook(tf.train.SessionRunHook):
         self._losses = []
         self._warn_if_stuck(step, scalars["loss"])
         text = [
-            "step=%d" % step,
-            "loss=%.6f" % scalars["loss"],
-            "learning_rate=%.6e" % scalars["learning_rate"],
+            f"step={step}",
+            f"loss={scalars['loss']:.6f}",
+            f"learning_rate={scalars['learning_rate']:.6e}",
         ]
         if self._last is not None and batches > self._last[0]:
             seconds = max(now - self._last[2], 1e-9)
@@ -251,25 +249,23 @@ class ProgressHook(tf.train.SessionRunHook):
             scalars["examples_per_second"] = rate * self._examples_per_step
             scalars["tokens_per_second"] = self._tokens / seconds
             text += [
-                "%s=%.1f" % (name, scalars[name])
+                f"{name}={scalars[name]:.1f}"
                 for name in ("examples_per_second", "tokens_per_second")
             ]
         if "loss_scale" in scalars:
             scalars["overflows"] = batches - step - self._guard.skipped
             text += [
-                "loss_scale=%g" % scalars["loss_scale"],
-                "overflows=%d" % scalars["overflows"],
+                f"loss_scale={scalars['loss_scale']:g}",
+                f"overflows={scalars['overflows']}",
             ]
         text += [
-            "%s=%.4f" % (name, scalars[name])
+            f"{name}={scalars[name]:.4f}"
             for name in sorted(scalars)
             if name.endswith("accuracy")
         ]
         if "examples_per_second" in scalars:
             left = (self._num_train_steps - step) / rate
-            text.append(
-                "time_left=%s" % datetime.timedelta(seconds=round(left))
-            )
+            text.append(f"time_left={datetime.timedelta(seconds=round(left))}")
         tf.logging.info("%s", " ".join(text))
         if "masked_lm_accuracy" in scalars:
             scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))

@@ -138,15 +138,15 @@ class RunConfig:
             )
         if _PATTERN.search(self.output_dir):
             raise errors.UserError(
-                "--output_dir=%r: TensorFlow takes *, ?, [, ] and \\ in the "
-                "name of a checkpoint for a pattern, and could not go on from "
-                "it; give a name without them and without control characters"
-                % self.output_dir
+                f"--output_dir={self.output_dir!r}: TensorFlow takes *, ?, [, "
+                "] and \\ in the name of a checkpoint for a pattern, and "
+                "could not go on from it; give a name without them and "
+                "without control characters"
             )
         if _SURROGATE.search(self.out_log_dir):
             raise errors.UserError(
-                "--out_log_dir=%r is not UTF-8, which TensorFlow writes names "
-                "in; give another name" % self.out_log_dir
+                f"--out_log_dir={self.out_log_dir!r} is not UTF-8, which "
+                "TensorFlow writes names in; give another name"
             )
         # A step would divide by zero.
         for name, wrong, wanted in (
@@ -156,27 +156,18 @@ class RunConfig:
         ):
             if wrong:
                 raise errors.UserError(
-                    "--%s is %g; expected a number %s, such as RoBERTa's %g"
-                    % (
-                        name,
-                        getattr(self, name),
-                        wanted,
-                        type(self).__dataclass_fields__[name].default,
-                    )
+                    f"--{name} is {getattr(self, name):g}; expected a number "
+                    f"{wanted}, such as RoBERTa's "
+                    f"{type(self).__dataclass_fields__[name].default:g}"
                 )
         tokens = self.batch_size * self.max_seq_length
         if tokens > _MAX_TOKENS:
             raise errors.UserError(
-                "--train_batch_size=%d, --num_accumulation_steps=%d and "
-                "--max_seq_length=%d make %d tokens an update; expected at "
-                "most %d on a device, so use smaller ones"
-                % (
-                    self.train_batch_size,
-                    self.num_accumulation_steps,
-                    self.max_seq_length,
-                    tokens,
-                    _MAX_TOKENS,
-                )
+                f"--train_batch_size={self.train_batch_size}, "
+                f"--num_accumulation_steps={self.num_accumulation_steps} and "
+                f"--max_seq_length={self.max_seq_length} make {tokens} tokens "
+                f"an update; expected at most {_MAX_TOKENS} on a device, so "
+                "use smaller ones"
             )
 
     @property

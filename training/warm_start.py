@@ -86,8 +86,8 @@ def _open(path):
     """A reader of --init_checkpoint, whose files are whole."""
     if re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
         raise errors.UserError(
-            "--init_checkpoint=%s is one file of a checkpoint; give what is "
-            "common to its names, %s" % (path, os.path.splitext(path)[0])
+            f"--init_checkpoint={path} is one file of a checkpoint; give what "
+            f"is common to its names, {os.path.splitext(path)[0]}"
         )
     wrong = (
         checkpoints.damage(path)
@@ -95,14 +95,14 @@ def _open(path):
         else ""
     )
     if wrong:
-        raise errors.UserError("--init_checkpoint=%s: %s" % (path, wrong))
+        raise errors.UserError(f"--init_checkpoint={path}: {wrong}")
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError) as error:
         raise errors.UserError(
-            "--init_checkpoint=%s is no TensorFlow checkpoint (%s); expected "
-            "a prefix such as DIR/model.ckpt-1000, whose .index file stands "
-            "beside it" % (path, str(error).splitlines()[0])
+            f"--init_checkpoint={path} is no TensorFlow checkpoint "
+            f"({str(error).splitlines()[0]}); expected a prefix such as "
+            "DIR/model.ckpt-1000, whose .index file stands beside it"
         )
 
 
@@ -119,16 +119,16 @@ def _check_fit(path, found, wanted, required, mend):
             for size, there in zip(shape, found[name])
         ):
             raise errors.UserError(
-                "%s has %s with shape %s, but the model config asks for %s; %s"
-                % (path, name, list(found[name]), list(shape), mend)
+                f"{path} has {name} with shape {list(found[name])}, but the "
+                f"model config asks for {list(shape)}; {mend}"
             )
     missing = [
         name for name in wanted if name not in found and required.match(name)
     ]
     if missing:
         raise errors.UserError(
-            "%s lacks %d variables of the model, %s first; %s"
-            % (path, len(missing), missing[0], mend)
+            f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
+            f"first; {mend}"
         )
 
 
@@ -143,10 +143,10 @@ def _check_unseen(checkpoint, config, config_file):
         there, here = values.get(name), getattr(config, name)
         if there is not None and there != here:
             raise errors.UserError(
-                "%s has %s %r, but %s beside %s has %r: with another one its "
-                "weights compute something else; give that config, or another "
+                f"{config_file} has {name} {here!r}, but {beside} beside "
+                f"{checkpoint} has {there!r}: with another one its weights "
+                "compute something else; give that config, or another "
                 "--output_dir for another model"
-                % (config_file, name, here, beside, checkpoint, there)
             )
 
 
@@ -216,9 +216,8 @@ def reason(text, output_dir):
     if not key:
         return ""
     return (
-        "the checkpoint in %s lacks %s, which these flags need; give the "
-        "optimizer and the loss scale that it was trained with "
-        "(--optimizer_type, --npu_bert_loss_scale), or name it with "
-        "--init_checkpoint and give another --output_dir"
-        % (output_dir, key.group(1))
+        f"the checkpoint in {output_dir} lacks {key.group(1)}, which these "
+        "flags need; give the optimizer and the loss scale that it was "
+        "trained with (--optimizer_type, --npu_bert_loss_scale), or name it "
+        "with --init_checkpoint and give another --output_dir"
     )

@@ -96,8 +96,7 @@ def load(
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise errors.UserError(
-            '%s holds no "model"; expected a checkpoint '
-            "that fairseq saved" % path
+            f'{path} holds no "model"; expected a checkpoint that fairseq saved'
         )
     tensors, left_out = _renamed(path, state, head)
     left_out += [
@@ -109,14 +108,9 @@ def load(
     table = tensors.get("roberta.embeddings.word_embeddings.weight")
     if table is not None and table.shape[:1] != (len(symbols),):
         raise errors.UserError(
-            "%s has embeddings of %s, but %s makes %d tokens (4 + its lines + "
-            "<mask>); take the dict.txt that the model was trained with"
-            % (
-                path,
-                lazy_tensors.shape_text(table.shape),
-                dictionary_file,
-                len(symbols),
-            )
+            f"{path} has embeddings of {lazy_tensors.shape_text(table.shape)}, "
+            f"but {dictionary_file} makes {len(symbols)} tokens (4 + its lines "
+            "+ <mask>); take the dict.txt that the model was trained with"
         )
     tokens = _texts(symbols, merges_file, encoder_file)
     config = _config(path, checkpoint, tensors, config_file)
@@ -130,7 +124,7 @@ def load(
     elif tokens:
         vocabulary = {token: row for row, token in enumerate(tokens)}
         if len(vocabulary) != len(tokens):
-            raise errors.UserError("%s names a token twice" % dictionary_file)
+            raise errors.UserError(f"{dictionary_file} names a token twice")
     return Model(tensors, config, left_out, vocabulary)
 
 
@@ -138,8 +132,8 @@ def _special_ids(ids, vocab_file):
     """config.json's keys for the special tokens of a vocabulary."""
     if ids["<pad>"] != 1:
         raise errors.UserError(
-            "%s gives <pad> the id %d; positions of fairseq's models start "
-            "behind 1, so it must be 1" % (vocab_file, ids["<pad>"])
+            f"{vocab_file} gives <pad> the id {ids['<pad>']}; positions of "
+            "fairseq's models start behind 1, so it must be 1"
         )
     return {"bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"]}
 
@@ -166,22 +160,21 @@ def _renamed(path, state, head):
     )
     if head is None and len(heads) > 1:
         raise errors.UserError(
-            "%s has the classification heads %s; choose one with "
-            "--classification_head" % (path, ", ".join(heads))
+            f"{path} has the classification heads {', '.join(heads)}; choose "
+            "one with --classification_head"
         )
     if head is not None and head not in heads:
         raise errors.UserError(
-            "--classification_head is %r, but %s has %s"
-            % (head, path, ", ".join(heads) or "no classification head")
+            f"--classification_head is {head!r}, but {path} has "
+            f"{', '.join(heads) or 'no classification head'}"
         )
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(
             value, lazy_tensors.Tensor
         ):
             raise errors.UserError(
-                '%s: %s under "model" is no tensor; '
-                "expected weights alone"
-                % (path, lazy_tensors.quoted(str(name)))
+                f'{path}: {lazy_tensors.quoted(str(name))} under "model" is '
+                "no tensor; expected weights alone"
             )
         value = value._replace(source=name)
         reason = _reason_to_leave_out(name, head)
@@ -191,8 +184,8 @@ def _renamed(path, state, head):
         for new_name, tensor in _hf_tensors(name, value):
             if new_name in tensors:
                 raise errors.UserError(
-                    "%s holds %s in two ways: %s and %s"
-                    % (path, new_name, tensors[new_name].source, name)
+                    f"{path} holds {new_name} in two ways: "
+                    f"{tensors[new_name].source} and {name}"
                 )
             tensors[new_name] = tensor
     _add_token_types(tensors)
@@ -216,7 +209,7 @@ def _hf_tensors(name, tensor):
         size = tensor.shape[0] // 3
         return [
             (
-                _hf_name("%s.%s.%s" % (fused.group(1), part, fused.group(2))),
+                _hf_name(f"{fused.group(1)}.{part}.{fused.group(2)}"),
                 lazy_tensors.rows(tensor, number * size, (number + 1) * size),
             )
             for number, part in enumerate(("q_proj", "k_proj", "v_proj"))
@@ -236,12 +229,8 @@ def _hf_name(stem):
         return None
     layer = _LAYER.match(base)
     if layer and layer.group(2) in _LAYER_PARTS:
-        return "roberta.encoder.layer.%s.%s.%s" % (
-            layer.group(1),
-            _LAYER_PARTS[layer.group(2)],
-            kind,
-        )
-    return "%s.%s" % (_NAMES[base], kind) if base in _NAMES else None
+        return f"roberta.encoder.layer.{layer.group(1)}.{_LAYER_PARTS[layer.group(2)]}.{kind}"
+    return f"{_NAMES[base]}.{kind}" if base in _NAMES else None
 
 
 def source_name(hf_name):
@@ -250,14 +239,10 @@ def source_name(hf_name):
     match = re.match(r"roberta\.encoder\.layer\.(\d+)\.(.+)$", base)
     for fairseq, part in _LAYER_PARTS.items():
         if match and match.group(2) == part:
-            return "encoder.sentence_encoder.layers.%s.%s.%s" % (
-                match.group(1),
-                fairseq,
-                kind,
-            )
+            return f"encoder.sentence_encoder.layers.{match.group(1)}.{fairseq}.{kind}"
     for fairseq, name in _NAMES.items():
         if base == name:
-            return "encoder.%s.%s" % (fairseq, kind)
+            return f"encoder.{fairseq}.{kind}"
     return hf_name.replace("classifier.", "classification_heads.*.")
 
 
@@ -303,7 +288,7 @@ def read_dictionary(path):
         text = files.read_small(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "%s is not UTF-8 (%s); expected fairseq's dict.txt" % (path, error)
+            f"{path} is not UTF-8 ({error}); expected fairseq's dict.txt"
         )
     symbols = list(SPECIAL_TOKENS)
     known = set(symbols)
@@ -311,14 +296,14 @@ def read_dictionary(path):
         match = re.match(r"(.+) \d+( #fairseq:overwrite)?\s*$", line)
         if not match:
             raise errors.UserError(
-                "%s, line %d is %s; expected a token and "
-                "its count" % (path, number, lazy_tensors.quoted(line))
+                f"{path}, line {number} is {lazy_tensors.quoted(line)}; "
+                "expected a token and its count"
             )
         symbol = match.group(1)
         if symbol in known and not match.group(2):
             raise errors.UserError(
-                "%s, line %d names %s a second time"
-                % (path, number, lazy_tensors.quoted(symbol))
+                f"{path}, line {number} names {lazy_tensors.quoted(symbol)} a "
+                "second time"
             )
         known.add(symbol)
         symbols.append(symbol)
@@ -357,9 +342,9 @@ def _texts(symbols, merges_file, encoder_file):
     for word in words:
         if word not in numbers:
             raise errors.UserError(
-                "dict.txt names token number %s, but %s makes %d tokens; take "
-                "the file that the model was trained with"
-                % (word, source, len(numbers))
+                f"dict.txt names token number {word}, but {source} makes "
+                f"{len(numbers)} tokens; take the file that the model was "
+                "trained with"
             )
     return [numbers.get(symbol, symbol) for symbol in symbols]
 
@@ -370,15 +355,15 @@ def gpt2_tokens(merges_file):
         lines = files.read_small(merges_file).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            "%s is not UTF-8 (%s); expected merges.txt" % (merges_file, error)
+            f"{merges_file} is not UTF-8 ({error}); expected merges.txt"
         )
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]
     if not all(len(pair) == 2 for pair in pairs):
         raise errors.UserError(
-            "%s has a line that is not two tokens; expected "
-            "merges.txt" % merges_file
+            f"{merges_file} has a line that is not two tokens; expected "
+            "merges.txt"
         )
     return (
         _byte_tokens() + ["".join(pair) for pair in pairs] + ["<|endoftext|>"]
@@ -429,8 +414,8 @@ def row_order(symbols, tokens, ids, vocab_file):
             % (
                 vocab_file,
                 "; ".join(
-                    "%d are only in %s, such as %s"
-                    % (len(words), place, lazy_tensors.quoted(min(words)))
+                    f"{len(words)} are only in {place}, such as "
+                    f"{lazy_tensors.quoted(min(words))}"
                     for words, place in (
                         (extra, "vocab.json"),
                         (lacking, "dict.txt"),
@@ -465,9 +450,9 @@ def _check_byte_rows(symbols, ids, vocab_file):
         ids.get(token) != row for token, row in rows.items()
     ):
         raise errors.UserError(
-            "dict.txt and %s hold tokens in different orders, and what the "
-            "numbers in dict.txt mean is not known; give --merges_file or put "
-            "GPT-2's encoder.json beside model.pt" % vocab_file
+            f"dict.txt and {vocab_file} hold tokens in different orders, and "
+            "what the numbers in dict.txt mean is not known; give "
+            "--merges_file or put GPT-2's encoder.json beside model.pt"
         )
 
 
@@ -492,8 +477,8 @@ def _config(path, checkpoint, tensors, config_file):
         value = options.get(name, known.get(key, default))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise errors.UserError(
-                '%s does not say %s in its "args" or "cfg"; put a '
-                "config.json with %s beside it" % (path, name, key)
+                f'{path} does not say {name} in its "args" or "cfg"; put a '
+                f"config.json with {key} beside it"
             )
         return value
 
@@ -555,12 +540,12 @@ def _check_activations(path, options, tensors):
     name = options.get("activation_fn", "gelu")
     if name != "gelu":
         raise errors.UserError(
-            "%s has the activation %s; expected gelu"
-            % (path, lazy_tensors.quoted(str(name)))
+            f"{path} has the activation {lazy_tensors.quoted(str(name))}; "
+            "expected gelu"
         )
     pooler = options.get("pooler_activation_fn", "tanh")
     if "classifier.dense.weight" in tensors and pooler != "tanh":
         raise errors.UserError(
-            "%s has a classification head whose activation "
-            "is not tanh, as Hugging Face's is" % path
+            f"{path} has a classification head whose activation is not tanh, "
+            "as Hugging Face's is"
         )

@@ -42,7 +42,7 @@ class Tensor(typing.NamedTuple):
     source: str  # what its file calls it
 
     def __str__(self):
-        return "%s %s %s" % (self.source, self.dtype, shape_text(self.shape))
+        return f"{self.source} {self.dtype} {shape_text(self.shape)}"
 
 
 def shape_text(shape):
@@ -77,7 +77,7 @@ def rows(tensor, start, stop):
     return tensor._replace(
         shape=(stop - start,) + tensor.shape[1:],
         read=lambda: tensor.read()[start:stop],
-        source="%s[%d:%d]" % (tensor.source, start, stop),
+        source=f"{tensor.source}[{start}:{stop}]",
     )
 
 
@@ -133,13 +133,13 @@ def read_vocabulary(path, vocab_size):
     for token, number in ids.items():
         if type(number) is not int or not 0 <= number < vocab_size:
             raise errors.UserError(
-                "%s gives %s the id %.40r, but the model has %d embeddings; "
-                "take the vocabulary that belongs to it"
-                % (path, quoted(token), number, vocab_size)
+                f"{path} gives {quoted(token)} the id {number!r:.40}, but the "
+                f"model has {vocab_size} embeddings; take the vocabulary that "
+                "belongs to it"
             )
     if len(set(ids.values())) != len(ids):
         raise errors.UserError(
-            "%s gives two tokens the same id; take the "
-            "vocabulary that belongs to the model" % path
+            f"{path} gives two tokens the same id; take the vocabulary that "
+            "belongs to the model"
         )
     return ids

@@ -107,8 +107,8 @@ def _embeddings(config):
 
 
 def _layer(config, number):
-    hf = "roberta.encoder.layer.%d." % number
-    tf = "bert/encoder/layer_%d/" % number
+    hf = f"roberta.encoder.layer.{number}."
+    tf = f"bert/encoder/layer_{number}/"
     width, inner = config.hidden_size, config.intermediate_size
     variables = []
     for part in ("query", "key", "value"):

@@ -25,8 +25,7 @@ _METADATA = "__metadata__"
 
 def _damaged(path, what):
     return errors.UserError(
-        "%s is no whole safetensors file: %s; copy or "
-        "convert it again" % (path, what)
+        f"{path} is no whole safetensors file: {what}; copy or convert it again"
     )
 
 
@@ -42,20 +41,20 @@ def load(path):
     """
     file_size = os.path.getsize(path)
     if file_size < _LENGTH.size:
-        raise _damaged(path, "it has %d bytes" % file_size)
+        raise _damaged(path, f"it has {file_size} bytes")
     (length,) = _LENGTH.unpack(files.read_exactly(path, 0, _LENGTH.size))
     start = _LENGTH.size + length
     if length > files.MAX_JSON_BYTES:
         raise _damaged(
             path,
-            "its header of %d bytes is above the limit of %d"
-            % (length, files.MAX_JSON_BYTES),
+            f"its header of {length} bytes is above the limit of "
+            f"{files.MAX_JSON_BYTES}",
         )
     if start > file_size:
         raise _damaged(
             path,
-            "its header of %d bytes ends behind the file, "
-            "which has %d" % (length, file_size),
+            f"its header of {length} bytes ends behind the file, which has "
+            f"{file_size}",
         )
     header = files.parse_json(
         files.read_exactly(path, _LENGTH.size, length), path
@@ -70,15 +69,15 @@ def load(path):
         if begin != end:
             raise _damaged(
                 path,
-                "%s begins at byte %d, the tensor before it "
-                "ends at %d" % (lazy_tensors.quoted(name), begin, end),
+                f"{lazy_tensors.quoted(name)} begins at byte {begin}, the "
+                f"tensor before it ends at {end}",
             )
         end = stop
     if start + end != file_size:
         raise _damaged(
             path,
-            "the header describes %d bytes of tensors, %d are "
-            "there" % (end, file_size - start),
+            f"the header describes {end} bytes of tensors, {file_size - start} "
+            "are there",
         )
     return {
         name: _tensor(path, name, start + begin, dtype, shape)
@@ -90,11 +89,11 @@ def _entry(path, name, value):
     """(name, begin, end, dtype, shape) of a header's value, checked."""
     name_text = lazy_tensors.quoted(name)
     if not isinstance(value, dict):
-        raise _damaged(path, "%s is not described by an object" % name_text)
+        raise _damaged(path, f"{name_text} is not described by an object")
     dtype, shape = value.get("dtype"), value.get("shape")
     offsets = value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in lazy_tensors.DTYPES:
-        raise _damaged(path, "the type of %s is not known" % name_text)
+        raise _damaged(path, f"the type of {name_text} is not known")
     if (
         not _whole_numbers(shape)
         or not _whole_numbers(offsets)
@@ -102,14 +101,14 @@ def _entry(path, name, value):
         or len(shape) > 8
     ):
         raise _damaged(
-            path, "shape or data_offsets of %s are not as expected" % name_text
+            path, f"shape or data_offsets of {name_text} are not as expected"
         )
     size = lazy_tensors.count(shape) * lazy_tensors.DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != size:
         raise _damaged(
             path,
-            "%s takes %d bytes by its shape, %d by its offsets"
-            % (name_text, size, offsets[1] - offsets[0]),
+            f"{name_text} takes {size} bytes by its shape, "
+            f"{offsets[1] - offsets[0]} by its offsets",
         )
     return name, offsets[0], offsets[1], dtype, tuple(shape)
 

@@ -49,7 +49,7 @@ _STRING = 7
 
 def data_file(prefix, shard=0, shards=1):
     """The name of a file with variables' bytes."""
-    return "%s.data-%05d-of-%05d" % (prefix, shard, shards)
+    return f"{prefix}.data-{shard:05d}-of-{shards:05d}"
 
 
 def index_file(prefix):
@@ -59,8 +59,8 @@ def index_file(prefix):
 
 def _damaged(path, what):
     return errors.UserError(
-        "%s is no whole TensorFlow checkpoint: %s; take "
-        "another checkpoint or copy it again" % (path, what)
+        f"{path} is no whole TensorFlow checkpoint: {what}; take another "
+        "checkpoint or copy it again"
     )
 
 
@@ -128,7 +128,7 @@ def _block(entries):
         body += b"\0" + _varint(len(key)) + _varint(len(value)) + key + value
     starts = starts or [0]
     return bytes(body) + struct.pack(
-        "<%dI" % (len(starts) + 1), *(starts + [len(starts)])
+        f"<{len(starts) + 1}I", *(starts + [len(starts)])
     )
 
 
@@ -316,8 +316,8 @@ def _variable(prefix, name, entry, shards, sizes):
 
     if 7 in entry:
         raise errors.UserError(
-            "%s: %s is stored in slices; save it as one "
-            "variable" % (prefix, lazy_tensors.quoted(name))
+            f"{prefix}: {lazy_tensors.quoted(name)} is stored in slices; save "
+            "it as one variable"
         )
     shape = tuple(
         _message(dimension).get(1, [0])[0]
@@ -328,14 +328,13 @@ def _variable(prefix, name, entry, shards, sizes):
     dtype = _DTYPES.get(number(1))
     if dtype is None:
         raise ValueError(
-            "the type %d of %s is not known"
-            % (number(1), lazy_tensors.quoted(name))
+            f"the type {number(1)} of {lazy_tensors.quoted(name)} is not known"
         )
     if len(shape) > 8 or not all(
         isinstance(size, int) and size < 1 << 48 for size in shape
     ):
         raise ValueError(
-            "the shape of %s is not possible" % lazy_tensors.quoted(name)
+            f"the shape of {lazy_tensors.quoted(name)} is not possible"
         )
     kind, offset, size, crc = (
         lazy_tensors.DTYPES[dtype],
@@ -345,7 +344,7 @@ def _variable(prefix, name, entry, shards, sizes):
     )
     if size != lazy_tensors.count(shape) * kind.itemsize or number(3) >= shards:
         raise ValueError(
-            "size or file of %s are not possible" % lazy_tensors.quoted(name)
+            f"size or file of {lazy_tensors.quoted(name)} are not possible"
         )
     path = data_file(prefix, number(3), shards)
     if path not in sizes:
@@ -353,8 +352,8 @@ def _variable(prefix, name, entry, shards, sizes):
     if offset + size > sizes[path]:
         raise _damaged(
             path,
-            "it has %d bytes, but %s ends at %d"
-            % (sizes[path], lazy_tensors.quoted(name), offset + size),
+            f"it has {sizes[path]} bytes, but {lazy_tensors.quoted(name)} ends "
+            f"at {offset + size}",
         )
 
     def read():
@@ -362,7 +361,7 @@ def _variable(prefix, name, entry, shards, sizes):
         if tfrecord.masked_crc32c(data) != crc:
             raise _damaged(
                 path,
-                "the checksum of %s does not match" % lazy_tensors.quoted(name),
+                f"the checksum of {lazy_tensors.quoted(name)} does not match",
             )
         return np.frombuffer(data, kind).reshape(shape)
 

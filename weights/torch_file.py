@@ -118,8 +118,8 @@ class _Stream:
         self._left -= len(data)
         if self._left < 0:
             raise ValueError(
-                "a value ends behind the pickled part, or that "
-                "has more than %d bytes" % _MAX_PICKLE_BYTES
+                "a value ends behind the pickled part, or that has more than "
+                f"{_MAX_PICKLE_BYTES} bytes"
             )
         return data
 
@@ -155,15 +155,15 @@ class _Interpreter:
             opcode = pickletools.code2op.get(code)
             if opcode is None or opcode.name not in _ALLOWED:
                 raise ValueError(
-                    "opcode %r is not one that torch.save writes"
-                    % (opcode.name if opcode else code)
+                    f"opcode {(opcode.name if opcode else code)!r} is not one "
+                    "that torch.save writes"
                 )
             argument = opcode.arg.reader(stream) if opcode.arg else None
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._step(opcode.name, argument)
         raise ValueError(
-            "the pickled part has more than %d opcodes" % _MAX_OPCODES
+            f"the pickled part has more than {_MAX_OPCODES} opcodes"
         )
 
     def _step(self, name, argument):
@@ -381,8 +381,8 @@ def _tensor(storage, offset, shape, strides):
         )
     if offset + span > storage.size or lazy_tensors.count(shape) > storage.size:
         raise ValueError(
-            "a tensor of shape %s does not fit into its storage "
-            "of %d numbers" % (lazy_tensors.shape_text(shape), storage.size)
+            f"a tensor of shape {lazy_tensors.shape_text(shape)} does not fit "
+            f"into its storage of {storage.size} numbers"
         )
 
     def read():
@@ -435,9 +435,9 @@ def load(path):
             # The zip module seeks to where a damaged file tells it to.
             reason = error.strerror or str(error)
     raise errors.UserError(
-        "%s is no file of torch.save that can be read without running its "
-        "code: %s; copy the file again, or save the weights as "
-        "model.safetensors" % (path, reason)
+        f"{path} is no file of torch.save that can be read without running its "
+        f"code: {reason}; copy the file again, or save the weights as "
+        "model.safetensors"
     )
 
 
@@ -467,7 +467,7 @@ def _load_zip(stream, path):
         dtype, key, size, _ = _storage_id(value)
         info = members.get(folder + "data/" + key)
         if info is None:
-            raise ValueError("storage %s is missing" % lazy_tensors.quoted(key))
+            raise ValueError(f"storage {lazy_tensors.quoted(key)} is missing")
         if key not in known:
             known[key] = _zip_storage(path, info, dtype, size)
         return _as_known(known, key, dtype, size)
@@ -483,7 +483,7 @@ def _as_known(known, key, dtype, size):
     """The storage of a key, which has one type and size throughout."""
     if (known[key].dtype, known[key].size) != (dtype, size):
         raise ValueError(
-            "storage %s is described in two ways" % lazy_tensors.quoted(key)
+            f"storage {lazy_tensors.quoted(key)} is described in two ways"
         )
     return known[key]
 
@@ -492,15 +492,15 @@ def _member_start(path, info):
     """Where the bytes of an uncompressed member begin."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ValueError(
-            "%s is compressed, which torch.save does not do"
-            % lazy_tensors.quoted(info.filename)
+            f"{lazy_tensors.quoted(info.filename)} is compressed, which "
+            "torch.save does not do"
         )
     header = files.read_exactly(path, info.header_offset, _LOCAL_HEADER.size)
     signature, name_size, extra_size = _LOCAL_HEADER.unpack(header)
     if signature != b"PK\x03\x04":
         raise ValueError(
-            "%s is not where the archive's index says"
-            % lazy_tensors.quoted(info.filename)
+            f"{lazy_tensors.quoted(info.filename)} is not where the archive's "
+            "index says"
         )
     return info.header_offset + _LOCAL_HEADER.size + name_size + extra_size
 
@@ -510,8 +510,8 @@ def _member(path, info, offset, size):
     data = files.read_exactly(path, _member_start(path, info) + offset, size)
     if size == info.file_size and zlib.crc32(data) != info.CRC:
         raise errors.UserError(
-            "%s: the checksum of %s does not match; copy "
-            "the file again" % (path, lazy_tensors.quoted(info.filename))
+            f"{path}: the checksum of {lazy_tensors.quoted(info.filename)} "
+            "does not match; copy the file again"
         )
     return data
 
@@ -521,12 +521,8 @@ def _zip_storage(path, info, dtype, size):
     end = _member_start(path, info) + size * kind.itemsize
     if info.file_size != size * kind.itemsize or end > os.path.getsize(path):
         raise ValueError(
-            "storage %s has %d bytes, expected are %d"
-            % (
-                lazy_tensors.quoted(info.filename),
-                info.file_size,
-                size * kind.itemsize,
-            )
+            f"storage {lazy_tensors.quoted(info.filename)} has "
+            f"{info.file_size} bytes, expected are {size * kind.itemsize}"
         )
 
     def read(first, elements):
@@ -596,15 +592,13 @@ def _locate(path, position, keys, known, starts):
         (size,) = struct.unpack("<q", files.read_exactly(path, position, 8))
         if size != known[key].size:
             raise ValueError(
-                "storage %s has %d numbers, expected are %d"
-                % (lazy_tensors.quoted(key), size, known[key].size)
+                f"storage {lazy_tensors.quoted(key)} has {size} numbers, "
+                f"expected are {known[key].size}"
             )
         starts[key] = position + 8
         position += 8 + size * lazy_tensors.DTYPES[known[key].dtype].itemsize
     if position > os.path.getsize(path):
-        raise ValueError(
-            "the file is cut off: %d bytes are expected" % position
-        )
+        raise ValueError(f"the file is cut off: {position} bytes are expected")
 
 
 def _legacy_storage(path, starts, key, dtype, size):

@@ -17,7 +17,7 @@ def _members(group):
     if group == _WORLD:
         return list(range(ranks.size()))
     if group not in _groups:
-        raise RuntimeError("there is no group %r" % group)
+        raise RuntimeError(f"there is no group {group!r}")
     return _groups[group]
 
 
@@ -35,8 +35,8 @@ def create_group(group, rank_num, rank_ids):
     world = set(_members(_WORLD))
     if rank_num != len(rank_ids) or not set(rank_ids) <= world:
         raise RuntimeError(
-            "group %r: %r are not %s ranks of the world"
-            % (group, rank_ids, rank_num)
+            f"group {group!r}: {rank_ids!r} are not {rank_num} ranks of the "
+            "world"
         )
     _groups[group] = list(rank_ids)
 

@@ -21,10 +21,10 @@ def set_split_strategy_by_idx(idxList, group="hccl_world_group"):
     _check_time()
     if not idxList or any(not isinstance(i, int) or i < 0 for i in idxList):
         raise ValueError(
-            "idxList is %r; expected indices of gradients" % (idxList,)
+            f"idxList is {idxList!r}; expected indices of gradients"
         )
     if sorted(set(idxList)) != list(idxList):
-        raise ValueError("idxList is %r; expected it ascending" % (idxList,))
+        raise ValueError(f"idxList is {idxList!r}; expected it ascending")
     system.set_split("split_by_index", group, idxList)
 
 
@@ -34,7 +34,7 @@ def set_split_strategy_by_size(dataSizeList, group="hccl_world_group"):
     _check_time()
     if not dataSizeList or abs(sum(dataSizeList) - 100) > 1e-6:
         raise ValueError(
-            "dataSizeList is %r; expected percentages that sum "
-            "to 100" % (dataSizeList,)
+            f"dataSizeList is {dataSizeList!r}; expected percentages that sum "
+            "to 100"
         )
     system.set_split("split_by_size", group, dataSizeList)

@@ -49,9 +49,7 @@ def combine(kind, option, arrays_by_rank):
             for ranks_arrays in (arrays, arrays_by_rank[0])
         ]
         if forms[0] != forms[1]:
-            raise ValueError(
-                "rank %d sent %s, rank 0 %s" % (rank, forms[0], forms[1])
-            )
+            raise ValueError(f"rank {rank} sent {forms[0]}, rank 0 {forms[1]}")
     if kind == "broadcast":
         return arrays_by_rank[option]
     if kind == "allgather":
@@ -111,7 +109,7 @@ class Meeting:
         """Ends what has waited for too long."""
         self._fail(
             lambda since, missing: time.time() > since + self._timeout,
-            "which did not come within %g s" % self._timeout,
+            f"which did not come within {self._timeout:g} s",
         )
 
     def _fail(self, hopeless, why):
@@ -128,10 +126,7 @@ class Meeting:
             self._answer(
                 key,
                 parts,
-                (
-                    "error",
-                    "%s %r waited for rank %s, %s" % (kind, key, names, why),
-                ),
+                ("error", f"{kind} {key!r} waited for rank {names}, {why}"),
             )
 
     def _answer(self, key, parts, answer):
@@ -142,12 +137,12 @@ class Meeting:
     def _combined(self, parts):
         by_rank = [parts[rank] for rank in range(self._size)]
         if len({(kind, option) for kind, option, _ in by_rank}) > 1:
-            return "error", "ranks disagree: %s" % [b[:2] for b in by_rank]
+            return "error", f"ranks disagree: {[b[:2] for b in by_rank]}"
         kind, option, _ = by_rank[0]
         try:
             return "ok", combine(kind, option, [b[2] for b in by_rank])
         except ValueError as error:
-            return "error", "%s: %s" % (kind, error)
+            return "error", f"{kind}: {error}"
 
 
 class Line:
@@ -185,7 +180,7 @@ class Server:
         )
         path = port_file(rank.job)
         with open(path + ".new", "w") as file:
-            file.write("%d" % self._listener.address[1])
+            file.write(f"{self._listener.address[1]}")
         os.replace(path + ".new", path)
         atexit.register(_remove, path)
         for loop in (self._accept, self._watch):
@@ -240,7 +235,7 @@ def _remove(path):
 
 def port_file(job):
     """The file that tells a job's ranks where rank 0 listens."""
-    return os.path.join(tempfile.gettempdir(), "npu_bridge_stub_%s" % job)
+    return os.path.join(tempfile.gettempdir(), f"npu_bridge_stub_{job}")
 
 
 class Exchange:
@@ -284,7 +279,7 @@ class Exchange:
                 pass
             if time.time() > deadline:
                 raise RuntimeError(
-                    "rank %d found no rank 0 of its job" % self._rank.rank
+                    f"rank {self._rank.rank} found no rank 0 of its job"
                 )
             time.sleep(0.05)
 
@@ -323,7 +318,7 @@ class Exchange:
         event, answers = threading.Event(), []
         with self._lock:
             count = self._calls[name] = self._calls.get(name, 0) + 1
-            key = "%s#%d" % (name, count)
+            key = f"{name}#{count}"
             closed = self._closed
             self._waiting[key] = (event, answers)
         try:
@@ -334,5 +329,5 @@ class Exchange:
             closed = True
         state, value = _ENDED if closed else answers[0]
         if state == "error":
-            raise RuntimeError("rank %d: %s" % (self._rank.rank, value))
+            raise RuntimeError(f"rank {self._rank.rank}: {value}")
         return value

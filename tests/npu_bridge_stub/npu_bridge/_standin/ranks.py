@@ -33,25 +33,23 @@ def current(environ=None):
     count = size(environ)
     if count < 2:
         raise RuntimeError(
-            "a collective with RANK_SIZE=%d: one device has no HCCL, build "
-            "none (is_distributed=False)" % count
+            f"a collective with RANK_SIZE={count}: one device has no HCCL, "
+            "build none (is_distributed=False)"
         )
     for name in ("RANK_TABLE_FILE", "RANK_ID", "JOB_ID"):
         if not environ.get(name):
             raise RuntimeError(
-                "a collective with RANK_SIZE=%d, but %s is not "
-                "set" % (count, name)
+                f"a collective with RANK_SIZE={count}, but {name} is not set"
             )
     rank = int(environ["RANK_ID"])
     if not 0 <= rank < count:
         raise RuntimeError(
-            "RANK_ID is %d, expected 0 to RANK_SIZE - 1 = %d"
-            % (rank, count - 1)
+            f"RANK_ID is {rank}, expected 0 to RANK_SIZE - 1 = {count - 1}"
         )
     path = os.path.realpath(environ["RANK_TABLE_FILE"])
     with open(path) as file:
         check_table(json.load(file), count)
-    job = hashlib.sha1(("%s\n%s" % (path, environ["JOB_ID"])).encode())
+    job = hashlib.sha1((f"{path}\n{environ['JOB_ID']}").encode())
     return Rank(rank, count, job.hexdigest())
 
 
@@ -77,11 +75,11 @@ def check_table(table, count):
             if not all(d["device_ip"] for d in server["device"]):
                 refuse("a device has no device_ip")
     except KeyError as error:
-        refuse("%s is missing" % error)
+        refuse(f"{error} is missing")
     if found != list(range(count)):
         refuse(
-            "rank_id are %s, expected 0 to RANK_SIZE - 1 = %d in order"
-            % (found, count - 1)
+            f"rank_id are {found}, expected 0 to RANK_SIZE - 1 = {count - 1} "
+            "in order"
         )
 
 
@@ -93,17 +91,17 @@ def _check_strings(value):
         for inner in value:
             _check_strings(inner)
     elif not isinstance(value, str):
-        raise RuntimeError("rank table: %r is not a string" % (value,))
+        raise RuntimeError(f"rank table: {value!r} is not a string")
 
 
 def _check_devices(devices):
     if len(devices) not in (1, 2, 4, 8) or len(set(devices)) != len(devices):
         raise RuntimeError(
-            "rank table: a server's devices are %s; a job uses "
-            "1, 2, 4 or 8" % devices
+            f"rank table: a server's devices are {devices}; a job uses 1, 2, 4 "
+            "or 8"
         )
     groups = {device // _DEVICES_OF_A_GROUP for device in devices}
     if not groups <= {0, 1} or (len(devices) < 8 and len(groups) > 1):
         raise RuntimeError(
-            "rank table: devices %s are not all of 0-3 or all of 4-7" % devices
+            f"rank table: devices {devices} are not all of 0-3 or all of 4-7"
         )

@@ -12,8 +12,8 @@ STRICT = os.environ.get("NPU_STUB_STRICT", "1") != "0"
 
 if VERSION and VERSION not in VERSIONS:
     raise ValueError(
-        "NPU_STUB_VERSION is %r; expected one of %s"
-        % (VERSION, ", ".join(VERSIONS))
+        f"NPU_STUB_VERSION is {VERSION!r}; expected one of "
+        f"{', '.join(VERSIONS)}"
     )
 
 CALLS = []  # (name, {argument: value}) of every call so far
@@ -55,7 +55,7 @@ def api(only_in=None):
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise TypeError("%s: %s" % (function.__qualname__, error))
+                raise TypeError(f"{function.__qualname__}: {error}")
             arguments = dict(bound.arguments, **extra)
             arguments.pop("self", None)
             arguments.pop("cls", None)

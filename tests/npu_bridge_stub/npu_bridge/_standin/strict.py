@@ -42,20 +42,20 @@ def check_host_call(host_call):
     """Raises what NPUEstimatorSpec does for a bad host_call."""
     if not isinstance(host_call, tuple) or len(host_call) != 2:
         raise ValueError(
-            "host_call is %r; expected (function, tensors)" % (host_call,)
+            f"host_call is {host_call!r}; expected (function, tensors)"
         )
     function, tensors = host_call
     if not callable(function):
-        raise TypeError("host_call's function is %r" % (function,))
+        raise TypeError(f"host_call's function is {function!r}")
     if not isinstance(tensors, (list, tuple, dict)):
         raise ValueError(
-            "host_call's tensors are %r; expected a list, tuple "
-            "or dict" % (tensors,)
+            f"host_call's tensors are {tensors!r}; expected a list, tuple or "
+            "dict"
         )
     if len(argument_names(function)) != len(tensors):
         raise RuntimeError(
-            "host_call's function takes %d tensors, got %d"
-            % (len(argument_names(function)), len(tensors))
+            f"host_call's function takes {len(argument_names(function))} "
+            f"tensors, got {len(tensors)}"
         )
 
 
@@ -64,8 +64,8 @@ def check_steps(steps, max_steps, iterations):
     for name, count in (("steps", steps), ("max_steps", max_steps)):
         if count and count % iterations:
             raise Refused(
-                "%s is %d, no multiple of iterations_per_loop %d"
-                % (name, count, iterations)
+                f"{name} is {count}, no multiple of iterations_per_loop "
+                f"{iterations}"
             )
 
 
@@ -115,25 +115,23 @@ def check_model(features, labels, spec, config):
 def _check_tensor(tensor):
     if not tensor.shape.is_fully_defined():
         raise Refused(
-            "%s of the input has shape %s; every dimension must be "
-            "known (drop_remainder=True)" % (tensor.name, tensor.shape)
+            f"{tensor.name} of the input has shape {tensor.shape}; every "
+            "dimension must be known (drop_remainder=True)"
         )
     if tensor.dtype.base_dtype.as_datatype_enum in _NO_DTYPES:
-        raise Refused(
-            "%s of the input is %s" % (tensor.name, tensor.dtype.name)
-        )
+        raise Refused(f"{tensor.name} of the input is {tensor.dtype.name}")
 
 
 def _check_iterator(iterations):
     types = {o.type for o in tf.get_default_graph().get_operations()}
     if "OneShotIterator" in types:
         raise Refused(
-            "a one-shot iterator with iterations_per_loop %d; "
-            "return the dataset from input_fn" % iterations
+            f"a one-shot iterator with iterations_per_loop {iterations}; "
+            "return the dataset from input_fn"
         )
     if "MakeIterator" not in types:
         raise Refused(
-            "no dataset from input_fn with iterations_per_loop %d" % iterations
+            f"no dataset from input_fn with iterations_per_loop {iterations}"
         )
 
 
@@ -174,7 +172,7 @@ def _check_operation(operation, config):
         reason = "input by queues is not supported"
     if reason:
         raise Refused(
-            "operation %s (%s): %s" % (operation.name, operation.type, reason)
+            f"operation {operation.name} ({operation.type}): {reason}"
         )
     attributes = operation.node_def.attr
     if (
@@ -182,8 +180,8 @@ def _check_operation(operation, config):
         and not config.npu_options["mix_compile_mode"]
     ):
         raise Refused(
-            "operation %s is in without_npu_compile_scope, which "
-            "needs mix_compile_mode" % operation.name
+            f"operation {operation.name} is in without_npu_compile_scope, "
+            "which needs mix_compile_mode"
         )
     dtypes = {t.dtype.base_dtype.as_datatype_enum for t in operation.outputs}
     for value in attributes.values():
@@ -191,6 +189,6 @@ def _check_operation(operation, config):
     for name in sorted(_NO_DTYPES[d] for d in dtypes if d in _NO_DTYPES):
         if name != "string" or not _is_string_sink(operation):
             raise Refused(
-                "operation %s (%s): %s is not supported in a model"
-                % (operation.name, operation.type, name)
+                f"operation {operation.name} ({operation.type}): {name} is not "
+                "supported in a model"
             )

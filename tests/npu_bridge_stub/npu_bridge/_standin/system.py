@@ -44,6 +44,6 @@ def check_split(gradients, group="hccl_world_group"):
     last = indices[-1]
     if last != gradients - 1:
         raise ValueError(
-            "set_split_strategy_by_idx ends in %d, but the last of %d "
-            "gradients is %d" % (last, gradients, gradients - 1)
+            f"set_split_strategy_by_idx ends in {last}, but the last of "
+            f"{gradients} gradients is {gradients - 1}"
         )

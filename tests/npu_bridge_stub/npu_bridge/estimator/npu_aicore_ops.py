@@ -36,8 +36,8 @@ if settings.since_17():
         first = begin_norm_axis % rank
         if begin_params_axis % rank + gamma.shape.rank != rank:
             raise ValueError(
-                "gamma has rank %s, begin_params_axis is %d"
-                % (gamma.shape.rank, begin_params_axis)
+                f"gamma has rank {gamma.shape.rank}, begin_params_axis is "
+                f"{begin_params_axis}"
             )
         mean, variance = tf.nn.moments(
             x, list(range(first, rank)), keep_dims=True

@@ -37,10 +37,10 @@ def dropout(x, keep_prob, noise_shape=None, seed=None, name=None):
         raise RuntimeError("dropout does not work eagerly")
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
-        raise ValueError("x must be a float tensor, got %s" % x.dtype.name)
+        raise ValueError(f"x must be a float tensor, got {x.dtype.name}")
     if isinstance(keep_prob, numbers.Real):
         if not 0 < keep_prob <= 1:
-            raise ValueError("keep_prob is %g, expected (0, 1]" % keep_prob)
+            raise ValueError(f"keep_prob is {keep_prob:g}, expected (0, 1]")
         if keep_prob == 1:
             return x
     with tf.name_scope(name, "dropout", [x]):

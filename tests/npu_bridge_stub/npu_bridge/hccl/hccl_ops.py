@@ -14,11 +14,11 @@ _WORLD = "hccl_world_group"
 def _check(tensor, dtypes, group):
     if tensor.dtype.base_dtype not in dtypes:
         raise TypeError(
-            "a collective over %s; supported are %s"
-            % (tensor.dtype.name, ", ".join(d.name for d in dtypes))
+            f"a collective over {tensor.dtype.name}; supported are "
+            f"{', '.join((d.name for d in dtypes))}"
         )
     if group != _WORLD:
-        raise ValueError("group %r; the stand-in has only %r" % (group, _WORLD))
+        raise ValueError(f"group {group!r}; the stand-in has only {_WORLD!r}")
 
 
 @settings.api()
@@ -28,10 +28,10 @@ def allreduce(
     """The sum, prod, max or min of a tensor over all ranks."""
     if reduction not in ("sum", "prod", "max", "min"):
         raise ValueError(
-            "reduction is %r; expected sum, prod, max or min" % (reduction,)
+            f"reduction is {reduction!r}; expected sum, prod, max or min"
         )
     if fusion not in (0, 1, 2):
-        raise ValueError("fusion is %r; expected 0, 1 or 2" % (fusion,))
+        raise ValueError(f"fusion is {fusion!r}; expected 0, 1 or 2")
     tensor = tf.convert_to_tensor(tensor)
     _check(tensor, _REDUCIBLE, group)
 
@@ -63,7 +63,7 @@ def allgather(tensor, rank_size, group="hccl_world_group"):
     (result,) = collective.build("allgather", None, [tensor], "HcomAllGather")
     rows, all_rows = tensor.shape.as_list()[0], result.shape.as_list()[0]
     if rows is not None and rank_size * rows != all_rows:
-        raise ValueError("rank_size is %s, not RANK_SIZE" % rank_size)
+        raise ValueError(f"rank_size is {rank_size}, not RANK_SIZE")
     return result
 
 

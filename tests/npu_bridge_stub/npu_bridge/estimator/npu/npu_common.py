@@ -121,12 +121,12 @@ def _from_file(path):
         job = json.load(file)
     for name in ("device_info", "rank_table_file", "rank_size"):
         if name not in job:
-            raise ValueError("%s has no %s" % (path, name))
+            raise ValueError(f"{path} has no {name}")
     index = job["device_info"].get("Index")
     if index is None or int(index) < 0:
         raise ValueError(
-            "device_info.Index of %s is %r; expected a whole "
-            "number >= 0" % (path, index)
+            f"device_info.Index of {path} is {index!r}; expected a whole "
+            "number >= 0"
         )
     return JobInfo(
         device_info=DeviceInfo(index=index),

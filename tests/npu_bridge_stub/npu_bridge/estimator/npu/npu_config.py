@@ -218,12 +218,11 @@ def _check(options):
         _check_bool(options[name], name)
     if options["mix_compile_mode"] and iterations != 1:
         raise ValueError(
-            "mix_compile_mode needs iterations_per_loop 1, got %d" % iterations
+            f"mix_compile_mode needs iterations_per_loop 1, got {iterations}"
         )
     if options["graph_run_mode"] not in (0, 1):
         raise ValueError(
-            "graph_run_mode is %r; expected 0 or 1"
-            % (options["graph_run_mode"],)
+            f"graph_run_mode is {options['graph_run_mode']!r}; expected 0 or 1"
         )
     for name, kind in (
         ("profiling_config", ProfilingConfig),
@@ -231,7 +230,7 @@ def _check(options):
         ("dynamic_input_config", DynamicInputConfig),
     ):
         if not isinstance(options[name], (kind, type(None))):
-            raise ValueError("%s must be a %s" % (name, kind.__name__))
+            raise ValueError(f"{name} must be a {kind.__name__}")
     if options["distribute"] is not None:
         raise ValueError(
             "distribute is for ParameterServerStrategy with a "
@@ -250,7 +249,7 @@ def _check(options):
 def _check_bool(value, name):
     error = TypeError if settings.VERSION == "M" else ValueError
     if not isinstance(value, bool):
-        raise error("%s is %r; expected a bool" % (name, value))
+        raise error(f"{name} is {value!r}; expected a bool")
 
 
 def _check_strictly(options):
@@ -258,23 +257,23 @@ def _check_strictly(options):
     mode = options["precision_mode"]
     if mode not in PRECISION_MODES + (None,) and settings.VERSION != "M":
         raise ValueError(
-            "precision_mode is %r; expected one of %s"
-            % (mode, ", ".join(PRECISION_MODES))
+            f"precision_mode is {mode!r}; expected one of "
+            f"{', '.join(PRECISION_MODES)}"
         )
     iterations = options["iterations_per_loop"]
     steps = options["save_checkpoints_steps"]
     if steps and steps % iterations:
         raise ValueError(
-            "save_checkpoints_steps is %d, no multiple of "
-            "iterations_per_loop %d" % (steps, iterations)
+            f"save_checkpoints_steps is {steps}, no multiple of "
+            f"iterations_per_loop {iterations}"
         )
     if steps is None and options["save_checkpoints_secs"] is None:
         if 100 % iterations:
             raise ValueError(
-                "checkpoints are saved every 100 steps, no "
-                "multiple of iterations_per_loop %d" % iterations
+                "checkpoints are saved every 100 steps, no multiple of "
+                f"iterations_per_loop {iterations}"
             )
     if iterations > 1 and not options["enable_data_pre_proc"]:
         raise ValueError(
-            "iterations_per_loop %d needs enable_data_pre_proc" % iterations
+            f"iterations_per_loop {iterations} needs enable_data_pre_proc"
         )

@@ -91,9 +91,7 @@ class NPUEstimator(tf.estimator.Estimator):
           AttributeError or ValueError: JOB_ID is not set.
         """
         if not isinstance(config, npu_config.NPURunConfig):
-            raise ValueError(
-                "config is %r; expected an NPURunConfig" % (config,)
-            )
+            raise ValueError(f"config is {config!r}; expected an NPURunConfig")
         job = npu_common.NPUBasics(job_start_file).jobinfo
         warm_start_from = (
             warm_start_from
@@ -151,7 +149,7 @@ class NPUEstimator(tf.estimator.Estimator):
         )
         if not isinstance(spec, tf.estimator.EstimatorSpec):
             raise ValueError(
-                "model_fn returned %r; expected an EstimatorSpec" % (spec,)
+                f"model_fn returned {spec!r}; expected an EstimatorSpec"
             )
         if settings.STRICT:
             strict.check_model(features, labels, spec, config)

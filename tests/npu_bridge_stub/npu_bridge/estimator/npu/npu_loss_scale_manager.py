@@ -29,7 +29,7 @@ class FixedLossScaleManager:
     def _set(self, loss_scale, enable_overflow_check):
         if loss_scale < 1:
             raise ValueError(
-                "loss_scale is %g; expected at least 1" % loss_scale
+                f"loss_scale is {loss_scale:g}; expected at least 1"
             )
         self._loss_scale = tf.convert_to_tensor(loss_scale, dtype=tf.float32)
         self._enable_overflow_check = enable_overflow_check

@@ -20,9 +20,7 @@ class NPULossScaleOptimizer(tf.train.Optimizer):
           is_distributed: True if and only if RANK_SIZE > 1.
         """
         if not isinstance(opt, tf.train.Optimizer):
-            raise ValueError(
-                "opt is %r; expected a tf.train.Optimizer" % (opt,)
-            )
+            raise ValueError(f"opt is {opt!r}; expected a tf.train.Optimizer")
         super().__init__(False, "NPULossScaleOptimizermodule")
         self._opt = opt
         self._manager = loss_scale_manager

@@ -21,11 +21,9 @@ def check_nonnegative_integer(value, name):
 
 def _check_integer(value, name, least):
     if not isinstance(value, int):
-        raise TypeError("%s is %r; expected a whole number" % (name, value))
+        raise TypeError(f"{name} is {value!r}; expected a whole number")
     if value < least:
-        raise ValueError(
-            "%s is %d; expected at least %d" % (name, value, least)
-        )
+        raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
 @settings.api()
