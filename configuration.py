@@ -191,11 +191,11 @@ class RobertaConfig:
                 )
             )
         except errors.UserError as error:
-            raise errors.UserError(f"{path}: {error}")
+            raise errors.UserError(f"{path}: {error}") from error
         except ValueError as error:
             raise errors.UserError(
                 f"{path} is not JSON: {error}; give a model's config.json"
-            )
+            ) from error
 
     def to_dict(self):
         """The config as Hugging Face's transformers reads it."""

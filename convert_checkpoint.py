@@ -242,7 +242,7 @@ def _load_parts(index_file, load):
                 "expected one in its own directory"
             )
         part = load(os.path.join(os.path.dirname(index_file), place))
-        for name, tensor in part.items():
+        for name, _tensor in part.items():
             if places.get(name) != place:
                 raise errors.UserError(
                     f"{place} holds {lazy_tensors.quoted(name)}, which "
@@ -408,7 +408,7 @@ def _roberta_config(path, values, tensors):
     try:
         config = configuration.RobertaConfig.from_dict(values)
     except errors.UserError as error:
-        raise errors.UserError(f"config of {path}: {error}")
+        raise errors.UserError(f"config of {path}: {error}") from error
     if config.num_hidden_layers > tensors:
         raise errors.UserError(
             f"the config has {config.num_hidden_layers} layers, but {path} "

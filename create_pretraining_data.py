@@ -313,7 +313,7 @@ def _expand_inputs(build):
             f"--runner={build.runner} needs Apache Beam, which is not "
             "installed; pip install -r requirements/beam.txt, or leave "
             "--runner out to build on this machine"
-        )
+        ) from error
     return beam_builder.expand_inputs(build.input_file)
 
 
@@ -388,9 +388,10 @@ def _write_shards(build, config, files, output):
     total = sum(f.size for f in files)
     limits = config.chunk_limits(total, output.num_shards)
     groups = corpus.group_files(files, limits)
-    shard_of = lambda position: shard_output.shard_of(
-        position, output.num_shards, total
-    )
+
+    def shard_of(position):
+        return shard_output.shard_of(position, output.num_shards, total)
+
     first = len(output.finished)
     chunks = (
         chunk

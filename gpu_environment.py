@@ -47,7 +47,7 @@ class Gpu(device.Device):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 timeout=30,
-                universal_newlines=True,
+                text=True,
             ).stdout
         except (OSError, subprocess.SubprocessError):
             return ""
@@ -76,7 +76,7 @@ class HorovodProcesses(device.Processes):
             raise errors.UserError(
                 f"--horovod, but Horovod does not import ({error}); build it "
                 "with scripts/setup.sh --horovod, or leave the flag out"
-            )
+            ) from error
         hvd.init()
         self._hvd = hvd
         self.rank = hvd.rank()

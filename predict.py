@@ -100,7 +100,7 @@ def read_items(task, path, version_2_with_negative):
         try:
             lines = [line.rstrip("\r\n") for line in stream]
         except UnicodeDecodeError as error:
-            raise errors.UserError(f"{path} is not UTF-8: {error}")
+            raise errors.UserError(f"{path} is not UTF-8: {error}") from error
     items = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -131,7 +131,7 @@ def _item(task, path, number, line):
         raise errors.UserError(
             f"{where} is not JSON: {error}; expected an object such as "
             f"{_EXAMPLES[task]}"
-        )
+        ) from error
     if not isinstance(values, dict):
         raise errors.UserError(
             f"{where} is no JSON object; expected one such as {_EXAMPLES[task]}"
@@ -235,8 +235,7 @@ def predict_all(model, items):
     ) as bar:
         for first in range(0, len(items), size):
             part = items[first : first + size]
-            for result in predict(model, part):
-                yield result
+            yield from predict(model, part)
             bar.update(len(part))
 
 
@@ -363,7 +362,7 @@ def _ask(prompt):
         raise errors.UserError(
             f"the input cannot be read ({error}); set PYTHONIOENCODING=utf-8, "
             "or give a file with --input_file"
-        )
+        ) from error
     return line.rstrip("\r\n") if line else None
 
 

@@ -217,7 +217,7 @@ def _text(mapping, key, where):
         raise errors.UserError(
             f"{where}: {key!r} has half a surrogate pair at character "
             f"{error.start}; write the whole character"
-        )
+        ) from error
     return text
 
 

@@ -228,7 +228,7 @@ class RobertaTokenizer:
             raise errors.UserError(
                 f"{kind} {error.args[0]!r} is not in the vocabulary of "
                 f"{self.vocab_size} tokens (ids 0 to {self.vocab_size - 1})"
-            )
+            ) from error
 
     def word_start_table(self):
         """Which tokens begin a word: bool [V].
@@ -376,7 +376,7 @@ def _read_text(path, what):
         raise errors.UserError(
             f"cannot read the {what} {str(path)!r}: {error.strerror or error}; "
             "expected the path of RoBERTa's vocab.json and merges.txt"
-        )
+        ) from error
     if len(data) > _MAX_FILE_BYTES:
         raise errors.UserError(
             f"the {what} {str(path)!r} has more than {_MAX_FILE_BYTES >> 20} "
@@ -388,7 +388,7 @@ def _read_text(path, what):
         raise errors.UserError(
             f"the {what} {str(path)!r} is not UTF-8: {error.reason} at byte "
             f"{error.start}"
-        )
+        ) from error
 
 
 def _read_vocabulary(path):
@@ -399,7 +399,7 @@ def _read_vocabulary(path):
     except ValueError as error:
         raise errors.UserError(
             f"the vocabulary {str(path)!r} is not JSON: {error}"
-        )
+        ) from error
     if not isinstance(ids, dict):
         raise errors.UserError(
             f"the vocabulary {str(path)!r} holds a JSON {type(ids).__name__}; "

@@ -93,7 +93,7 @@ def load_library():
         raise errors.UserError(
             "train_tokenizer.py needs the package tokenizers; pip install -r "
             "requirements/tokenizer.txt"
-        )
+        ) from None
     return tokenizers
 
 

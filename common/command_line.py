@@ -77,7 +77,7 @@ class _Parser(flags.ArgumentParser):
         try:
             return self._kind(argument)
         except ValueError:
-            raise ValueError("expected " + self.syntactic_help)
+            raise ValueError("expected " + self.syntactic_help) from None
 
     def _check(self, value):
         if self._kind in (int, float):

@@ -25,7 +25,7 @@ def loads(text, **options):
     try:
         value = json.loads(text, parse_int=_bounded_int, **options)
     except RecursionError:
-        raise ValueError("it is nested too deeply")
+        raise ValueError("it is nested too deeply") from None
     _check_depth(value)
     return value
 
@@ -89,7 +89,7 @@ def parse_json(data, path):
         raise errors.UserError(
             f"{path} is not the JSON that was expected: {error}; copy the file "
             "again"
-        )
+        ) from error
     if not isinstance(values, dict):
         raise errors.UserError(
             f"{path} holds a JSON {type(values).__name__}; expected an object"

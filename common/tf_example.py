@@ -297,7 +297,7 @@ def _decode_entry(data, position, end):
             try:
                 name = data[start:stop].decode("utf-8")
             except UnicodeDecodeError:
-                raise RecordError("a feature's name is not UTF-8")
+                raise RecordError("a feature's name is not UTF-8") from None
         elif number == 2:
             values = _decode_feature(data, start, stop)
     return name, values

@@ -160,7 +160,7 @@ class RecordWriter:
         try:
             self._file.write(framed)
         except OSError as error:
-            raise self._named(error)
+            raise self._named(error) from error
         self._digest.update(framed)
         self.bytes += len(framed)
         self.records += 1
@@ -177,7 +177,7 @@ class RecordWriter:
             files.sync_directory(self.path)
         except OSError as error:
             self.discard()
-            raise self._named(error)
+            raise self._named(error) from error
 
     def discard(self):
         """Removes the unfinished file."""

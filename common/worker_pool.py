@@ -73,7 +73,7 @@ def map_ordered(items, create, arguments, num_workers):
             "a worker process was killed, perhaps because memory ran out; run "
             "the same command again, with a smaller --num_workers than "
             f"{num_workers} if it was memory"
-        )
+        ) from None
     finally:
         for future in pending:
             future.cancel()

@@ -213,7 +213,7 @@ def _write_onnx(built, model, path):
     try:
         import tf2onnx
     except ImportError:
-        raise _missing("tf2onnx")
+        raise _missing("tf2onnx") from None
     ((inputs, outputs),) = list(built.signatures.values())[:1]
     names = {
         tensor.name: name
@@ -241,7 +241,7 @@ def _run_onnx(path, head, ids):
     try:
         import onnxruntime
     except ImportError:
-        raise _missing("onnxruntime")
+        raise _missing("onnxruntime") from None
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
@@ -441,7 +441,7 @@ def _new_path(path, overwrite):
         raise errors.UserError(
             f"{path} cannot be written: {found.group()}; free some space, or "
             "choose another --output"
-        )
+        ) from error
     finally:
         _remove(temporary)
         _remove(old)

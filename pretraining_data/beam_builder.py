@@ -430,7 +430,7 @@ def _wait(pipeline):
         )
         if not found:
             raise
-        raise errors.UserError(found[-1])
+        raise errors.UserError(found[-1]) from error
     except BaseException:
         if job is not None:
             job.cancel()
@@ -452,7 +452,7 @@ def _options(runner, text, folder):
         raise errors.UserError(
             f"--beam_options={text} holds a wrong value (see above); expected "
             f"the options of Beam's {runner}"
-        )
+        ) from None
     if runner == DIRECT:
         # Where its workers are processes, they import these modules.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))

@@ -337,7 +337,7 @@ def _decode(segment):
                 segment.offset + where,
                 segment.line + segment.data.count(b"\n", 0, where),
             )
-        )
+        ) from error
 
 
 def _text_sentences(segment, text):

@@ -203,7 +203,7 @@ def load_manifest(directory):
         raise errors.UserError(
             f"{path!r} is not JSON, or too large a number or too deep "
             f"({_short(str(error))}); build the records again"
-        )
+        ) from error
     _check_manifest(manifest, repr(path))
     return manifest
 

@@ -230,12 +230,14 @@ class ShardedRecords:
         try:
             return convert(data)
         except RecordError as error:
-            raise tfrecord.damage(self.paths[shard], number, offset, error)
+            raise tfrecord.damage(
+                self.paths[shard], number, offset, error
+            ) from error
         except errors.UserError as error:
             raise errors.UserError(
                 f"{self.paths[shard]!r}, record {number} (counted from 0): "
                 f"{error}"
-            )
+            ) from error
 
     def _split(self, index):
         if not 0 <= index < len(self):

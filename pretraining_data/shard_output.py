@@ -236,7 +236,7 @@ class _Output:
         if found:
             raise errors.UserError(
                 f"{self._directory!r} holds "
-                f"{' and '.join((repr(os.path.basename(p)) for p in found[:2]))}; "
+                f"{' and '.join(repr(os.path.basename(p)) for p in found[:2])}; "
                 f"{_OTHER_OUTPUT}them"
             )
 

@@ -135,7 +135,7 @@ def _decompress(stream, path):
                 raise errors.UserError(
                     f"{path!r} is no intact gzip file ({error}, near "
                     f"compressed byte {position}); compress the text again"
-                )
+                ) from error
             yield position, data
             block = member.unconsumed_tail
             if member.eof:
@@ -167,12 +167,12 @@ def json_text(path, number, line, text_field):
         raise errors.UserError(
             f"{where} is nested too deeply; expected an object with the field "
             f"{text_field!r}"
-        )
+        ) from None
     except ValueError as error:
         raise errors.UserError(
             f"{where} is no JSON ({error}); expected one object a line, like "
             f'{{"{text_field}": "..."}}'
-        )
+        ) from error
     if not isinstance(value, dict) or text_field not in value:
         fields = (
             f"the fields {sorted(value)[:10]}"
@@ -195,5 +195,5 @@ def json_text(path, number, line, text_field):
         raise errors.UserError(
             f"{where}: the text has half of a surrogate pair at character "
             f"{error.start}; remove it or write the whole pair"
-        )
+        ) from error
     return value

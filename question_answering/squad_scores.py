@@ -79,11 +79,11 @@ def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
         raise errors.UserError(
             f"{path} is not UTF-8 at byte {error.start}; {kind} must be JSON "
             "in UTF-8"
-        )
+        ) from error
     except ValueError as error:
         raise errors.UserError(
             f"{path} is not JSON: {error}; is it the right file, and complete?"
-        )
+        ) from error
     if not isinstance(value, dict):
         raise errors.UserError(
             f"{path}: the outermost JSON value is a {type(value).__name__}, "

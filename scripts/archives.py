@@ -74,7 +74,7 @@ def extract(
         raise errors.UserError(
             f"{archive} cannot be unpacked: {error}; remove it and download it "
             "again"
-        )
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -349,7 +349,7 @@ def read_csv(path):
             raise errors.UserError(
                 f"{path} is no benchmark.csv of this version; expected the "
                 f"columns {','.join(Row._fields)}"
-            )
+            ) from None
 
 
 def draw(path, rows):

@@ -220,10 +220,10 @@ class _Download:
                     f"{self._remote.url}: the server's certificate is not "
                     f"valid here ({error.reason.verify_message}); a proxy's "
                     "own must be known to Python (SSL_CERT_FILE)"
-                )
-            raise _Passing(str(error.reason))
+                ) from error
+            raise _Passing(str(error.reason)) from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Passing(str(error) or type(error).__name__)
+            raise _Passing(str(error) or type(error).__name__) from error
         with response:
             self._receive(response, start, bar)
 
@@ -303,7 +303,7 @@ def _chunks(response):
         try:
             chunk = response.read(_CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _Passing(str(error) or type(error).__name__)
+            raise _Passing(str(error) or type(error).__name__) from error
         if not chunk:
             return
         yield chunk

@@ -116,7 +116,7 @@ def read_questions(arguments):
 def _read_nbest(path):
     """{id: [{"text", "probability"}]}."""
     nbest = squad_scores.read_json(path, "n-best predictions")
-    for name, answers in nbest.items():
+    for name, _answers in nbest.items():
         where = f"{path}: question {name!r}"
         for answer in squad_scores.value(nbest, name, list, where):
             squad_scores.value(answer, "text", str, where)

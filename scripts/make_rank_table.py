@@ -127,7 +127,7 @@ def check_addresses(name, addresses):
         except ValueError:
             raise Mistake(
                 f"{name} has {address!r}; expected an address such as 10.0.0.1"
-            )
+            ) from None
     twice = sorted({a for a in addresses if addresses.count(a) > 1})
     if twice:
         raise Mistake(f"{name} has {twice[0]} more than once; each has its own")

@@ -32,7 +32,7 @@ def load_pyplot(user):
     except ImportError:
         raise errors.UserError(
             f"{user} needs matplotlib; pip install -r requirements/plots.txt"
-        )
+        ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot
 

@@ -85,7 +85,7 @@ def _import():
         raise errors.UserError(
             f"serve.py needs the package {error.name}; pip install "
             "--constraint requirements.txt -r requirements/serve.txt"
-        )
+        ) from error
     return fastapi, pydantic, uvicorn
 
 
@@ -251,7 +251,7 @@ def listen(host, port):
         raise errors.UserError(
             f"cannot listen on --host={host} --port={port}: {error.strerror}; "
             "give another --port, or 0 for a free one"
-        )
+        ) from error
     return found
 
 

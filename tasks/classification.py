@@ -75,7 +75,7 @@ def _check_columns(table, columns):
         if name is not None and name not in table.columns:
             raise errors.UserError(
                 f"{table.path} has no column {name!r}; its columns are "
-                f"{', '.join((repr(found) for found in table.columns))}"
+                f"{', '.join(repr(found) for found in table.columns)}"
             )
 
 
@@ -195,7 +195,7 @@ def labels_of_config(values):
         raise errors.UserError(
             f"id2label lacks {error}; expected a label for each number from 0 "
             f"to {len(names) - 1}"
-        )
+        ) from error
 
 
 def chance_loss(labels, ids):

@@ -66,7 +66,7 @@ def read(path, *, token_column=0, label_column=None):
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{path} is not UTF-8 text ({error}); convert it"
-        )
+        ) from error
     if not sentences:
         raise errors.UserError(
             f"{path} holds no sentence; expected one word a line, with its "

@@ -165,7 +165,7 @@ def begin(run, task, *, others=()):
     if not (run.do_train or any(getattr(task, name) for name in wanted[1:])):
         raise errors.UserError(
             "nothing to do: give "
-            f"{' or '.join(('--%s=True' % name for name in wanted))}"
+            f"{' or '.join('--%s=True' % name for name in wanted)}"
         )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     preflight.check_vocabulary(

@@ -108,7 +108,7 @@ def _read_file(path, level, needs_answers):
         with open(path, encoding="utf-8-sig") as stream:
             values = files.loads(stream.read())
     except ValueError as error:
-        raise errors.UserError(f"{path} is not JSON: {error}")
+        raise errors.UserError(f"{path} is not JSON: {error}") from error
     for key, kind in _KEYS:
         if not isinstance(values, dict) or not isinstance(
             values.get(key), kind

@@ -66,7 +66,7 @@ def read(path, *, header=None, quoting="auto", skips_irregular=False):
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{path} is not UTF-8 text ({error}); convert it"
-        )
+        ) from error
     if not table.rows:
         raise errors.UserError(
             "%s holds no row%s; expected at least one"
@@ -121,7 +121,7 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
         raise errors.UserError(
             f"{path}, line {reader.line_num} cannot be read: {error}; see "
             "--quoting"
-        )
+        ) from error
     return Table(path, tuple(header or ()), rows, irregular)
 
 
@@ -146,7 +146,7 @@ def _read_json(path, stream):
             raise errors.UserError(
                 f"{path}, line {number} is not JSON ({error}); expected one "
                 "object a line"
-            )
+            ) from error
         if not isinstance(values, dict):
             raise errors.UserError(
                 f"{path}, line {number} is no JSON object; expected "
@@ -165,7 +165,7 @@ def text_of(table, row, column):
     if column not in row.values:
         raise errors.UserError(
             f"{table.path}, line {row.line} has no column {column!r}; it has "
-            f"{', '.join((repr(name) for name in row.values)) or 'none'}"
+            f"{', '.join(repr(name) for name in row.values) or 'none'}"
         )
     value = row.values[column]
     if isinstance(value, bool):

@@ -92,7 +92,7 @@ def check(names, labels):
                 f"{ {'sklearn': 'scikit-learn', 'scipy': 'SciPy'}[package] }, "
                 f"which is not installed ({error}): pip install -r "
                 "requirements/tasks.txt"
-            )
+            ) from error
 
 
 def scores(names, expected, predicted):
@@ -117,7 +117,7 @@ def check_entities():
         raise errors.UserError(
             "scores of entities need seqeval, which is not installed "
             f"({error}): pip install -r requirements/tasks.txt"
-        )
+        ) from error
 
 
 def entity_scores(expected, predicted):

@@ -56,7 +56,8 @@ def first_tokens(words, offsets):
         raise ValueError(
             f"{words[shared[0]]!r} and {words[shared[0] + 1]!r} share a token"
         )
-    assert (token_starts[first] < word_ends).all()
+    if (token_starts[first] >= word_ends).any():
+        raise ValueError("a word has no token")
     return first
 
 
@@ -130,7 +131,7 @@ def _encoder(tokenizer, max_seq_length):
             raise errors.UserError(
                 f"{sentence.place(0)}: a sentence begins whose words {error}; "
                 "take white space out of words"
-            )
+            ) from error
         parts = []
         for begin, end in spans(first, len(ids), room):
             tokens = ids[

@@ -68,7 +68,9 @@ class Browser:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)["value"]
         except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode("utf-8", "replace"))
+            raise AssertionError(
+                error.read().decode("utf-8", "replace")
+            ) from error
 
     def begin(self, options):
         found = self._call(

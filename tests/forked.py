@@ -54,7 +54,6 @@ def fork(script, arguments):
 
 def main():
     sys.path.insert(0, str(REPOSITORY))
-    from training import train_step  # pylint: disable=unused-import
 
     for line in iter(sys.stdin.readline, ""):
         script, *arguments = json.loads(line)

@@ -20,7 +20,6 @@ import fuzz_task_readers
 import mutations
 import numpy as np
 import test_fairseq_model
-import tiny
 import torch_writer
 from absl import flags
 from absl.testing import flagsaver
@@ -35,13 +34,7 @@ from common import command_line, errors, tfrecord
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
 from training import checkpoints, divergence, masked_lm_batches, preflight
-from weights import (
-    fairseq_model,
-    lazy_tensors,
-    safetensors_file,
-    tf_checkpoint,
-    torch_file,
-)
+from weights import lazy_tensors, safetensors_file, tf_checkpoint, torch_file
 from weights import names as weight_names
 
 CONFIG = {
@@ -397,7 +390,7 @@ def flag_files(directory):
             with contextlib.redirect_stderr(log):
                 command_line._parse(["fuzz", f"--flagfile={path}"])
         except SystemExit:
-            raise errors.UserError(log.getvalue())
+            raise errors.UserError(log.getvalue()) from None
         command_line.build(_Flags, flags.FLAGS)
 
     return of_bytes(

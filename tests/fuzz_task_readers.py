@@ -416,7 +416,7 @@ def device_lists(directory):
             found = make_rank_table.read_hccn_conf(str(path), 2)
             make_rank_table.check_addresses("file", found)
         except make_rank_table.Mistake as mistake:
-            raise errors.UserError(str(mistake))
+            raise errors.UserError(str(mistake)) from mistake
 
     return of_bytes(
         [b"address_0=10.0.0.1\nnetmask_0=255.255.255.0\naddress_1=10.0.0.2\n"],

@@ -10,7 +10,6 @@ put there, with a spike planted in the batches from FIRST to before END.
 import pathlib
 import sys
 
-import conftest  # pylint: disable=unused-import
 import numpy as np
 import tiny
 

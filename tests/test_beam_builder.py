@@ -12,8 +12,7 @@ import pytest
 from test_create_pretraining_data import (
     command,
     digests,
-    make_text,
-    vocabulary,  # pylint: disable=W0611
+    make_text,  # pylint: disable=W0611
 )
 
 import create_pretraining_data as script

@@ -71,8 +71,7 @@ def script(tmp_path_factory):
     def run(*arguments, **variables):
         done = subprocess.run(
             [sys.executable, str(path)] + list(arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=60,
             env=dict(os.environ, PYTHONPATH=str(REPOSITORY), **variables),
         )

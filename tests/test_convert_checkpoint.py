@@ -899,9 +899,8 @@ def run_script(*arguments):
     return subprocess.run(
         [sys.executable, "convert_checkpoint.py"] + list(arguments),
         cwd=str(REPOSITORY),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
     )
 
 

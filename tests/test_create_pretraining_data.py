@@ -878,10 +878,7 @@ def test_mistakes_in_the_settings(build, tmp_path, options, message):
 
 def run_script(vocabulary, *arguments):
     return subprocess.run(
-        command(vocabulary, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        command(vocabulary, *arguments), capture_output=True, text=True
     )
 
 

@@ -105,6 +105,6 @@ def test_hadolint_finds_nothing(path):
         [program, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
     )
     assert result.stdout == ""

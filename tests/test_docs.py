@@ -313,9 +313,8 @@ def parse(lists):
         [sys.executable, "-W", "ignore", "-c", _PARSE, str(REPOSITORY)],
         cwd=str(REPOSITORY),
         input=json.dumps(lists),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
         env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
     )
     assert done.returncode == 0, done.stderr

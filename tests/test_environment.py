@@ -303,8 +303,7 @@ def test_xla_compiles_on_a_cpu():
     """It reads its flags before the first session: a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=120,
         cwd=str(REPOSITORY),
     )

@@ -123,9 +123,8 @@ def evaluate(tmp_path):
         done = subprocess.run(
             [sys.executable, str(script), "data", "predictions", *arguments],
             cwd=str(tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
+            capture_output=True,
+            text=True,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -153,7 +152,7 @@ def test_a_closed_pipe_ends_a_script_quietly(
         cwd=str(tmp_path),
         stdout=writer,
         stderr=subprocess.PIPE,
-        universal_newlines=True,
+        text=True,
     )
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
@@ -238,9 +237,8 @@ def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
         ],
         cwd=str(tmp_path),
         env={"PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -51,9 +51,8 @@ def serve(site, item, contents):
 def run(*arguments):
     done = subprocess.run(
         [sys.executable, str(SCRIPT)] + list(arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
         timeout=60,
         env=dict(os.environ, no_proxy="127.0.0.1"),
     )

@@ -525,6 +525,6 @@ def test_npu_bridge_is_named_in_one_module():
         shell=True,
         cwd=str(REPOSITORY),
         stdout=subprocess.PIPE,
-        universal_newlines=True,
+        text=True,
     ).stdout.split()
     assert found == ["npu_environment.py"]

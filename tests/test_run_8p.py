@@ -27,9 +27,8 @@ def make_table(path, *flags, code=0):
             f"--output={path}",
         ]
         + list(flags),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == code, done.stderr
     return done.stderr
@@ -325,7 +324,7 @@ def zoo(tmp_path, script, *flags):
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
         timeout=60,
     )
     return (

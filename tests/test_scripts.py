@@ -69,7 +69,7 @@ def test_shellcheck_finds_nothing():
     result = subprocess.run(
         [program, "--exclude=SC1091"] + [str(path) for path in SHELL_FILES],
         stdout=subprocess.PIPE,
-        universal_newlines=True,
+        text=True,
     )
     assert result.stdout == ""
 
@@ -222,7 +222,7 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
         cwd=str(REPOSITORY),
         input=json.dumps(lists),
         stderr=subprocess.PIPE,
-        universal_newlines=True,
+        text=True,
         env=dict(
             os.environ, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH=str(REPOSITORY)
         ),
@@ -424,7 +424,7 @@ class SetUp:
             [shutil.which("bash"), str(REPOSITORY / "scripts/setup.sh")]
             + list(arguments),
             stderr=subprocess.PIPE,
-            universal_newlines=True,
+            text=True,
             env=dict(
                 {
                     "PATH": str(self.programs),

@@ -2,7 +2,6 @@
 """SQuAD's questions, windows, labels and answers."""
 
 import collections
-import copy
 import json
 import math
 import re

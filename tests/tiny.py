@@ -206,7 +206,7 @@ def run(arguments, variables=None, *, code=0, cwd=None, timeout=180):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=cwd,
-        universal_newlines=True,
+        text=True,
         timeout=timeout,
     )
     assert done.returncode == code, done.stdout[-4000:]

@@ -84,7 +84,7 @@ def claim(directory):
                 raise errors.UserError(
                     f"another run trains in {directory}; wait for its end, or "
                     "give another --output_dir"
-                )
+                ) from None
             time.sleep(0.1)
         except OSError as error:
             tf.logging.info(

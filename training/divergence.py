@@ -239,7 +239,7 @@ class Skips:
                 f"{self._path} does not say which batches were skipped "
                 f'({error}); write {{"rollbacks": 0, "skipped": []}} into '
                 "it to forget them"
-            )
+            ) from error
 
     def resume(self, seen):
         """(batch at which to go on, batches passed over until there).

@@ -265,7 +265,7 @@ def reported(batches, output_dir=""):
         batches.raise_error()
         message = _reason(error, output_dir)
         if message:
-            raise errors.UserError(message)
+            raise errors.UserError(message) from error
         raise
 
 

@@ -116,7 +116,7 @@ def check_shards(inputs):
         _check_shard(path, listed[os.path.realpath(path)])
     return (
         f"{len(paths)} files, "
-        f"{sum((shard['records'] for shard in listed.values()))} records, "
+        f"{sum(shard['records'] for shard in listed.values())} records, "
         "checksums match"
     )
 

@@ -103,7 +103,7 @@ def _open(path):
             f"--init_checkpoint={path} is no TensorFlow checkpoint "
             f"({str(error).splitlines()[0]}); expected a prefix such as "
             "DIR/model.ckpt-1000, whose .index file stands beside it"
-        )
+        ) from error
 
 
 def _check_fit(path, found, wanted, required, mend):

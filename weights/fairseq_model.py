@@ -289,7 +289,7 @@ def read_dictionary(path):
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{path} is not UTF-8 ({error}); expected fairseq's dict.txt"
-        )
+        ) from error
     symbols = list(SPECIAL_TOKENS)
     known = set(symbols)
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
@@ -356,7 +356,7 @@ def gpt2_tokens(merges_file):
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{merges_file} is not UTF-8 ({error}); expected merges.txt"
-        )
+        ) from error
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]

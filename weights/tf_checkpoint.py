@@ -298,7 +298,7 @@ def load(prefix):
     except errors.UserError:
         raise
     except (ValueError, IndexError, TypeError, struct.error) as error:
-        raise _damaged(path, error)
+        raise _damaged(path, error) from error
 
 
 def _variable(prefix, name, entry, shards, sizes):

@@ -16,8 +16,8 @@ Environment variables of its own:
   NPU_STUB_RECORD          file that gets a JSON line for each call of the API
 """
 
+from npu_bridge.estimator.npu import npu_estimator
+from npu_bridge.hccl import hccl_ops
 from npu_bridge.helper import helper
 from npu_bridge.helper.helper import npu_bridge_handle
 from npu_bridge.helper.helper import version as __version__
-from npu_bridge.estimator.npu import npu_estimator
-from npu_bridge.hccl import hccl_ops

@@ -3,9 +3,7 @@
 
 import os
 
-from npu_bridge._standin import ranks
-from npu_bridge._standin import settings
-from npu_bridge._standin import system
+from npu_bridge._standin import ranks, settings, system
 
 _WORLD = "hccl_world_group"
 _SERVER = 8  # devices of a server

@@ -2,10 +2,7 @@
 """How allreduces of gradients are put together."""
 
 import tensorflow.compat.v1 as tf
-
-from npu_bridge._standin import collective
-from npu_bridge._standin import settings
-from npu_bridge._standin import system
+from npu_bridge._standin import collective, settings, system
 
 
 def _check_time():

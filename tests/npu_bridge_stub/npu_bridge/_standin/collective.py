@@ -5,9 +5,7 @@ import threading
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import exchange
-from npu_bridge._standin import graph
-from npu_bridge._standin import ranks
+from npu_bridge._standin import exchange, graph, ranks
 
 # Names of operations that carry gradients, with how many each.
 GRADIENTS = "npu_stand_in_gradients"

@@ -3,8 +3,7 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import float_status
-from npu_bridge._standin import settings
+from npu_bridge._standin import float_status, settings
 from npu_bridge.hccl import hccl_ops
 
 

@@ -8,9 +8,7 @@ import inspect
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import collective
-from npu_bridge._standin import graph
-from npu_bridge._standin import system
+from npu_bridge._standin import collective, graph, system
 from npu_bridge.estimator.npu import npu_scope
 
 _NO_DTYPES = {

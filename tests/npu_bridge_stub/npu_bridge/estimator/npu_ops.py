@@ -5,10 +5,7 @@ import numbers
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import graph
-from npu_bridge._standin import native
-from npu_bridge._standin import settings
-from npu_bridge._standin import system
+from npu_bridge._standin import graph, native, settings, system
 from npu_bridge.helper import helper
 
 gen_npu_ops = helper.get_gen_ops()

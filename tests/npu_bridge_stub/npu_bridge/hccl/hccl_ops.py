@@ -3,8 +3,7 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import collective
-from npu_bridge._standin import settings
+from npu_bridge._standin import collective, settings
 
 _REDUCIBLE = (tf.int8, tf.int16, tf.int32, tf.float16, tf.float32)
 _GATHERED = _REDUCIBLE + (tf.int64, tf.uint64)
@@ -15,7 +14,7 @@ def _check(tensor, dtypes, group):
     if tensor.dtype.base_dtype not in dtypes:
         raise TypeError(
             f"a collective over {tensor.dtype.name}; supported are "
-            f"{', '.join((d.name for d in dtypes))}"
+            f"{', '.join(d.name for d in dtypes)}"
         )
     if group != _WORLD:
         raise ValueError(f"group {group!r}; the stand-in has only {_WORLD!r}")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The handle of the native operations."""
 
-from npu_bridge._standin import native
-from npu_bridge._standin import settings
+from npu_bridge._standin import native, settings
 
 npu_bridge_handle = native.HANDLE
 version = "stand-in" + (" " + settings.VERSION if settings.VERSION else "")

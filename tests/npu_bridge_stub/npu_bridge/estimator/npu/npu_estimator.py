@@ -8,14 +8,8 @@ import sys
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import ranks
-from npu_bridge._standin import settings
-from npu_bridge._standin import strict
-from npu_bridge._standin import loop
-from npu_bridge.estimator.npu import npu_common
-from npu_bridge.estimator.npu import npu_config
-from npu_bridge.estimator.npu import npu_hook
-from npu_bridge.estimator.npu import npu_saver
+from npu_bridge._standin import loop, ranks, settings, strict
+from npu_bridge.estimator.npu import npu_common, npu_config, npu_hook, npu_saver
 
 _MODEL_FN_ARGUMENTS = ("labels", "mode", "params", "config")
 # More than any graph has collectives that may wait at a time: one that waits

@@ -3,10 +3,8 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import loop
-from npu_bridge._standin import settings
-from npu_bridge.estimator.npu import npu_saver
-from npu_bridge.estimator.npu import util
+from npu_bridge._standin import loop, settings
+from npu_bridge.estimator.npu import npu_saver, util
 from npu_bridge.hccl import hccl_ops
 
 

@@ -3,9 +3,7 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import float_status
-from npu_bridge._standin import scaling
-from npu_bridge._standin import settings
+from npu_bridge._standin import float_status, scaling, settings
 
 
 class NPULossScaleOptimizer(tf.train.Optimizer):

@@ -3,11 +3,13 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import collective
-from npu_bridge._standin import float_status
-from npu_bridge._standin import ranks
-from npu_bridge._standin import scaling
-from npu_bridge._standin import settings
+from npu_bridge._standin import (
+    collective,
+    float_status,
+    ranks,
+    scaling,
+    settings,
+)
 from npu_bridge.estimator.npu import npu_common
 from npu_bridge.hccl import hccl_ops
 

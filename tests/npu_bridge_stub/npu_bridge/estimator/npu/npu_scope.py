@@ -3,8 +3,7 @@
 
 import contextlib
 
-from npu_bridge._standin import graph
-from npu_bridge._standin import settings
+from npu_bridge._standin import graph, settings
 
 KEEP_DTYPE = "_keep_dtype"
 WITHOUT_COMPILE = "_without_npu_compile"

@@ -3,8 +3,7 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import loop
-from npu_bridge._standin import settings
+from npu_bridge._standin import loop, settings
 
 
 @settings.api()
