@@ -32,18 +32,18 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import benchmark_contenders  # noqa: E402
-import benchmark_peers  # noqa: E402
-import benchmark_stages  # noqa: E402
 import numpy as np  # noqa: E402
-import pictures  # noqa: E402
 import tqdm  # noqa: E402
 from absl import (
     flags,  # noqa: E402
     logging,  # noqa: E402
 )
-from benchmark_stages import OURS  # noqa: E402
 
+import benchmark_contenders  # noqa: E402
+import benchmark_peers  # noqa: E402
+import benchmark_stages  # noqa: E402
+import pictures  # noqa: E402
+from benchmark_stages import OURS  # noqa: E402
 from common import (
     command_line,  # noqa: E402
     errors,  # noqa: E402

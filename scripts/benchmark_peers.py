@@ -14,12 +14,12 @@ import shutil
 import sys
 import types
 
-import benchmark_contenders
 import numpy as np
-from benchmark_contenders import Contender, versions
 
+import benchmark_contenders
 import squad
 import tokenization
+from benchmark_contenders import Contender, versions
 
 # The pattern of GPT-2, which RoBERTa's vocabulary was made with.
 _PATTERN = (

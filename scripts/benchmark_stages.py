@@ -8,12 +8,12 @@ import sys
 import tempfile
 import time
 
-import benchmark_contenders
 import numpy as np
-from benchmark_contenders import REPOSITORY, Contender
 
+import benchmark_contenders
 import squad
 import tokenization
+from benchmark_contenders import REPOSITORY, Contender
 
 OURS = "this suite"
 

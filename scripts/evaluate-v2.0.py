@@ -19,7 +19,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import pictures  # noqa: E402
-
 from common import errors  # noqa: E402
 from question_answering import squad_scores  # noqa: E402
 

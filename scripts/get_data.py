@@ -22,10 +22,10 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import archives  # noqa: E402
-import downloads  # noqa: E402
 from absl import flags  # noqa: E402
 
+import archives  # noqa: E402
+import downloads  # noqa: E402
 from common import (
     command_line,  # noqa: E402
     errors,  # noqa: E402

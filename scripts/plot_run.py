@@ -22,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before it is imported
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
-import pictures  # noqa: E402
 
+import pictures  # noqa: E402
 from common import errors  # noqa: E402
 from question_answering import squad_scores  # noqa: E402
 

@@ -4,18 +4,12 @@
 import functools
 import json
 import logging
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / "shared"
-GOLDEN = REPOSITORY / "tests" / "data" / "golden"
-
-if str(REPOSITORY) not in sys.path:
-    sys.path.insert(0, str(REPOSITORY))
+from helpers.paths import GOLDEN, REPOSITORY, SHARED
 
 
 @pytest.fixture(scope="session")
@@ -97,10 +91,10 @@ def forked():
 
     Each runs in a fork of a process that knows TensorFlow (forked.py).
     """
-    import tiny
+    from helpers import tiny
 
     with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
+        [sys.executable, str(REPOSITORY / "tests" / "helpers" / "forked.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         universal_newlines=True,

@@ -26,10 +26,9 @@ import time
 import traceback
 import types
 
-import fuzz_readers
-from conftest import REPOSITORY
-
 from common import errors
+from helpers import fuzz_readers
+from helpers.paths import REPOSITORY
 
 SECONDS = 2
 MEMORY_BYTES = 1 << 30

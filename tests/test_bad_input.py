@@ -10,8 +10,8 @@ import re
 import shutil
 
 import pytest
-import refusals
-import tiny
+
+from helpers import refusals, tiny
 
 SCRIPT_FLAGS = {
     "convert_checkpoint.py": [

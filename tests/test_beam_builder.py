@@ -9,15 +9,15 @@ import subprocess
 import sys
 
 import pytest
+
+import create_pretraining_data as script
+from common import errors
+from pretraining_data import record_builder
 from test_create_pretraining_data import (
     command,
     digests,
     make_text,  # pylint: disable=W0611
 )
-
-import create_pretraining_data as script
-from common import errors
-from pretraining_data import record_builder
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(

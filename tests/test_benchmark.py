@@ -6,9 +6,9 @@ import sys
 import types
 
 import pytest
-from conftest import REPOSITORY
 
 from common import errors
+from helpers.paths import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "scripts"))
 import benchmark  # noqa: E402

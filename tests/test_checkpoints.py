@@ -6,9 +6,9 @@ import os
 
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
 
 from common import errors
+from helpers import tiny
 from training import checkpoints, loop, model_directory, run_config
 from weights import tf_checkpoint
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
 from common import command_line, errors
+from helpers.paths import REPOSITORY
 
 # A script of its own: absl's flags are one global set a process.
 SCRIPT = """

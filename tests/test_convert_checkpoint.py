@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow.compat.v1 as tf
-import torch_writer
 
 import configuration
 import convert_checkpoint
 from common import errors, files
+from helpers import torch_writer
 from weights import lazy_tensors, safetensors_file, tf_checkpoint
 from weights import names as weight_names
 

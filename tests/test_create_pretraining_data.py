@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 
-import conftest
 import numpy as np
 import pytest
 
 import create_pretraining_data as script
 import tokenization
 from common import errors, tf_example, tfrecord, worker_pool
+from helpers import paths
 from pretraining_data import (
     corpus,
     manifest,
@@ -117,7 +117,7 @@ def build(vocabulary, text_file, tmp_path):
 def command(vocabulary, *arguments):
     return [
         sys.executable,
-        str(conftest.REPOSITORY / "create_pretraining_data.py"),
+        str(paths.REPOSITORY / "create_pretraining_data.py"),
         f"--vocab_file={vocabulary / 'vocab.json'}",
         f"--merges_file={vocabulary / 'merges.txt'}",
     ] + list(arguments)
@@ -938,7 +938,7 @@ def test_the_script_reports_and_needs_no_tensorflow(
             "import sys, create_pretraining_data\n"
             "sys.exit('tensorflow' in sys.modules)",
         ],
-        cwd=str(conftest.REPOSITORY),
+        cwd=str(paths.REPOSITORY),
     )
     assert modules.returncode == 0
 
@@ -948,7 +948,7 @@ def test_the_launcher_passes_flags_on(vocabulary, text_file, tmp_path):
     subprocess.run(
         [
             "bash",
-            str(conftest.REPOSITORY / "scripts" / "create_pretraining_data.sh"),
+            str(paths.REPOSITORY / "scripts" / "create_pretraining_data.sh"),
             "--num_shards=2",
         ],
         env=dict(

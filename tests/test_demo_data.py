@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
 import squad
 import tokenization
+from helpers.paths import REPOSITORY
 from question_answering import squad_scores
 
 DEMO = REPOSITORY / "demo"

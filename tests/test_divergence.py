@@ -5,10 +5,10 @@ import math
 import random
 import tempfile
 
-import planted
 import pytest
 
 from common import errors
+from helpers import planted
 from training import checkpoints, divergence, train_step
 
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+
+from helpers.paths import REPOSITORY
 
 FILES = sorted(REPOSITORY.glob("docker/Dockerfile.*"))
 pytestmark = pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+
+from helpers.paths import REPOSITORY
 
 READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
 PAIRS = (READMES,) + tuple(
@@ -232,7 +233,7 @@ def test_a_command_that_needs_nothing_runs(tmp_path):
 @pytest.fixture(scope="module")
 def demo_output(tmp_path_factory):
     """What the demo leaves in output, with models that learned nothing."""
-    import tiny
+    from helpers import tiny
 
     output = tmp_path_factory.mktemp("output")
     for name, parts in (

@@ -5,11 +5,11 @@ import hashlib
 import os
 import types
 
-import broken_server
 import pytest
-from broken_server import answer, file, in_turn, status
 
 from common import errors
+from helpers import broken_server
+from helpers.broken_server import answer, file, in_turn, status
 from scripts import downloads
 
 DATA = bytes(range(256)) * 40  # 10,240 bytes

@@ -14,11 +14,10 @@ import typing
 
 import numpy as np
 import pytest
-import refusals
 import tensorflow.compat.v1 as tf
-import tiny
-from conftest import GOLDEN, REPOSITORY
 
+from helpers import refusals, tiny
+from helpers.paths import GOLDEN, REPOSITORY
 from pretraining_data import records
 
 DATA = REPOSITORY / "tests" / "data"
@@ -115,7 +114,7 @@ def chain(tmp_path_factory):
                 paragraphs=7,
             )
     with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "forked.py")],
+        [sys.executable, str(REPOSITORY / "tests" / "helpers" / "forked.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         universal_newlines=True,

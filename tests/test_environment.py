@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import REPOSITORY
 
 import cpu_environment
 import environment
@@ -17,6 +16,7 @@ import npu_environment
 import optimization
 from common import errors
 from device import Processes
+from helpers.paths import REPOSITORY
 from training import run_config
 
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
 from common import errors
+from helpers.paths import REPOSITORY
 from question_answering import squad_scores
 
 # Made for the corners: articles, punctuation, several golds, an answer that is

@@ -10,10 +10,10 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
-from conftest import GOLDEN, REPOSITORY
 
 from common import errors
+from helpers import tiny
+from helpers.paths import GOLDEN, REPOSITORY
 from inference import exporting, trained_model
 from weights import tf_checkpoint
 

@@ -8,10 +8,10 @@ import pathlib
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_writer
 
 import convert_checkpoint
 from common import errors
+from helpers import torch_writer
 from weights import fairseq_model
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"

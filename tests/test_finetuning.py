@@ -4,13 +4,13 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
 
 import configuration
 import cpu_environment
 import environment
 from common import errors
 from device import Processes
+from helpers import tiny
 from tasks import finetuning
 from training import logs, preflight, run_config, warm_start
 

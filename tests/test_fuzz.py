@@ -3,12 +3,11 @@
 
 import random
 
-import fuzz
-import fuzz_readers
-import mutations
 import pytest
 
+import fuzz
 from common import errors
+from helpers import fuzz_readers, mutations
 
 
 @pytest.mark.parametrize("name", sorted(fuzz_readers.READERS))

@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 
-import broken_server
 import pytest
-from conftest import REPOSITORY
-from test_archives import write_tar, write_zip
 
 from common import errors
+from helpers import broken_server
+from helpers.paths import REPOSITORY
 from scripts import downloads
+from test_archives import write_tar, write_zip
 
 SCRIPT = REPOSITORY / "scripts" / "get_data.py"
 

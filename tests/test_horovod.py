@@ -7,10 +7,9 @@ import re
 import sys
 
 import numpy as np
-import planted
 import pytest
-import tiny
 
+from helpers import planted, tiny
 from training import checkpoints
 
 pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")

@@ -6,11 +6,11 @@ import json
 import re
 import types
 
-import browser
 import pytest
-from test_plot_run import load
 
 from common import errors
+from helpers import browser
+from test_plot_run import load
 
 inspect = load("inspect_predictions")
 

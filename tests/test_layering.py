@@ -4,7 +4,7 @@
 import ast
 import functools
 
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 # Lowest layer first; a file imports from its own layer and those before it.
 # A folder is a layer; the modules at the top are named, commands are the rest.

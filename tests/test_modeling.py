@@ -8,7 +8,6 @@ import typing
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import GOLDEN
 
 import configuration
 import cpu_environment
@@ -17,6 +16,7 @@ import kernels as kernel_functions
 import modeling
 from common import errors
 from device import Processes
+from helpers.paths import GOLDEN
 from kernels import Kernels
 
 SMALL = dict(

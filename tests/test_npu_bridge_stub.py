@@ -10,10 +10,11 @@ import sys
 import threading
 import uuid
 
-import npu_ranks
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+
+from helpers import npu_ranks
 
 tf.disable_v2_behavior()
 

@@ -14,8 +14,9 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-import tiny
-from conftest import REPOSITORY
+
+from helpers import tiny
+from helpers.paths import REPOSITORY
 
 STATE = ("loss_scale", "good_steps", "bad_steps", "batches_seen")
 OVERFLOW = 4  # the step in which one is planted
@@ -94,7 +95,7 @@ class Runs:
         return (
             line[:1]
             + [
-                REPOSITORY / "tests" / "watched.py",
+                REPOSITORY / "tests" / "helpers" / "watched.py",
                 self.folder / (name + ".npz"),
                 plant,
             ]

@@ -6,7 +6,6 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import GOLDEN
 
 import configuration
 import cpu_environment
@@ -14,6 +13,7 @@ import environment
 import optimization
 import run_pretraining
 from device import Processes
+from helpers.paths import GOLDEN
 from training import progress, run_config
 
 TRAJECTORY = np.load(str(GOLDEN / "training" / "trajectory.npz"))

@@ -6,9 +6,9 @@ import importlib.util
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import REPOSITORY
 
 from common import errors
+from helpers.paths import REPOSITORY
 
 
 def load(name):

@@ -9,10 +9,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
 import predict
 from common import errors
+from helpers import tiny
 from inference import predictor
 
 

@@ -8,10 +8,10 @@ import concurrent.futures
 
 import numpy as np
 import pytest
-import tiny
 
 import squad
 from common import errors
+from helpers import tiny
 from inference import predictor
 
 TEXT = "Town 1 lies on river bbb, and town 2 on river ccc."

@@ -6,11 +6,11 @@ import types
 
 import numpy as np
 import pytest
-import tiny
 
 import configuration
 import tokenization
 from common import errors
+from helpers import tiny
 from pretraining_data import manifest as manifests
 from pretraining_data import records
 from training import masked_lm_batches, preflight

@@ -4,13 +4,13 @@
 import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+
+import squad
 import test_masking
 import test_packing
 import test_squad
 import test_tokenization
-from hypothesis import strategies as st
-
-import squad
 from pretraining_data import masking, packing
 from question_answering import squad_decoding
 from tokenization import RobertaTokenizer

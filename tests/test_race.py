@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
 import tokenization
 from common import errors
+from helpers import tiny
 from tasks import race
 
 ARTICLE = {

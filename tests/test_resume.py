@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
+from helpers import tiny
 from training import checkpoints
 from weights import tf_checkpoint
 

@@ -13,7 +13,8 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
+
+from helpers.paths import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
 ADDRESSES = [f"192.168.1.{100 + number}" for number in range(16)]

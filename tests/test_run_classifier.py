@@ -5,14 +5,13 @@ import json
 import re
 import shutil
 
-import invented
 import numpy as np
 import pytest
-import test_glue
-import tiny
 
 import run_classifier
+import test_glue
 from common import errors
+from helpers import invented, tiny
 from inference import predictor
 from tasks import classification, glue
 from training import checkpoints, run_config

@@ -4,17 +4,16 @@
 import json
 import math
 
-import invented
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
 
 import configuration
 import cpu_environment
 import environment
 import run_multiple_choice
 from device import Processes
+from helpers import invented, tiny
 from tasks import race
 from training import run_config
 

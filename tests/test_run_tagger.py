@@ -4,11 +4,9 @@
 import json
 import math
 
-import invented
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
 
 import configuration
 import cpu_environment
@@ -16,6 +14,7 @@ import environment
 import run_tagger
 from common import errors
 from device import Processes
+from helpers import invented, tiny
 from tasks import conll, word_windows
 from training import run_config
 

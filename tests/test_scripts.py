@@ -15,9 +15,9 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
 
 import configuration
+from helpers.paths import REPOSITORY
 
 SHELL_FILES = sorted(REPOSITORY.glob("scripts/*.sh")) + [
     REPOSITORY / ".ci" / "run"

@@ -7,10 +7,10 @@ import os
 import re
 
 import pytest
-from conftest import REPOSITORY
 
 import convert_checkpoint
 from common import errors
+from helpers.paths import REPOSITORY
 from pretraining_data import manifest, records
 from training import preflight
 

@@ -13,14 +13,13 @@ import threading
 import urllib.parse
 import urllib.request
 
-import browser
 import pytest
-import tiny
-from conftest import REPOSITORY
-from test_plot_run import load
 
 from common import errors
+from helpers import browser, tiny
+from helpers.paths import REPOSITORY
 from inference import predictor
+from test_plot_run import load
 
 serve = load("serve")
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."

@@ -10,12 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 import squad
 import squad_cache
 import tokenization
 from common import errors
+from helpers.paths import REPOSITORY
 from question_answering import squad_decoding, squad_scores
 
 CONTEXT = (

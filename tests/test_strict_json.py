@@ -5,11 +5,11 @@ import ast
 import json
 
 import pytest
-from conftest import REPOSITORY
 
 import configuration
 import tokenization
 from common import errors, files
+from helpers.paths import REPOSITORY
 from pretraining_data import manifest, shard_output, text_files
 from question_answering import squad_scores
 from training import divergence

@@ -2,9 +2,9 @@
 """Layout of texts and pairs, and which tokens go when there are too many."""
 
 import pytest
-import tiny
 
 import tokenization
+from helpers import tiny
 from tasks import sequences
 
 

@@ -9,9 +9,9 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch_writer
 
 from common import errors
+from helpers import torch_writer
 from weights import lazy_tensors, torch_file
 
 WRITERS = [torch_writer.save, torch_writer.save_legacy]

@@ -6,13 +6,13 @@ import json
 import logging
 
 import pytest
-from conftest import REPOSITORY
-from tiny import command
-from tiny import run as run_command
 
 import tokenization
 import train_tokenizer
 from common import errors
+from helpers.paths import REPOSITORY
+from helpers.tiny import command
+from helpers.tiny import run as run_command
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
-from conftest import GOLDEN
 
 from common import errors
+from helpers import tiny
+from helpers.paths import GOLDEN
 from inference import trained_model
 
 

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-import tiny
 
 import configuration
 from common import errors, files, tfrecord
+from helpers import tiny
 from training import (
     eval_results,
     input_pipeline,

@@ -11,8 +11,8 @@ import tempfile
 
 import numpy as np
 import pytest
-import test_input_pipeline
 
+import test_input_pipeline
 from common import command_line, errors, files
 from pretraining_data import records
 from training import (

@@ -4,10 +4,10 @@
 import json
 
 import pytest
-import tiny
 
 import configuration
 from common import errors
+from helpers import tiny
 from training import run_config, warm_start
 
 

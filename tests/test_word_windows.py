@@ -4,14 +4,13 @@
 import json
 import random
 
-import invented
 import numpy as np
 import pytest
-import tiny
-from conftest import REPOSITORY
 
 import tokenization
 from common import errors
+from helpers import invented, tiny
+from helpers.paths import REPOSITORY
 from tasks import conll, word_windows
 
 

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from conftest import REPOSITORY
-from npu_ranks import STAND_IN
 
 import configuration
 import tokenization
+from helpers.npu_ranks import STAND_IN
+from helpers.paths import REPOSITORY
 from pretraining_data import records
 from weights import lazy_tensors, tf_checkpoint
 from weights import names as weight_names

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs command lines, each in a fork of one process that knows TensorFlow.
 
-    python tests/forked.py < lines > results
+    python tests/helpers/forked.py < lines > results
 
 A line is a JSON list, a script and its arguments; a result is a JSON list,
 exit code and both outputs. The import that takes the longest is paid once; a
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def run_script(script, arguments):

@@ -13,16 +13,15 @@ import shutil
 import sys
 import tarfile
 
-import mutations
 import tensorflow.compat.v1 as tf
-import tiny
-from conftest import REPOSITORY
-from fuzz_base import Reader, of_bytes, of_json, zipped
 
 import squad
 import squad_cache
 import tokenization
 from common import errors
+from helpers import mutations, tiny
+from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
+from helpers.paths import REPOSITORY
 from inference import trained_model
 from scripts import archives
 from tasks import (

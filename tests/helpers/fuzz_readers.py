@@ -16,21 +16,19 @@ import json
 import struct
 import zipfile
 
-import fuzz_task_readers
-import mutations
 import numpy as np
-import test_fairseq_model
-import torch_writer
 from absl import flags
 from absl.testing import flagsaver
-from fuzz_base import Reader, of_bytes, of_json, zipped
 
 import configuration
 import convert_checkpoint
 import predict
 import squad
+import test_fairseq_model
 import tokenization
 from common import command_line, errors, tfrecord
+from helpers import fuzz_task_readers, mutations, torch_writer
+from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
 from training import checkpoints, divergence, masked_lm_batches, preflight

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training in which some batches are bad, so that the loss jumps.
 
-    horovodrun -np 2 --gloo python tests/planted.py FOLDER STEPS FIRST END
+    horovodrun -np 2 --gloo python tests/helpers/planted.py FOLDER STEPS FIRST END
 
 trains FOLDER/two on FOLDER's model and records, which Pretraining.write has
 put there, with a spike planted in the batches from FIRST to before END.
@@ -11,10 +11,13 @@ import pathlib
 import sys
 
 import numpy as np
-import tiny
+
+_TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 import environment
 import run_pretraining
+from helpers import tiny
 from pretraining_data import records
 from training import (
     divergence,

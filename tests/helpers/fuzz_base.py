@@ -6,7 +6,7 @@ import json
 import typing
 import zipfile
 
-import mutations
+from helpers import mutations
 
 
 class Reader(typing.NamedTuple):

@@ -5,7 +5,7 @@ import functools
 import os
 import re
 
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "errors.md"
 

@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 import time
 
-STAND_IN = pathlib.Path(__file__).resolve().parent / "npu_bridge_stub"
+STAND_IN = pathlib.Path(__file__).resolve().parent.parent / "npu_bridge_stub"
 
 
 def table(ranks):

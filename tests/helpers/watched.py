@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a script and keeps all variables before and after each of its steps.
 
-    python tests/watched.py FILE.npz STEP:SCALE SCRIPT FLAG ...
+    python tests/helpers/watched.py FILE.npz STEP:SCALE SCRIPT FLAG ...
 
 FILE.npz gets NAME -> array [1 + steps, ...]. Before step number STEP (from 1)
 the loss scale becomes SCALE, where the two are given ("" for none).

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the repository and the reference data are."""
+
+import pathlib
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
+SHARED = REPOSITORY.parent / "shared"
+GOLDEN = REPOSITORY / "tests" / "data" / "golden"
+
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
