@@ -2,16 +2,15 @@
 """Wrong files and flags of every script: one line, exit code 1, nothing left.
 
 The scripts that train on records and questions are in test_end_to_end.py. Each
-message stands in docs/errors.md (refusals.py).
+message is one line (user_errors.py).
 """
 
 import json
-import re
 import shutil
 
 import pytest
 
-from helpers import refusals, tiny
+from helpers import tiny, user_errors
 
 SCRIPT_FLAGS = {
     "convert_checkpoint.py": [
@@ -346,36 +345,8 @@ def test_bad_input_is_refused_in_one_line(folder, forked, script, flags, words):
     for name, path in places:
         arguments = [word.replace(name, str(path)) for word in arguments]
     log = forked(script, *arguments, code=1)
-    refusals.check(script, log, words)
+    user_errors.check(script, log, words)
     left = set(_all(folder)) - set(before)
     if (folder / "out").is_dir():
         shutil.rmtree(str(folder / "out"))
     assert not left
-
-
-# Said by absl and argparse.
-FOREIGN = (
-    "Unknown command line flag",
-    "unrecognized arguments:",
-    "the following arguments are required:",
-)
-
-
-def test_every_message_explained_is_one_of_the_code():
-    code = "".join(
-        path.read_text("utf-8")
-        for pattern in ("*.py", "*/*.py", "scripts/*.py")
-        for path in refusals.REPOSITORY.glob(pattern)
-    )
-    code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
-    messages = [
-        message
-        for message in refusals.explained()
-        if not message.startswith(FOREIGN)
-    ]
-    assert len(messages) > 60
-    for message in messages:
-        # What is filled in stands between quotes or after "=", or is "…".
-        parts = re.split(r"…|;|'|=|--\w*", message)
-        longest = max(parts, key=len).strip(" ;:")
-        assert longest in code, (message, longest)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from helpers import refusals, tiny
+from helpers import tiny, user_errors
 from helpers.paths import GOLDEN, REPOSITORY
 from pretraining_data import records
 
@@ -738,7 +738,7 @@ def check_refused(chain, text, flags, words, out="refused"):
         out=out,
         code=1,
     )
-    last = refusals.check(text.split()[0], result.log, words)
+    last = user_errors.check(text.split()[0], result.log, words)
     left = set(chain.folder.iterdir()) - set(before)
     for path in left:
         shutil.rmtree(str(path))  # no stumbling block for the next one
