@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from helpers import word_vocabulary
 from helpers.paths import GOLDEN, REPOSITORY, SHARED
 
 
@@ -113,3 +114,11 @@ def forked():
 
         yield run
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A folder with a vocab.json and a merges.txt (word_vocabulary.py)."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    word_vocabulary.write(folder)
+    return folder

@@ -21,6 +21,7 @@ import create_pretraining_data as script
 import tokenization
 from common import errors, tf_example, tfrecord, worker_pool
 from helpers import paths
+from helpers.word_vocabulary import WORDS
 from pretraining_data import (
     corpus,
     manifest,
@@ -31,29 +32,7 @@ from pretraining_data import (
     text_files,
 )
 
-WORDS = "the river runs past seven towns and Ölsk is older than all".split()
 DOCUMENTS = 200
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory):
-    """A folder with a vocab.json and a merges.txt that make WORDS tokens."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    symbols = tokenization._byte_symbols()
-    pairs = collections.OrderedDict()
-    for word in WORDS:
-        parts = [symbols[byte] for byte in (" " + word).encode("utf-8")]
-        for end in range(1, len(parts)):
-            pairs["".join(parts[:end]), parts[end]] = None
-    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + symbols
-    tokens += [left + right for left, right in pairs] + ["<mask>"]
-    (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(tokens)})
-    )
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join("%s %s\n" % p for p in pairs), "utf-8"
-    )
-    return folder
 
 
 @pytest.fixture(scope="session")
