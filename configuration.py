@@ -5,7 +5,6 @@ import dataclasses
 import typing
 
 from common import errors, files
-from common.files import read_small
 
 # Lists of all variables are made of a config before it is compared with data.
 _MAX_LAYERS = 1000
@@ -183,19 +182,11 @@ class RobertaConfig:
                 "no model config is given; name a RoBERTa "
                 "config.json with --bert_config_file"
             )
+        values = files.read_json(path, "a model's config.json")
         try:
-            return cls.from_dict(
-                files.loads(
-                    read_small(path).decode("utf-8-sig"),
-                    object_pairs_hook=files.unique,
-                )
-            )
+            return cls.from_dict(values)
         except errors.UserError as error:
             raise errors.UserError(f"{path}: {error}") from error
-        except ValueError as error:
-            raise errors.UserError(
-                f"{path} is not JSON: {error}; give a model's config.json"
-            ) from error
 
     def to_dict(self):
         """The config as Hugging Face's transformers reads it."""

@@ -142,7 +142,7 @@ def _read_config(path):
             f"{path} does not exist; expected the model's config beside its "
             "weights"
         )
-    data = files.read_small(path)
+    data = files.read_bytes(path)
     return files.parse_json(data, path), data
 
 
@@ -288,13 +288,13 @@ def _read_fairseq(options):
     config = _roberta_config(path, loaded.config, len(loaded.tensors))
     tokenizer = {}
     if vocab_file:
-        tokenizer[VOCAB] = files.read_small(vocab_file)
+        tokenizer[VOCAB] = files.read_bytes(vocab_file)
     elif loaded.vocabulary:
         tokenizer[VOCAB] = json.dumps(
             loaded.vocabulary, ensure_ascii=False
         ).encode("utf-8")
     if merges_file:
-        tokenizer[MERGES] = files.read_small(merges_file)
+        tokenizer[MERGES] = files.read_bytes(merges_file)
     parts = weight_names.parts_in_hf(loaded.tensors, config, [])
     return Model(
         path,
@@ -372,7 +372,7 @@ def _tokenizer_files(directory, options, config):
     for name in names:
         path = given.get(name) or os.path.join(directory, name)
         if given.get(name) or os.path.isfile(path):
-            companions[name] = files.read_small(path)
+            companions[name] = files.read_bytes(path)
             if name == VOCAB:
                 lazy_tensors.read_vocabulary(path, config.vocab_size)
     return _warned(companions, directory)

@@ -210,11 +210,11 @@ def write_drafts(config, vocabulary, pairs):
     """Writes both files under temporary names; returns their paths."""
     os.makedirs(config.output_dir, exist_ok=True)
     drafts = [config.path(name) + _DRAFT for name in FILES]
-    files.write_atomically(
+    files.write_bytes(
         drafts[0],
         (json.dumps(vocabulary, ensure_ascii=False) + "\n").encode("utf-8"),
     )
-    files.write_atomically(
+    files.write_bytes(
         drafts[1],
         "".join(
             ["#version: 0.2\n"] + ["%s %s\n" % pair for pair in pairs]

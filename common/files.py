@@ -1,26 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON from files that nobody vouches for: bounded in depth and digits.
+"""Files: bounded JSON, hashes, and outputs that appear when they are whole.
 
-Python's own parser overflows its stack on deep nesting, and turning digits
-into an int takes quadratic time. How large a file may be its reader says.
+JSON from outside is bounded in size, depth and digits: Python's own parser
+overflows its stack on deep nesting, and turning digits into an int takes
+quadratic time.
 """
 
+import contextlib
+import hashlib
 import json
 import os
+import typing
 
 from common import errors
 
 MAX_DEPTH = 32
 MAX_DIGITS = 20
 MAX_JSON_BYTES = 16 << 20
+# What an output is called until it is whole.
+INCOMPLETE = ".incomplete"
 
 
-def loads(text, **options):
-    """The value of a JSON text; arguments as of json.loads.
+# --- JSON and hashes --------------------------------------------------------
+
+
+def loads(text: str, **options: typing.Any) -> typing.Any:
+    """Parses JSON; options are those of json.loads.
 
     Raises:
-      ValueError: no JSON, nested too deeply, or a whole number with more
-        digits than any that is meant.
+      ValueError: not JSON, nested too deeply, or an integer with too many
+        digits.
     """
     try:
         value = json.loads(text, parse_int=_bounded_int, **options)
@@ -30,22 +39,24 @@ def loads(text, **options):
     return value
 
 
-def unique(pairs):
-    """As `object_pairs_hook`: refuses an object that has a key twice."""
+def unique(
+    pairs: typing.List[typing.Tuple[str, typing.Any]],
+) -> typing.Dict[str, typing.Any]:
+    """An `object_pairs_hook` that rejects an object with a repeated key."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands in it twice")
+        raise ValueError("a key is repeated")
     return values
 
 
-def _bounded_int(digits):
+def _bounded_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
+        raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 
 
-def _check_depth(value):
-    """Refuses what messages and later steps could not walk through."""
+def _check_depth(value: typing.Any) -> None:
+    """Rejects what messages and later steps could not walk through."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -58,63 +69,95 @@ def _check_depth(value):
         ]
     if level:
         raise ValueError(
-            f"it is nested too deeply, more than {MAX_DEPTH} values in each "
-            "other"
+            f"it is nested too deeply: more than {MAX_DEPTH} levels"
         )
 
 
-def read_exactly(path, offset, size):
-    """Bytes of a file, a UserError where it ends too early."""
+def read_bytes(path: str, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a file, or of a pipe, of at most `limit` bytes.
+
+    Raises:
+      errors.UserError: the file is larger.
+      OSError: it cannot be read.
+    """
+    data = bytearray()
+    with open(path, "rb") as stream:
+        # In blocks: read(limit) would allocate the limit.
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            data += block
+            if len(data) > limit:
+                raise errors.UserError(
+                    f"{path}: larger than {limit} bytes, the limit for such "
+                    "a file; check that it is the right one"
+                )
+    return bytes(data)
+
+
+def parse_json(
+    data: bytes, path: str, kind: str = "JSON"
+) -> typing.Dict[str, typing.Any]:
+    """The object of a JSON text in UTF-8 whose keys are all different.
+
+    Args:
+      data: the text, with or without a byte order mark.
+      path: its file, for messages.
+      kind: what the file should be, for messages: "a SQuAD file".
+
+    Raises:
+      errors.UserError: not UTF-8, not JSON within the limits, not an object,
+        or a repeated key.
+    """
+    try:
+        values = loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f"{path}: not UTF-8 at byte {error.start}; expected {kind} in UTF-8"
+        ) from error
+    except ValueError as error:
+        raise errors.UserError(
+            f"{path}: not JSON: {error}; check that it is {kind} and complete"
+        ) from error
+    if not isinstance(values, dict):
+        raise errors.UserError(
+            f"{path}: a JSON {type(values).__name__}, expected an object; "
+            f"check that it is {kind}"
+        )
+    return values
+
+
+def read_json(
+    path: str, kind: str = "JSON", limit: int = MAX_JSON_BYTES
+) -> typing.Dict[str, typing.Any]:
+    """The object of a JSON file; arguments and errors as parse_json's."""
+    return parse_json(read_bytes(path, limit), path, kind)
+
+
+def sha256(path: str) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_exactly(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes at `offset`; a UserError where the file is shorter."""
     with open(path, "rb") as stream:
         stream.seek(offset)
         data = stream.read(size)
     if len(data) != size:
         raise errors.UserError(
-            f"{path} is cut off: {size} bytes at {offset} were expected, "
-            f"{len(data)} are there; copy the file again"
+            f"{path}: truncated: expected {size} bytes at {offset}, got "
+            f"{len(data)}; copy the file again"
         )
     return data
 
 
-def parse_json(data, path):
-    """The object of a JSON text whose keys are all different.
-
-    Raises:
-      errors.UserError: no JSON, no object, a key twice, or strict_json's
-        limits.
-    """
-    try:
-        values = loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
-    except ValueError as error:
-        raise errors.UserError(
-            f"{path} is not the JSON that was expected: {error}; copy the file "
-            "again"
-        ) from error
-    if not isinstance(values, dict):
-        raise errors.UserError(
-            f"{path} holds a JSON {type(values).__name__}; expected an object"
-        )
-    return values
+# --- Outputs ----------------------------------------------------------------
 
 
-def read_small(path, limit=MAX_JSON_BYTES):
-    """A whole file of at most `limit` bytes."""
-    with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > limit:
-            raise errors.UserError(
-                f"{path} has {size} bytes, the limit for such a file is "
-                f"{limit}; is it the right one?"
-            )
-        return stream.read(size)
-
-
-def read_json(path):
-    """The object of a JSON file."""
-    return parse_json(read_small(path), path)
-
-
-def sync_directory(path):
+def sync_directory(path: str) -> None:
     """Makes a rename in the directory of `path` survive a power cut."""
     descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
@@ -123,90 +166,105 @@ def sync_directory(path):
         os.close(descriptor)
 
 
-def write_atomically(path, data):
-    """Writes bytes to a file that has its name only when it is complete."""
-    temporary = path + ".incomplete"
+@contextlib.contextmanager
+def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
+    """A binary stream whose file gets its name once it is whole.
+
+        with new_file(path) as stream:
+            stream.write(data)
+
+    An exception leaves no file behind, and an old one as it was. An OSError
+    without a file name gets `path`.
+    """
+    temporary = path + INCOMPLETE
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         sync_directory(path)
-    except OSError as error:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
-        if error.filename is None:
+        if isinstance(error, OSError) and error.filename is None:
             error.filename = path
         raise
 
 
-def write_json(path, value):
-    """Writes indented JSON; the file appears when it is complete."""
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file that appears when it is whole."""
+    with new_file(path) as stream:
+        stream.write(data)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes UTF-8 text to a file that appears when it is whole."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str, value: typing.Any) -> None:
+    """Writes indented JSON to a file that appears when it is whole."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path, text):
-    """Writes UTF-8 text; the file appears when it is complete."""
-    write_atomically(path, text.encode("utf-8"))
 
 
 class NewFiles:
     """Files that get their names together, once all of them are whole.
 
-        with NewFiles([data_file, index_file], overwrite=False) as files:
-            with files.open(data_file) as stream:
+        with NewFiles([data_file, index_file], overwrite=False) as output:
+            with output.open(data_file) as stream:
                 ...
 
-    Until then each is called path + ".incomplete". The last path is the one
-    without which the others are not used: it is renamed last, and an old one
-    is removed first, so that no moment shows a mixture.
+    The last path is the one without which the others are not used: it is
+    renamed last, and an old one is removed first, so that no reader sees a
+    mixture. Missing directories are made, and removed again after an error.
 
     Raises:
-      errors.UserError: a path exists and is not to be overwritten.
+      errors.UserError: a path exists and `overwrite` is False.
       OSError: names the file, also for a full disk.
     """
 
-    def __init__(self, paths, *, overwrite):
+    def __init__(self, paths: typing.Iterable[str], *, overwrite: bool):
         self._paths = list(paths)
-        self._made = []
+        self._made: typing.List[str] = []
         for path in self._paths:
             if os.path.lexists(path) and not overwrite:
                 raise errors.UserError(
-                    f"{path} exists already; pass --overwrite to replace it or "
-                    "choose another --output"
+                    f"{path}: already exists; pass --overwrite to replace it "
+                    "or choose another --output"
                 )
             if os.path.isdir(path):
                 raise errors.UserError(
-                    f"{path} is a directory; choose another --output"
+                    f"{path}: is a directory; choose another --output"
                 )
 
-    def __enter__(self):
-        for directory in {
-            os.path.dirname(os.path.abspath(path)) for path in self._paths
-        }:
+    def __enter__(self) -> "NewFiles":
+        for directory in self._directories():
             self._make(directory)
         return self
 
-    def _make(self, directory):
+    def _directories(self) -> typing.Set[str]:
+        return {os.path.dirname(os.path.abspath(p)) for p in self._paths}
+
+    def _make(self, directory: str) -> None:
         if os.path.isdir(directory):
             return
         self._make(os.path.dirname(directory))
         os.mkdir(directory)
         self._made.append(directory)
 
-    def open(self, path):
+    def open(self, path: str) -> typing.BinaryIO:
         """A binary stream for one of the paths."""
         if path not in self._paths:
             raise KeyError(path)
-        return open(path + ".incomplete", "wb")
+        return open(path + INCOMPLETE, "wb")
 
-    def write(self, path, data):
-        """All bytes of one of the paths."""
+    def write(self, path: str, data: bytes) -> None:
+        """Writes the entire content of one of the paths."""
         with self.open(path) as stream:
             stream.write(data)
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind, error, traceback) -> None:
         try:
             if kind is None:
                 self._publish()
@@ -215,25 +273,21 @@ class NewFiles:
         finally:
             self._clean_up()
 
-    def _publish(self):
+    def _publish(self) -> None:
         for path in self._paths:
-            with open(path + ".incomplete", "rb+") as stream:
+            with open(path + INCOMPLETE, "rb+") as stream:
                 os.fsync(stream.fileno())
         if os.path.lexists(self._paths[-1]):
             os.remove(self._paths[-1])
         for path in self._paths:
-            os.replace(path + ".incomplete", path)
-        for directory in {
-            os.path.dirname(os.path.abspath(path)) for path in self._paths
-        }:
-            descriptor = os.open(directory, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            os.replace(path + INCOMPLETE, path)
+        for directory in self._directories():
+            sync_directory(os.path.join(directory, ""))
 
-    def _clean_up(self):
+    def _clean_up(self) -> None:
         for path in self._paths:
-            if os.path.lexists(path + ".incomplete"):
-                os.remove(path + ".incomplete")
+            if os.path.lexists(path + INCOMPLETE):
+                os.remove(path + INCOMPLETE)
         for directory in reversed(self._made):
             if not os.listdir(directory):
                 os.rmdir(directory)

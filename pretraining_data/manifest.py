@@ -315,7 +315,7 @@ def write_manifest(directory, manifest):
       errors.UserError: `read_manifest` would refuse it.
     """
     path = os.path.join(directory, MANIFEST)
-    files.write_atomically(path, encode_manifest(manifest, path))
+    files.write_bytes(path, encode_manifest(manifest, path))
 
 
 def encode_manifest(manifest, path):

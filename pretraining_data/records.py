@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from common import errors, tfrecord
-from common.files import write_atomically
+from common.files import write_bytes
 from common.tf_example import RecordError, decode_example, encode_example
 from common.tfrecord import RecordWriter
 from pretraining_data.manifest import (
@@ -54,7 +54,7 @@ __all__ = [
     "ShardedRecords",
     "STATIC_FEATURES",
     "summarize_file",
-    "write_atomically",
+    "write_bytes",
     "write_manifest",
 ]
 

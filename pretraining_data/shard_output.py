@@ -184,9 +184,7 @@ class _Output:
             indent=1,
             sort_keys=True,
         )
-        files.write_atomically(
-            self._progress_path, (text + "\n").encode("utf-8")
-        )
+        files.write_bytes(self._progress_path, (text + "\n").encode("utf-8"))
 
     def _resume(self, entries):
         """Keeps the shards that are whole, up to the first that is not."""

@@ -744,7 +744,7 @@ def test_a_vocabulary_of_another_model_is_refused(
 def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path):
     convert("hf", "hf", GOLDEN / "masked_lm", tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").write_text("mine")
-    assert "exists already; pass --overwrite" in refused(
+    assert "already exists; pass --overwrite" in refused(
         "hf", "hf", GOLDEN / "masked_lm", tmp_path / "hf"
     )
     assert (tmp_path / "hf" / "model.safetensors").read_text() == "mine"
@@ -755,7 +755,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path):
 def test_two_checkpoints_share_a_directory_and_its_config(tmp_path):
     convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "a")
     convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "b")
-    assert "config.json exists already" in refused(
+    assert "config.json: already exists" in refused(
         "hf", "tf", GOLDEN / "question_answering", tmp_path / "c"
     )
 

@@ -310,7 +310,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
     path = str(tmp_path / "a.tfrecord")
     for attempt in (
         lambda: write(path, [b"data"]),
-        lambda: records.write_atomically(path, b"data"),
+        lambda: records.write_bytes(path, b"data"),
     ):
         with pytest.raises(OSError) as caught:
             attempt()

@@ -82,12 +82,12 @@ def test_a_transposed_view_is_written_in_its_own_order(tmp_path):
         (HEADER, {"length": 1 << 20}, "ends behind the file"),
         (HEADER, {"data": b"\0" * 25}, "25 are there"),
         (HEADER, {"data": b"\0" * 27}, "27 are there"),
-        (b"not json", {}, "not the JSON"),
-        (b"[1]", {}, "holds a JSON list"),
-        (b"[" * 100000, {}, "not the JSON"),
+        (b"not json", {}, "not JSON"),
+        (b"[1]", {}, "a JSON list"),
+        (b"[" * 100000, {}, "not JSON"),
         (b'{"a": ' * 40 + b"1" + b"}" * 40, {}, "nested too deeply"),
         (b'{"a": %s}' % (b"9" * 100000), {}, "100000 digits"),
-        (b'{"a": 1, "a": 2}', {}, "a key stands in it twice"),
+        (b'{"a": 1, "a": 2}', {}, "a key is repeated"),
         (b'{"a": 1}', {}, "not described by an object"),
         (changed(dtype="F31"), {}, "the type of 'a'"),
         (changed(dtype=["F32"]), {}, "the type of 'a'"),
@@ -121,5 +121,5 @@ def test_a_file_that_shrinks_after_the_check_is_refused(tmp_path):
     path = file_of(tmp_path / "file", HEADER)
     tensors = safetensors_file.load(path)
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-1])
-    with pytest.raises(errors.UserError, match="is cut off"):
+    with pytest.raises(errors.UserError, match="truncated"):
         tensors["b"].read()

@@ -263,7 +263,7 @@ class Skips:
         self._jumps = [jump for jump in self._jumps if jump[0] < start]
         self._jumps.append((start, end))
         text = json.dumps({"rollbacks": self.rollbacks, "skipped": self._jumps})
-        files.write_atomically(self._path, (text + "\n").encode("utf-8"))
+        files.write_bytes(self._path, (text + "\n").encode("utf-8"))
 
 
 def rollback_target(checkpoints, trouble, skips):

@@ -62,10 +62,10 @@ def _write_tokenizer(directory, tokenizer):
         ("vocab.json", tokenizer.vocab_file),
         ("merges.txt", tokenizer.merges_file),
     ):
-        content = files.read_small(source)
+        content = files.read_bytes(source)
         path = os.path.join(directory, name)
-        if not (os.path.isfile(path) and files.read_small(path) == content):
-            files.write_atomically(path, content)
+        if not (os.path.isfile(path) and files.read_bytes(path) == content):
+            files.write_bytes(path, content)
     path = os.path.join(directory, "tokenizer_config.json")
     values = files.read_json(path) if os.path.isfile(path) else {}
     if bool(values.get("do_lower_case")) != tokenizer.do_lower_case:

@@ -285,7 +285,7 @@ def read_dictionary(path):
     ["<s>", "<pad>", "</s>", "<unk>", "13", "262", "<mask>"].
     """
     try:
-        text = files.read_small(path).decode("utf-8")
+        text = files.read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{path} is not UTF-8 ({error}); expected fairseq's dict.txt"
@@ -328,7 +328,7 @@ def _texts(symbols, merges_file, encoder_file):
         numbers = {
             str(number): token
             for token, number in files.parse_json(
-                files.read_small(encoder_file), encoder_file
+                files.read_bytes(encoder_file), encoder_file
             ).items()
         }
     elif merges_file:
@@ -352,7 +352,7 @@ def _texts(symbols, merges_file, encoder_file):
 def gpt2_tokens(merges_file):
     """GPT-2's tokens in the order of their numbers, from its merges."""
     try:
-        lines = files.read_small(merges_file).decode("utf-8").split("\n")
+        lines = files.read_bytes(merges_file).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise errors.UserError(
             f"{merges_file} is not UTF-8 ({error}); expected merges.txt"

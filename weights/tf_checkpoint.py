@@ -277,7 +277,7 @@ def load(prefix):
     """
     path = index_file(prefix)
     try:
-        pairs = _read_table(files.read_small(path, _MAX_INDEX_BYTES))
+        pairs = _read_table(files.read_bytes(path, _MAX_INDEX_BYTES))
         if not pairs or pairs[0][0]:
             raise ValueError("it has no header")
         header = _message(pairs[0][1])
