@@ -17,46 +17,8 @@ import numpy as np
 from absl import logging
 
 from common import errors, tfrecord
-from common.files import write_bytes
-from common.tf_example import RecordError, decode_example, encode_example
-from common.tfrecord import RecordWriter
-from pretraining_data.manifest import (
-    MANIFEST,
-    check_complete,
-    check_finished,
-    counts_of,
-    decode_word_starts,
-    encode_word_starts,
-    load_manifest,
-    read_manifest,
-    summarize_file,
-    write_manifest,
-)
-
-# Others import this module alone; its parts have files of their own.
-__all__ = [
-    "check_complete",
-    "check_example",
-    "counts_of",
-    "decode_example",
-    "decode_word_starts",
-    "DYNAMIC_FEATURES",
-    "encode_example",
-    "encode_word_starts",
-    "expand_inputs",
-    "is_static",
-    "load_manifest",
-    "MANIFEST",
-    "read_manifest",
-    "RecordError",
-    "RecordOrder",
-    "RecordWriter",
-    "ShardedRecords",
-    "STATIC_FEATURES",
-    "summarize_file",
-    "write_bytes",
-    "write_manifest",
-]
+from common.tf_example import RecordError, decode_example
+from pretraining_data import manifest
 
 # Name to dtype. A static record's first three have length S, the others P.
 STATIC_FEATURES = {
@@ -464,7 +426,7 @@ def expand_inputs(text):
         for path in _expand_item(item):
             found.setdefault(os.path.realpath(path), path)
     for path in found.values():
-        check_finished(path)
+        manifest.check_finished(path)
     return list(found.values())
 
 
@@ -476,7 +438,7 @@ def _expand_item(item):
             if name.endswith(".tfrecord") and not name.startswith(".")
         ]
         paths = sorted(path for path in paths if os.path.isfile(path))
-        check_complete(item)
+        manifest.check_complete(item)
         if not paths:
             raise errors.UserError(
                 f"directory {item!r} holds no *.tfrecord file; give the "

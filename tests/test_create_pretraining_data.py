@@ -107,7 +107,7 @@ def read(path):
     files = records.expand_inputs(str(path))
     shards = records.ShardedRecords(files)
     return [
-        records.decode_example(data)
+        tf_example.decode_example(data)
         for data in shards.read(np.arange(len(shards)))
     ]
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from common import tf_example, tfrecord
 from helpers import tiny, user_errors
 from helpers.paths import GOLDEN, REPOSITORY
-from pretraining_data import records
+from pretraining_data import manifest
 
 DATA = REPOSITORY / "tests" / "data"
 CREATE = """create_pretraining_data.py
@@ -187,8 +188,8 @@ def test_tokenizer_files_go_along_with_the_model(chain, pretrained, answered):
 
 def test_text_becomes_records(chain, built):
     corpus = chain.place("BookCorpus_DIR")
-    static = records.read_manifest(str(corpus / "pretrain_data"))
-    dynamic = records.read_manifest(str(corpus / "eval_data"))
+    static = manifest.read_manifest(str(corpus / "pretrain_data"))
+    dynamic = manifest.read_manifest(str(corpus / "eval_data"))
     assert (static["masking"], dynamic["masking"]) == ("static", "dynamic")
     assert (
         sum(s["records"] for s in static["shards"]) == 5 * (static["sequences"])
@@ -463,11 +464,11 @@ def write_sequences(directory, vocab_size=300):
     """Sequences that differ in length, for the reference models."""
     directory.mkdir()
     random = np.random.RandomState(11)
-    with records.RecordWriter(str(directory / "a.tfrecord")) as writer:
+    with tfrecord.RecordWriter(str(directory / "a.tfrecord")) as writer:
         for _ in range(40):
             ids = random.randint(4, vocab_size - 1, random.randint(5, 40))
             writer.write(
-                records.encode_example(
+                tf_example.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors
+from common import errors, tf_example, tfrecord
+from pretraining_data import manifest as manifests
 from pretraining_data import records
 from training import input_pipeline, loop, masked_lm_batches
 
@@ -72,21 +73,21 @@ def write_records(
     sequences = sequences_of(count)
     for name, part in zip(("a.tfrecord", "b.tfrecord"), parts):
         path = os.path.join(str(directory), name)
-        with records.RecordWriter(path) as writer:
+        with tfrecord.RecordWriter(path) as writer:
             for number in part:
                 example = (
                     static_example(sequences[number])
                     if static
                     else {"input_ids": sequences[number]}
                 )
-                writer.write(records.encode_example(example))
-        entries.append(records.summarize_file(path))
+                writer.write(tf_example.encode_example(example))
+        entries.append(manifests.summarize_file(path))
     if manifest:
         settings = dict(
             MANIFEST, masking="static" if static else "dynamic", shards=entries
         )
         settings.update(changes)
-        records.write_manifest(str(directory), settings)
+        manifests.write_manifest(str(directory), settings)
     return str(directory)
 
 
@@ -380,7 +381,7 @@ def test_whole_words_are_the_flags_else_the_manifests(tmp_path, dynamic):
     starts = np.arange(VOCAB) % 2 == 0
     directory = write_records(
         tmp_path,
-        word_starts=records.encode_word_starts(starts),
+        word_starts=manifests.encode_word_starts(starts),
         do_whole_word_mask=True,
     )
     settings = dict(max_predictions=16, masked_lm_prob=0.5)

@@ -9,10 +9,9 @@ import pytest
 
 import configuration
 import tokenization
-from common import errors
+from common import errors, tf_example, tfrecord
 from helpers import tiny
 from pretraining_data import manifest as manifests
-from pretraining_data import records
 from training import masked_lm_batches, preflight
 
 
@@ -71,12 +70,12 @@ def write_records(folder, count=20, largest=200):
     folder.mkdir()
     random = np.random.RandomState(1)
     path = str(folder / "a.tfrecord")
-    with records.RecordWriter(path) as writer:
+    with tfrecord.RecordWriter(path) as writer:
         for number in range(count):
             ids = random.randint(4, 100, 12)
             ids[5] = largest if number == count - 1 else 4
             writer.write(
-                records.encode_example(
+                tf_example.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors, tf_example, tfrecord
-from pretraining_data import manifest as manifest_module
-from pretraining_data import records
+from common import errors, files, tf_example, tfrecord
+from pretraining_data import manifest, records
 
 HEADER = 12  # bytes before a record's data
 FRAME = 16  # bytes around a record's data
@@ -74,7 +73,7 @@ def assert_same(found, expected):
 
 
 def write(path, datas):
-    with records.RecordWriter(str(path)) as writer:
+    with tfrecord.RecordWriter(str(path)) as writer:
         for data in datas:
             writer.write(data)
     return str(path)
@@ -85,7 +84,7 @@ def numbered(path, first, count):
     return write(
         path,
         [
-            records.encode_example(
+            tf_example.encode_example(
                 {"input_ids": np.full(3 + number % 7, number)}
             )
             for number in range(first, first + count)
@@ -94,7 +93,7 @@ def numbered(path, first, count):
 
 
 def number_of(data):
-    return int(records.decode_example(data)["input_ids"][0])
+    return int(tf_example.decode_example(data)["input_ids"][0])
 
 
 # Examples
@@ -103,17 +102,17 @@ def number_of(data):
 @pytest.mark.parametrize("features", EXAMPLES)
 def test_encoded_bytes_equal_tensorflow(features):
     expected = tf_example_of(features).SerializeToString(deterministic=True)
-    assert records.encode_example(features) == expected
+    assert tf_example.encode_example(features) == expected
 
 
 @pytest.mark.parametrize("features", EXAMPLES)
 def test_decode_reads_what_tensorflow_writes(features):
     data = tf_example_of(features).SerializeToString()
-    assert_same(records.decode_example(data), features)
+    assert_same(tf_example.decode_example(data), features)
 
 
 def test_docstring_example():
-    assert records.encode_example({"a": np.array([300])}) == (
+    assert tf_example.encode_example({"a": np.array([300])}) == (
         b"\n\r\n\x0b\n\x01a\x12\x06\x1a\x04\n\x02\xac\x02"
     )
 
@@ -123,7 +122,7 @@ def test_docstring_example():
 )
 def test_other_types_are_not_encoded(values):
     with pytest.raises(TypeError, match="feature 'a'"):
-        records.encode_example({"a": values})
+        tf_example.encode_example({"a": values})
 
 
 def field(number, wire, payload):
@@ -181,20 +180,20 @@ def test_decode_reads_as_protobuf_does(data, expected):
         )
         == expected
     )
-    assert_same(records.decode_example(data), {"a": np.array(expected)})
+    assert_same(tf_example.decode_example(data), {"a": np.array(expected)})
 
 
 def test_decode_reads_floats_that_are_not_packed():
     number = struct.pack("<f", 0.5)
     data = wrap(field(2, 2, b"\x0d" + number + b"\n\x04" + number))
     assert_same(
-        records.decode_example(data), {"a": np.array([0.5, 0.5], np.float32)}
+        tf_example.decode_example(data), {"a": np.array([0.5, 0.5], np.float32)}
     )
 
 
 def test_decode_reads_bytes_and_leaves_out_empty_features():
     data = wrap(field(1, 2, field(1, 2, b"xy"))) + wrap(b"", b"none")
-    features = records.decode_example(data)
+    features = tf_example.decode_example(data)
     assert features["a"].tolist() == [b"xy"] and list(features) == ["a"]
 
 
@@ -217,13 +216,13 @@ def test_decode_reads_bytes_and_leaves_out_empty_features():
     ],
 )
 def test_garbage_is_a_record_error(data, message):
-    with pytest.raises(records.RecordError, match=message):
-        records.decode_example(data)
+    with pytest.raises(tf_example.RecordError, match=message):
+        tf_example.decode_example(data)
 
 
 def test_mutated_examples_give_an_answer_or_a_record_error():
     random = np.random.RandomState(0)
-    original = records.encode_example(static_features())
+    original = tf_example.encode_example(static_features())
     refused, start = 0, time.time()
     for _ in range(3000):
         data = bytearray(original)
@@ -237,8 +236,8 @@ def test_mutated_examples_give_an_answer_or_a_record_error():
             else:
                 data[place:place] = random.bytes(random.randint(1, 9))
         try:
-            records.decode_example(bytes(data))
-        except records.RecordError:
+            tf_example.decode_example(bytes(data))
+        except tf_example.RecordError:
             refused += 1
     assert 1000 < refused < 3000
     assert time.time() - start < 30
@@ -275,7 +274,7 @@ def test_file_equals_tensorflows(tmp_path):
 
 
 def test_writer_counts_and_hashes(tmp_path):
-    with records.RecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+    with tfrecord.RecordWriter(str(tmp_path / "a.tfrecord")) as writer:
         writer.write(b"one")
         writer.write(b"three")
         assert os.listdir(str(tmp_path)) == ["a.tfrecord.incomplete"]
@@ -289,13 +288,13 @@ def test_writer_counts_and_hashes(tmp_path):
     }
     assert len(data) == expected["bytes"]
     assert writer.summary() == expected
-    assert records.summarize_file(writer.path) == expected
+    assert manifest.summarize_file(writer.path) == expected
 
 
 def test_failed_writer_keeps_what_was_there(tmp_path):
     path = write(tmp_path / "a.tfrecord", [b"old"])
     with pytest.raises(RuntimeError):
-        with records.RecordWriter(path) as writer:
+        with tfrecord.RecordWriter(path) as writer:
             writer.write(b"new")
             raise RuntimeError
     assert os.listdir(str(tmp_path)) == ["a.tfrecord"]
@@ -310,7 +309,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
     path = str(tmp_path / "a.tfrecord")
     for attempt in (
         lambda: write(path, [b"data"]),
-        lambda: records.write_bytes(path, b"data"),
+        lambda: files.write_bytes(path, b"data"),
     ):
         with pytest.raises(OSError) as caught:
             attempt()
@@ -319,7 +318,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
 
 
 def test_record_above_the_limit_is_not_written(tmp_path):
-    with pytest.raises(records.RecordError, match="limit"):
+    with pytest.raises(tf_example.RecordError, match="limit"):
         write(tmp_path / "a", [bytes(tf_example.MAX_RECORD_BYTES + 1)])
     assert os.listdir(str(tmp_path)) == []
 
@@ -439,7 +438,7 @@ def test_damage_names_file_record_and_byte(
 ):
     at = start_of(three_files[2], 7)
     damage(three_files[2], at)
-    with pytest.raises(records.RecordError) as caught:
+    with pytest.raises(tf_example.RecordError) as caught:
         opened = records.ShardedRecords(three_files, counts)
         opened.read(range(10))
         opened.read([17])
@@ -474,9 +473,9 @@ def test_damage_without_known_counts_is_counted_once(three_files):
 def test_record_that_is_no_example_is_damage(tmp_path):
     path = write(
         tmp_path / "a",
-        [records.encode_example({"input_ids": np.array([0])}), b"\n\x05"],
+        [tf_example.encode_example({"input_ids": np.array([0])}), b"\n\x05"],
     )
-    with pytest.raises(records.RecordError, match="record 1 .* at byte"):
+    with pytest.raises(tf_example.RecordError, match="record 1 .* at byte"):
         records.ShardedRecords([path]).read_examples([0, 1])
     opened = records.ShardedRecords([path], skip_corrupt=True)
     assert [int(e["input_ids"][0]) for e in opened.read_examples([0, 1])] == [
@@ -489,14 +488,14 @@ def test_record_that_is_no_example_is_damage(tmp_path):
 def test_nothing_readable_is_an_error(tmp_path):
     path = write(tmp_path / "a", [b"\n\x05"] * 3)
     opened = records.ShardedRecords([path], skip_corrupt=True)
-    with pytest.raises(records.RecordError, match="none can be read"):
+    with pytest.raises(tf_example.RecordError, match="none can be read"):
         opened.read_examples([0])
 
 
 @pytest.mark.parametrize("counts", [[10, 0, 24], [10, 0, 26], [10, 1, 25]])
 def test_other_number_of_records_than_the_manifest(three_files, counts):
     opened = records.ShardedRecords(three_files, counts)
-    with pytest.raises(records.RecordError, match="the file ends here"):
+    with pytest.raises(tf_example.RecordError, match="the file ends here"):
         opened.read(range(sum(counts)))
 
 
@@ -504,13 +503,13 @@ def test_file_that_shrinks_while_it_is_read(three_files):
     opened = records.ShardedRecords(three_files)
     opened.read([30])
     change(three_files[2], start_of(three_files[2], 20) + 5)
-    with pytest.raises(records.RecordError, match="record 20 .*truncated"):
+    with pytest.raises(tf_example.RecordError, match="record 20 .*truncated"):
         opened.read([30])
 
 
 def test_gzip_file_says_so(tmp_path):
     (tmp_path / "a").write_bytes(b"\x1f\x8b" + bytes(50))
-    with pytest.raises(records.RecordError, match="gzip"):
+    with pytest.raises(tf_example.RecordError, match="gzip"):
         records.ShardedRecords([str(tmp_path / "a")])
 
 
@@ -519,7 +518,7 @@ def test_sound_frame_above_the_limit_is_refused(tmp_path):
     with open(str(tmp_path / "a"), "wb") as stream:
         stream.write(struct.pack("<QI", size, tfrecord.length_crc(size)))
         stream.truncate(size + FRAME)
-    with pytest.raises(records.RecordError, match="above the limit"):
+    with pytest.raises(tf_example.RecordError, match="above the limit"):
         records.ShardedRecords([str(tmp_path / "a")])
 
 
@@ -527,7 +526,9 @@ def test_random_bytes_are_refused(tmp_path):
     random = np.random.RandomState(0)
     for size in (1, 11, 12, 13, 5000):
         (tmp_path / "a").write_bytes(random.bytes(size))
-        with pytest.raises(records.RecordError, match="record 0 .* at byte 0"):
+        with pytest.raises(
+            tf_example.RecordError, match="record 0 .* at byte 0"
+        ):
             records.ShardedRecords([str(tmp_path / "a")])
 
 
@@ -590,7 +591,7 @@ def test_record_of_another_shape(changes, lengths, message):
 
 def test_missing_feature_and_long_dynamic_record(tmp_path):
     path = write(
-        tmp_path / "a", [records.encode_example({"input_ids": np.arange(9)})]
+        tmp_path / "a", [tf_example.encode_example({"input_ids": np.arange(9)})]
     )
     opened = records.ShardedRecords([path], skip_corrupt=True)
     with pytest.raises(errors.UserError) as caught:
@@ -699,7 +700,7 @@ def manifest_of(shards, **changes):
         unk_id=3,
         mask_id=10,
         vocab_sha256="0" * 64,
-        word_starts=records.encode_word_starts(np.arange(11) % 3 == 0),
+        word_starts=manifest.encode_word_starts(np.arange(11) % 3 == 0),
         shards=shards,
     )
     settings.update(changes)
@@ -710,10 +711,10 @@ def build(directory, names, **changes):
     """A directory of one-record files with their manifest."""
     directory.mkdir()
     shards = [
-        records.summarize_file(numbered(directory / name, 0, 1 + place))
+        manifest.summarize_file(numbered(directory / name, 0, 1 + place))
         for place, name in enumerate(names)
     ]
-    records.write_manifest(str(directory), manifest_of(shards, **changes))
+    manifest.write_manifest(str(directory), manifest_of(shards, **changes))
     return str(directory)
 
 
@@ -755,15 +756,15 @@ def test_inputs_that_name_nothing(tmp_path, text, message):
 
 def test_manifest_round_trip(tmp_path):
     folder = build(tmp_path / "d", ["a.tfrecord", "b.tfrecord"])
-    found = records.read_manifest(folder)
+    found = manifest.read_manifest(folder)
     paths = records.expand_inputs(folder)
-    assert found == records.read_manifest(paths)
+    assert found == manifest.read_manifest(paths)
     assert found["format_version"] == 1
     assert [s["path"] for s in found["shards"]] == paths
-    assert records.counts_of(paths[::-1], found) == [2, 1]
-    assert records.counts_of([str(tmp_path)], found) == [None]
-    assert records.counts_of(paths, None) == [None, None]
-    assert records.decode_word_starts(found["word_starts"], 11).tolist() == (
+    assert manifest.counts_of(paths[::-1], found) == [2, 1]
+    assert manifest.counts_of([str(tmp_path)], found) == [None]
+    assert manifest.counts_of(paths, None) == [None, None]
+    assert manifest.decode_word_starts(found["word_starts"], 11).tolist() == (
         (np.arange(11) % 3 == 0).tolist()
     )
     assert sorted(os.listdir(folder)) == [
@@ -775,25 +776,27 @@ def test_manifest_round_trip(tmp_path):
 
 def test_no_manifest_is_none(tmp_path):
     path = numbered(tmp_path / "a.tfrecord", 0, 1)
-    assert records.read_manifest(str(tmp_path)) is None
-    assert records.read_manifest([path]) is None
+    assert manifest.read_manifest(str(tmp_path)) is None
+    assert manifest.read_manifest([path]) is None
     # One that speaks of other files says nothing of this one.
     folder = build(tmp_path / "d", ["b.tfrecord"])
-    assert records.read_manifest([numbered(tmp_path / "d" / "x", 0, 1)]) is None
-    assert records.read_manifest([folder + "/b.tfrecord"]) is not None
+    assert (
+        manifest.read_manifest([numbered(tmp_path / "d" / "x", 0, 1)]) is None
+    )
+    assert manifest.read_manifest([folder + "/b.tfrecord"]) is not None
 
 
 def test_manifests_of_two_directories(tmp_path):
     paths = records.expand_inputs(
         ",".join(build(tmp_path / name, ["a.tfrecord"]) for name in "de")
     )
-    found = records.read_manifest(paths)
+    found = manifest.read_manifest(paths)
     assert [s["path"] for s in found["shards"]] == paths
     other = build(tmp_path / "f", ["a.tfrecord"], max_seq_length=64)
     with pytest.raises(
         errors.UserError, match="max_seq_length is 128 in .* and 64 in"
     ):
-        records.read_manifest(paths + [other + "/a.tfrecord"])
+        manifest.read_manifest(paths + [other + "/a.tfrecord"])
 
 
 SHARD = {"name": "a", "records": 1, "bytes": 20, "sha256": "0" * 64}
@@ -843,7 +846,7 @@ def test_malformed_manifest(tmp_path, changes, message):
     content.update(changes)
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(errors.UserError, match=message):
-        records.read_manifest(str(tmp_path))
+        manifest.read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("key", ["masking", "vocab_size", "shards", "mask_id"])
@@ -852,7 +855,7 @@ def test_incomplete_manifest(tmp_path, key):
     del content[key]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(errors.UserError, match=f"found no {key}, expected"):
-        records.read_manifest(str(tmp_path))
+        manifest.read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -868,7 +871,7 @@ def test_incomplete_manifest(tmp_path, key):
         b"9" * 1000000,
         b'{"format_version": ' + b"1" * 100000 + b"}",
         b'{"format_version": 1, "shards": ' + b"[" * 300 + b"]" * 300 + b"}",
-        b" " * (manifest_module._MAX_BYTES + 1),
+        b" " * (manifest._MAX_BYTES + 1),
     ],
     ids=range(11),
 )
@@ -876,15 +879,15 @@ def test_hostile_manifest_is_refused_quickly(tmp_path, data):
     (tmp_path / "manifest.json").write_bytes(data)
     start = time.time()
     with pytest.raises(errors.UserError) as caught:
-        records.read_manifest(str(tmp_path))
+        manifest.read_manifest(str(tmp_path))
     assert time.time() - start < 2
     assert len(str(caught.value)) < 1000
 
 
 def test_long_number_in_a_manifest_is_not_converted(tmp_path):
     (tmp_path / "manifest.json").write_text(f'{{"random_seed": {"7" * 30}}}')
-    with pytest.raises(errors.UserError, match="a number of 30 digits"):
-        records.read_manifest(str(tmp_path))
+    with pytest.raises(errors.UserError, match="an integer of 30 digits"):
+        manifest.read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("given", ["", "a.tfrecord", "*.tfrecord"])
@@ -913,7 +916,7 @@ def test_records_of_an_interrupted_build_are_refused(tmp_path, given, progress):
 
 def test_malformed_manifest_is_not_written(tmp_path):
     with pytest.raises(errors.UserError, match="without a directory"):
-        records.write_manifest(
+        manifest.write_manifest(
             str(tmp_path), manifest_of([dict(SHARD, name="../a")])
         )
     assert os.listdir(str(tmp_path)) == []

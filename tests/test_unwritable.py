@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import test_input_pipeline
-from common import command_line, errors, files
-from pretraining_data import records
+from common import command_line, errors, files, tfrecord
 from training import (
     eval_results,
     input_pipeline,
@@ -64,7 +63,7 @@ def closed():
 
 
 def write_record(path):
-    with records.RecordWriter(str(path)) as writer:
+    with tfrecord.RecordWriter(str(path)) as writer:
         writer.write(b"x")
 
 

@@ -26,7 +26,7 @@ import predict
 import squad
 import test_fairseq_model
 import tokenization
-from common import command_line, errors, tfrecord
+from common import command_line, errors, tf_example, tfrecord
 from helpers import fuzz_task_readers, mutations, torch_writer
 from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
@@ -93,7 +93,7 @@ def _read_records(path, data):
 
 def record_files(directory):
     frames = [
-        tfrecord.frame(records.encode_example(features))
+        tfrecord.frame(tf_example.encode_example(features))
         for features in (DYNAMIC, STATIC)
     ]
     return of_bytes(
@@ -105,7 +105,10 @@ def record_files(directory):
 
 def examples(directory):
     """What lies behind the checksums of a record."""
-    sound = [records.encode_example(DYNAMIC), records.encode_example(STATIC)]
+    sound = [
+        tf_example.encode_example(DYNAMIC),
+        tf_example.encode_example(STATIC),
+    ]
     tokens = [
         b"\n",
         b"\x12",
@@ -137,10 +140,12 @@ def examples(directory):
 
 def _write_shard(directory):
     path = directory / "a.tfrecord"
-    with records.RecordWriter(str(path)) as writer:
+    with tfrecord.RecordWriter(str(path)) as writer:
         for _ in range(4):
             writer.write(
-                records.encode_example({"input_ids": np.array([0, 9, 7, 5, 2])})
+                tf_example.encode_example(
+                    {"input_ids": np.array([0, 9, 7, 5, 2])}
+                )
             )
     return manifest.summarize_file(str(path))
 

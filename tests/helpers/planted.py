@@ -17,6 +17,7 @@ sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 import environment
 import run_pretraining
+from common import tf_example, tfrecord
 from helpers import tiny
 from pretraining_data import records
 from training import (
@@ -35,11 +36,11 @@ def write_drawn_tokens(folder):
     """Records of tokens drawn by chance: nobody's loss is below 1.3 nats."""
     random_state = np.random.RandomState(5)
     folder.mkdir()
-    with records.RecordWriter(str(folder / "a.tfrecord")) as writer:
+    with tfrecord.RecordWriter(str(folder / "a.tfrecord")) as writer:
         for _ in range(256):
             ids = 10 + np.minimum(random_state.geometric(0.5, 30), 20)
             writer.write(
-                records.encode_example(
+                tf_example.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )

@@ -12,9 +12,9 @@ import tensorflow.compat.v1 as tf
 
 import configuration
 import tokenization
+from common import tf_example, tfrecord
 from helpers.npu_ranks import STAND_IN
 from helpers.paths import REPOSITORY
-from pretraining_data import records
 from weights import lazy_tensors, tf_checkpoint
 from weights import names as weight_names
 
@@ -117,12 +117,12 @@ def write_sequences(folder, count=64):
     """Dynamic records of random walks, which a model can learn a little."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(5)
-    with records.RecordWriter(str(folder / "a.tfrecord")) as writer:
+    with tfrecord.RecordWriter(str(folder / "a.tfrecord")) as writer:
         for _ in range(count):
             steps = random.randint(1, 4, random.randint(6, LENGTH - 2))
             ids = 4 + (random.randint(200) + np.cumsum(steps)) % 200
             writer.write(
-                records.encode_example(
+                tf_example.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )
