@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """tf.train.Example messages, without TensorFlow or protobuf.
 
+The functions for numbers and fields also serve other protocol buffers.
+
 An example is a map from a name to a list of integers, floats or bytes.
 
 Source: tensorflow/core/example/{example,feature}.proto, and protobuf's
 "Encoding" page for the wire format.
 """
+
+import typing
 
 import numpy as np
 
@@ -15,14 +19,14 @@ from common import errors
 # bounds time and memory when a file is hostile.
 MAX_RECORD_BYTES = 1 << 20
 
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
 class RecordError(errors.UserError):
     """A record is truncated, corrupted or no training example."""
 
 
-def _varint(value):
+def encode_varint(value: int) -> bytes:
     """The bytes of one number >= 0 in base 128."""
     result = bytearray()
     while value > 0x7F:
@@ -58,7 +62,7 @@ def _encode_varints(values):
 
 
 def _delimited(tag, data):
-    return b"".join([tag, _varint(len(data)), data])
+    return b"".join([tag, encode_varint(len(data)), data])
 
 
 def encode_example(features):
@@ -143,14 +147,21 @@ def _encode_column(name, values, bounds):
 
 def _entry_head(key, tag, size):
     """What stands before the `size` bytes of numbers in an entry."""
-    head = b"\n" + _varint(size) if size else b""
+    head = b"\n" + encode_varint(size) if size else b""
     for before in tag, key + b"\x12", b"\n":
-        head = before + _varint(len(head) + size) + head
+        head = before + encode_varint(len(head) + size) + head
     return head
 
 
-def _read_varint(data, position, end):
-    """(value below 2**64, position behind it)."""
+def read_varint(
+    data: bytes, position: int, end: typing.Optional[int] = None
+) -> typing.Tuple[int, int]:
+    """(value below 2**64, position after it), from data[position:end].
+
+    Raises:
+      RecordError: the number is cut off or too long.
+    """
+    end = len(data) if end is None else end
     result = 0
     for shift in range(0, 70, 7):
         if position >= end:
@@ -163,25 +174,31 @@ def _read_varint(data, position, end):
     raise RecordError("a number is longer than ten bytes")
 
 
-def _fields(data, position, end):
-    """Yields (number, wire type, value or start, end) of a message's fields."""
+def read_fields(
+    data: bytes, position: int, end: int
+) -> typing.Iterator[typing.Tuple[int, int, int, int]]:
+    """Yields (number, wire type, value or start, end) of a message's fields.
+
+    Raises:
+      RecordError: a field is cut off, or its number or type is unknown.
+    """
     while position < end:
         tag = data[position]
         if tag < 0x80:
             position += 1
         else:
-            tag, position = _read_varint(data, position, end)
+            tag, position = read_varint(data, position, end)
         wire, number = tag & 7, tag >> 3
         if not 0 < number < 1 << 29:
             raise RecordError(f"field number {number} is not possible")
-        if wire == _VARINT:
-            value, position = _read_varint(data, position, end)
+        if wire == VARINT:
+            value, position = read_varint(data, position, end)
             yield number, wire, value, position
             continue
-        if wire == _DELIMITED:
-            size, position = _read_varint(data, position, end)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
+        if wire == DELIMITED:
+            size, position = read_varint(data, position, end)
+        elif wire in (FIXED32, FIXED64):
+            size = 4 if wire == FIXED32 else 8
         else:
             raise RecordError(f"wire type {wire} is not supported")
         if size > end - position:
@@ -215,12 +232,12 @@ def _decode_varints(digits):
 
 def _decode_ints(data, position, end):
     parts, singles = [], []
-    for number, wire, start, stop in _fields(data, position, end):
+    for number, wire, start, stop in read_fields(data, position, end):
         if number != 1:
             continue
-        if wire == _VARINT:
+        if wire == VARINT:
             singles.append(start)
-        elif wire == _DELIMITED:
+        elif wire == DELIMITED:
             if singles:
                 parts.append(np.array(singles, np.uint64).view(np.int64))
                 singles = []
@@ -238,10 +255,10 @@ def _decode_ints(data, position, end):
 
 def _decode_floats(data, position, end):
     parts, singles = [], bytearray()
-    for number, wire, start, stop in _fields(data, position, end):
+    for number, wire, start, stop in read_fields(data, position, end):
         if number != 1:
             continue
-        if wire not in (_FIXED32, _DELIMITED) or (stop - start) % 4:
+        if wire not in (FIXED32, DELIMITED) or (stop - start) % 4:
             raise RecordError(
                 f"a float list has wire type {wire} and {stop - start} bytes"
             )
@@ -254,8 +271,8 @@ def _decode_floats(data, position, end):
 def _decode_bytes(data, position, end):
     values = [
         data[start:stop]
-        for number, wire, start, stop in _fields(data, position, end)
-        if number == 1 and wire == _DELIMITED
+        for number, wire, start, stop in read_fields(data, position, end)
+        if number == 1 and wire == DELIMITED
     ]
     result = np.empty(len(values), object)
     result[:] = values
@@ -278,8 +295,8 @@ def _decode_feature(data, position, end):
     what came before, as protobuf merges a `oneof`.
     """
     kind, parts = None, []
-    for number, wire, start, stop in _fields(data, position, end):
-        if number not in _LISTS or wire != _DELIMITED:
+    for number, wire, start, stop in read_fields(data, position, end):
+        if number not in _LISTS or wire != DELIMITED:
             continue
         if number != kind:
             kind, parts = number, []
@@ -290,8 +307,8 @@ def _decode_feature(data, position, end):
 def _decode_entry(data, position, end):
     """(name, array or None) of one entry of the feature map."""
     name, values = "", None
-    for number, wire, start, stop in _fields(data, position, end):
-        if wire != _DELIMITED:
+    for number, wire, start, stop in read_fields(data, position, end):
+        if wire != DELIMITED:
             continue
         if number == 1:
             try:
@@ -326,11 +343,11 @@ def decode_example(data):
             f"{len(data)} bytes are more than the limit of {MAX_RECORD_BYTES}"
         )
     features = {}
-    for number, wire, start, stop in _fields(data, 0, len(data)):
-        if number != 1 or wire != _DELIMITED:
+    for number, wire, start, stop in read_fields(data, 0, len(data)):
+        if number != 1 or wire != DELIMITED:
             continue
-        for inner, kind, first, last in _fields(data, start, stop):
-            if inner != 1 or kind != _DELIMITED:
+        for inner, kind, first, last in read_fields(data, start, stop):
+            if inner != 1 or kind != DELIMITED:
                 continue
             name, values = _decode_entry(data, first, last)
             features.pop(name, None)

@@ -126,9 +126,9 @@ def test_other_types_are_not_encoded(values):
 
 
 def field(number, wire, payload):
-    prefix = tf_example._varint(number << 3 | wire)
+    prefix = tf_example.encode_varint(number << 3 | wire)
     if wire == 2:
-        prefix += tf_example._varint(len(payload))
+        prefix += tf_example.encode_varint(len(payload))
     return prefix + payload
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors
+from common import errors, tf_example
 from weights import lazy_tensors, tf_checkpoint
 
 
@@ -236,9 +236,9 @@ def test_blocks_that_overlap_are_refused(tmp_path):
     result = bytearray()
 
     def add(block):
-        handle = tf_checkpoint._varint(len(result)) + tf_checkpoint._varint(
-            len(block)
-        )
+        handle = tf_example.encode_varint(
+            len(result)
+        ) + tf_example.encode_varint(len(block))
         result.extend(
             block
             + b"\0"

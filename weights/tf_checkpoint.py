@@ -18,7 +18,8 @@ import struct
 
 import numpy as np
 
-from common import errors, files, tfrecord
+from common import errors, files, tf_example, tfrecord
+from common.tf_example import encode_varint, read_varint
 from weights import lazy_tensors
 
 _MAGIC = 0xDB4775248B80FB57
@@ -67,54 +68,26 @@ def _damaged(path, what):
 # Numbers and messages: protocol buffers, as far as an index needs them.
 
 
-def _varint(value):
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
-
-
-def _read_varint(data, position):
-    """(value, position behind it); ValueError or IndexError when damaged."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number is longer than ten bytes")
-
-
 def _field(number, value):
     """A field of a message: an int as varint, bytes as a message."""
     if isinstance(value, bytes):
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
-    return _varint(number << 3) + _varint(value)
+        return (
+            encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
+        )
+    return encode_varint(number << 3) + encode_varint(value)
 
 
 def _message(data):
     """{field number: [value, ...]}; bytes for messages, else an int."""
-    fields, position = {}, 0
-    while position < len(data):
-        tag, position = _read_varint(data, position)
-        if tag & 7 == 0:
-            value, position = _read_varint(data, position)
-        elif tag & 7 == 2:
-            size, position = _read_varint(data, position)
-            value = data[position : position + size]
-            position += size
-        elif tag & 7 == 5:
-            (value,) = struct.unpack_from("<I", data, position)
-            position += 4
-        else:
-            raise ValueError("a field has a type that is not expected")
-        if position > len(data):
-            raise ValueError("a field is cut off")
-        fields.setdefault(tag >> 3, []).append(value)
-    return fields
+    values = {}
+    for number, wire, start, stop in tf_example.read_fields(data, 0, len(data)):
+        value = start
+        if wire == tf_example.DELIMITED:
+            value = data[start:stop]
+        elif wire != tf_example.VARINT:
+            value = int.from_bytes(data[start:stop], "little")
+        values.setdefault(number, []).append(value)
+    return values
 
 
 # The table: blocks of sorted keys, then a block that lists the blocks.
@@ -125,7 +98,13 @@ def _block(entries):
     body, starts = bytearray(), []
     for key, value in entries:
         starts.append(len(body))
-        body += b"\0" + _varint(len(key)) + _varint(len(value)) + key + value
+        body += (
+            b"\0"
+            + encode_varint(len(key))
+            + encode_varint(len(value))
+            + key
+            + value
+        )
     starts = starts or [0]
     return bytes(body) + struct.pack(
         f"<{len(starts) + 1}I", *(starts + [len(starts)])
@@ -138,7 +117,7 @@ def _table(entries):
 
     def add(pairs):
         block = _block(pairs)
-        handle = _varint(len(result)) + _varint(len(block))
+        handle = encode_varint(len(result)) + encode_varint(len(block))
         result.extend(
             block
             + b"\0"
@@ -179,9 +158,9 @@ def _read_block(data, offset, size):
         raise ValueError("a block is cut off")
     pairs, key, position = [], b"", offset
     while position < end:
-        shared, position = _read_varint(data, position)
-        added, position = _read_varint(data, position)
-        value_size, position = _read_varint(data, position)
+        shared, position = read_varint(data, position)
+        added, position = read_varint(data, position)
+        value_size, position = read_varint(data, position)
         if shared > len(key) or position + added + value_size > end:
             raise ValueError("a key is cut off")
         key = key[:shared] + data[position : position + added]
@@ -200,13 +179,13 @@ def _read_table(data):
         raise ValueError("it does not end as an index of format V2 does")
     position = len(data) - _FOOTER_BYTES
     for _ in range(2):  # the block of meta data, which is empty
-        _, position = _read_varint(data, position)
-    offset, position = _read_varint(data, position)
-    size, position = _read_varint(data, position)
+        _, position = read_varint(data, position)
+    offset, position = read_varint(data, position)
+    size, position = read_varint(data, position)
     pairs, end = [], 0
     for _, handle in _read_block(data, offset, size):
-        offset, position = _read_varint(handle, 0)
-        size, _ = _read_varint(handle, position)
+        offset, position = read_varint(handle, 0)
+        size, _ = read_varint(handle, position)
         if offset < end:
             raise ValueError("its blocks overlap")
         end = offset + size
@@ -248,7 +227,7 @@ def write_data(stream, tensors, written=None):
                         ),
                         _field(4, offset),
                         _field(5, len(data)),
-                        _varint(6 << 3 | 5),
+                        encode_varint(6 << 3 | 5),
                         struct.pack("<I", tfrecord.masked_crc32c(data)),
                     ]
                 ),
@@ -295,6 +274,8 @@ def load(prefix):
             for key, value in pairs[1:]
             if not key.startswith(b"\0")
         }  # the slices of another entry
+    except tf_example.RecordError as error:
+        raise _damaged(path, error) from error
     except errors.UserError:
         raise
     except (ValueError, IndexError, TypeError, struct.error) as error:
