@@ -56,24 +56,6 @@ def test_shell_file_parses_and_stops_at_errors(path):
     assert re.search(r"^set -e?uo pipefail$", path.read_text(), re.MULTILINE)
 
 
-def test_shellcheck_finds_nothing():
-    program = shutil.which(
-        "shellcheck",
-        path=os.pathsep.join(
-            [os.path.dirname(sys.executable), os.environ["PATH"]]
-        ),
-    )
-    if program is None:
-        pytest.skip("shellcheck is not installed")
-    # SC1091: a sourced file is checked on its own.
-    result = subprocess.run(
-        [program, "--exclude=SC1091"] + [str(path) for path in SHELL_FILES],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert result.stdout == ""
-
-
 @pytest.mark.parametrize(
     "path", SHELL_FILES + FLAG_FILES, ids=lambda path: path.name
 )
