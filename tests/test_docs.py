@@ -559,18 +559,3 @@ def test_both_languages_show_the_same_demo():
     assert "squad_v1.1 exact_match=" in shown[0]
     assert "squad_v2.0 exact=" in shown[0]
     assert shown[0] == shown[1]
-
-
-def test_the_model_zoo_gets_its_three_lines():
-    lines = (REPOSITORY / "modelzoo_level.txt").read_text().splitlines()
-    assert [line.split(":")[0] for line in lines] == [
-        "FuncStatus",
-        "PerfStatus",
-        "PrecisionStatus",
-    ]
-    assert {line.split(":")[1] for line in lines} <= {
-        "OK",
-        "POK",
-        "NOK",
-        "PERFECT",
-    }
