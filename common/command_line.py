@@ -5,31 +5,53 @@ A field of a frozen dataclass is one flag, one default and one help text:
 
     @dataclasses.dataclass(frozen=True)
     class RunConfig:
-        train_batch_size: int = command_line.flag(32, "Sequences a device.")
+        train_batch_size: int = command_line.flag(32, "Sequences per device.")
 
-    command_line.define(RunConfig, train_batch_size=48)   # before app.run
-    run = command_line.build(RunConfig, flags.FLAGS)      # in main
-    command_line.run(main)                                # instead of app.run
+    def define_flags():
+        command_line.define(RunConfig, train_batch_size=48)
 
-A user's mistake, be it in a flag or raised as `errors.UserError` or `OSError`,
-ends the process with one line on standard error and exit code 1.
+    def main(_):
+        run = command_line.build(RunConfig, flags.FLAGS)
+
+    if __name__ == "__main__":
+        define_flags()
+        command_line.run(main)
+
+A user's mistake, in a flag or raised as `errors.UserError` or `OSError`, ends
+the process with one line on standard error and exit code 1.
 """
 
 import dataclasses
 import os
 import signal
 import sys
+import typing
 
 from absl import app, flags, logging
 
-from common import errors
+from common import errors, version
 
-_TRUE = ("true", "t", "1", "yes", "y")
-_FALSE = ("false", "f", "0", "no", "n")
-_LARGEST = 2**31 - 1
+_BOOLEANS = {
+    **dict.fromkeys(("true", "t", "1", "yes", "y"), True),
+    **dict.fromkeys(("false", "f", "0", "no", "n"), False),
+}
+# No count of the suite is larger, and TensorFlow's int32 ends here.
+_MAX_INT = 2**31 - 1
+_Number = typing.Union[int, float]
+_Config = typing.TypeVar("_Config")
 
 
-def flag(default, help_text, *, choices=None, lower=None, upper=None):
+# --- Flags ------------------------------------------------------------------
+
+
+def flag(
+    default: typing.Any,
+    help_text: str,
+    *,
+    choices: typing.Optional[typing.Sequence[str]] = None,
+    lower: typing.Optional[_Number] = None,
+    upper: typing.Optional[_Number] = None,
+) -> typing.Any:
     """A dataclass field that is also a flag.
 
     Args:
@@ -38,113 +60,75 @@ def flag(default, help_text, *, choices=None, lower=None, upper=None):
       help_text: one or two sentences.
       choices: allowed strings, or None.
       lower: smallest allowed number, or None.
-      upper: largest allowed number, or None.
+      upper: largest allowed number where there is a smallest, or None.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help_text,
-            "choices": choices,
-            "lower": lower,
-            "upper": upper,
-        },
-    )
+    metadata = dict(help=help_text, choices=choices, lower=lower, upper=upper)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class _Parser(flags.ArgumentParser):
-    """Parses one value; an empty one means the default, whatever the type."""
+    """Parses the value of a field; an empty one means the default."""
 
-    def __init__(self, kind, default, metadata):
-        self._kind = kind
+    def __init__(self, field: dataclasses.Field, default: typing.Any):
+        self.kind = _kind(field)
         self._default = default
-        self._metadata = metadata
-        self.syntactic_help = _expected(kind, metadata)
+        self._choices = field.metadata["choices"]
+        self._lower = field.metadata["lower"]
+        self._upper = field.metadata["upper"]
+        if self.kind is int:
+            self._lower = -_MAX_INT if self._lower is None else self._lower
+            self._upper = _MAX_INT if self._upper is None else self._upper
+        self.syntactic_help = self._expected()
 
-    def parse(self, argument):
-        if argument is None:
-            return None
+    def _expected(self) -> str:
+        """The words after "expected" in a message: "a number >= 1"."""
+        if self._choices is not None:
+            return "one of " + ", ".join(map(repr, self._choices))
+        words = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "a text without a zero byte",
+        }[self.kind]
+        if self._upper is not None:
+            return f"{words} from {self._lower} to {self._upper}"
+        return words if self._lower is None else f"{words} >= {self._lower}"
+
+    def parse(self, argument: typing.Any) -> typing.Any:
         if argument == "":
             return self._default
-        value = self._convert(argument)
-        self._check(value)
+        try:
+            value = (
+                _BOOLEANS[str(argument).lower()]
+                if self.kind is bool
+                else self.kind(argument)
+            )
+        except (KeyError, ValueError):
+            raise ValueError("expected " + self.syntactic_help) from None
+        if not self._is_allowed(value):
+            raise ValueError("expected " + self.syntactic_help)
         return value
 
-    def _convert(self, argument):
-        if self._kind is bool:
-            if str(argument).lower() in _TRUE + _FALSE:
-                return str(argument).lower() in _TRUE
-            raise ValueError("expected " + self.syntactic_help)
-        try:
-            return self._kind(argument)
-        except ValueError:
-            raise ValueError("expected " + self.syntactic_help) from None
-
-    def _check(self, value):
-        if self._kind in (int, float):
-            self._check_size(value)
-        elif self._kind is str and "\0" in value:
-            raise ValueError("expected a text without a zero byte")
-        choices = self._metadata["choices"]
-        lower, upper = self._metadata["lower"], self._metadata["upper"]
-        if choices is not None and value not in choices:
-            raise ValueError("expected " + self.syntactic_help)
-        # `not >=` instead of `<`, so that nan is refused too.
-        if (lower is not None and not value >= lower) or (
-            upper is not None and not value <= upper
-        ):
-            raise ValueError("expected " + self.syntactic_help)
-
-    def _check_size(self, value):
-        # Nothing here counts further, and TensorFlow's int32 cannot.
-        if (
-            self._kind is int
-            and self._metadata["upper"] is None
-            and abs(value) > _LARGEST
-        ):
-            raise ValueError(
-                f"expected {self.syntactic_help}, at most {_LARGEST}"
-            )
-        has_bounds = (
-            self._metadata["lower"] is not None
-            or self._metadata["upper"] is not None
-        )
-        is_infinite = value in (float("inf"), -float("inf"))
-        if value != value or has_bounds and is_infinite:
-            raise ValueError("expected " + self.syntactic_help)
-
-    def flag_type(self):
-        return self._kind.__name__
+    def _is_allowed(self, value: typing.Any) -> bool:
+        if self._choices is not None:
+            return value in self._choices
+        if self.kind is str:
+            return "\0" not in value
+        if self._lower is None:
+            return value == value  # not nan
+        upper = sys.float_info.max if self._upper is None else self._upper
+        return self._lower <= value <= upper
 
 
-def _expected(kind, metadata):
-    """The words after "expected" in a message: "a whole number >= 1"."""
-    if metadata["choices"] is not None:
-        return "one of " + ", ".join(repr(c) for c in metadata["choices"])
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-    }[kind]
-    lower, upper = metadata["lower"], metadata["upper"]
-    if lower is not None and upper is not None:
-        return f"{words} from {lower} to {upper}"
-    if lower is not None:
-        return f"{words} >= {lower}"
-    if upper is not None:
-        return f"{words} <= {upper}"
-    return words
-
-
-def _kind(field):
+def _kind(field: dataclasses.Field) -> type:
     """bool, int, float or str of a dataclass field."""
     if field.default is not None:
         return type(field.default)
     # typing.Optional[int] is Union[int, None].
-    return next(t for t in field.type.__args__ if t is not type(None))
+    return field.type.__args__[0]  # type: ignore[union-attr]
 
 
-def define(config_class, **defaults):
+def define(config_class: type, **defaults: typing.Any) -> None:
     """Declares a flag for every field of a config class.
 
     Args:
@@ -154,140 +138,130 @@ def define(config_class, **defaults):
     Raises:
       TypeError: a name in `defaults` is not a field.
     """
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
-    for name in defaults:
-        if name not in fields:
-            raise TypeError(f"{config_class.__name__} has no field {name!r}")
-    script = sys.argv[0]  # --help lists the flags of this "module" alone
-    for name, field in fields.items():
-        default = defaults.get(name, field.default)
-        kind = _kind(field)
-        parser = _Parser(kind, default, field.metadata)
-        if kind is bool:
-            flags.DEFINE_flag(
-                _BooleanFlag(parser, name, default, field.metadata["help"]),
-                module_name=script,
-            )
-        else:
-            flags.DEFINE(
+    fields = dataclasses.fields(config_class)
+    unknown = set(defaults) - {field.name for field in fields}
+    if unknown:
+        raise TypeError(f"{config_class.__name__} has no field {unknown}")
+    for field in fields:
+        default = defaults.get(field.name, field.default)
+        parser = _Parser(field, default)
+        flags.DEFINE_flag(
+            flags.Flag(
                 parser,
-                name,
+                flags.ArgumentSerializer(),
+                field.name,
                 default,
                 field.metadata["help"],
-                serializer=flags.ArgumentSerializer(),
-                module_name=script,
-            )
-
-
-class _BooleanFlag(flags.Flag):
-    """`--name`, `--noname`, `--name=value` and an empty `--name=`."""
-
-    def __init__(self, parser, name, default, help_text):
-        super().__init__(
-            parser,
-            flags.ArgumentSerializer(),
-            name,
-            default,
-            help_text,
-            boolean=True,
+                boolean=parser.kind is bool,
+            ),
+            # --help lists the flags of this "module" alone.
+            module_name=sys.argv[0],
         )
 
 
-def build(config_class, flag_values):
+def build(
+    config_class: typing.Callable[..., _Config], flag_values: flags.FlagValues
+) -> _Config:
     """A config object from parsed flags.
 
     Raises:
-      errors.UserError: the values do not go together (`__post_init__`).
+      errors.UserError: values that contradict each other (`__post_init__`).
     """
-    return config_class(
-        **{
-            f.name: getattr(flag_values, f.name)
-            for f in dataclasses.fields(config_class)
-        }
-    )
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    return config_class(**{f.name: flag_values[f.name].value for f in fields})
 
 
-def fail(message):
+# --- Programs ---------------------------------------------------------------
+
+
+def fail(message: typing.Any) -> typing.NoReturn:
     """Ends the process: one line on standard error, exit code 1."""
+    text = errors.shortened(" ".join(str(message).split()))
     sys.stdout.flush()
-    sys.stderr.write(
-        f"{os.path.basename(sys.argv[0])}: error: "
-        f"{errors.shortened(' '.join(str(message).split()))}\n"
-    )
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {text}\n")
     sys.stderr.flush()
     sys.exit(1)
 
 
-def describe_os_error(error):
+def describe_os_error(error: OSError) -> str:
     """`cannot use 'corpus.txt': No such file or directory`."""
     if error.filename is None:
         return error.strerror or str(error)
     return f"cannot use {error.filename!r}: {error.strerror}"
 
 
-def _parse(argv):
+def _parse(argv: typing.List[str]) -> typing.List[str]:
     try:
-        return flags.FLAGS(argv)
+        arguments = flags.FLAGS(argv)
     except flags.Error as error:
-        return fail(f"{error}; --help lists the flags")
+        fail(f"{error}; --help lists the flags")
     except UnicodeDecodeError as error:
-        return fail(
-            f"a --flagfile is not UTF-8 ({error}); write it as plain text, a "
-            "flag a line"
+        fail(
+            f"--flagfile: not UTF-8 ({error}); write it as plain text, one "
+            "flag per line"
         )
     except (OSError, ValueError, RecursionError) as error:
-        # absl's own way through a flagfile, or to the name that was meant.
-        return fail(
-            f"the flags cannot be read ({error}); write --name=value, in a "
-            "--flagfile one a line"
+        # absl reads flag files and suggests similar names by recursion.
+        fail(
+            f"cannot read the flags ({error}); write --name=value, one per "
+            "line in a --flagfile"
         )
+    if flags.FLAGS["version"].value:
+        sys.stdout.write(version.VERSION + "\n")
+        sys.exit(0)
+    return arguments
 
 
-def _refuse_arguments(arguments):
-    """Refuses words that are no flags, such as the last of `--flag word`."""
+def _reject_arguments(arguments: typing.Sequence[str]) -> None:
+    """Rejects words that are not flags, as the last one of `--flag word`."""
     if not arguments:
         return
-    switch = arguments[0].lower() in _TRUE + _FALSE
+    word = arguments[0]
+    hint = ""
+    if word.lower() in _BOOLEANS:
+        hint = f", such as --do_train={word} without a space before {word}"
     raise errors.UserError(
-        "%r is no flag; expected --name=value%s; --help lists the flags"
-        % (
-            arguments[0],
-            f", such as --do_train={arguments[0]} with no blank before it"
-            if switch
-            else "",
-        )
+        f"{word!r} is not a flag; expected --name=value{hint}; --help lists "
+        "the flags"
     )
 
 
-def run(main, takes_arguments=False):
+def run(
+    main: typing.Callable[[typing.List[str]], typing.Any],
+    takes_arguments: bool = False,
+) -> None:
     """Parses the flags and calls `main(arguments)`, as absl's `app.run`.
 
-    `errors.UserError` and `OSError` become one line and exit code 1.
+    `errors.UserError` and `OSError` become one line and exit code 1;
+    --version prints the version.
 
     Args:
-      main: function of the arguments, the script's name among them.
-      takes_arguments: whether there may be some besides flags; what is
-        passed over unread may have been meant as the value of a flag.
+      main: function of the arguments, the script's name first.
+      takes_arguments: whether arguments besides flags are allowed; an ignored
+        one may have been meant as the value of a flag.
     """
 
     def guarded(argv):
         try:
             if not takes_arguments:
-                _refuse_arguments(argv[1:])
+                _reject_arguments(argv[1:])
             result = main(argv)
             sys.stdout.flush()
             return result
         except errors.UserError as error:
-            return fail(error)
+            fail(error)
         except KeyboardInterrupt:
             sys.stderr.write(f"{os.path.basename(sys.argv[0])}: interrupted\n")
-            return sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:  # `| head` has seen enough
+            sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:  # the reader, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return sys.exit(128 + signal.SIGPIPE)
+            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             logging.debug("traceback", exc_info=True)
-            return fail(describe_os_error(error))
+            fail(describe_os_error(error))
 
+    flags.DEFINE_bool(
+        "version", False, "Print the version.", module_name=sys.argv[0]
+    )
     logging.use_absl_handler()
     app.run(guarded, flags_parser=_parse)

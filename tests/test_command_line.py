@@ -4,50 +4,18 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from common import command_line, errors
+from common import command_line, errors, version
 from helpers.paths import REPOSITORY
 
-# A script of its own: absl's flags are one global set a process.
-SCRIPT = """
-import dataclasses, json, os, typing
-from absl import flags
-from common import command_line, errors
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    size: int = command_line.flag(3, "A size.", lower=1, upper=9)
-    rate: float = command_line.flag(0.5, "A rate.", lower=0)
-    name: str = command_line.flag("a", "A name.", choices=("a", "b"))
-    path: str = command_line.flag("", "A path.")
-    is_on: bool = command_line.flag(False, "A switch.")
-    is_off: bool = command_line.flag(True, "Another switch.")
-    share: typing.Optional[float] = command_line.flag(None, "A share.")
-    count: int = command_line.flag(0, "A count.", lower=0)
-    whole: typing.Optional[bool] = command_line.flag(None, "Or not.")
-
-    def __post_init__(self):
-        if self.path == "bad":
-            raise errors.UserError("--path is bad;\\n  use a good one")
-
-def main(arguments):
-    config = command_line.build(Config, flags.FLAGS)
-    if config.path == "missing":
-        open("/nonexistent/file")
-    if config.path == "interrupted":
-        raise KeyboardInterrupt
-    if config.path == "bug":
-        raise RuntimeError("a bug")
-    print(json.dumps(dict(dataclasses.asdict(config), rest=arguments[1:])))
-
-command_line.define(Config, rate=0.25)
-command_line.run(main, takes_arguments="ARGUMENTS" in os.environ)
-"""
+SCRIPT = str(REPOSITORY / "tests" / "helpers" / "flags_program.py")
+ENVIRONMENT = dict(os.environ, PYTHONPATH=str(REPOSITORY))
 DEFAULTS = dict(
     size=3,
     rate=0.25,
@@ -62,26 +30,19 @@ DEFAULTS = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    """Function of arguments giving (exit code, output, lines of errors)."""
-    path = tmp_path_factory.mktemp("script") / "script.py"
-    path.write_text(SCRIPT)
-
-    def run(*arguments, **variables):
-        done = subprocess.run(
-            [sys.executable, str(path)] + list(arguments),
-            capture_output=True,
-            timeout=60,
-            env=dict(os.environ, PYTHONPATH=str(REPOSITORY), **variables),
-        )
-        return (
-            done.returncode,
-            done.stdout.decode(),
-            done.stderr.decode().splitlines(),
-        )
-
-    return run
+def run(*arguments, **variables):
+    """(exit code, output, lines of errors) of the program."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        timeout=60,
+        env=dict(ENVIRONMENT, **variables),
+    )
+    return (
+        done.returncode,
+        done.stdout.decode(),
+        done.stderr.decode().splitlines(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,30 +79,30 @@ def script(tmp_path_factory):
         (["--size", "5"], {"size": 5}),
     ],
 )
-def test_flags_become_a_config(script, arguments, changes):
-    code, output, lines = script(*arguments)
+def test_flags_become_a_config(arguments, changes):
+    code, output, lines = run(*arguments)
     assert (code, lines) == (0, [])
     assert json.loads(output) == dict(DEFAULTS, **changes)
 
 
-def test_words_that_are_no_flags_are_refused_where_none_are_taken(script):
+def test_words_that_are_not_flags_are_rejected_where_none_are_taken():
     words = ["one", "--size", "5", "two"]
-    code, output, _ = script(*words, ARGUMENTS="yes")
+    code, output, _ = run(*words, ARGUMENTS="yes")
     assert code == 0
     assert json.loads(output) == dict(DEFAULTS, size=5, rest=["one", "two"])
-    code, output, lines = script(*words)
+    code, output, lines = run(*words)
     assert (code, output, len(lines)) == (1, "", 1)
-    assert "'one' is no flag; expected --name=value; --help" in lines[0]
+    assert "'one' is not a flag; expected --name=value; --help" in lines[0]
     # absl reads `--is_on` and leaves the word behind it.
-    code, output, lines = script("--is_on", "False")
+    code, output, lines = run("--is_on", "False")
     assert (code, output, len(lines)) == (1, "", 1)
-    assert "such as --do_train=False with no blank before it" in lines[0]
+    assert "such as --do_train=False without a space before False" in lines[0]
 
 
-def test_flag_file_with_comments(script, tmp_path):
+def test_flag_file_with_comments(tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_text("# a recipe\n--size=7\n\n--name=b\n")
-    code, output, _ = script(f"--flagfile={path}", "--name=a")
+    code, output, _ = run(f"--flagfile={path}", "--name=a")
     assert code == 0
     assert json.loads(output) == dict(DEFAULTS, size=7, name="a")
 
@@ -158,7 +119,7 @@ def test_flag_file_with_comments(script, tmp_path):
         ("--share=x", ["a number"]),
         ("--rate=inf", ["a number >= 0"]),
         ("--share=nan", ["a number"]),
-        ("--count=2147483648", ["a whole number >= 0, at most 2147483647"]),
+        ("--count=2147483648", ["a whole number from 0 to 2147483647"]),
         ("--name=c", ["one of 'a', 'b'"]),
         ("--is_on=maybe", ["true or false"]),
         ("--nam=b", ["nam", "name"]),
@@ -167,68 +128,78 @@ def test_flag_file_with_comments(script, tmp_path):
         ("--path=missing", ["cannot use '/nonexistent/file'"]),
         ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
         # absl's search for the flag that was meant is recursive.
-        (f"--{'size' * 500}=1", ["the flags cannot be read"]),
+        (f"--{'size' * 500}=1", ["cannot read the flags"]),
     ],
 )
-def test_mistake_is_one_line_and_exit_code_1(script, argument, words):
-    code, output, lines = script(argument)
+def test_mistake_is_one_line_and_exit_code_1(argument, words):
+    code, output, lines = run(argument)
     assert (code, output, len(lines)) == (1, "", 1)
-    assert lines[0].startswith("script.py: error: ")
+    assert lines[0].startswith("flags_program.py: error: ")
     assert all(word in lines[0] for word in words), lines[0]
 
 
-def test_an_interrupted_script_ends_without_a_traceback(script):
-    code, output, lines = script("--path=interrupted")
-    assert (code, output, lines) == (130, "", ["script.py: interrupted"])
+def test_an_interrupted_script_ends_without_a_traceback():
+    code, output, lines = run("--path=interrupted")
+    assert (code, output, lines) == (130, "", ["flags_program.py: interrupted"])
 
 
-def test_a_zero_byte_is_no_part_of_a_path(script, tmp_path):
+def test_a_zero_byte_in_a_path_is_rejected(tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_bytes(b"--path=a\0b\n")
-    code, output, lines = script(f"--flagfile={path}")
+    code, output, lines = run(f"--flagfile={path}")
     assert (code, output, len(lines)) == (1, "", 1)
     assert "expected a text without a zero byte" in lines[0]
 
 
-def test_a_flag_file_that_is_not_utf8_is_one_line(script, tmp_path):
+def test_a_flag_file_that_is_not_utf8_is_one_line(tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_bytes(b"--path=\xff\n")
-    code, _, lines = script(f"--flagfile={path}")
+    code, _, lines = run(f"--flagfile={path}")
     assert (code, len(lines)) == (1, 1)
-    assert "--flagfile is not UTF-8" in lines[0]
+    assert "--flagfile: not UTF-8" in lines[0]
 
 
-def test_a_long_message_keeps_its_begin_and_its_end():
-    text = str(errors.UserError(f"given {'x' * 100000}; mend it so"))
+def test_a_long_message_keeps_its_start_and_its_end():
+    text = str(errors.UserError(f"given {'x' * 100000}; fix it so"))
     assert len(text) < 2000
-    assert text.startswith("given xx") and text.endswith("xx; mend it so")
+    assert text.startswith("given xx") and text.endswith("xx; fix it so")
 
 
-def test_a_bug_keeps_its_traceback(script):
-    code, _, lines = script("--path=bug")
+def test_a_bug_keeps_its_traceback():
+    code, _, lines = run("--path=bug")
     assert code == 1 and lines[-1] == "RuntimeError: a bug"
     assert any("Traceback" in line for line in lines)
 
 
-def test_a_closed_pipe_ends_a_script_quietly(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT)
+def test_a_closed_pipe_ends_a_script_quietly():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, str(path)],
+        [sys.executable, SCRIPT],
         stdout=writer,
         stderr=subprocess.PIPE,
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+        env=ENVIRONMENT,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_help_lists_flags_and_defaults(script):
-    _, output, _ = script("--help")
+def test_help_lists_flags_and_defaults():
+    _, output, _ = run("--help")
     assert "--size" in output and "A size." in output
     assert "(default: '0.25')" in output
+    assert "--[no]version" in output
+
+
+def test_version_is_that_of_the_newest_heading_of_the_changelog():
+    assert run("--version") == (0, f"{version.VERSION}\n", [])
+    text = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    newest = re.search(r"^## \[?([\w.]+)", text, re.MULTILINE).group(1)
+    released = re.search(r"^## (\d[\d.]+) - ", text, re.MULTILINE).group(1)
+    if version.VERSION.endswith(".dev0"):
+        assert newest == "Unreleased" and version.VERSION > released
+    else:
+        assert newest == released == version.VERSION
 
 
 def test_default_of_an_unknown_field_is_a_bug():
@@ -236,5 +207,5 @@ def test_default_of_an_unknown_field_is_a_bug():
     class Config:
         size: int = command_line.flag(1, "A size.")
 
-    with pytest.raises(TypeError, match="no field 'length'"):
+    with pytest.raises(TypeError, match="no field {'length'}"):
         command_line.define(Config, length=2)

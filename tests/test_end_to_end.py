@@ -624,12 +624,12 @@ WRONG_FOR_PRETRAINING = [
         ["for a pattern", "--output_dir"],
     ),
     ("log directory is a file", ["--out_log_dir=$BAD/file"], ["file"]),
-    ("no number", ["--train_batch_size=many"], ["a whole number >= 1"]),
-    ("no batch", ["--train_batch_size=0"], ["a whole number >= 1"]),
+    ("no number", ["--train_batch_size=many"], ["a whole number from 1 to"]),
+    ("no batch", ["--train_batch_size=0"], ["a whole number from 1 to"]),
     (
         "a batch beyond numbers",
         ["--train_batch_size=" + "9" * 20],
-        ["a whole number >= 1, at most 2147483647"],
+        ["a whole number from 1 to 2147483647"],
     ),
     (
         "a batch beyond devices",
@@ -639,7 +639,7 @@ WRONG_FOR_PRETRAINING = [
     (
         "a blank for =",
         ["--do_eval", "False"],
-        ["'False' is no flag", "--do_train=False"],
+        ["'False' is not a flag", "--do_train=False"],
     ),
     ("a moment that never decays", ["--adam_beta1=1"], ["below 1"]),
     ("no epsilon", ["--adam_epsilon=0"], ["above 0"]),

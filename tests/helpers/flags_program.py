@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program of test_command_line.py: prints its flags as JSON."""
+
+import dataclasses
+import json
+import os
+import typing
+
+from absl import flags
+
+from common import command_line, errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    size: int = command_line.flag(3, "A size.", lower=1, upper=9)
+    rate: float = command_line.flag(0.5, "A rate.", lower=0)
+    name: str = command_line.flag("a", "A name.", choices=("a", "b"))
+    path: str = command_line.flag("", "A path.")
+    is_on: bool = command_line.flag(False, "A switch.")
+    is_off: bool = command_line.flag(True, "Another switch.")
+    share: typing.Optional[float] = command_line.flag(None, "A share.")
+    count: int = command_line.flag(0, "A count.", lower=0)
+    whole: typing.Optional[bool] = command_line.flag(None, "Or not.")
+
+    def __post_init__(self):
+        if self.path == "bad":
+            raise errors.UserError("--path is bad;\n  use a good one")
+
+
+def main(arguments):
+    config = command_line.build(Config, flags.FLAGS)
+    if config.path == "missing":
+        open("/nonexistent/file")
+    if config.path == "interrupted":
+        raise KeyboardInterrupt
+    if config.path == "bug":
+        raise RuntimeError("a bug")
+    print(json.dumps(dict(dataclasses.asdict(config), rest=arguments[1:])))
+
+
+if __name__ == "__main__":
+    command_line.define(Config, rate=0.25)
+    command_line.run(main, takes_arguments="ARGUMENTS" in os.environ)
