@@ -351,8 +351,14 @@ def readable(result):
     ]
 
 
-def _ask(prompt):
-    """A line of the input, None at its end."""
+_PROMPTS = {
+    "classify": "text (of a pair: both, separated by a tab): ",
+    "fill-mask": "text with <mask>: ",
+}
+
+
+def _ask(prompt: str) -> str:
+    """A line of the standard input; EOFError at its end."""
     if sys.stdin.isatty():
         sys.stdout.write(prompt)
         sys.stdout.flush()
@@ -360,48 +366,44 @@ def _ask(prompt):
         line = sys.stdin.readline()
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            f"the input cannot be read ({error}); set PYTHONIOENCODING=utf-8, "
-            "or give a file with --input_file"
+            f"standard input: {error}; set PYTHONIOENCODING=utf-8, or pass a "
+            "file with --input_file"
         ) from error
-    return line.rstrip("\r\n") if line else None
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
 
 
-_PROMPTS = {
-    "classify": "text (of a pair: both, a tab between them): ",
-    "fill-mask": "text with <mask>: ",
-}
-
-
-def converse(model):
-    """Asks for inputs and shows results until the input ends."""
-    text = ""
-    while True:
-        question = ""
-        if not (model.task == "answer" and text):
-            text = _ask(_PROMPTS.get(model.task, "text: "))
-            if text is None:
-                return
+def _entered_items(task: str) -> typing.Iterator[Item]:
+    """Yields what the user enters, until the input ends."""
+    with contextlib.suppress(EOFError):
+        while True:
+            text = _ask(_PROMPTS.get(task, "text: "))
             if not text.strip():
                 continue
-        if model.task == "answer":
-            question = _ask("question (empty: another text): ")
-            if question is None:
-                return
-            if not question.strip():
-                text = ""
-                continue
+            if task == "answer":
+                while True:
+                    question = _ask("question (empty: another text): ")
+                    if not question.strip():
+                        break
+                    yield Item("1", text, question=question)
+            elif task == "classify" and "\t" in text:
+                yield Item("1", *text.split("\t", 1))
+            else:
+                yield Item("1", text)
+
+
+def converse(model: predictor.Predictor) -> None:
+    """Asks for inputs and shows results until the input ends."""
+    for item in _entered_items(model.task):
         try:
-            first, tab, second = text.partition("\t")
-            item = Item("1", text, question=question)
-            if model.task == "classify" and tab:
-                item = Item("1", first, second)
             (result,) = predict(model, [item])
             lines = readable(result)
         except errors.UserError as error:
             lines = [f"error: {error}"]
-        text = "".join(line + "\n" for line in lines)
+        output = "".join(line + "\n" for line in lines)
         sys.stdout.write(
-            text.encode(_encoding(), "backslashreplace").decode(_encoding())
+            output.encode(_encoding(), "backslashreplace").decode(_encoding())
         )
         sys.stdout.flush()
 

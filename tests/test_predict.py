@@ -161,21 +161,27 @@ def test_vectors_have_an_index(tmp_path, folder, pooling, rows):
     )
 
 
-def test_the_prompt_keeps_a_text_for_many_questions(
+def test_the_prompt_answers_every_question_on_the_text_entered(
     reader, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        "sys.stdin",
-        io.StringIO("\nTown 1 lies here.\nWhere?\nWhat?\n\nTown 2.\nWho?\n"),
-    )
+    first, second = "Town 1 lies here.", "Town 2."
+    lines = ["", first, "Where?", "What?", "", second, "Who?", "Which?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     predict.converse(reader)
-    lines = capsys.readouterr().out.splitlines()
-    answers = [line for line in lines if line.startswith("answer: ")]
-    assert len(answers) == 3 and answers[2][len("answer: ") :] in "Town 2."
-    assert any(" %  " in line and line.endswith("]") for line in lines)
+    asked = [
+        (first, "Where?"),
+        (first, "What?"),
+        (second, "Who?"),
+        (second, "Which?"),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        line
+        for text, question in asked
+        for line in predict.readable(reader.answer(question, text))
+    ]
 
 
-def test_the_prompt_goes_on_after_a_mistake(folder, monkeypatch, capsys):
+def test_the_prompt_continues_after_a_mistake(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("no place\nab <mask>\n"))
     predict.converse(predictor.Predictor(folder, "fill-mask"))
     first, second, words = capsys.readouterr().out.splitlines()
