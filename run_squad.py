@@ -20,7 +20,6 @@ from absl import flags
 import environment
 import modeling
 import squad
-import squad_cache
 from common import command_line, errors, files
 from question_answering import squad_scores
 from tasks import finetuning
@@ -55,9 +54,7 @@ class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
         "answer, and count them.",
     )
     feature_cache_dir: str = command_line.flag(
-        "",
-        "Directory in which features are kept for the next run. "
-        "Default: output_dir/features.",
+        "", "Accepted, without effect: features are made in seconds."
     )
     use_tpu: bool = command_line.flag(False, "Accepted while False.")
     tpu_name: str = command_line.flag("", "Accepted while empty.")
@@ -212,20 +209,20 @@ def read_examples(path, task, is_training):
     )
 
 
-def make_features(examples, tokenizer, run, task, is_training):
-    """The windows of questions, from the cache where they are there."""
+def make_features(examples, tokenizer, run, task, is_training) -> Data:
+    """The windows of questions."""
     counts = collections.Counter()
-    features = squad_cache.load_or_convert(
-        task.feature_cache_dir or os.path.join(run.output_dir, "features"),
-        examples,
-        tokenizer,
-        run.max_seq_length,
-        task.doc_stride,
-        task.max_query_length,
-        is_training,
-        tokenizer_files=(task.vocab_file, task.merges_file),
-        num_workers=task.num_workers or os.cpu_count() or 1,
-        counts=counts,
+    features = list(
+        squad.convert_examples_to_features(
+            examples,
+            tokenizer,
+            run.max_seq_length,
+            task.doc_stride,
+            task.max_query_length,
+            is_training,
+            num_workers=task.num_workers or os.cpu_count() or 1,
+            counts=counts,
+        )
     )
     tf.logging.info(
         "%s: questions=%d features=%d truncated_questions=%d",
@@ -344,6 +341,10 @@ def main(_):
     config, tokenizer = finetuning.begin(run, task)
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(run, config, heads, finetuning.required(run, "cls/squad/"))
+    if task.feature_cache_dir:
+        tf.logging.info(
+            "--feature_cache_dir: ignored; features are not cached any more"
+        )
     # All input is read, and refused, before anything is written.
     wanted = [
         name

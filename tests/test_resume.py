@@ -132,7 +132,6 @@ def squad(folder):
         merges_file=model / "merges.txt",
         train_file=tiny.write_squad(folder / "train.json"),
         num_workers=1,
-        feature_cache_dir=folder / "features",
         train_batch_size=4,
         num_train_epochs=STEPS // 2,
         max_seq_length=96,

@@ -15,8 +15,6 @@ import tarfile
 
 import tensorflow.compat.v1 as tf
 
-import squad
-import squad_cache
 import tokenization
 from common import errors
 from helpers import mutations, tiny
@@ -192,43 +190,7 @@ def articles(directory):
     return of_json([sound], read)
 
 
-# --- SQuAD's caches and n-best lists ----------------------------------------
-
-
-def feature_caches(directory):
-    """A damaged cache is a warning, and the features are made anew."""
-    tokenizer = _tokenizer(directory)
-    names = [
-        directory / "model" / name for name in ("vocab.json", "merges.txt")
-    ]
-    path = tiny.write_squad(directory / "squad.json", paragraphs=2)
-    examples = squad.read_examples(str(path), True, False)
-    cache = directory / "cache"
-
-    def convert():
-        return squad_cache.load_or_convert(
-            str(cache),
-            examples,
-            tokenizer,
-            64,
-            16,
-            16,
-            True,
-            tokenizer_files=names,
-        )
-
-    expected = [feature.input_ids for feature in convert()]
-    (file,) = cache.glob("*.cache")
-
-    def read(data):
-        file.write_bytes(data)
-        found = [feature.input_ids for feature in convert()]
-        if len(found) != len(expected) or any(
-            list(one) != list(other) for one, other in zip(found, expected)
-        ):
-            raise AssertionError("a damaged cache was taken for whole")
-
-    return of_bytes([file.read_bytes()], read, [b"PK\x03\x04", b"\x93NUMPY"])
+# --- SQuAD's n-best lists ---------------------------------------------------
 
 
 def answers_to_show(directory):
@@ -430,7 +392,6 @@ READERS = (
     json_tables,
     word_lists,
     articles,
-    feature_caches,
     answers_to_show,
     trained_configs,
     tokenizer_configs,
