@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpacks downloaded archives without trusting what they say of themselves.
+"""Unpacks downloaded archives without trusting their names and sizes.
 
 A member may not leave the directory, be anything but a file or a directory,
-or come twice; and what is written is counted, whatever sizes the archive
+or occur twice; the bytes written are counted, whatever sizes the archive
 claims.
 """
 
@@ -16,93 +16,103 @@ import typing
 import zipfile
 import zlib
 
-from common import errors
+from common import errors, files
 
 MAX_BYTES = 4 << 30
 MAX_FILES = 100000
-# What macOS adds to archives, to be passed over.
-_CLUTTER = ("__MACOSX", ".DS_Store")
+# What macOS adds to archives.
+_IGNORED = {"__MACOSX", ".DS_Store"}
 _CHUNK_BYTES = 1 << 20
 _ZIP_IS_ENCRYPTED = 1
+# What Python's modules raise for damaged archives.
+_DAMAGES = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeError,
+    OSError,
+)
 
 
 class _Member(typing.NamedTuple):
-    """A file of an archive: its name, and what opens it for reading."""
+    """A file of an archive: its name, and a function that opens it."""
 
     name: str
-    open: typing.Callable
+    open: typing.Callable[[], typing.BinaryIO]
+
+
+@contextlib.contextmanager
+def scratch_directory(target: str) -> typing.Iterator[str]:
+    """A new directory beside `target`, removed when the block ends.
+
+    The block renames what it made to `target`, which so appears complete.
+    """
+    directory = target + files.INCOMPLETE
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def extract(
-    archive, folder, target, *, max_bytes=MAX_BYTES, max_files=MAX_FILES
-):
-    """Unpacks one folder of an archive; it appears when it is complete.
+    archive: str,
+    folder: str,
+    target: str,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+) -> None:
+    """Unpacks one top folder of an archive; it appears when complete.
 
     Args:
       archive: path of a .zip or .tar.gz file.
-      folder: the archive's top folder that is wanted.
+      folder: the top folder to keep.
       target: the directory that this folder becomes.
-      max_bytes, max_files: what all files together may have.
+      max_bytes, max_files: limits of all files together.
 
     Raises:
       errors.UserError: the archive is damaged, hostile, or lacks the folder.
     """
-    temporary = target + ".incomplete"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with _opened(archive) as members:
-            _write_all(members, archive, temporary, max_bytes, max_files)
-        wanted = os.path.join(temporary, folder)
-        if not os.path.isdir(wanted):
+    with scratch_directory(target) as directory:
+        try:
+            with _opened(archive) as members:
+                _write_all(members, archive, directory, max_bytes, max_files)
+        except _DAMAGES as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # of this machine's disk; gzip's own have no number
             raise errors.UserError(
-                f"{archive} has no folder {folder}; it is another archive than "
-                "expected"
+                f"{archive}: cannot be unpacked: {error}; remove it and "
+                "download it again"
+            ) from error
+        source = os.path.join(directory, folder)
+        if not os.path.isdir(source):
+            raise errors.UserError(
+                f"{archive}: has no folder {folder}; it is not the expected "
+                "archive, remove it and download it again"
             )
-        os.rename(wanted, target)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        UnicodeError,
-        OSError,
-    ) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # of this machine's disk; gzip's own have no number
-        raise errors.UserError(
-            f"{archive} cannot be unpacked: {error}; remove it and download it "
-            "again"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.rename(source, target)
 
 
 def _write_all(members, archive, directory, max_bytes, max_files):
-    os.makedirs(directory)
-    room, seen = max_bytes, set()
+    remaining, paths = max_bytes, set()
     for member in members:
         parts = _parts(member.name, archive)
-        if set(parts) & set(_CLUTTER):
+        if _IGNORED.intersection(parts):
             continue
         path = os.path.join(directory, *parts)
-        if path in seen:
-            raise errors.UserError(
-                f"{archive} holds {member.name!r} twice; it is not unpacked"
-            )
-        seen.add(path)
-        if len(seen) > max_files:
-            raise errors.UserError(
-                f"{archive} holds more than {max_files} files; it is not "
-                "unpacked"
-            )
-        room -= _write(member, path, room)
-        if room < 0:
-            raise errors.UserError(
-                f"{archive} holds more than {max_bytes} bytes; it is not "
-                "unpacked"
-            )
+        if path in paths:
+            raise _rejection(archive, f"contains {member.name!r} twice")
+        paths.add(path)
+        if len(paths) > max_files:
+            raise _rejection(archive, f"contains more than {max_files} files")
+        remaining -= _write(member, path, remaining)
+        if remaining < 0:
+            raise _rejection(archive, f"contains more than {max_bytes} bytes")
 
 
 def _parts(name, archive):
@@ -114,25 +124,21 @@ def _parts(name, archive):
         or ":" in parts[0]
         or any(part in ("", ".", "..") for part in parts)
     ):
-        raise errors.UserError(
-            f"{archive} holds a file named {name!r}, which would lie outside "
-            "of its folder; the archive is not to be trusted, and not "
-            "unpacked"
-        )
+        raise _rejection(archive, f"contains {name!r}, outside of its folder")
     return parts
 
 
-def _write(member, path, room):
-    """Writes one file, stopping past `room` bytes; the bytes written."""
+def _write(member, path, limit):
+    """Writes one file up to `limit` bytes; returns the bytes read."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    written = 0
+    size = 0
     with member.open() as source, open(path, "wb") as stream:
         for chunk in iter(lambda: source.read(_CHUNK_BYTES), b""):
-            written += len(chunk)
-            if written > room:
+            size += len(chunk)
+            if size > limit:
                 break
             stream.write(chunk)
-    return written
+    return size
 
 
 @contextlib.contextmanager
@@ -146,22 +152,25 @@ def _opened(path):
             fileobj=stream, mode="r|"
         ) as archive:
             yield _tar_members(archive, path)
-            # The checksum stands at the end, where tarfile does not look.
+            # The checksum is at the end, where tarfile does not look.
             while stream.read(_CHUNK_BYTES):
                 pass
     else:
-        raise errors.UserError(f"{path} is neither a .zip nor a .tar.gz file")
+        raise errors.UserError(
+            f"{path}: neither a .zip nor a .tar.gz file; remove it and "
+            "download it again"
+        )
 
 
 def _zip_members(archive, path):
     for info in archive.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _not_a_file(path, info.filename)
-        if info.flag_bits & _ZIP_IS_ENCRYPTED:
-            raise errors.UserError(
-                f"{path} holds an encrypted file, {info.filename!r}"
+            raise _rejection(
+                path, f"contains {info.filename!r}, a link or a device"
             )
+        if info.flag_bits & _ZIP_IS_ENCRYPTED:
+            raise _rejection(path, f"{info.filename!r} is encrypted")
         if not info.filename.endswith("/"):
             yield _Member(info.filename, lambda info=info: archive.open(info))
 
@@ -169,15 +178,16 @@ def _zip_members(archive, path):
 def _tar_members(archive, path):
     for info in archive:
         if not (info.isfile() or info.isdir()):
-            raise _not_a_file(path, info.name)
+            raise _rejection(
+                path, f"contains {info.name!r}, a link or a device"
+            )
         if info.isfile():
             yield _Member(
                 info.name, lambda info=info: archive.extractfile(info)
             )
 
 
-def _not_a_file(path, name):
+def _rejection(path, problem):
     return errors.UserError(
-        f"{path} holds {name!r}, a link or a device; the archive is not to be "
-        "trusted, and not unpacked"
+        f"{path}: {problem}; not unpacked, do not trust this archive"
     )

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads that go on where they broke off, and end in the right file.
+"""Downloads that resume after an interruption and verify their checksum.
 
-What has come so far lies in FILE.part, the server's name for this version of
-it in FILE.part.tag; the file itself appears when its SHA-256 is the expected
-one. Proxies are those of the usual variables (`https_proxy`, `no_proxy`), which
-urllib reads.
+Received bytes are kept in FILE.part and the server's version of the file (its
+entity tag or date) in FILE.part.tag; FILE itself appears once its SHA-256 is
+the expected one. Proxies are those of the usual variables (`https_proxy`,
+`no_proxy`), which urllib reads.
 """
 
-import hashlib
 import http.client
 import os
-import re
 import shutil
 import ssl
 import time
@@ -21,35 +19,29 @@ import urllib.request
 
 import tqdm
 
-from common import errors
+from common import errors, files
 
 _CHUNK_BYTES = 1 << 18
 _LONGEST_WAIT_SECONDS = 60.0
 # Answers after which the same request may succeed (RFC 9110; 429: RFC 6585).
-_PASSING = (408, 429, 500, 502, 503, 504)
+_TEMPORARY_CODES = (408, 429, 500, 502, 503, 504)
 _HEADERS = {"User-Agent": "roberta-get-data", "Accept-Encoding": "identity"}
 
 
 class Remote(typing.NamedTuple):
-    """A file on a server.
-
-    Attributes:
-      url: where it is.
-      size: its bytes.
-      sha256: its checksum, 64 hexadecimal digits.
-    """
+    """A file on a server."""
 
     url: str
-    size: int
-    sha256: str
+    size: int  # bytes
+    sha256: str  # 64 hexadecimal digits
 
 
-class Patience(typing.NamedTuple):
-    """How long a download is tried.
+class Retries(typing.NamedTuple):
+    """How often and how long a download is tried.
 
     Attributes:
-      timeout: seconds without a byte after which a connection is given up.
-      attempts: requests in a row that may bring nothing new.
+      timeout: seconds without a byte after which a connection is closed.
+      attempts: requests in a row that may bring no new bytes.
       wait: seconds before the second request; doubled each time.
     """
 
@@ -58,99 +50,82 @@ class Patience(typing.NamedTuple):
     wait: float = 1.0
 
 
-class _Passing(Exception):
+RETRIES = Retries()
+
+
+class _TemporaryError(Exception):
     """A failure after which another request may succeed."""
 
     def __init__(self, reason, wait=0.0):
         super().__init__(reason)
-        self.wait = wait
+        self.wait = wait  # seconds that the server asks for
 
 
-def sha256(path):
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def fetch(remote, path, patience=Patience()):
-    """Downloads a file, unless it is there.
-
-    Args:
-      remote: Remote.
-      path: where it goes.
-      patience: Patience.
+def fetch(remote: Remote, path: str, retries: Retries = RETRIES) -> bool:
+    """Downloads a file unless it exists.
 
     Returns:
-      Whether it was downloaded; False where it was there already.
+      Whether it was downloaded; False where it existed.
 
     Raises:
-      errors.UserError: it cannot be had, or is not the expected file.
+      errors.UserError: the download failed, or the file differs from the
+        expected one.
     """
     if os.path.exists(path):
-        _check_existing(remote, path)
+        actual = files.sha256(path)
+        if actual != remote.sha256:
+            raise errors.UserError(
+                f"{path}: exists with SHA-256 {actual}, expected "
+                f"{remote.sha256}; move it away to download it"
+            )
         return False
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    download = _Download(remote, path, patience)
-    download.run()
+    _Download(remote, path, retries).run()
     return True
 
 
-def _check_existing(remote, path):
-    found = sha256(path)
-    if found != remote.sha256:
-        raise errors.UserError(
-            f"{path} is there, but its SHA-256 is {found} and not "
-            f"{remote.sha256}; move it away to download it"
-        )
-
-
 class _Download:
-    """One file on its way."""
+    """The download of one file."""
 
-    def __init__(self, remote, path, patience):
+    def __init__(self, remote, path, retries):
         self._remote = remote
         self._path = path
-        self._patience = patience
+        self._retries = retries
         self._part = path + ".part"
-        self._state = path + ".part.tag"
+        self._tag_file = path + ".part.tag"
         self._opener = urllib.request.build_opener()
-        self._was_joined = False  # from the parts of several requests
+        self._is_joined = False  # from the parts of several requests
 
     def run(self):
-        """Downloads, checks and renames."""
-        self._complete()
-        found = sha256(self._part)
-        if found != self._remote.sha256 and self._was_joined:
-            # The parts may be of two versions of it: once more, whole.
+        """Downloads, verifies and renames."""
+        actual = self._complete()
+        if actual != self._remote.sha256 and self._is_joined:
+            # The parts may be of two versions: restart.
             self._discard()
-            self._complete()
-            found = sha256(self._part)
-        if found != self._remote.sha256:
+            actual = self._complete()
+        if actual != self._remote.sha256:
             self._discard()
             raise errors.UserError(
-                f"{self._remote.url}: the SHA-256 of what came is {found}; "
-                f"expected {self._remote.sha256}. The file was changed there, "
-                "or on its way: try another --url_base, or report it"
+                f"{self._remote.url}: SHA-256 {actual}, expected "
+                f"{self._remote.sha256}; the file was changed on the server "
+                "or on the way: try another --url_base, or report it"
             )
         os.replace(self._part, self._path)
         self._discard()
 
-    def _here(self):
-        """Bytes that came already."""
+    def _received(self):
+        """Bytes in the part file."""
         return os.path.getsize(self._part) if os.path.exists(self._part) else 0
 
     def _discard(self):
-        for path in (self._part, self._state):
+        for path in (self._part, self._tag_file):
             if os.path.exists(path):
                 os.remove(path)
 
     def _complete(self):
-        """Requests until every byte is here."""
-        failures, furthest = 0, self._here()
-        self._check_room()
+        """Sends requests until every byte is received; the SHA-256."""
+        failures, furthest = 0, self._received()
+        self._check_disk()
         with tqdm.tqdm(
             total=self._remote.size,
             initial=furthest,
@@ -160,167 +135,152 @@ class _Download:
             mininterval=0.5,
             desc=os.path.basename(self._path),
         ) as bar:
-            while self._here() != self._remote.size:
+            while self._received() != self._remote.size:
                 try:
                     self._request(bar)
-                    continue
-                except _Passing as failure:
-                    reason = failure
-                failures = 0 if self._here() > furthest else failures + 1
-                furthest = max(furthest, self._here())
-                if failures >= self._patience.attempts:
-                    raise errors.UserError(
-                        f"{self._remote.url}: {reason}; {self._here()} of "
-                        f"{self._remote.size} bytes came, {failures} attempts "
-                        "brought no more. Check the connection and give the "
-                        "same command again, which goes on from there; "
-                        "--url_base names a mirror"
-                    )
-                time.sleep(
-                    min(
-                        max(
-                            reason.wait,
-                            self._patience.wait * 2.0 ** max(failures - 1, 0),
-                        ),
-                        _LONGEST_WAIT_SECONDS,
-                    )
-                )
+                except _TemporaryError as failure:
+                    is_further = self._received() > furthest
+                    failures = 0 if is_further else failures + 1
+                    furthest = max(furthest, self._received())
+                    self._wait(failure, failures)
+        return files.sha256(self._part)
 
-    def _check_room(self):
-        needed = self._remote.size - self._here()
+    def _wait(self, failure, failures):
+        """Waits before the next request, or fails after the last one."""
+        if failures >= self._retries.attempts:
+            raise errors.UserError(
+                f"{self._remote.url}: {failure}; received {self._received()} "
+                f"of {self._remote.size} bytes, and nothing new in {failures} "
+                "attempts. Check the connection and run the same command "
+                "again to resume, or pass a mirror with --url_base"
+            ) from failure
+        wait = self._retries.wait * 2.0 ** max(failures - 1, 0)
+        time.sleep(min(max(failure.wait, wait), _LONGEST_WAIT_SECONDS))
+
+    def _check_disk(self):
+        needed = self._remote.size - self._received()
         free = shutil.disk_usage(os.path.dirname(self._path) or ".").free
         if needed > free:
             raise errors.UserError(
-                f"{self._path} needs {needed} bytes more, and {free} are free; "
-                "make room, or name another --output_dir"
+                f"{self._path}: needs {needed} bytes more, but {free} are "
+                "free; free some space, or pass another --output_dir"
             )
 
     def _request(self, bar):
-        """One request, and what comes of it.
+        """Sends one request and appends what it brings.
 
         Raises:
-          _Passing: it broke off, or is to be repeated.
-          errors.UserError: it is not worth repeating.
+          _TemporaryError: the request should be repeated.
+          errors.UserError: repeating it would not help.
         """
-        start, headers = self._here(), dict(_HEADERS)
+        start, headers = self._received(), dict(_HEADERS)
         if start:
             headers["Range"] = f"bytes={start}-"
-            if self._validator():
-                headers["If-Range"] = self._validator()
+            if self._tag():
+                headers["If-Range"] = self._tag()
         request = urllib.request.Request(self._remote.url, headers=headers)
         try:
-            response = self._opener.open(
-                request, timeout=self._patience.timeout
-            )
+            response = self._opener.open(request, timeout=self._retries.timeout)
         except urllib.error.HTTPError as error:
-            self._judge(error, start)
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
-                raise errors.UserError(
-                    f"{self._remote.url}: the server's certificate is not "
-                    f"valid here ({error.reason.verify_message}); a proxy's "
-                    "own must be known to Python (SSL_CERT_FILE)"
-                ) from error
-            raise _Passing(str(error.reason)) from error
+            raise self._http_error(error, start) from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Passing(str(error) or type(error).__name__) from error
+            raise self._connection_error(error) from error
         with response:
             self._receive(response, start, bar)
 
-    def _judge(self, error, start):
-        """Decides what an answer other than success means."""
-        if error.code == 416 and start:  # nothing beyond what is here
+    def _http_error(self, error, start):
+        """The exception for an answer other than success."""
+        if error.code == 416 and start:
             self._discard()
-            raise _Passing("the server has less than what came before")
-        if error.code in _PASSING:
-            raise _Passing(
+            return _TemporaryError("the server's file is shorter than the part")
+        if error.code in _TEMPORARY_CODES:
+            wait = error.headers.get("Retry-After") or ""
+            return _TemporaryError(
                 f"HTTP {error.code} {error.reason}",
-                _seconds(error.headers.get("Retry-After")),
+                float(wait) if wait.isdigit() else 0.0,  # it may be a date
             )
-        raise errors.UserError(
+        return errors.UserError(
             f"{self._remote.url}: HTTP {error.code} "
-            f"{' '.join(str(error.reason).split())}; the file is not to be had "
-            "there, --url_base names a mirror"
+            f"{' '.join(str(error.reason).split())}; pass a mirror with "
+            "--url_base"
         )
 
-    def _validator(self):
-        """The entity tag or date under which the part came, or ""."""
-        if not os.path.exists(self._state):
+    def _connection_error(self, error):
+        """The exception for a connection that failed."""
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return errors.UserError(
+                f"{self._remote.url}: the server's certificate is not valid "
+                f"here ({reason.verify_message}); make a proxy's certificate "
+                "known to Python (SSL_CERT_FILE)"
+            )
+        return _TemporaryError(str(reason) or type(reason).__name__)
+
+    def _tag(self):
+        """The entity tag or date of the part, or ""."""
+        if not os.path.exists(self._tag_file):
             return ""
-        with open(self._state, encoding="latin-1") as stream:
+        with open(self._tag_file, encoding="latin-1") as stream:
             return stream.read(1 << 10).strip()
 
     def _receive(self, response, start, bar):
-        """Appends what a response brings."""
+        """Appends the body of a response."""
         if response.status != 206:
-            start = 0  # the whole file comes
+            start = 0  # the server sends the entire file
         elif not _begins_at(response, start):
             self._discard()
-            raise _Passing("the server sent another part than asked for")
-        self._was_joined = self._was_joined or start > 0
-        self._check_length(response, start)
-        self._note(response)
+            raise _TemporaryError("the server sent another range")
+        self._is_joined = self._is_joined or start > 0
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and start + int(length) != self._remote.size:
+            self._reject(f"{start + int(length)}")
+        self._write_tag(response)
         bar.n = start
         bar.refresh()
         with open(self._part, "r+b" if start else "wb") as stream:
             stream.seek(start)
-            for chunk in _chunks(response):
+            for chunk in self._chunks(response):
                 start += len(chunk)
                 if start > self._remote.size:
-                    break
+                    self._reject("more")
                 stream.write(chunk)
                 bar.update(len(chunk))
-        if start > self._remote.size:
-            self._refuse(f"more than {self._remote.size} bytes")
         if start < self._remote.size:
-            raise _Passing("the connection ended early")
+            raise _TemporaryError("the connection ended early")
 
-    def _check_length(self, response, start):
-        length = response.headers.get("Content-Length", "")
-        if length.isdigit() and start + int(length) != self._remote.size:
-            self._refuse(f"{start + int(length)} bytes")
+    def _chunks(self, response):
+        while True:
+            try:
+                chunk = response.read(_CHUNK_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._connection_error(error) from error
+            if not chunk:
+                return
+            yield chunk
 
-    def _refuse(self, what):
+    def _reject(self, size):
         self._discard()
         raise errors.UserError(
-            f"{self._remote.url} has {what}, expected are {self._remote.size}; "
-            "it is another file, such as a proxy's login page: look at it in "
-            "a browser, or try another --url_base"
+            f"{self._remote.url}: expected {self._remote.size} bytes, got "
+            f"{size}; it is another file, such as a proxy's login page: open "
+            "it in a browser, or try another --url_base"
         )
 
-    def _note(self, response):
-        """Keeps what tells this version of the file from another."""
+    def _write_tag(self, response):
         tag = response.headers.get("ETag", "")
-        if tag.startswith("W/"):  # a weak one is no use here (RFC 9110, 13.1.5)
+        if tag.startswith("W/"):  # weak; RFC 9110, 13.1.5
             tag = ""
-        with open(self._state, "w", encoding="latin-1") as stream:
+        with open(self._tag_file, "w", encoding="latin-1") as stream:
             stream.write(tag or response.headers.get("Last-Modified", ""))
 
 
-def _chunks(response):
-    """The body in parts; what breaks it off is _Passing."""
-    while True:
-        try:
-            chunk = response.read(_CHUNK_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(str(error) or type(error).__name__) from error
-        if not chunk:
-            return
-        yield chunk
-
-
 def _begins_at(response, start):
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return found is not None and int(found.group(1)) == start
+    content_range = response.headers.get("Content-Range", "")
+    return content_range.startswith(f"bytes {start}-")
 
 
-def _seconds(text):
-    """Retry-After in seconds; 0 where it is a date or missing."""
-    return float(text) if text and text.isdigit() else 0.0
-
-
-def redirected(url, url_base):
-    """An address at a mirror.
+def redirected(url: str, url_base: str) -> str:
+    """The address of a file on a mirror.
 
     Args:
       url: `https://HOST/PATH`.
@@ -328,22 +288,20 @@ def redirected(url, url_base):
         address; or `HOST=BASE`, comma separated, for some hosts only.
 
     Raises:
-      errors.UserError: url_base is no such thing.
+      errors.UserError: url_base is neither.
 
     Example: redirected("https://a.org/b/c", "a.org=http://m.org/x") ==
       "http://m.org/x/b/c"
     """
     parsed = urllib.parse.urlsplit(url)
-    for part in filter(None, (p.strip() for p in url_base.split(","))):
-        host, base = (
-            ("", part)
-            if "://" in part.split("=")[0]
-            else (part.partition("=")[::2])
-        )
+    for mirror in filter(None, map(str.strip, url_base.split(","))):
+        host, _, base = mirror.partition("=")
+        if "://" in host:
+            host, base = "", mirror
         target = urllib.parse.urlsplit(base)
         if target.scheme not in ("http", "https") or not target.netloc:
             raise errors.UserError(
-                f"--url_base is {part!r}; expected an address such as "
+                f"--url_base is {mirror!r}; expected an address such as "
                 "https://mirror.example/files, or HOST=ADDRESS for one host"
             )
         if host in ("", parsed.netloc):

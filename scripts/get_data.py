@@ -6,10 +6,10 @@
     python scripts/get_data.py squad_v1.1 squad_v2.0 --output_dir=data
     python scripts/get_data.py roberta_base glue --url_base=https://mirror/x
 
-What broke off goes on with the same command. --url_base=ADDRESS puts a mirror
-in the place of every host, --url_base=HOST=ADDRESS,... of some; proxies are
-those of the usual variables (https_proxy). --timeout and --attempts say how
-long a server is waited for.
+The same command resumes an interrupted download. --url_base=ADDRESS replaces
+every host by a mirror, --url_base=HOST=ADDRESS,... some hosts; proxies are
+those of the usual variables (https_proxy). --timeout and --attempts limit how
+long the script waits for a server.
 """
 
 import dataclasses
@@ -22,14 +22,11 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from absl import flags  # noqa: E402
+from absl import flags
 
-import archives  # noqa: E402
-import downloads  # noqa: E402
-from common import (
-    command_line,  # noqa: E402
-    errors,  # noqa: E402
-)
+import archives
+import downloads
+from common import command_line, errors, files
 
 FLAGS = flags.FLAGS
 
@@ -39,9 +36,9 @@ class DataConfig:
     """Flags of this script."""
 
     list: bool = command_line.flag(
-        False, "Print what there is, with size, licence and home."
+        False, "Print the items with size, licence and home page."
     )
-    output_dir: str = command_line.flag("data", "Where everything goes.")
+    output_dir: str = command_line.flag("data", "Directory of the downloads.")
     url_base: str = command_line.flag(
         "",
         "A mirror: an address that replaces https://HOST, or "
@@ -49,34 +46,28 @@ class DataConfig:
     )
     timeout: float = command_line.flag(
         60.0,
-        "Seconds without a byte after which a connection is given up.",
+        "Seconds without a byte after which a connection is closed.",
         lower=0.1,
     )
     attempts: int = command_line.flag(
-        5, "Requests in a row that may bring nothing new.", lower=1
+        5, "Requests in a row that may bring no new bytes.", lower=1
     )
 
 
 class Item(typing.NamedTuple):
-    """Something to download.
+    """Something to download."""
 
-    Attributes:
-      folder: where in --output_dir it goes.
-      files: {name: downloads.Remote}.
-      licence: under what terms, as its home states them.
-      home: the page to read about it.
-      finish: function (directory of the files, directory to make) for files
-        that are not wanted as they come, or None.
-    """
-
-    folder: str
-    files: dict
-    licence: str
-    home: str
-    finish: typing.Optional[typing.Callable] = None
+    folder: str  # below --output_dir
+    files: typing.Dict[str, downloads.Remote]  # by name
+    licence: str  # as the home page states it
+    home: str  # the page that describes it
+    # Makes the second argument, a directory, of the files in the first one;
+    # None where the files are used as they are.
+    finish: typing.Optional[typing.Callable[[str, str], None]] = None
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """Bytes to download."""
         return sum(remote.size for remote in self.files.values())
 
 
@@ -91,24 +82,28 @@ _SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 _HUB = "https://huggingface.co/FacebookAI/"
 
 
-def _squad(version, train, dev):
-    files = {
-        name: downloads.Remote(_SQUAD + name, *facts)
-        for name, facts in (
-            (f"train-v{version}.json", train),
-            (f"dev-v{version}.json", dev),
-        )
+def _remotes(base, contents):
+    """{name: Remote} of {name: (size, SHA-256)} below an address."""
+    return {
+        name: downloads.Remote(base + name, *content)
+        for name, content in contents.items()
     }
+
+
+def _squad(version, train, dev):
     return Item(
         "squad",
-        files,
+        _remotes(
+            _SQUAD,
+            {f"train-v{version}.json": train, f"dev-v{version}.json": dev},
+        ),
         "CC BY-SA 4.0",
         "https://rajpurkar.github.io/SQuAD-explorer/",
     )
 
 
 def _unpack(folder):
-    """The `finish` of an item that is one archive with one top folder."""
+    """The `finish` of an archive with one top folder."""
 
     def finish(source, target):
         (archive,) = os.listdir(source)
@@ -120,7 +115,7 @@ def _unpack(folder):
 def _glue(folder, archive, size, sha256, licence, home=_TASKS_PAGE):
     return Item(
         "glue/" + folder,
-        {archive: downloads.Remote(_GLUE + archive, size, sha256)},
+        _remotes(_GLUE, {archive: (size, sha256)}),
         licence,
         home,
         _unpack(folder),
@@ -129,8 +124,7 @@ def _glue(folder, archive, size, sha256, licence, home=_TASKS_PAGE):
 
 def _model(name, revision, config, weights):
     """A model of the Hub at a fixed commit."""
-    base = f"{_HUB}{name}/resolve/{revision}/"
-    files = {
+    contents = {
         "config.json": config,
         "vocab.json": (
             898823,
@@ -144,17 +138,14 @@ def _model(name, revision, config, weights):
     }
     return Item(
         name.replace("-", "_"),
-        {
-            file: downloads.Remote(base + file, *facts)
-            for file, facts in files.items()
-        },
+        _remotes(f"{_HUB}{name}/resolve/{revision}/", contents),
         "MIT",
         _HUB + name,
     )
 
 
 def _make_mrpc(source, target):
-    """train.tsv, dev.tsv and test.tsv in GLUE's layout.
+    """Writes train.tsv, dev.tsv and test.tsv in GLUE's layout.
 
     The corpus comes in two files; GLUE's dev set is a part of its train file,
     given by pairs of ids.
@@ -177,15 +168,13 @@ def _make_mrpc(source, target):
         "test.tsv": [["index"] + test_header[1:]]
         + [[str(index)] + row[1:] for index, row in enumerate(test_rows)],
     }
-    temporary = target + ".incomplete"
-    shutil.rmtree(temporary, ignore_errors=True)
-    os.makedirs(temporary)
-    for name, table in tables.items():
-        with open(
-            os.path.join(temporary, name), "w", encoding="utf-8", newline="\n"
-        ) as stream:
-            stream.writelines("\t".join(row) + "\n" for row in table)
-    os.rename(temporary, target)
+    with archives.scratch_directory(target) as directory:
+        for name, table in tables.items():
+            files.write_text(
+                os.path.join(directory, name),
+                "".join("\t".join(row) + "\n" for row in table),
+            )
+        os.rename(directory, target)
 
 
 _TASKS = {
@@ -211,20 +200,20 @@ _TASKS = {
             "mrpc_dev_ids.tsv": downloads.Remote(
                 _GLUE + "mrpc_dev_ids.tsv",
                 6222,
-                "971d7767d81b997fd9060ade0ec23c"
-                "4fc31cbb226a55d1bd4a1bac474eb81dc7",
+                "971d7767d81b997fd9060ade0ec23c4f"
+                "c31cbb226a55d1bd4a1bac474eb81dc7",
             ),
             "msr_paraphrase_train.txt": downloads.Remote(
                 _SENTEVAL + "msr_paraphrase_train.txt",
                 1047044,
-                "60a9b09084528f"
-                "0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
+                "60a9b09084528f0673eedee2b69cb941"
+                "920f0b8cd0eeccefc464a98768457f89",
             ),
             "msr_paraphrase_test.txt": downloads.Remote(
                 _SENTEVAL + "msr_paraphrase_test.txt",
                 441275,
-                "a04e271090879aa"
-                "ba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
+                "a04e271090879aaba6423d65b94950c0"
+                "89298587d9c084bf9cd7439bd785f784",
             ),
         },
         "Microsoft Research's, see its home",
@@ -283,136 +272,116 @@ _TASKS = {
             "AX.tsv": downloads.Remote(
                 _GLUE + "AX.tsv",
                 222257,
-                "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd",
+                "0e13510b1bb14436ff7e2ee82338f0ef"
+                "b0133ecf2e73507a697dc210db3f05fd",
             )
         },
         "none stated",
         "https://gluebenchmark.com/diagnostics",
     ),
 }
-ITEMS = dict(
-    {
-        "squad_v1.1": _squad(
-            "1.1",
-            (
-                30288272,
-                "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
-            ),
-            (
-                4854279,
-                "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
-            ),
+ITEMS = {
+    "squad_v1.1": _squad(
+        "1.1",
+        (
+            30288272,
+            "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
         ),
-        "squad_v2.0": _squad(
-            "2.0",
-            (
-                42123633,
-                "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
-            ),
-            (
-                4370528,
-                "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
-            ),
+        (
+            4854279,
+            "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
         ),
-    },
+    ),
+    "squad_v2.0": _squad(
+        "2.0",
+        (
+            42123633,
+            "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+        ),
+        (
+            4370528,
+            "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+        ),
+    ),
     **_TASKS,
-)
-ITEMS.update(
-    {
-        "race": Item(
-            "RACE",
-            {
-                "RACE.tar.gz": downloads.Remote(
-                    "https://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
-                    25443609,
-                    "b2769cc9fdc5c546a693300eb9a966cec6870bd349fbc44ed5225f8ad33006e5",
-                )
-            },
-            "non-commercial research only",
-            "https://www.cs.cmu.edu/~glai1/data/race/",
-            _unpack("RACE"),
+    "race": Item(
+        "RACE",
+        {
+            "RACE.tar.gz": downloads.Remote(
+                "https://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
+                25443609,
+                "b2769cc9fdc5c546a693300eb9a966ce"
+                "c6870bd349fbc44ed5225f8ad33006e5",
+            )
+        },
+        "non-commercial research only",
+        "https://www.cs.cmu.edu/~glai1/data/race/",
+        _unpack("RACE"),
+    ),
+    # The Hub shows the weights' checksums; public projects record the
+    # others for these commits.
+    "roberta_base": _model(
+        "roberta-base",
+        "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+        (
+            481,
+            "ef0185e2aae6e06c5f105a285006952c340e20c7dbf43c86ec82601b13fc45e9",
         ),
-        # The Hub shows the weights' checksums beside them; the others are those
-        # that public projects record of these commits.
-        "roberta_base": _model(
-            "roberta-base",
-            "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
-            (
-                481,
-                "ef0185e2aae6e06c5f105a285006952c"
-                "340e20c7dbf43c86ec82601b13fc45e9",
-            ),
-            (
-                498818054,
-                "5bde1d28afb363d0103324efeb5afc8b"
-                "2b397fe5e04beabb9b1ef355255ade81",
-            ),
+        (
+            498818054,
+            "5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
         ),
-        "roberta_large": _model(
-            "roberta-large",
-            "722cf37b1afa9454edce342e7895e588b6ff1d59",
-            (
-                482,
-                "82ba49810e6441735e696033ac2512ee"
-                "09da555507b2917ac3865b202d592cc3",
-            ),
-            (
-                1421700479,
-                "047c85f0b96269cd62e6f732644f0670"
-                "04eebd95af5b5d35965ae2528f13bf38",
-            ),
+    ),
+    "roberta_large": _model(
+        "roberta-large",
+        "722cf37b1afa9454edce342e7895e588b6ff1d59",
+        (
+            482,
+            "82ba49810e6441735e696033ac2512ee09da555507b2917ac3865b202d592cc3",
         ),
-    }
-)
+        (
+            1421700479,
+            "047c85f0b96269cd62e6f732644f067004eebd95af5b5d35965ae2528f13bf38",
+        ),
+    ),
+}
 GROUPS = {"squad": ["squad_v1.1", "squad_v2.0"], "glue": list(_TASKS)}
-# What people ask for and nobody may give away.
+# Data sets that may not be redistributed.
 ELSEWHERE = {
     "conll2003": "its text is of the Reuters Corpus, which NIST gives to "
     "those who sign its agreement "
     "(https://trec.nist.gov/data/reuters/reuters.html); "
     "the annotations, and how to join both, are at "
     "https://www.clips.uantwerpen.be/conll2003/ner/",
-    "bookcorpus": "it has no public home any more; any text of yours does, a "
-    "sentence or paragraph a line",
+    "bookcorpus": "it has no public home any more; use any text with a "
+    "sentence or paragraph per line",
 }
 
 
-def readable(size):
+def readable(size: int) -> str:
     """`30.3 MB`, `29.0 kB`."""
     if size < 1e6:
         return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:.1f} MB"
 
 
-def print_list():
-    """What there is: name, size, place, licence, home."""
-    row = "%-14s %11s  %-14s %s"
-    print(row % ("ITEM", "DOWNLOAD", "DIRECTORY", "LICENCE; HOME"))
+def print_list() -> None:
+    """Prints every item and group: name, size, directory, licence, home."""
+    rows = [("ITEM", "DOWNLOAD", "DIRECTORY", "LICENCE; HOME")]
     for name, item in ITEMS.items():
-        print(
-            row
-            % (
-                name,
-                readable(item.size),
-                item.folder,
-                f"{item.licence}; {item.home}",
-            )
-        )
+        about = f"{item.licence}; {item.home}"
+        rows.append((name, readable(item.size), item.folder, about))
     for name, members in GROUPS.items():
-        print(
-            row
-            % (
-                name,
-                readable(sum(ITEMS[m].size for m in members)),
-                name,
-                "all of: " + ", ".join(members),
-            )
-        )
+        size = sum(ITEMS[member].size for member in members)
+        about = "all of: " + ", ".join(members)
+        rows.append((name, readable(size), name, about))
+    for name, size, folder, about in rows:
+        print(f"{name:<14} {size:>11}  {folder:<14} {about}")
     for name, reason in ELSEWHERE.items():
-        print(f"{name!s:<14} cannot be downloaded from here: {reason}")
+        print(f"{name:<14} cannot be downloaded: {reason}")
 
 
-def chosen(names):
+def chosen(names: typing.List[str]) -> typing.List[str]:
     """The items of some names, groups resolved.
 
     Raises:
@@ -420,30 +389,35 @@ def chosen(names):
     """
     if not names:
         raise errors.UserError(
-            "nothing is asked for; name items such as "
-            "squad_v1.1 roberta_base (--list lists them)"
+            "no items given; name some, such as squad_v1.1 roberta_base "
+            "(--list shows all)"
         )
-    found = []
+    items = []
     for name in names:
         name = name.lower().replace("roberta-", "roberta_")
         if name in ELSEWHERE:
             raise errors.UserError(
-                f"{name} is not to be had here: {ELSEWHERE[name]}"
+                f"{name}: cannot be downloaded; {ELSEWHERE[name]}"
             )
         if name not in ITEMS and name not in GROUPS:
             raise errors.UserError(
                 f"{name} is not known; expected one of "
-                f"{', '.join(sorted(list(ITEMS) + list(GROUPS)))}"
+                f"{', '.join(sorted([*ITEMS, *GROUPS]))}"
             )
-        found += [n for n in GROUPS.get(name, [name]) if n not in found]
-    return found
+        items += GROUPS.get(name, [name])
+    return list(dict.fromkeys(items))
 
 
-def get(item, output_dir, url_base="", patience=downloads.Patience()):
+def get(
+    item: Item,
+    output_dir: str,
+    url_base: str = "",
+    retries: downloads.Retries = downloads.RETRIES,
+) -> typing.Optional[str]:
     """Downloads one item.
 
     Returns:
-      The directory, or None where it was there already.
+      The directory, or None where it was complete before.
     """
     target = os.path.join(output_dir, *item.folder.split("/"))
     if item.finish is not None and os.path.isdir(target):
@@ -452,7 +426,7 @@ def get(item, output_dir, url_base="", patience=downloads.Patience()):
     is_new = False
     for name, remote in item.files.items():
         remote = remote._replace(url=downloads.redirected(remote.url, url_base))
-        is_new |= downloads.fetch(remote, os.path.join(folder, name), patience)
+        is_new |= downloads.fetch(remote, os.path.join(folder, name), retries)
     if item.finish is None:
         return target if is_new else None
     item.finish(folder, target)
@@ -460,22 +434,28 @@ def get(item, output_dir, url_base="", patience=downloads.Patience()):
     return target
 
 
-def main(arguments):
+def main(arguments: typing.List[str]) -> None:
+    """Downloads the items that the arguments name."""
     config = command_line.build(DataConfig, FLAGS)
     if config.list:
         print_list()
         return
-    patience = downloads.Patience(config.timeout, config.attempts)
+    retries = downloads.Retries(config.timeout, config.attempts)
     try:
         for name in chosen(arguments[1:]):
-            made = get(
-                ITEMS[name], config.output_dir, config.url_base, patience
+            directory = get(
+                ITEMS[name], config.output_dir, config.url_base, retries
             )
-            print(f"{name}: {made or 'is there already'}", flush=True)
+            print(f"{name}: {directory or 'already downloaded'}", flush=True)
     except KeyboardInterrupt:
-        command_line.fail("interrupted; the same command goes on from here")
+        command_line.fail("interrupted; run the same command again to resume")
+
+
+def define_flags() -> None:
+    """Declares the flags of this script."""
+    command_line.define(DataConfig)
 
 
 if __name__ == "__main__":
-    command_line.define(DataConfig)
+    define_flags()
     command_line.run(main, takes_arguments=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the scripts that draw get matplotlib from; it is optional."""
+"""Loads matplotlib, which is optional, and saves figures."""
 
-import os
+import typing
 
-from common import errors
+from common import errors, files
 
-# One a run or a kind, told apart by most colour-blind readers too.
+# One per run or kind, distinct for most colour-blind readers too.
 # Source: Okabe & Ito 2008, "Color Universal Design".
 COLOURS = (
     "#0072b2",
@@ -18,8 +18,8 @@ COLOURS = (
 )
 
 
-def load_pyplot(user):
-    """matplotlib.pyplot, drawing into files.
+def load_pyplot(user: str) -> typing.Any:
+    """The module matplotlib.pyplot, which draws into files.
 
     Args:
       user: the script or flag that needs it, for the message.
@@ -39,12 +39,7 @@ def load_pyplot(user):
     return matplotlib.pyplot
 
 
-def save(figure, path, dpi=120):
+def save(figure: typing.Any, path: str, dpi: int = 120) -> None:
     """Writes a figure as PNG; the file appears when it is complete."""
-    draft = str(path) + ".incomplete"
-    try:
-        figure.savefig(draft, format="png", dpi=dpi)
-        os.replace(draft, str(path))
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
+    with files.new_file(str(path)) as stream:
+        figure.savefig(stream, format="png", dpi=dpi)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server on this machine that fails in the ways that servers do."""
+"""A web server on this machine that fails in the ways of real servers."""
 
 import contextlib
 import http.server
@@ -77,17 +77,17 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
     Args:
       data: bytes.
       tag: its ETag, or None.
-      at_most: bytes after which each connection breaks off, or None.
-      has_ranges: whether Range is understood.
+      at_most: bytes after which each connection ends, or None.
+      has_ranges: whether the server supports Range.
       **headers: further headers.
     """
 
     def page(handler):
         start, code, more = 0, 200, dict(headers, ETag=tag)
-        found = re.match(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        same = handler.headers.get("If-Range") in (None, tag)
-        if has_ranges and found and same:
-            start, code = int(found.group(1)), 206
+        bounds = re.match(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        is_same = handler.headers.get("If-Range") in (None, tag)
+        if has_ranges and bounds and is_same:
+            start, code = int(bounds.group(1)), 206
             if start >= len(data):
                 return answer(handler, 416, b"")
             more["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -98,7 +98,7 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
 
 
 def in_turn(*pages):
-    """A page that is each of some in turn, then for ever the last."""
+    """A page that is each of `pages` once, then always the last one."""
     left = list(pages)
 
     def page(handler):
