@@ -1,14 +1,26 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sets up and runs the main job on the bundled data: text to records,
-# pre-training, SQuAD v1.1 and v2.0, both evaluations, and baselines that show
-# what the training is worth. About eight minutes on two cores.
+# Sets up and runs the complete pipeline on the bundled data: text to records,
+# pre-training, SQuAD v1.1 and v2.0, both evaluations, and baselines without
+# (pre-)training. About eight minutes on two cores.
 #
 #   bash scripts/demo.sh
 #
-# OUT_DIR is where everything goes; what is finished there is not done again.
+# OUT_DIR is the directory of all outputs, output/demo by default; a stage that
+# is finished there is not repeated. PYTHON and VENV_DIR are those of
+# scripts/setup.sh.
 set -euo pipefail
+
+fail() { echo "demo.sh: error: $*" >&2; exit 1; }
+
+case ${1:-} in
+  "") ;;
+  -h | --help)
+    sed -n '4,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "$0"
+    exit 0 ;;
+  *) fail "unknown argument '$1'; bash scripts/demo.sh --help shows the usage" ;;
+esac
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT_DIR=${OUT_DIR:-$REPOSITORY/output/demo}
@@ -22,7 +34,7 @@ cd "$REPOSITORY"
 mkdir -p "$OUT_DIR"
 PYTHON=$VENV_DIR/bin/python
 
-# Runs a command: what it says goes to a file, its steps to the screen too.
+# Runs a command: its log goes to a file, its steps to the screen too.
 stage() {
   local title=$1 log=$OUT_DIR/$2.log started=$SECONDS
   shift 2
@@ -30,8 +42,7 @@ stage() {
   if ! "$@" 2>&1 | tee "$log" | { grep --line-buffered -oE \
       '(step=|global_step=|documents=).*' || true; }; then
     tail -n 5 "$log" >&2
-    echo "demo.sh: error: '$title' failed; the whole log is $log" >&2
-    exit 1
+    fail "'$title' failed; the log is $log"
   fi
   echo "    $((SECONDS - started)) s"
 }
@@ -63,8 +74,7 @@ score() {
       "$predictions" | "$PYTHON" -c '
 import json, sys
 scores = json.load(sys.stdin)
-print(" ".join([sys.argv[1]] + ["%s=%.2f" % (key, scores[key])
-                                for key in sys.argv[2:]]))' "$label" "$@"
+print(sys.argv[1], *(f"{key}={scores[key]:.2f}" for key in sys.argv[2:]))' "$label" "$@"
 }
 
 records demo/text.txt train
@@ -84,7 +94,7 @@ fine_tune "SQuAD v1.1" squad_v1.1 1.1 --num_train_epochs=6 \
 fine_tune "SQuAD v2.0" squad_v2.0 2.0 --num_train_epochs=5 \
     --init_checkpoint="$PRETRAINED" --version_2_with_negative=True
 
-# The best constant answer to v2.0: none.
+# The best constant prediction for v2.0: no answer.
 "$PYTHON" -c '
 import json, sys
 with open(sys.argv[1]) as predictions:

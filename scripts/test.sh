@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sets up, then runs the tests; arguments go to pytest, whose exit code it has.
+# Sets up, then runs the tests. Arguments are passed to pytest, whose exit code
+# is returned; `-h` lists pytest's own options.
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh -k tokenization
 #   PYTHON=3.11 VENV_DIR=.venv-3.11 bash scripts/test.sh
 #
-# PYTHON and VENV_DIR mean what they mean in scripts/setup.sh.
+# PYTHON and VENV_DIR are those of scripts/setup.sh. TEST_DATA is a directory
+# with optional reference data; CONTRIBUTING.md says which.
 set -euo pipefail
+
+if [[ ${1:-} == --help ]]; then
+  sed -n '4,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "$0"
+  exit 0
+fi
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
@@ -18,6 +25,6 @@ export VENV_DIR
 bash "$REPOSITORY/scripts/setup.sh" --test
 
 cd "$REPOSITORY"
-# TensorFlow's remarks on the processor would stand between the results.
+# TensorFlow's messages about the processor would clutter the results.
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 exec "$VENV_DIR/bin/python" -m pytest "$@"

@@ -8,7 +8,6 @@ its line, or in a comment line above it in the fence.
 
 import collections
 import glob
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ import sys
 
 import pytest
 
+from helpers import flag_parsing
 from helpers.paths import REPOSITORY
 
 READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
@@ -269,61 +269,9 @@ def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
 
 # --- Flags ------------------------------------------------------------------
 
-# Gets {script: [arguments, ...]} on standard input; parses and checks each as
-# the script would. Prints {"flags": names, "errors": messages,
-# "defaults": {script: {flag: value}}}.
-_PARSE = """
-import json, runpy, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/scripts"]
-from absl import flags
-from absl.testing import flagsaver
-from common import command_line, errors
-define, configs = command_line.define, []
-def record(config, **defaults):
-    define(config, **defaults)
-    configs.append(config)
-command_line.define = record
-command_line.run = lambda main, takes_arguments=False: None
-FLAGS = flags.FLAGS
-before, names, wrong, defaults = set(FLAGS), set(FLAGS), [], {}
-for script, calls in sorted(json.load(sys.stdin).items()):
-    configs[:] = []
-    runpy.run_path(sys.argv[1] + "/" + script, run_name="__main__")
-    for arguments in calls:
-        with flagsaver.flagsaver():
-            try:
-                rest = FLAGS([script] + arguments)
-                for config in configs:
-                    command_line.build(config, FLAGS)
-                wrong += [[script, word] for word in rest[1:]]
-            except (flags.Error, errors.UserError) as error:
-                wrong.append([script, str(error)])
-    names |= set(FLAGS)
-    defaults[script] = {name: FLAGS[name].default for name in
-                        set(FLAGS) - before}
-    for name in set(FLAGS) - before:
-        delattr(FLAGS, name)
-print(json.dumps({"flags": sorted(names), "errors": wrong,
-                  "defaults": defaults}))
-"""
-
-
-def parse(lists):
-    """What _PARSE says of {script: [arguments, ...]}."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _PARSE, str(REPOSITORY)],
-        cwd=str(REPOSITORY),
-        input=json.dumps(lists),
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 def lists_of_flags():
-    """{script: [arguments, ...]} of all pages, launchers' flags included."""
+    """{script: [arguments, ...]} of all pages, including those of launchers."""
     lists = {script: [] for script in SCRIPTS}
     for path in PAGES:
         for script, arguments in calls(path):
@@ -348,7 +296,7 @@ def lists_of_flags():
 
 @pytest.fixture(scope="module")
 def parsed():
-    return parse(lists_of_flags())
+    return flag_parsing.parse(lists_of_flags())
 
 
 def test_scripts_take_the_flags_they_are_given(parsed):
@@ -388,8 +336,9 @@ def test_other_scripts_take_the_flags_they_are_given(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
 def test_every_flag_in_the_text_is_defined(path, parsed):
-    # `--flag=` stands for any; two are absl's own.
-    known = set(parsed["flags"]) | {"flag", "flagfile", "helpfull"}
+    # `--flag=` is any flag; absl and command_line.run declare the others.
+    known = {"flag", "flagfile", "help", "helpfull", "version"}
+    known = known.union(*parsed["defaults"].values())
     for script in REPOSITORY.glob("scripts/*.*"):
         known |= flags_in_source(script)
     named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", prose(path)))
@@ -415,19 +364,33 @@ def default_tables(path):
 
 
 def is_default(text, value):
-    """Whether a page's word for a default is right.
+    """Whether a page's text for a default is right.
 
-    Words, such as "all cores", stand for a flag that is empty or 0. What None
-    becomes only the script knows.
+    A number, True, False or `code` must be the value; words, such as "all
+    cores", describe what becomes of None or an empty text.
     """
-    if value is None:
-        return True
-    text = text.strip("`").replace("\N{MINUS SIGN}", "-")
-    if text in ("True", "False"):
-        return value is (text == "True")
-    if re.fullmatch(r"-?[\d,]+(\.\d+)?(e-?\d+)?", text):
-        return float(value) == float(text.replace(",", ""))
-    return value == text or not value
+    code = text.strip("`")
+    number = code.replace("\N{MINUS SIGN}", "-").replace(",", "")
+    if code in ("True", "False"):
+        return value is (code == "True")
+    if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", number):
+        return type(value) in (int, float) and value == float(number)
+    if text.startswith("`") and text.endswith("`") and text.count("`") == 2:
+        return value == code
+    return value == text or value in (None, "")
+
+
+def computed_defaults():
+    """{(page, flag): what the code takes where the flag is None}."""
+    from inference import exporting, predictor
+    from pretraining_data import record_builder
+
+    return {
+        ("data.md", "dupe_factor"): record_builder.DUPE_FACTOR,
+        ("export.md", "tolerance"): exporting.TOLERANCE,
+        ("serving.md", "max_seq_length"): predictor._ANSWER_LENGTH,
+        ("serving.md", "doc_stride"): predictor._STRIDE,
+    }
 
 
 DEFAULTS = {
@@ -450,6 +413,10 @@ DEFAULTS = {
 )
 def test_defaults_are_those_of_the_script(path, parsed):
     defaults = parsed["defaults"][DEFAULTS[path.name]]
+    for (page, flag), value in computed_defaults().items():
+        if page == path.name:
+            assert defaults[flag] is None
+            defaults = dict(defaults, **{flag: value})
     rows = default_tables(path)
     assert len(rows) > 3
     assert [
@@ -459,12 +426,25 @@ def test_defaults_are_those_of_the_script(path, parsed):
     ] == []
 
 
-def test_a_wrong_default_is_noticed():
-    assert is_default("1e-5", 1e-5) and not is_default("1e-5", 2e-5)
-    assert is_default("`auto`", "auto") and not is_default("`auto`", "cpu")
-    assert is_default("False", False) and not is_default("False", True)
-    assert is_default("all cores", 0) and not is_default("all cores", 2)
-    assert is_default("100,000", 100000)
+@pytest.mark.parametrize(
+    "text, value, other",
+    [
+        ("1e-5", 1e-5, 2e-5),
+        ("100,000", 100000, 100),
+        ("384", 384, None),
+        ("0", 0, False),
+        ("`auto`", "auto", "cpu"),
+        ("`auto`", "auto", ""),
+        ("`auto`", "auto", None),
+        ("False", False, True),
+        ("False", False, None),
+        ("all cores", None, 2),
+        ("all cores", "", 0),
+        ("none", "", False),
+    ],
+)
+def test_a_wrong_default_is_noticed(text, value, other):
+    assert is_default(text, value) and not is_default(text, other)
 
 
 def test_the_index_names_every_page():

@@ -11,12 +11,12 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 import time
 
 import pytest
 
 import configuration
+from helpers import flag_parsing
 from helpers.paths import REPOSITORY
 
 SHELL_FILES = sorted(REPOSITORY.glob("scripts/*.sh")) + [
@@ -63,6 +63,18 @@ def test_no_path_of_one_machine(path):
     assert not re.search(
         r"(^|[\s=:\"'])/(home|root|Users|data)\b", path.read_text()
     )
+
+
+@pytest.mark.parametrize("name", ["demo", "lint", "setup", "test"])
+def test_help_shows_the_usage(name):
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / "scripts" / f"{name}.sh"), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"bash scripts/{name}.sh" in done.stdout
 
 
 # --- Launchers --------------------------------------------------------------
@@ -145,30 +157,6 @@ def test_squad_launcher_has_the_recipe_of_the_flag_file(version, tmp_path):
 
 # --- Flag files and model configs -------------------------------------------
 
-# Reads lists of flags from standard input, and parses and checks each as the
-# script would.
-_PARSE = """
-import json, runpy, sys
-from absl import flags
-from absl.testing import flagsaver
-from common import command_line
-command_line.run = lambda main: None
-define, configs = command_line.define, []
-def record(config, **defaults):
-    define(config, **defaults)
-    configs.append(config)
-command_line.define = record
-runpy.run_path(sys.argv[1], run_name="__main__")
-flags.FLAGS(["script"])
-for arguments in json.load(sys.stdin):
-    with flagsaver.flagsaver():
-        rest = flags.FLAGS(["script", "--output_dir=output"] + arguments)
-        assert len(rest) == 1, rest
-        for config in configs:
-            command_line.build(config, flags.FLAGS)
-"""
-
-
 # script: (how its recipes' names begin, how many lists of flags there are)
 RECIPES = {
     "run_pretraining.py": ("pretrain", 4),
@@ -199,17 +187,8 @@ def test_script_takes_the_flags_of_launchers_and_flag_files(script, tmp_path):
         if path.name.startswith(task)
     ]
     assert len(lists) == count
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _PARSE, script],
-        cwd=str(REPOSITORY),
-        input=json.dumps(lists),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(
-            os.environ, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH=str(REPOSITORY)
-        ),
-    )
-    assert result.returncode == 0, result.stderr
+    lists = [["--output_dir=output", *arguments] for arguments in lists]
+    assert flag_parsing.parse({script: lists})["errors"] == []
 
 
 # Training examples; fairseq's rate, batch, updates and warm-up updates.
