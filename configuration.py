@@ -4,11 +4,12 @@
 import dataclasses
 import typing
 
+from absl import logging
+
 from common import errors, files
 
-# Lists of all variables are made of a config before it is compared with data.
+# More would exhaust the memory with lists of variable names.
 _MAX_LAYERS = 1000
-
 
 _REQUIRED_KEYS = (
     "vocab_size",
@@ -19,8 +20,8 @@ _REQUIRED_KEYS = (
     "max_position_embeddings",
 )
 
-# Keys of config.json that may have one value only: another one would be a
-# model this file does not implement.
+# Keys of config.json with one valid value: any other would be a model that
+# is not implemented.
 _FIXED_KEYS = {
     "model_type": "roberta",
     "hidden_act": "gelu",
@@ -31,9 +32,8 @@ _FIXED_KEYS = {
     "chunk_size_feed_forward": 0,
 }
 
-
-# Keys that change nothing here.
-_PASSED_OVER_KEYS = frozenset(
+# Keys without an effect on the model.
+_IGNORED_KEYS = frozenset(
     (
         "architectures",
         "bos_token_id",
@@ -79,70 +79,41 @@ class RobertaConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 1
-    # Keys of the file that were neither read nor known to change nothing.
-    unknown_keys: typing.Tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            self._check_number(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                _check_number(field.name, value, field.type is int)
         if self.hidden_size % self.num_attention_heads:
             raise errors.UserError(
-                f"hidden_size is {self.hidden_size}, which is no multiple of "
-                f"num_attention_heads {self.num_attention_heads}; change one "
-                "of them"
+                f"hidden_size is {self.hidden_size}, which is not a multiple "
+                f"of num_attention_heads {self.num_attention_heads}; change "
+                "one of them"
             )
         if self.pad_token_id >= self.vocab_size:
             raise errors.UserError(
                 f"pad_token_id is {self.pad_token_id}, but vocab_size is "
-                f"{self.vocab_size}; the id must lie below it"
+                f"{self.vocab_size}; expected an id below vocab_size"
             )
         if self.max_sequence_length < 3:
             raise errors.UserError(
-                f"max_position_embeddings is {self.max_position_embeddings}: "
-                "it must be at least pad_token_id + 4 = "
-                f"{self.pad_token_id + 4} (512 tokens need 514)"
-            )
-
-    @staticmethod
-    def _check_number(field, value):
-        if field.name == "unknown_keys" or (
-            value is None and field.name == "classifier_dropout"
-        ):
-            return
-        whole = field.type is int
-        if isinstance(value, bool) or not isinstance(
-            value, int if whole else (int, float)
-        ):
-            raise errors.UserError(
-                f"{field.name} is {value!r}; expected a "
-                f"{('whole ' if whole else '')}number"
-            )
-        if "dropout" in field.name:
-            valid, wanted = 0 <= value < 1, "at least 0 and below 1"
-        elif field.name == "pad_token_id":
-            valid, wanted = value >= 0, "at least 0"
-        elif field.name == "num_hidden_layers":
-            valid = 0 < value <= _MAX_LAYERS
-            wanted = f"from 1 to {_MAX_LAYERS}"
-        else:
-            valid = 0 < value < 2**31
-            wanted = "above 0 and below 2**31"
-        if not valid:
-            raise errors.UserError(
-                f"{field.name} is {value!r}; it must be {wanted}"
+                f"max_position_embeddings is {self.max_position_embeddings}; "
+                f"expected at least pad_token_id + 4 = {self.pad_token_id + 4} "
+                "(512 tokens need 514)"
             )
 
     @property
-    def max_sequence_length(self):
-        """Tokens a sequence may have: positions start at pad_token_id + 1."""
+    def max_sequence_length(self) -> int:
+        """Tokens per sequence: positions start at pad_token_id + 1."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @classmethod
-    def from_dict(cls, values):
-        """Reads the keys of a config.json.
+    def from_dict(cls, values: typing.Dict[str, typing.Any]) -> "RobertaConfig":
+        """Makes a config from the keys of a config.json.
 
         Raises:
-          errors.UserError: a key is missing, has a wrong type, or asks for a
+          errors.UserError: a key is missing, has a wrong type, or requests a
             model that is not implemented.
         """
         if not isinstance(values, dict):
@@ -156,47 +127,72 @@ class RobertaConfig:
                 f"the model config lacks {', '.join(missing)}; expected a "
                 "RoBERTa config.json as Hugging Face writes it"
             )
-        for key, wanted in _FIXED_KEYS.items():
-            if key in values and values[key] != wanted:
+        for key, implemented in _FIXED_KEYS.items():
+            if values.get(key, implemented) != implemented:
                 raise errors.UserError(
                     f"the model config has {key} {values[key]!r}; only "
-                    f"{wanted!r} is implemented"
+                    f"{implemented!r} is implemented"
                 )
-        names = {field.name for field in dataclasses.fields(cls)}
-        names.discard("unknown_keys")
-        known = names | set(_FIXED_KEYS) | _PASSED_OVER_KEYS
-        return cls(
-            unknown_keys=tuple(sorted(set(values) - known)),
-            **{key: values[key] for key in names if key in values},
-        )
+        names = _field_names(cls)
+        return cls(**{key: values[key] for key in names if key in values})
 
     @classmethod
-    def from_json_file(cls, path):
-        """Reads Hugging Face's config.json.
+    def from_json_file(cls, path: str) -> "RobertaConfig":
+        """Reads Hugging Face's config.json; logs the keys it does not know.
 
         Raises:
-          errors.UserError: names the file and what is wrong in it.
+          errors.UserError: names the file and the problem.
         """
         if not path:
             raise errors.UserError(
-                "no model config is given; name a RoBERTa "
-                "config.json with --bert_config_file"
+                "no model config; pass a RoBERTa config.json with "
+                "--bert_config_file"
             )
         values = files.read_json(path, "a model's config.json")
         try:
-            return cls.from_dict(values)
+            config = cls.from_dict(values)
         except errors.UserError as error:
             raise errors.UserError(f"{path}: {error}") from error
+        unknown = set(values) - set(_field_names(cls)) - set(_FIXED_KEYS)
+        unknown -= _IGNORED_KEYS
+        if unknown:
+            logging.warning(
+                "%s: ignoring the unknown keys %s",
+                path,
+                ", ".join(sorted(unknown)),
+            )
+        return config
 
-    def to_dict(self):
+    def to_dict(self) -> typing.Dict[str, typing.Any]:
         """The config as Hugging Face's transformers reads it."""
         values = {
             "model_type": "roberta",
             "hidden_act": "gelu",
             "position_embedding_type": "absolute",
+            **dataclasses.asdict(self),
         }
-        values.update(dataclasses.asdict(self))
-        del values["unknown_keys"]
         if values["classifier_dropout"] is None:
             del values["classifier_dropout"]
         return values
+
+
+def _field_names(config_class):
+    return [field.name for field in dataclasses.fields(config_class)]
+
+
+def _check_number(name, value, is_integer):
+    kinds = int if is_integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "a whole number" if is_integer else "a number"
+        raise errors.UserError(f"{name} is {value!r}; expected {kind}")
+    if "dropout" in name:
+        is_valid, valid = 0 <= value < 1, "at least 0 and below 1"
+    elif name == "pad_token_id":
+        is_valid, valid = value >= 0, "at least 0"
+    elif name == "num_hidden_layers":
+        is_valid = 0 < value <= _MAX_LAYERS
+        valid = f"1 to {_MAX_LAYERS}"
+    else:
+        is_valid, valid = 0 < value < 2**31, "above 0 and below 2**31"
+    if not is_valid:
+        raise errors.UserError(f"{name} is {value!r}; expected {valid}")

@@ -619,7 +619,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_by_name(
         ({"hidden_size": 64}, "is [300, 32], expected [300, 64]"),
         ({"hidden_size": None}, "hidden_size is None"),
         ({"max_position_embeddings": 64}, "is [66, 32], expected [64, 32]"),
-        ({"num_attention_heads": 5}, "no multiple"),
+        ({"num_attention_heads": 5}, "not a multiple"),
         ({"is_decoder": True}, "is_decoder True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings False"),
         (

@@ -665,16 +665,16 @@ def test_cpu_sums_fp16_products_in_float32():
     [
         ({"vocab_size": None}, "vocab_size is None"),
         ({"vocab_size": True}, "whole number"),
-        ({"hidden_size": 9}, "no multiple of num_attention_heads 2"),
+        ({"hidden_size": 9}, "not a multiple of num_attention_heads 2"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
         (
             {"hidden_size": 2**32},
-            "hidden_size is 4294967296; it must be above 0 and below 2**31",
+            "hidden_size is 4294967296; expected above 0 and below 2**31",
         ),
         (
             {"num_hidden_layers": 1001},
-            "num_hidden_layers is 1001; it must be from 1 to 1000",
+            "num_hidden_layers is 1001; expected 1 to 1000",
         ),
         ({"intermediate_size": "12"}, "intermediate_size is '12'"),
         ({"hidden_dropout_prob": 1.0}, "below 1"),
@@ -730,11 +730,26 @@ def test_no_config_is_an_error():
         configuration.RobertaConfig.from_json_file("")
 
 
-def test_config_reports_keys_it_does_not_know():
-    config = configuration.RobertaConfig.from_dict(
-        dict(SMALL, use_cache=True, zeta=1, attn_scale=2)
-    )
-    assert config.unknown_keys == ("attn_scale", "zeta")
+@pytest.mark.parametrize(
+    "keys, warnings",
+    [
+        ({"use_cache": True, "model_type": "roberta"}, []),
+        (
+            {"use_cache": True, "zeta": 1, "attn_scale": 2},
+            ["ignoring the unknown keys attn_scale, zeta"],
+        ),
+    ],
+)
+def test_unknown_keys_of_a_config_file_are_logged(
+    tmp_path, caplog, keys, warnings
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(SMALL, **keys)))
+    config = configuration.RobertaConfig.from_json_file(str(path))
+    assert config == config_of()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: {warning}" for warning in warnings
+    ]
 
 
 def test_config_comes_back_from_its_dictionary():
@@ -747,7 +762,7 @@ def test_large_config_of_the_real_model(shared):
     config = configuration.RobertaConfig.from_json_file(
         str(shared / "data" / "roberta" / "roberta_large_config.json")
     )
-    assert config.unknown_keys == () and config.max_sequence_length == 512
+    assert config.max_sequence_length == 512
     assert (config.num_hidden_layers, config.hidden_size) == (24, 1024)
 
 

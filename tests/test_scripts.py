@@ -305,7 +305,6 @@ def test_model_config_is_complete(size, layers, hidden, heads, feed_forward):
         config.num_attention_heads,
         config.intermediate_size,
     ) == (layers, hidden, heads, feed_forward)
-    assert config.unknown_keys == ()
     assert (config.vocab_size, config.max_position_embeddings) == (50265, 514)
 
 

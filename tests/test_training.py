@@ -175,13 +175,6 @@ def test_output_has_the_tokenizer_of_the_run(tmp_path):
         }
 
 
-def test_unknown_keys_of_a_config_are_told(tmp_path, log_lines):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(dict(CONFIG, rotary=True)))
-    run_config.model_config(new_run(tmp_path, bert_config_file=str(path)))
-    assert ["rotary" in line for line in log_lines] == [True]
-
-
 # Steps.
 
 

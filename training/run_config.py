@@ -4,8 +4,6 @@
 import dataclasses
 import re
 
-import tensorflow.compat.v1 as tf
-
 import configuration
 from common import command_line, errors
 from training import divergence
@@ -182,11 +180,4 @@ class RunConfig:
 
 def model_config(run):
     """The config that --bert_config_file names."""
-    config = configuration.RobertaConfig.from_json_file(run.bert_config_file)
-    if config.unknown_keys:
-        tf.logging.warning(
-            "%s: %s are not known here and change nothing",
-            run.bert_config_file,
-            ", ".join(config.unknown_keys),
-        )
-    return config
+    return configuration.RobertaConfig.from_json_file(run.bert_config_file)
