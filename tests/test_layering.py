@@ -179,6 +179,7 @@ def test_library_modules_do_nothing_at_import():
     harmless = (
         ast.Import,
         ast.ImportFrom,
+        ast.AnnAssign,
         ast.Assign,
         ast.ClassDef,
         ast.FunctionDef,
