@@ -1,166 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQuAD's files and scores: exact match, F1, thresholds for "no answer".
 
-Shared by squad.py and the evaluation scripts; standard library only, so that
-those run under any Python 3. The numbers are those of SQuAD's official scripts
-to the last digit; sums therefore run in the same order.
+The numbers are those of SQuAD's official scripts to the last digit; sums
+therefore run in the same order. scripts/evaluate-v1.1.py and evaluate-v2.0.py,
+which run without this package, repeat these functions; a test compares them.
 
 Source: Rajpurkar et al. 2016, section 6 (exact match, F1); Rajpurkar et al.
 2018, section 5 (unanswerable questions).
 """
 
-import argparse
 import collections
 import math
-import os
 import re
-import signal
 import string
-import sys
+import typing
 
 from common import errors, files
 
 # SQuAD's training set has 42 MB; parsed JSON takes about ten times its size.
 MAX_JSON_BYTES = 1 << 30
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = {ord(c): None for c in string.punctuation}
-
-
-class ScriptParser(argparse.ArgumentParser):
-    """Arguments of an evaluation script; a mistake is one line and code 1."""
-
-    def error(self, message):
-        self.fail(message + "; --help shows the usage")
-
-    def fail(self, message):
-        self.exit(1, f"{self.prog}: error: {' '.join(str(message).split())}\n")
-
-    def run(self, main):
-        """Calls `main(arguments)`; a user's mistake ends the process."""
-        arguments = self.parse_args()
-        try:
-            main(arguments)
-            sys.stdout.flush()
-        except errors.UserError as error:
-            self.fail(error)
-        except KeyboardInterrupt:
-            self.exit(128 + signal.SIGINT, f"{self.prog}: interrupted\n")
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.exit(128 + signal.SIGPIPE)
-        except OSError as error:
-            self.fail(f"cannot use {error.filename!r}: {error.strerror}")
-
-
-def read_json(path, kind, max_bytes=MAX_JSON_BYTES):
-    """The object in a JSON file.
-
-    Args:
-      path: a file, or anything that can be read once, such as a pipe.
-      kind: what the file should be, for messages: "predictions".
-      max_bytes: a larger file is refused before it is parsed.
-
-    Raises:
-      errors.UserError: the file is too large, not UTF-8, not JSON, too deeply
-        nested, or its outermost value is not an object.
-      OSError: the file cannot be read.
-    """
-    with open(str(path), "rb") as stream:
-        data = _read_up_to(stream, max_bytes + 1)
-    if len(data) > max_bytes:
-        raise errors.UserError(
-            f"{path} is larger than {max_bytes} bytes; split it into several "
-            "files"
-        )
-    try:
-        value = files.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f"{path} is not UTF-8 at byte {error.start}; {kind} must be JSON "
-            "in UTF-8"
-        ) from error
-    except ValueError as error:
-        raise errors.UserError(
-            f"{path} is not JSON: {error}; is it the right file, and complete?"
-        ) from error
-    if not isinstance(value, dict):
-        raise errors.UserError(
-            f"{path}: the outermost JSON value is a {type(value).__name__}, "
-            f"but {kind} must be an object; is it the right file?"
-        )
-    return value
-
-
-def check_output(flag, path, inputs):
-    """Refuses an output that would replace one of the inputs.
-
-    Args:
-      flag: the output's, for the message.
-      path: of the output.
-      inputs: paths, None for one that is not given.
-    """
-    for other in inputs:
-        if (
-            other
-            and os.path.exists(other)
-            and os.path.exists(path)
-            and os.path.samefile(path, other)
-        ):
-            raise errors.UserError(
-                f"{flag}={path} is an input; it would be replaced, give "
-                "another name"
-            )
-
-
-def _read_up_to(stream, size):
-    """At most so many bytes; read(size) would take the memory of them all."""
-    data = bytearray()
-    while len(data) < size:
-        block = stream.read(min(size - len(data), 1 << 20))
-        if not block:
-            break
-        data += block
-    return bytes(data)
-
-
-def iterate_questions(path, document):
-    """Yields the questions of a SQuAD file with their paragraphs.
-
-    Args:
-      path: the file's name, for messages.
-      document: what `read_json` gave.
-
-    Yields:
-      (where, paragraph, question): a text that names the paragraph, its dict
-      and the question's dict, whose "id" is a non-empty string.
-
-    Raises:
-      errors.UserError: a level is not of SQuAD's shape, or no question is
-        there at all.
-    """
-    number = 0
-    where = f"{path}"
-    for a, article in enumerate(_list(document, "data", where)):
-        where = f"{path}: article {a}"
-        for p, paragraph in enumerate(_list(article, "paragraphs", where)):
-            where = f"{path}: article {a}, paragraph {p}"
-            for question in _list(paragraph, "qas", where):
-                value(question, "id", str, where)
-                if not question["id"]:
-                    raise errors.UserError(
-                        f"{where}: a question's 'id' is empty; each must have "
-                        "its own"
-                    )
-                number += 1
-                yield where, paragraph, question
-    if not number:
-        raise errors.UserError(
-            f"{path} has no questions; expected data -> paragraphs -> qas as "
-            "in SQuAD"
-        )
-
-
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+WITHOUT_PUNCTUATION = {ord(c): None for c in string.punctuation}
 _NAMES = {
     dict: "an object",
     list: "a list",
@@ -168,37 +28,80 @@ _NAMES = {
     int: "a whole number",
     bool: "true or false",
 }
+# (question id, accepted answers) in the order of a file.
+Gold = typing.List[typing.Tuple[str, typing.List[str]]]
 
 
-def value(mapping, key, kind, where):
-    """`mapping[key]`, which must be there and of that type.
+def read_json(path: str, kind: str) -> typing.Dict[str, typing.Any]:
+    """The JSON object of a file or pipe; see `files.read_json`."""
+    return files.read_json(str(path), kind, MAX_JSON_BYTES)
+
+
+def iterate_questions(
+    path: str, document: dict
+) -> typing.Iterator[typing.Tuple[str, dict, dict]]:
+    """Yields the questions of a SQuAD file with their paragraphs.
+
+    Args:
+      path: the file's name, for messages.
+      document: the result of `read_json`.
+
+    Yields:
+      (where, paragraph, question): a text that names the paragraph, its dict
+      and the question's dict, whose "id" is a non-empty string.
+
+    Raises:
+      errors.UserError: a level is not of SQuAD's shape, or the file has no
+        questions.
+    """
+    is_empty = True
+    for a, article in enumerate(value(document, "data", list, path)):
+        where = f"{path}: article {a}"
+        paragraphs = value(article, "paragraphs", list, where)
+        for p, paragraph in enumerate(paragraphs):
+            where = f"{path}: article {a}, paragraph {p}"
+            for question in value(paragraph, "qas", list, where):
+                if not value(question, "id", str, where):
+                    raise errors.UserError(
+                        f"{where}: a question's 'id' is empty; give each "
+                        "question its own"
+                    )
+                is_empty = False
+                yield where, paragraph, question
+    if is_empty:
+        raise errors.UserError(
+            f"{path}: no questions; expected data -> paragraphs -> qas as in "
+            "SQuAD"
+        )
+
+
+def value(mapping: typing.Any, key: str, kind: type, where: str) -> typing.Any:
+    """`mapping[key]`, which must exist and be of that type.
 
     Raises:
       errors.UserError: it is not; the text begins with `where`.
     """
     if not isinstance(mapping, dict):
         raise errors.UserError(
-            f"{where}: expected an object with {key!r}, found a "
-            f"{type(mapping).__name__}; the file is not in SQuAD's format"
+            f"{where}: expected an object with {key!r}, got a "
+            f"{type(mapping).__name__}; check that the file is in SQuAD's "
+            "format"
         )
     if key not in mapping:
         raise errors.UserError(
-            f"{where}: {key!r} is missing; the file is not in SQuAD's format"
+            f"{where}: {key!r} is missing; check that the file is in SQuAD's "
+            "format"
         )
-    found = mapping[key]
+    result = mapping[key]
     # True is an int for isinstance, but not a position in a text.
-    if not isinstance(found, kind) or kind is int and isinstance(found, bool):
+    if not isinstance(result, kind) or kind is int and isinstance(result, bool):
         raise errors.UserError(
-            f"{where}: {key!r} must be {_NAMES[kind]}, but it is {found!r:.40}"
+            f"{where}: {key!r} must be {_NAMES[kind]}, but it is {result!r:.40}"
         )
-    return found
+    return result
 
 
-def _list(mapping, key, where):
-    return value(mapping, key, list, where)
-
-
-def gold_answers(path, document):
+def gold_answers(path: str, document: dict) -> Gold:
     """The accepted answers of each question, in the file's order.
 
     Returns:
@@ -209,21 +112,15 @@ def gold_answers(path, document):
       errors.UserError: the file is not of SQuAD's shape.
     """
     gold = []
-    for where, _, question in iterate_questions(path, document):
+    for _, _, question in iterate_questions(path, document):
         where = f"{path}: question {question['id']!r}"
-        gold.append(
-            (
-                question["id"],
-                [
-                    value(answer, "text", str, where)
-                    for answer in _list(question, "answers", where)
-                ],
-            )
-        )
+        answers = value(question, "answers", list, where)
+        texts = [value(answer, "text", str, where) for answer in answers]
+        gold.append((question["id"], texts))
     return gold
 
 
-def read_predictions(path):
+def read_predictions(path: str) -> typing.Dict[str, str]:
     """Predicted texts by question id.
 
     Raises:
@@ -231,11 +128,11 @@ def read_predictions(path):
     """
     predictions = read_json(path, "predictions")
     for question_id in predictions:
-        value(predictions, question_id, str, f"{path}")
+        value(predictions, question_id, str, path)
     return predictions
 
 
-def read_null_odds(path):
+def read_null_odds(path: str) -> typing.Dict[str, float]:
     """Probability, or log odds, of "no answer" by question id.
 
     Raises:
@@ -249,35 +146,35 @@ def read_null_odds(path):
             or math.isnan(number)
         ):
             raise errors.UserError(
-                f"{path}: question {question_id!r} has {number!r:.40} where a "
-                "number was expected"
+                f"{path}: question {question_id!r}: expected a number, got "
+                f"{number!r:.40}"
             )
     return odds
 
 
-def normalize_answer(text):
+def normalize_answer(text: str) -> str:
     """An answer without case, punctuation, articles and extra white space.
 
-    Only ASCII punctuation goes, as in the official scripts:
+    Only ASCII punctuation is removed, as in SQuAD's official scripts:
     "The  Cat's – hat." gives "cats – hat".
     """
-    text = text.lower().translate(_WITHOUT_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    text = text.lower().translate(WITHOUT_PUNCTUATION)
+    return " ".join(ARTICLES.sub(" ", text).split())
 
 
-def exact_match(prediction, gold):
+def exact_match(prediction: str, gold: str) -> bool:
     """Whether two answers are the same after normalization."""
     return normalize_answer(prediction) == normalize_answer(gold)
 
 
-def f1(prediction, gold, *, empty_score=1):
+def f1(prediction: str, gold: str, *, empty_score: float = 1) -> float:
     """Harmonic mean of precision and recall of an answer's words.
 
     Args:
       prediction: the predicted text.
       gold: an accepted text.
-      empty_score: the score when nothing is left of either text: 1 in SQuAD
-        v2.0, where "" is an answer, and 0 in v1.1.
+      empty_score: the score when normalization leaves nothing of both texts:
+        1 in SQuAD v2.0, where "" is an answer, and 0 in v1.1.
     """
     predicted_words = normalize_answer(prediction).split()
     gold_words = normalize_answer(gold).split()
@@ -294,18 +191,14 @@ def f1(prediction, gold, *, empty_score=1):
     return (2 * precision * recall) / (precision + recall)
 
 
-def mean_scores_v1(gold, predictions):
+def mean_scores_v1(
+    gold: Gold, predictions: typing.Dict[str, str]
+) -> typing.Dict[str, float]:
     """Mean exact match and F1 by v1.1's rules, in percent.
 
     Args:
       gold: list of (question id, list of accepted texts).
-      predictions: {question id: text}; a question without one scores 0.
-
-    Returns:
-      {"exact_match": number, "f1": number}.
-
-    Raises:
-      errors.UserError: a question has no accepted text.
+      predictions: {id: text}; a question without one scores 0.
     """
     exact = total_f1 = 0
     for question_id, texts in gold:
@@ -326,7 +219,9 @@ def mean_scores_v1(gold, predictions):
     }
 
 
-def scores(gold, predictions):
+def scores(
+    gold: typing.Dict[str, typing.List[str]], predictions: typing.Dict[str, str]
+) -> typing.Tuple[typing.Dict[str, int], typing.Dict[str, float]]:
     """Exact match and F1 of each predicted question by v2.0's rules.
 
     Args:
@@ -350,12 +245,19 @@ def scores(gold, predictions):
     return exact_scores, f1_scores
 
 
-def by_null_odds(null_odds, known):
+def by_null_odds(
+    null_odds: typing.Dict[str, float], known: typing.Container[str]
+) -> typing.List[str]:
     """Ids in `known` by rising null odds, ties in the order of `null_odds`."""
     return sorted((k for k in null_odds if k in known), key=null_odds.get)
 
 
-def best_threshold(gold, predictions, question_scores, null_odds):
+def best_threshold(
+    gold: typing.Dict[str, typing.List[str]],
+    predictions: typing.Dict[str, str],
+    question_scores: typing.Dict[str, float],
+    null_odds: typing.Dict[str, float],
+) -> typing.Tuple[float, float]:
     """The null threshold with the highest mean score.
 
     A question is answered with "" when its null odds exceed the threshold.
@@ -383,7 +285,11 @@ def best_threshold(gold, predictions, question_scores, null_odds):
     return 100.0 * best / len(gold), threshold
 
 
-def find_best_thresholds(gold, predictions, null_odds):
+def find_best_thresholds(
+    gold: typing.Dict[str, typing.List[str]],
+    predictions: typing.Dict[str, str],
+    null_odds: typing.Dict[str, float],
+) -> typing.Dict[str, float]:
     """The best null thresholds for exact match and for F1.
 
     Args:
@@ -403,12 +309,16 @@ def find_best_thresholds(gold, predictions, null_odds):
     return result
 
 
-def suggested_threshold(gold, predictions, null_odds):
-    """A null threshold that does not follow noise.
+def suggested_threshold(
+    gold: typing.Dict[str, typing.List[str]],
+    predictions: typing.Dict[str, str],
+    null_odds: typing.Dict[str, float],
+) -> float:
+    """A null threshold whose gain is statistically significant.
 
-    The best threshold of some questions fits what is particular about them,
-    too: picked on one half of a set it can cost points on the other. It is
-    suggested only where its gain in F1 over the neutral threshold 0 exceeds
+    Tuning the threshold on the evaluation set overestimates the score: tuned
+    on one half of a set, it can cost points on the other. The best threshold
+    is suggested only where its gain in F1 over the neutral threshold 0 exceeds
     two standard errors of that gain.
 
     Args: as `find_best_thresholds`.

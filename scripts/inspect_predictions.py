@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from common import errors  # noqa: E402
 from question_answering import squad_scores  # noqa: E402
+from scripts import script_parser  # noqa: E402
 
 CORRECT = "correct"
 # kind: what it means
@@ -507,7 +508,7 @@ def main(arguments):
         raise errors.UserError(
             f"--limit={arguments.limit}: expected a whole number >= 1"
         )
-    squad_scores.check_output(
+    script_parser.check_output(
         "--output",
         arguments.output,
         (
@@ -564,7 +565,7 @@ def define_arguments(parser):
 
 
 if __name__ == "__main__":
-    parser = squad_scores.ScriptParser(
+    parser = script_parser.ScriptParser(
         description="Shows the worst answers to SQuAD's questions on one HTML "
         "page."
     )

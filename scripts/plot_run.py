@@ -23,9 +23,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-import pictures  # noqa: E402
 from common import errors  # noqa: E402
-from question_answering import squad_scores  # noqa: E402
+from scripts import (
+    pictures,  # noqa: E402
+    script_parser,  # noqa: E402
+)
 
 # Drawn first, in this order; other scalars follow by name.
 FIRST = (
@@ -369,7 +371,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    parser = squad_scores.ScriptParser(
+    parser = script_parser.ScriptParser(
         description="Draws the curves of one or several runs into one PNG."
     )
     parser.add_argument(

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores against hand-computed cases and the official scripts' output."""
 
+import ast
+import importlib.util
+import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from common import errors
 from helpers.paths import REPOSITORY
 from question_answering import squad_scores
 
@@ -108,20 +111,28 @@ def dataset(answers, version="1.1"):
     }
 
 
+def script(version):
+    return REPOSITORY / "scripts" / f"evaluate-v{version}.py"
+
+
+# Without the script's directory, the environment and installed packages.
+ALONE = ("-I", "-S")
+
+
 @pytest.fixture
 def evaluate(tmp_path):
-    """Runs a script from another directory on JSON values."""
+    """Runs a copy of a script on JSON values, with nothing installed."""
 
-    def run(version, data, predictions, *arguments, **values):
+    def run(version, data, predictions, *arguments, options=ALONE, **values):
         for name, value in dict(
             values, data=data, predictions=predictions
         ).items():
             (tmp_path / name).write_text(
                 value if isinstance(value, str) else json.dumps(value)
             )
-        script = REPOSITORY / "scripts" / f"evaluate-v{version}.py"
+        copy = shutil.copy(str(script(version)), str(tmp_path))
         done = subprocess.run(
-            [sys.executable, str(script), "data", "predictions", *arguments],
+            [sys.executable, *options, copy, "data", "predictions", *arguments],
             cwd=str(tmp_path),
             capture_output=True,
             text=True,
@@ -131,23 +142,51 @@ def evaluate(tmp_path):
     return run
 
 
+def load(version):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location("script", script(version))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def functions(module):
+    """{name: source} of a module's functions and classes."""
+    source = inspect.getsource(module)
+    return {
+        node.name: ast.dump(node)
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+
+
+def test_the_scripts_and_the_package_have_the_same_metric():
+    package, first, second = map(
+        functions, (squad_scores, load("1.1"), load("2.0"))
+    )
+    metric = {"normalize_answer", "exact_match", "f1"}
+    assert metric == {n for n in first if first[n] == package.get(n)}
+    assert metric | {
+        "scores",
+        "by_null_odds",
+        "best_threshold",
+        "find_best_thresholds",
+    } == {n for n in second if second[n] == package.get(n)}
+    # Of their own functions of one name only `main` differs.
+    assert {n for n in first if first[n] != second.get(n, first[n])} == {"main"}
+
+
 @pytest.mark.parametrize(
-    "script, arguments",
-    [("evaluate-v1.1.py", []), ("evaluate-v2.0.py", ["--verbose"])],
+    "version, arguments", [("1.1", []), ("2.0", ["--verbose"])]
 )
 def test_a_closed_pipe_ends_a_script_quietly(
-    evaluate, tmp_path, script, arguments
+    evaluate, tmp_path, version, arguments
 ):
     evaluate("2.0", dataset(answerable()), PREDICTIONS)  # writes the files
     reader, writer = os.pipe()
     os.close(reader)  # as `| head -0` does
     done = subprocess.run(
-        [
-            sys.executable,
-            str(REPOSITORY / "scripts" / script),
-            "data",
-            "predictions",
-        ]
+        [sys.executable, str(script(version)), "data", "predictions"]
         + arguments,
         cwd=str(tmp_path),
         stdout=writer,
@@ -157,6 +196,18 @@ def test_a_closed_pipe_ends_a_script_quietly(
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
     assert "rror" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_predictions_come_from_a_pipe(tmp_path):
+    (tmp_path / "data").write_text(json.dumps(dataset(answerable())))
+    done = subprocess.run(
+        [sys.executable, *ALONE, str(script("1.1")), "data", "/dev/stdin"],
+        cwd=str(tmp_path),
+        input=json.dumps(PREDICTIONS),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (OFFICIAL_V1, "")
 
 
 def answerable():
@@ -204,6 +255,7 @@ def test_images_and_areas(evaluate, tmp_path):
         "0.4",
         "-p",
         "new/images",
+        options=(),
         odds=NULL_ODDS,
     )
     assert (code, err) == (0, "")
@@ -219,30 +271,19 @@ def test_images_and_areas(evaluate, tmp_path):
     ]
 
 
-def test_images_without_matplotlib_are_one_line(evaluate, tmp_path):
-    # A module of that name that cannot be imported stands in for none.
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('no')")
-    script = str(REPOSITORY / "scripts" / "evaluate-v2.0.py")
-    evaluate("2.0", dataset(ANSWERS), PREDICTIONS, odds=NULL_ODDS)
-    done = subprocess.run(
-        [
-            sys.executable,
-            script,
-            "data",
-            "predictions",
-            "-n",
-            "odds",
-            "-p",
-            "x",
-        ],
-        cwd=str(tmp_path),
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
+def test_images_without_matplotlib_are_one_line(evaluate):
+    code, out, err = evaluate(
+        "2.0",
+        dataset(ANSWERS),
+        PREDICTIONS,
+        "-n",
+        "odds",
+        "-p",
+        "x",
+        odds=NULL_ODDS,
     )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "pip install -r requirements/plots.txt" in done.stderr
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "pip install -r requirements/plots.txt" in err
 
 
 def test_images_without_probabilities_are_reported(evaluate):
@@ -351,11 +392,11 @@ def test_answering_nothing_can_be_best():
 # to questions without an answer: gains and losses of a threshold of 1. The
 # gain has to exceed 2 sqrt(gains + losses), nearly.
 @pytest.mark.parametrize(
-    "gains, losses, wanted",
+    "gains, losses, threshold",
     [(3, 0, 0.0), (5, 0, 1.0), (7, 2, 0.0), (10, 2, 1.0)],
 )
-def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
-    gains, losses, wanted
+def test_a_threshold_is_suggested_if_its_gain_is_significant(
+    gains, losses, threshold
 ):
     gold = {f"right{i}": ["x"] for i in range(gains + 500)}
     gold.update((f"wrong{i}", []) for i in range(losses))
@@ -363,7 +404,8 @@ def test_a_threshold_is_suggested_where_its_gain_is_no_noise(
     odds.update((f"right{i}", -1.0) for i in range(gains, gains + 500))
     odds.update((f"wrong{i}", 0.5) for i in range(losses))
     answers = dict.fromkeys(gold, "x")
-    assert squad_scores.suggested_threshold(gold, answers, odds) == wanted
+    suggested = squad_scores.suggested_threshold(gold, answers, odds)
+    assert suggested == threshold
 
 
 GOOD = dataset({"a": ["x"]})
@@ -373,7 +415,7 @@ GOOD = dataset({"a": ["x"]})
     "version, data, predictions, named",
     [
         ("1.1", "{", {}, "not JSON"),
-        ("1.1", [], {}, "must be an object"),
+        ("1.1", [], {}, "expected an object"),
         ("1.1", {}, {}, "'data' is missing"),
         ("1.1", {"data": []}, {}, "no questions"),
         ("1.1", {"data": [{"paragraphs": {}}]}, {}, "article 0: 'paragraphs'"),
@@ -397,7 +439,7 @@ GOOD = dataset({"a": ["x"]})
         ),
         ("1.1", "[" * 100000, {}, "nested too deeply"),
         ("1.1", dataset({"a": []}), {}, "evaluate-v2.0.py"),
-        ("1.1", GOOD, [], "must be an object"),
+        ("1.1", GOOD, [], "expected an object"),
         ("1.1", GOOD, {"a": None}, "'a' must be a string"),
         ("2.0", GOOD, {"a": ["x"]}, "'a' must be a string"),
     ],
@@ -413,9 +455,9 @@ def test_bad_files_are_one_line(evaluate, version, data, predictions, named):
     "arguments, odds, named",
     [
         (["-n", "odds"], {"b": 1}, "no number for question 'a'"),
-        (["-n", "odds"], {"a": "1"}, "'1' where a number was expected"),
-        (["-n", "odds"], {"a": float("nan")}, "nan where a number"),
-        (["-n", "odds"], {"a": 10**400}, "a number of 401 digits"),
+        (["-n", "odds"], {"a": "1"}, "expected a number, got '1'"),
+        (["-n", "odds"], {"a": float("nan")}, "expected a number, got nan"),
+        (["-n", "odds"], {"a": 10**400}, "an integer of 401 digits"),
         (["-n", "none"], {}, "cannot use 'none': No such file"),
         (["--na-prob-thresh=x"], {}, "invalid float value: 'x'; --help"),
         (["--unknown"], {}, "unrecognized arguments"),
@@ -427,12 +469,13 @@ def test_bad_arguments_are_one_line(evaluate, arguments, odds, named):
     assert named in err
 
 
-def test_json_size_and_encoding_are_checked(tmp_path):
-    path = tmp_path / "data.json"
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_json_size_and_encoding_are_checked(tmp_path, version):
+    module, path = load(version), tmp_path / "data.json"
     path.write_bytes(b"\xef\xbb\xbf{}")
-    assert squad_scores.read_json(path, "x") == {}
-    with pytest.raises(errors.UserError, match="larger than 4 bytes"):
-        squad_scores.read_json(path, "x", max_bytes=4)
+    assert module.read_json(str(path), "x") == {}
+    with pytest.raises(module.InputError, match="larger than 4 bytes"):
+        module.read_json(str(path), "x", limit=4)
     path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(errors.UserError, match="not UTF-8 at byte 7"):
-        squad_scores.read_json(path, "x")
+    with pytest.raises(module.InputError, match="not UTF-8 at byte 7"):
+        module.read_json(str(path), "x")
