@@ -5,10 +5,10 @@
     python scripts/plot_run.py output other_output --output=runs.png
 
 A run is a directory with TensorBoard event files: the --output_dir of a run
-script, or its --out_log_dir. Loss and learning rate come first, then whatever
-else was logged: gradient norm, accuracy, loss scale, sequences a second. What
-was evaluated is a ring beside what was trained. Where a run was resumed or
-rolled back, what came later counts.
+script, or its --out_log_dir. Loss and learning rate come first, then the other
+scalars: gradient norm, accuracy, loss scale, sequences per second. Evaluations
+are rings in the panel of their training scalar. Where a run was resumed or
+rolled back, the later values replace the earlier ones.
 """
 
 import collections
@@ -21,13 +21,10 @@ import typing
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before it is imported
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import errors  # noqa: E402
-from scripts import (
-    pictures,  # noqa: E402
-    script_parser,  # noqa: E402
-)
+from common import errors
+from scripts import pictures, script_parser
 
 # Drawn first, in this order; other scalars follow by name.
 FIRST = (
@@ -44,9 +41,9 @@ FIRST = (
     "examples_per_second",
     "tokens_per_second",
 )
-# Scalars of evaluations, and what run_pretraining.py calls its loss in one.
+# Prefix of evaluation scalars, and the loss of run_pretraining.py's.
 EVALUATION, EVALUATED_LOSS = "eval/", "eval/masked_lm_loss"
-# Drawn as they are: smoothing would hide where they change.
+# Not smoothed: smoothing would hide where they change.
 EXACT = ("learning_rate", "loss_scale", "overflows", "global_step")
 LOGARITHMIC = {"perplexity": 10, "gradient_norm": 10, "loss_scale": 2}
 _RING = {
@@ -58,7 +55,7 @@ _RING = {
 }
 _LINES = ("-", "--", ":")
 _COLUMNS = 2
-_MARKED = 30  # curves of up to so many points show them, and are exact
+_MARKED = 30  # curves with at most this many points are not smoothed
 
 
 class Curve(typing.NamedTuple):
@@ -68,30 +65,33 @@ class Curve(typing.NamedTuple):
     values: np.ndarray  # float64 [n]
 
 
-def read_runs(paths):
-    """{name: {tag: Curve}} of run directories, in their order."""
+Curves = typing.Dict[str, Curve]  # by tag
+
+
+def read_runs(paths: typing.Sequence[str]) -> typing.Dict[str, Curves]:
+    """The curves of run directories by their short name, in order."""
     return {
         name: read_run(path) for name, path in zip(short_names(paths), paths)
     }
 
 
-def short_names(paths):
-    """The ends of paths, as long as it takes to tell them apart."""
+def short_names(paths: typing.Sequence[str]) -> typing.List[str]:
+    """The shortest ends of paths that are all different."""
     parts = [pathlib.Path(path).resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
     raise errors.UserError(
-        f"a run is named twice: {', '.join(map(str, paths))}"
+        f"{', '.join(map(str, paths))}: a run is given twice; remove one"
     )
 
 
-def read_run(directory):
-    """{tag: Curve} of the event files in a directory.
+def read_run(directory: str) -> Curves:
+    """The curves of the event files in a directory.
 
     Raises:
-      errors.UserError: there are none, or no scalar in them.
+      errors.UserError: there are no event files, or no scalars in them.
     """
     events = [
         event for path in _event_files(directory) for event in _scalars(path)
@@ -99,14 +99,14 @@ def read_run(directory):
     curves = collections.defaultdict(list)
     for _, step, tag, value in sorted(events, key=lambda event: event[0]):
         points = curves[tag]
-        # A resumed run begins before where the one before it ended.
+        # A resumed run starts before the last step of the interrupted one.
         while points and points[-1][0] >= step:
             points.pop()
         points.append((step, value))
     if not curves:
         raise errors.UserError(
-            f"{directory}: its event files hold no scalars yet; they come "
-            "every --display_loss_steps steps"
+            f"{directory}: its event files contain no scalars yet; wait for "
+            "the first report, after --display_loss_steps steps"
         )
     return {
         tag: Curve(*map(np.array, zip(*points)))
@@ -116,59 +116,46 @@ def read_run(directory):
 
 def _event_files(directory):
     directory = pathlib.Path(directory)
+    fix = "name the --output_dir or --out_log_dir of a run"
     if not directory.is_dir():
+        raise errors.UserError(f"{directory}: is not a directory; {fix}")
+    paths = sorted(directory.glob("*.tfevents.*"))
+    if not paths:
+        parents = {path.parent for path in directory.rglob("*.tfevents.*")}
+        if parents:
+            fix = f"they are in {', '.join(map(str, sorted(parents)[:5]))}"
         raise errors.UserError(
-            f"{directory} is no directory; name the --output_dir or "
-            "--out_log_dir of a run"
+            f"{directory}: contains no TensorBoard event files; {fix}"
         )
-    found = sorted(directory.glob("*.tfevents.*"))
-    if not found:
-        below = sorted(
-            {path.parent for path in directory.rglob("*.tfevents.*")}
-        )[:5]
-        raise errors.UserError(
-            "%s holds no TensorBoard event files; %s"
-            % (
-                directory,
-                f"they are in {', '.join(map(str, below))}"
-                if below
-                else "name the --output_dir or --out_log_dir of a run",
-            )
-        )
-    return found
+    return paths
 
 
 def _scalars(path):
     """[(wall time, step, tag, value)] of an event file.
 
-    A file that is still written to, or was cut short, gives what it has.
+    A truncated file, such as one that is still written, gives what it has.
     """
     import tensorflow.compat.v1 as tf
 
     tf.logging.set_verbosity(tf.logging.ERROR)  # the reader is "deprecated"
-    found = []
+    scalars = []
     try:
         for event in tf.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                if value.WhichOneof("value") == "simple_value":
-                    found.append(
-                        (
-                            event.wall_time,
-                            event.step,
-                            value.tag,
-                            value.simple_value,
-                        )
-                    )
+            scalars += [
+                (event.wall_time, event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+                if value.WhichOneof("value") == "simple_value"
+            ]
     except tf.errors.DataLossError:
         print(
-            f"{path} is cut short; {len(found)} scalars of it are drawn",
+            f"{path}: truncated; drawing its first {len(scalars)} scalars",
             file=sys.stderr,
         )
-    return found
+    return scalars
 
 
-def smooth(values, weight):
-    """An exponential mean that starts without bias; not finite ones stay.
+def smooth(values: typing.Iterable[float], weight: float) -> np.ndarray:
+    """An exponential mean without initial bias; keeps nan and infinity.
 
     Source: TensorBoard's smoothing of scalars; the correction is that of Adam
     (Kingma & Ba 2015, section 3).
@@ -190,20 +177,20 @@ def smooth(values, weight):
     return np.array(smoothed)
 
 
-def tags_of(runs, wanted):
+def tags_of(runs: typing.Dict[str, Curves], requested: str) -> typing.List[str]:
     """The scalars to draw, in order.
 
     Args:
-      runs: {name: {tag: Curve}}.
-      wanted: comma-separated names, or "" for all.
+      runs: curves by run.
+      requested: comma-separated names, or "" for all.
     """
     known = {tag for curves in runs.values() for tag in curves}
-    if wanted:
-        tags = [tag.strip() for tag in wanted.split(",")]
+    if requested:
+        tags = [tag.strip() for tag in requested.split(",")]
         missing = [tag for tag in tags if tag not in known]
         if missing:
             raise errors.UserError(
-                f"--tags: no run has {', '.join(missing)}; there are "
+                f"--tags: no run has {', '.join(missing)}; expected some of "
                 f"{', '.join(sorted(known))}"
             )
         return tags
@@ -213,22 +200,26 @@ def tags_of(runs, wanted):
     )
 
 
-def evaluation_of(tag, known):
-    """The scalar of evaluations that belongs to one of training, or None."""
-    names = [EVALUATION + tag] + [EVALUATED_LOSS] * (tag == "loss")
+def evaluation_of(
+    tag: str, known: typing.Container[str]
+) -> typing.Optional[str]:
+    """The evaluation scalar of a training scalar, or None."""
+    names = [EVALUATION + tag]
+    if tag == "loss":
+        names.append(EVALUATED_LOSS)
     return next((name for name in names if name in known), None)
 
 
-def shown(tags, curves):
-    """All scalars that are drawn of a run, evaluations beside their own."""
+def shown(tags: typing.List[str], curves: Curves) -> typing.List[str]:
+    """All scalars that are drawn of a run, each with its evaluation."""
     pairs = [
         (tag, evaluation_of(tag, set(curves).difference(tags))) for tag in tags
     ]
     return [tag for pair in pairs for tag in pair if tag in curves]
 
 
-def style_of(number):
-    """Colour and line of a run; lines change where colours are used up."""
+def style_of(number: int) -> typing.Dict[str, str]:
+    """Colour and line of a run; the line changes after the last colour."""
     lines, place = divmod(number, len(pictures.COLOURS))
     return {
         "color": pictures.COLOURS[place],
@@ -236,12 +227,17 @@ def style_of(number):
     }
 
 
-def draw(pyplot, runs, tags, weight):
+def draw(
+    pyplot: typing.Any,
+    runs: typing.Dict[str, Curves],
+    tags: typing.List[str],
+    weight: float,
+) -> typing.Any:
     """A figure with a panel for each scalar and a line for each run.
 
     Args:
-      pyplot: matplotlib's.
-      runs: {name: {tag: Curve}}.
+      pyplot: the module matplotlib.pyplot.
+      runs: curves by run.
       tags: the scalars, in order.
       weight: of smoothing, from 0 to below 1.
     """
@@ -309,7 +305,7 @@ def _dress(panel, tag):
         if LOGARITHMIC[tag] == 10:
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter("{x:g}")
-            if values.max() > 3 * values.min():  # else all nine are needed
+            if values.max() > 3 * values.min():  # else label all nine
                 panel.yaxis.get_minor_locator().set_params(subs=(2, 5))
     elif tag == "learning_rate":
         panel.yaxis.set_major_formatter("{x:.1e}")
@@ -341,7 +337,8 @@ def _add_legend(figure, pyplot, names, has_rings):
     )
 
 
-def main(arguments):
+def main(arguments: typing.Any) -> None:
+    """Draws the picture and prints the last value of each curve."""
     pyplot = pictures.load_pyplot("plot_run.py")
     if not 0 <= arguments.smoothing < 1:
         raise errors.UserError(
@@ -350,30 +347,19 @@ def main(arguments):
         )
     runs = read_runs(arguments.runs)
     tags = tags_of(runs, arguments.tags)
-    pictures.save(
-        draw(pyplot, runs, tags, arguments.smoothing), arguments.output
-    )
+    figure = draw(pyplot, runs, tags, arguments.smoothing)
+    pictures.save(figure, arguments.output)
     for name, curves in runs.items():
-        print(
-            "%s: %s"
-            % (
-                name,
-                " ".join(
-                    [f"step={max(c.steps[-1] for c in curves.values())}"]
-                    + [
-                        f"{tag}={curves[tag].values[-1]:.6g}"
-                        for tag in shown(tags, curves)
-                    ]
-                ),
-            )
-        )
+        last = max(curve.steps[-1] for curve in curves.values())
+        values = [
+            f"{tag}={curves[tag].values[-1]:.6g}" for tag in shown(tags, curves)
+        ]
+        print(f"{name}:", f"step={last}", *values)
     print(arguments.output)
 
 
-if __name__ == "__main__":
-    parser = script_parser.ScriptParser(
-        description="Draws the curves of one or several runs into one PNG."
-    )
+def define_arguments(parser: typing.Any) -> None:
+    """Declares the command line."""
     parser.add_argument(
         "runs",
         nargs="+",
@@ -391,10 +377,17 @@ if __name__ == "__main__":
         type=float,
         default=0.6,
         help="weight of the past in the bold line, from 0 to "
-        "below 1 (default: 0.6); the pale one is exact, "
-        "and so are curves of a few points",
+        "below 1 (default: 0.6); the pale line is exact, "
+        "as are curves with few points",
     )
     parser.add_argument(
         "--tags", default="", help="comma-separated scalars (default: all)"
     )
+
+
+if __name__ == "__main__":
+    parser = script_parser.ScriptParser(
+        description="Draws the curves of one or several runs into one PNG."
+    )
+    define_arguments(parser)
     parser.run(main)

@@ -1,28 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves from event files: resumed runs, smoothing, names, the picture."""
 
-import importlib.util
+import runpy
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import plot_run
 from common import errors
 from helpers.paths import REPOSITORY
-
-
-def load(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(
-        name.replace("-", "_").replace(".", "_"),
-        str(REPOSITORY / "scripts" / (name + ".py")),
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-plot_run = load("plot_run")
 
 
 def write_events(directory, *points, suffix="", start=100.0):
@@ -38,7 +25,7 @@ def write_events(directory, *points, suffix="", start=100.0):
     return path
 
 
-def test_of_overlapping_steps_the_later_wins(tmp_path):
+def test_later_values_replace_overlapping_steps(tmp_path):
     # Resumed from step 10 with lines at other steps. By name the later file
     # comes first.
     write_events(
@@ -57,21 +44,21 @@ def test_of_overlapping_steps_the_later_wins(tmp_path):
     assert curve.values.tolist() == [4, 3, 2, 1]
 
 
-def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path, capsys):
+def test_a_truncated_file_gives_what_it_has(tmp_path, capsys):
     path = write_events(tmp_path, (5, {"loss": 4}), (10, {"loss": 3}))
     path.write_bytes(path.read_bytes()[:-3])
     assert plot_run.read_run(tmp_path)["loss"].values.tolist() == [4]
-    assert "cut short" in capsys.readouterr().err
+    assert "truncated; drawing its first 1 scalars" in capsys.readouterr().err
 
 
 def test_smoothing_starts_at_the_first_value():
-    # Means by hand: (4 + 2 * 8) / 3 with weight 1/2; nan is passed over.
+    # Means by hand: (4 + 2 * 8) / 3 with weight 1/2; nan is skipped.
     smoothed = plot_run.smooth([4.0, 8.0, float("nan"), 8.0], 0.5)
     np.testing.assert_allclose(smoothed, [4, 20 / 3, np.nan, 52 / 7])
     assert plot_run.smooth([4.0, 8.0], 0.0).tolist() == [4, 8]
 
 
-def test_names_tell_runs_apart():
+def test_names_of_runs_are_short_and_different():
     assert plot_run.short_names(["a/x", "b/y"]) == ["x", "y"]
     assert plot_run.short_names(["r/a/x", "r/b/x"]) == ["a/x", "b/x"]
     with pytest.raises(errors.UserError, match="twice"):
@@ -98,7 +85,7 @@ def test_a_directory_without_events_says_where_they_are(tmp_path):
     write_events(tmp_path / "log", (1, {"loss": 1}))
     with pytest.raises(errors.UserError, match="they are in .*log"):
         plot_run.read_run(tmp_path)
-    with pytest.raises(errors.UserError, match="no directory"):
+    with pytest.raises(errors.UserError, match="is not a directory"):
         plot_run.read_run(tmp_path / "nothing")
 
 
@@ -166,7 +153,7 @@ def test_many_points_are_smoothed_and_evaluations_are_rings(tmp_path):
     figure = plot_run.draw(pyplot, runs, tags, 0.6)
     lines = [panel.lines for panel in figure.axes if panel.get_visible()]
     # The exact one is pale, the smoothed one bold; a ring a run.
-    assert [len(one) for one in lines] == [4, 1, 1]
+    assert [len(curves) for curves in lines] == [4, 1, 1]
     assert [line.get_alpha() for line in lines[0]] == [0.25] + [None] * 3
     assert [list(line.get_xydata()[0]) for line in lines[0][2:]] == [
         [49, 0.25],
@@ -198,7 +185,9 @@ def test_no_two_runs_look_alike():
 
 
 def test_histograms_turn_log_odds_into_probabilities():
-    evaluate = load("evaluate-v2.0")
-    assert evaluate.probabilities({"a": 0.0, "b": 1.0}) == {"a": 0, "b": 1}
-    found = evaluate.probabilities({"a": 0.0, "b": -800.0, "c": 2.0})
-    assert found == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.880797}, abs=1e-6)
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "evaluate-v2.0.py"))
+    probabilities = script["probabilities"]
+    assert probabilities({"a": 0.0, "b": 1.0}) == {"a": 0, "b": 1}
+    assert probabilities({"a": 0.0, "b": -800.0, "c": 2.0}) == pytest.approx(
+        {"a": 0.5, "b": 0.0, "c": 0.880797}, abs=1e-6
+    )
