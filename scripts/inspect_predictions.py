@@ -5,50 +5,49 @@
     python scripts/inspect_predictions.py dev-v2.0.json predictions.json \
         --nbest nbest_predictions.json --null-odds null_odds.json
 
-The lowest F1 comes first, among equals the answer that the model was surest
-of. Accepted and predicted answers are marked in the context. The page needs
-no other file and no network, and runs no script.
+The lowest F1 comes first; of equal ones, the answer with the highest
+confidence. Accepted and predicted answers are marked in the context. The page
+needs no other file and no network, and contains no script.
 """
 
+import argparse
 import collections
 import html
 import math
 import os
 import pathlib
+import re
 import string
 import sys
 import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from common import errors  # noqa: E402
-from question_answering import squad_scores  # noqa: E402
-from scripts import script_parser  # noqa: E402
+from common import errors, files
+from question_answering import squad_scores
+from scripts import script_parser
 
 CORRECT = "correct"
-# kind: what it means
-KINDS = collections.OrderedDict(
-    (
-        ("wrong", "has an answer, none of its words was found"),
-        ("partial", "shares words with an accepted answer"),
-        ("missed", "has an answer, none was given"),
-        ("should be empty", "has no answer, one was given"),
-    )
-)
+KINDS = {  # with their meanings
+    "wrong": "has an answer, none of its words was predicted",
+    "partial": "shares words with an accepted answer",
+    "missed": "has an answer, none was predicted",
+    "should be empty": "has no answer, one was predicted",
+}
 _LISTED = 10  # of the n-best list
-# Characters of a context that stay beside a mark, and how many further ones
-# are folded away at least.
-_NEAR, _FAR = 320, 600
+_NEAR = 320  # characters of a context that are shown beside a mark
+_FAR = 600  # fewer further characters are not hidden
+_Span = typing.Tuple[int, int]  # start and end in characters
 
 
 class Question(typing.NamedTuple):
     """One question with its answer and its score."""
 
-    entry: dict  # the question in the file
+    entry: typing.Dict[str, typing.Any]  # the question in the file
     title: str
     context: str
     gold: list  # accepted answers: [{"text", "answer_start"}]
-    prediction: typing.Optional[str]  # None: there is none in the file
+    prediction: typing.Optional[str]  # None: not in the file
     exact: float  # 0 or 1
     f1: float  # from 0 to 1
     kind: str
@@ -56,8 +55,8 @@ class Question(typing.NamedTuple):
     null_odds: typing.Optional[float]
 
     @property
-    def confidence(self):
-        """Probability of the answer given, None where it is not known."""
+    def confidence(self) -> typing.Optional[float]:
+        """Probability of the prediction, None where it is not known."""
         for answer in self.nbest:
             if answer["text"] == self.prediction:
                 return answer["probability"]
@@ -70,15 +69,19 @@ class Question(typing.NamedTuple):
 # --- Reading ----------------------------------------------------------------
 
 
-def read_questions(arguments):
-    """[Question] of all files, in the data set's order."""
+def read_questions(arguments: argparse.Namespace) -> typing.List[Question]:
+    """The questions of all files, in the data set's order.
+
+    Args:
+      arguments: dataset, predictions, and nbest and null_odds or None.
+    """
     document = squad_scores.read_json(arguments.dataset, "a SQuAD file")
     gold = dict(squad_scores.gold_answers(arguments.dataset, document))
     predictions = squad_scores.read_predictions(arguments.predictions)
-    if not set(predictions) & set(gold):
+    if predictions.keys().isdisjoint(gold):
         raise errors.UserError(
             f"{arguments.predictions} answers no question of "
-            f"{arguments.dataset}; give the predictions for this file"
+            f"{arguments.dataset}; pass the predictions for this file"
         )
     exact, f1 = squad_scores.scores(gold, predictions)
     nbest = _read_nbest(arguments.nbest) if arguments.nbest else {}
@@ -117,7 +120,7 @@ def read_questions(arguments):
 def _read_nbest(path):
     """{id: [{"text", "probability"}]}."""
     nbest = squad_scores.read_json(path, "n-best predictions")
-    for name, _answers in nbest.items():
+    for name in nbest:
         where = f"{path}: question {name!r}"
         for answer in squad_scores.value(nbest, name, list, where):
             squad_scores.value(answer, "text", str, where)
@@ -127,17 +130,22 @@ def _read_nbest(path):
                 or not 0 <= probability <= 1
             ):
                 raise errors.UserError(
-                    f"{where}: 'probability' must be a number from 0 to 1, but "
-                    f"it is {probability!r:.40}"
+                    f"{where}: 'probability' is {probability!r:.40}; expected "
+                    "a number from 0 to 1"
                 )
     return nbest
 
 
-def kind_of(gold, prediction, exact, f1):
+def kind_of(
+    gold: typing.List[str],
+    prediction: typing.Optional[str],
+    exact: float,
+    f1: float,
+) -> str:
     """CORRECT or one of KINDS.
 
     Args:
-      gold: list of accepted texts, empty where there is no answer.
+      gold: accepted texts, empty where there is no answer.
       prediction: text, or None.
       exact, f1: the scores.
     """
@@ -150,7 +158,9 @@ def kind_of(gold, prediction, exact, f1):
     return "partial" if f1 else "wrong"
 
 
-def worst(questions, limit):
+def worst(
+    questions: typing.List[Question], limit: int
+) -> typing.List[Question]:
     """The questions to show: low F1 first, then high confidence."""
     wrong = [question for question in questions if question.kind != CORRECT]
     wrong.sort(key=lambda question: (question.f1, -(question.confidence or 0)))
@@ -160,15 +170,15 @@ def worst(questions, limit):
 # --- Spans ------------------------------------------------------------------
 
 
-def gold_spans(question):
-    """{(start, end)} of the accepted answers, in characters."""
+def gold_spans(question: Question) -> typing.Set[_Span]:
+    """The places of the accepted answers."""
     spans = set()
     for answer in question.gold:
-        text, start = answer["text"], answer.get("answer_start", -1)
-        if (
-            not isinstance(start, int)
-            or question.context[max(start, 0) : max(start, 0) + len(text)]
-            != text
+        text, start = answer["text"], answer.get("answer_start")
+        if not (
+            isinstance(start, int)
+            and start >= 0
+            and question.context.startswith(text, start)
         ):
             start = question.context.find(text)
         if text and start >= 0:
@@ -176,33 +186,38 @@ def gold_spans(question):
     return spans
 
 
-def predicted_span(question, gold):
-    """(start, end) of the prediction, or None.
+def predicted_span(
+    question: Question, gold: typing.Set[_Span]
+) -> typing.Optional[_Span]:
+    """The place of the prediction, or None.
 
     predictions.json has no positions: of several places with the same text
-    the one nearest to an accepted answer is taken.
+    this is the one nearest to an accepted answer.
     """
     text = question.prediction
     if not text:
         return None
-    starts, start = [], question.context.find(text)
-    while start >= 0:
-        starts.append(start)
-        start = question.context.find(text, start + 1)
+    # A lookahead, since places may overlap.
+    starts = [
+        match.start()
+        for match in re.finditer(f"(?={re.escape(text)})", question.context)
+    ]
     if not starts:
         return None
-    middles = [first + last for first, last in gold] or [0]
-    best = min(
+    middles = [start + end for start, end in gold] or [0]
+    nearest = min(
         starts,
         key=lambda start: min(
             abs(2 * start + len(text) - middle) for middle in middles
         ),
     )
-    return best, best + len(text)
+    return nearest, nearest + len(text)
 
 
-def pieces(context, gold, predicted):
-    """Yields (text, whether accepted, whether predicted), the whole context."""
+def pieces(
+    context: str, gold: typing.Set[_Span], predicted: typing.Optional[_Span]
+) -> typing.Iterator[typing.Tuple[str, bool, bool]]:
+    """Yields the context as (text, whether accepted, whether predicted)."""
     spans = list(gold) + ([predicted] if predicted else [])
     cuts = sorted({0, len(context)} | {cut for span in spans for cut in span})
     for start, end in zip(cuts, cuts[1:]):
@@ -213,11 +228,13 @@ def pieces(context, gold, predicted):
         )
 
 
-def folded(text, is_first, is_last):
-    """(beginning, middle, end) of unmarked text; the middle is folded away.
+def folded(
+    text: str, is_first: bool, is_last: bool
+) -> typing.Tuple[str, str, str]:
+    """(beginning, middle, end) of unmarked text; the page hides the middle.
 
-    What is near a mark stays, and the beginning of a context without marks.
-    The middle is "" where little would be saved; cuts are at blanks.
+    The text near a mark is shown, and the beginning of a context without
+    marks. The middle is "" where it would be short; cuts are at spaces.
 
     Args:
       text: a part of a context without a mark in it.
@@ -229,8 +246,8 @@ def folded(text, is_first, is_last):
     if last - first < _FAR:
         return text, "", ""
     first = text.rfind(" ", 0, first) + 1 or first
-    blank = text.find(" ", last)
-    last = blank if blank >= 0 else last
+    space = text.find(" ", last)
+    last = space if space >= 0 else last
     return text[:first], text[first:last], text[last:]
 
 
@@ -328,88 +345,91 @@ def _css(kind):
 
 
 def _text(text):
-    """A text, or a word for an empty one, as HTML."""
+    """A text, or a remark for an empty one, as HTML."""
     return html.escape(text) if text else "<em>no answer</em>"
 
 
-def render(questions, shown, arguments):
-    """The page, a text of HTML."""
+def render(
+    questions: typing.List[Question],
+    shown: typing.List[Question],
+    arguments: argparse.Namespace,
+) -> str:
+    """The page as HTML.
+
+    Args:
+      questions: all of them, for the totals.
+      shown: those that are listed.
+      arguments: dataset and predictions, for the title.
+    """
     counts = collections.Counter(question.kind for question in questions)
     total = len(questions)
-    tiles = [("questions", f"{total:,}")] + [
-        (name, f"{100.0 * sum(values) / total:.2f}")
-        for name, values in (
-            ("exact match", [question.exact for question in questions]),
-            ("F1", [question.f1 for question in questions]),
-        )
-    ]
-    tiles.append((CORRECT, f"{counts[CORRECT]:,}"))
+    exact = 100.0 * sum(question.exact for question in questions) / total
+    f1 = 100.0 * sum(question.f1 for question in questions) / total
+    tiles = {
+        "questions": f"{total:,}",
+        "exact match": f"{exact:.2f}",
+        "F1": f"{f1:.2f}",
+        CORRECT: f"{counts[CORRECT]:,}",
+    }
     kinds = [kind for kind in KINDS if counts[kind]]
     return _PAGE.substitute(
         title=f"Answers to {html.escape(os.path.basename(arguments.dataset))}",
         about=html.escape(
             f"{os.path.basename(arguments.predictions)}; the {len(shown)} "
             f"worst of {total - counts[CORRECT]} answers that are not exact, "
-            "lowest F1 first, then the surest ones"
+            "by F1, then by confidence"
         ),
         tiles="".join(
             f'<div class="tile"><b>{number}</b>{name}</div>'
-            for name, number in tiles
+            for name, number in tiles.items()
         ),
         bar="".join(
             f'<i class="{_css(kind)}-colour" style="flex:{counts[kind]}" '
             f'title="{kind}: {counts[kind]}"></i>'
-            for kind in [CORRECT] + list(KINDS)
+            for kind in [CORRECT, *KINDS]
             if counts[kind]
         ),
-        filters=_filter_rules(kinds),
+        filters=_filter_rules(list(map(_css, kinds))),
         inputs=_filter_inputs(kinds, counts, shown),
         articles="\n".join(map(_article, shown)),
     )
 
 
-def _filter_rules(kinds):
-    """A radio button's style sheet: no script is needed to filter."""
-    rules = ["#all:checked ~ .all, #all:focus-visible ~ .all"]
-    rules += [
-        "#{0}:checked ~ .{0}, #{0}:focus-visible ~ .{0}".format(_css(kind))
-        for kind in kinds
-    ]
-    return (
-        f"{', '.join(rules)} {{ border-color: var(--ink); font-weight: 600; "
-        "}}\n"
-    ) + "\n".join(
-        "#{0}:checked ~ main article:not(.{0}) {{ display: none; }}".format(
-            _css(kind)
-        )
-        for kind in kinds
+def _filter_rules(names):
+    """The style sheet of the radio buttons, which filter without a script."""
+    selected = ", ".join(
+        f"#{name}:checked ~ .{name}, #{name}:focus-visible ~ .{name}"
+        for name in ["all", *names]
     )
+    rules = [selected + " { border-color: var(--ink); font-weight: 600; }"]
+    rules += [
+        f"#{name}:checked ~ main article:not(.{name}) {{ display: none; }}"
+        for name in names
+    ]
+    return "\n".join(rules)
 
 
 def _filter_inputs(kinds, counts, shown):
     listed = collections.Counter(question.kind for question in shown)
     radios = "".join(
-        '<input class="filter" type="radio" name="kind" '
-        f'id="{name}"{" checked" * (name == "all")}>'
-        for name in ["all"] + [_css(kind) for kind in kinds]
+        f'<input class="filter" type="radio" name="kind" id="{name}"'
+        f"{' checked' if name == 'all' else ''}>"
+        for name in ["all", *map(_css, kinds)]
     )
+    total = sum(counts[kind] for kind in kinds)
     labels = [
-        '<label class="all" for="all">all '
-        f"{_share(len(shown), sum(counts[kind] for kind in kinds))}</label>"
+        f'<label class="all" for="all">all {_share(len(shown), total)}</label>'
     ]
-    labels += [
-        '<label class="{0}{1}" for="{0}" title="{2}{3}">'
-        '<i class="{0}-colour"></i>{4} {5}</label>'.format(
-            _css(kind),
-            "" if listed[kind] else " off",
-            KINDS[kind],
-            "" if listed[kind] else "; a higher --limit shows some",
-            kind,
-            _share(listed[kind], counts[kind]),
+    for kind in kinds:
+        name, off, hint = _css(kind), "", ""
+        if not listed[kind]:
+            off, hint = " off", "; a higher --limit shows some"
+        labels.append(
+            f'<label class="{name}{off}" for="{name}" '
+            f'title="{KINDS[kind]}{hint}"><i class="{name}-colour"></i>'
+            f"{kind} {_share(listed[kind], counts[kind])}</label>"
         )
-        for kind in kinds
-    ]
-    return radios + "\n" + "\n".join(labels)
+    return "\n".join([radios, *labels])
 
 
 def _share(listed, count):
@@ -417,9 +437,9 @@ def _share(listed, count):
 
 
 def _article(question):
-    kind = question.kind
+    name, entry = _css(question.kind), question.entry
     head = [
-        f'<span class="badge {_css(kind)}-colour">{kind}</span>',
+        f'<span class="badge {name}-colour">{question.kind}</span>',
         f"<span>F1 {100 * question.f1:.1f}</span>",
     ]
     if question.confidence is not None:
@@ -428,28 +448,22 @@ def _article(question):
         )
     if question.null_odds is not None:
         head.append(f"<span>null odds {question.null_odds:+.2f}</span>")
-    head.append(
-        '<span class="id">%s</span>'
-        % " · ".join(
-            map(
-                html.escape,
-                filter(None, [question.title, question.entry["id"]]),
-            )
-        )
-    )
+    source = " · ".join(filter(None, [question.title, entry["id"]]))
+    head.append(f'<span class="id">{html.escape(source)}</span>')
     gold = gold_spans(question)
     predicted = predicted_span(question, gold)
     return (
-        f'<article class="{_css(kind)}"><div '
-        f'class="head">{"".join(head)}</div>\n<h2 '
-        f'dir="auto">{html.escape(str(question.entry.get("question", "")))}</h2>\n<div '
-        'class="context" '
-        f'dir="auto">{_marked(pieces(question.context, gold, predicted))}</div>\n{_answers(question, predicted)}{_nbest(question)}</article>'
+        f'<article class="{name}">'
+        f'<div class="head">{"".join(head)}</div>\n'
+        f'<h2 dir="auto">{html.escape(str(entry.get("question", "")))}</h2>\n'
+        '<div class="context" dir="auto">'
+        f"{_marked(pieces(question.context, gold, predicted))}</div>\n"
+        f"{_answers(question, predicted)}{_nbest(question)}</article>"
     )
 
 
 def _marked(parts):
-    """The context: `pieces`' parts within <mark>, what is far from one folded."""
+    """The context with marks; what is far from a mark is hidden."""
     names = {
         (True, False): "gold",
         (False, True): "predicted",
@@ -462,76 +476,73 @@ def _marked(parts):
             marked.append(f'<mark class="{name}">{html.escape(text)}</mark>')
             continue
         begin, middle, end = folded(text, number == 0, number == len(parts) - 1)
-        marked.append(html.escape(begin))
         if middle:
-            marked.append(
-                f'<details class="more"><summary>… {len(middle):,} more characters … '
-                f"</summary>{html.escape(middle)}</details>"
+            middle = (
+                f'<details class="more"><summary>… {len(middle):,} more '
+                f"characters … </summary>{html.escape(middle)}</details>"
             )
-        marked.append(html.escape(end))
+        marked.append(html.escape(begin) + middle + html.escape(end))
     return "".join(marked)
 
 
 def _answers(question, predicted):
-    texts = list(dict.fromkeys(answer["text"] for answer in question.gold))
-    given = _text(question.prediction)
+    texts = dict.fromkeys(answer["text"] for answer in question.gold)
+    prediction = _text(question.prediction)
     if question.prediction is None:
-        given = "<em>none in the file</em>"
+        prediction = "<em>none in the file</em>"
     elif question.prediction and predicted is None:
-        given += " <em>(not in the context word for word)</em>"
-    return (
-        "<table><tr><th>accepted</th><td "
-        f'dir="auto">{" | ".join(map(_text, texts or [""]))}</td></tr><tr><th>predicted</th><td '
-        f'dir="auto">{given}</td></tr></table>'
+        prediction += " <em>(not in the context word for word)</em>"
+    rows = {
+        "accepted": " | ".join(map(_text, texts or [""])),
+        "predicted": prediction,
+    }
+    cells = "".join(
+        f'<tr><th>{name}</th><td dir="auto">{content}</td></tr>'
+        for name, content in rows.items()
     )
+    return f"<table>{cells}</table>"
 
 
 def _nbest(question):
     if not question.nbest:
         return ""
+    listed = question.nbest[:_LISTED]
     rows = "".join(
-        f'<tr><td class="number">{100 * answer["probability"]:.1f} %<span '
-        'class="share" '
-        f'style="width:{6 * answer["probability"]:.1f}em"></span></td><td '
-        f'dir="auto">{_text(answer["text"])}</td></tr>'
-        for answer in question.nbest[:_LISTED]
+        f'<tr><td class="number">{100 * answer["probability"]:.1f} %'
+        '<span class="share" '
+        f'style="width:{6 * answer["probability"]:.1f}em"></span></td>'
+        f'<td dir="auto">{_text(answer["text"])}</td></tr>'
+        for answer in listed
     )
     return (
         '\n<details class="nbest"><summary>n-best list '
-        f"({min(_LISTED, len(question.nbest))} of "
-        f"{len(question.nbest)})</summary><table>{rows}</table></details>"
+        f"({len(listed)} of {len(question.nbest)})</summary>"
+        f"<table>{rows}</table></details>"
     )
 
 
-def main(arguments):
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the page."""
     if arguments.limit < 1:
         raise errors.UserError(
             f"--limit={arguments.limit}: expected a whole number >= 1"
         )
-    script_parser.check_output(
-        "--output",
-        arguments.output,
-        (
-            arguments.dataset,
-            arguments.predictions,
-            arguments.nbest,
-            arguments.null_odds,
-        ),
+    inputs = (
+        arguments.dataset,
+        arguments.predictions,
+        arguments.nbest,
+        arguments.null_odds,
     )
+    script_parser.check_output("--output", arguments.output, inputs)
     questions = read_questions(arguments)
     page = render(questions, worst(questions, arguments.limit), arguments)
-    draft = arguments.output + ".incomplete"
-    try:
-        with open(draft, "wb") as stream:
-            stream.write(page.encode("utf-8", "replace"))
-        os.replace(draft, arguments.output)
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
+    # A lone surrogate in a file becomes a question mark.
+    files.write_bytes(arguments.output, page.encode("utf-8", "replace"))
     print(arguments.output)
 
 
-def define_arguments(parser):
+def define_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
     parser.add_argument(
         "dataset",
         metavar="DATASET",

@@ -8,11 +8,9 @@ import types
 
 import pytest
 
+import inspect_predictions as inspect
 from common import errors
 from helpers import browser
-from test_plot_run import load
-
-inspect = load("inspect_predictions")
 
 CONTEXT = "Anna sold <b>red</b> boats & blue boats in Belgora."
 GOLD = {
@@ -107,7 +105,7 @@ class Page(html.parser.HTMLParser):
             self._mark = None
 
 
-def test_the_surest_of_the_worst_comes_first(tmp_path):
+def test_low_f1_comes_first_then_high_confidence(tmp_path):
     questions = inspect.read_questions(write_files(tmp_path))
     shown = inspect.worst(questions, 200)
     # 1 / (1 + exp(-2)) = 0.88 for the missed one.
@@ -133,7 +131,7 @@ def test_the_surest_of_the_worst_comes_first(tmp_path):
     assert inspect.worst(questions, 2) == shown[:2]
 
 
-def test_of_several_places_the_nearest_is_marked(tmp_path):
+def test_the_place_nearest_to_an_accepted_answer_is_marked(tmp_path):
     questions = {
         question.entry["id"]: question
         for question in inspect.read_questions(write_files(tmp_path))
@@ -150,7 +148,7 @@ def test_of_several_places_the_nearest_is_marked(tmp_path):
     assert inspect.predicted_span(questions["missed"], {(43, 50)}) is None
 
 
-def test_a_page_shows_what_the_files_say(tmp_path):
+def test_a_page_shows_answers_scores_and_questions(tmp_path):
     inspect.main(write_files(tmp_path))
     page = Page(str(tmp_path / "page.html"))
     assert page.articles == [
@@ -189,7 +187,7 @@ def test_a_page_shows_what_the_files_say(tmp_path):
     assert f"{100 / 7:.2f}" in page.text
 
 
-def test_what_is_far_from_a_mark_is_folded(tmp_path):
+def test_text_far_from_a_mark_is_hidden(tmp_path):
     far = "far away " * 200
     inspect.main(write_files(tmp_path, "At first " + far + CONTEXT + far))
     page = Page(str(tmp_path / "page.html"))
@@ -238,8 +236,8 @@ def test_a_browser_folds_unfolds_and_filters(tmp_path):
         assert (
             window.run(
                 "return Array.from(document.querySelectorAll("
-                "'article')).filter(each => each.offsetParent).map("
-                "each => each.className)"
+                "'article')).filter(node => node.offsetParent).map("
+                "node => node.className)"
             )
             == ["missed"] * 2
         )
@@ -247,7 +245,7 @@ def test_a_browser_folds_unfolds_and_filters(tmp_path):
         for _ in ("light", "dark"):  # 4.5: see test_serve.py
             contrasts = browser.contrasts(window)
             assert len(contrasts) > 40
-            assert [each for each in contrasts if each[1] < 4.5] == []
+            assert [pair for pair in contrasts if pair[1] < 4.5] == []
             window.darken()
         window.resize(360, 800)
         assert window.run("return document.documentElement.scrollWidth") == 360
@@ -267,6 +265,12 @@ def test_a_page_needs_nothing_else_and_escapes_all(tmp_path):
     ]
     text = (tmp_path / "page.html").read_text("utf-8")
     assert "url(" not in text and "http:" not in text and "@import" not in text
+    # A brace too many would end the style sheet there.
+    rules = text[: text.index("</style>")]
+    for _ in range(2):  # @media contains rules
+        rules = re.sub(r"\{[^{}]*\}", "", rules)
+    assert "#missed:focus-visible ~ .missed" in rules
+    assert re.findall("[{}]", rules) == []
 
 
 def test_mistakes_name_the_file(tmp_path):
