@@ -4,9 +4,9 @@
 
     python scripts/serve.py --model=output/squad_v1.1
 
-Then http://127.0.0.1:8000/ is the page, and POST /answer takes {"question":
-"...", "text": "..."}. Only this machine can reach it, unless --host says
-otherwise; it knows no passwords, and keeps and logs nothing of what is asked.
+Then http://127.0.0.1:8000/ shows the page, and POST /answer takes {"question":
+"...", "text": "..."}. Only this machine can reach it, unless --host names
+another address; it has no passwords, and neither stores nor logs questions.
 """
 
 import base64
@@ -16,25 +16,23 @@ import pathlib
 import re
 import socket
 import sys
+import typing
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from absl import flags  # noqa: E402
+from absl import flags
 
-from common import (
-    command_line,  # noqa: E402
-    errors,  # noqa: E402
-)
-from inference import predictor  # noqa: E402
-from training import logs  # noqa: E402
+from common import command_line, errors
+from inference import predictor
+from training import logs
 
 FLAGS = flags.FLAGS
 PAGE = pathlib.Path(__file__).with_suffix(".html")
 _LOOPBACK = ("127.0.0.1", "localhost")
 # Bytes of JSON that a character takes at most: two escapes of six bytes.
 _BYTES_OF_CHARACTER = 12
-# Requests at a time; more are turned away with 503. Each waits in a thread.
+# Requests at a time; more get status 503. Each waits in a thread.
 _CONCURRENCY = 64
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -49,27 +47,25 @@ class ServeConfig:
 
     model: str = command_line.flag(
         "",
-        "Output directory of run_squad.py, whose newest checkpoint is "
-        "taken, or the prefix of a checkpoint.",
+        "Output directory of run_squad.py, for its newest checkpoint, or the "
+        "prefix of a checkpoint.",
     )
     host: str = command_line.flag(
-        "127.0.0.1",
-        "Address to listen on; 0.0.0.0 lets other machines ask, "
-        "whoever they are.",
+        "127.0.0.1", "Address to listen on; 0.0.0.0 lets any other machine ask."
     )
     port: int = command_line.flag(
-        8000, "Port to listen on; 0 takes a free one.", lower=0, upper=65535
+        8000, "Port to listen on; 0 chooses a free one.", lower=0, upper=65535
     )
     max_text_characters: int = command_line.flag(
-        100000, "Characters of a text; longer ones are refused.", lower=1
+        100000, "Characters of a text; longer ones are rejected.", lower=1
     )
     max_question_characters: int = command_line.flag(
-        1000, "Characters of a question; longer ones are refused.", lower=1
+        1000, "Characters of a question; longer ones are rejected.", lower=1
     )
 
     @property
-    def max_bytes(self):
-        """Of a request's body."""
+    def max_bytes(self) -> int:
+        """The limit of a request's body."""
         return 1024 + _BYTES_OF_CHARACTER * (
             self.max_text_characters + self.max_question_characters
         )
@@ -89,11 +85,11 @@ def _import():
     return fastapi, pydantic, uvicorn
 
 
-def content_security_policy(page):
+def content_security_policy(page: str) -> str:
     """A policy that lets a page run its own script and call its own server.
 
     Args:
-      page: HTML with one <script> that stands in it.
+      page: HTML with one inline <script>.
     """
     (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest())
@@ -104,43 +100,47 @@ def content_security_policy(page):
     )
 
 
-# --- What is refused --------------------------------------------------------
+# --- Rejected requests --------------------------------------------------------
 
 
-def length_refusal(headers, most):
-    """(status, message) for a body that is too long, None for another one.
+_Rejection = typing.Optional[typing.Tuple[int, str]]  # status, message
+
+
+def length_rejection(
+    headers: typing.Mapping[str, str], limit: int
+) -> _Rejection:
+    """The rejection of a body that is too long, None for another one.
 
     Args:
-      headers: a mapping of the request's headers, names in lower case.
-      most: bytes.
+      headers: the request's, names in lower case.
+      limit: bytes.
     """
     if "transfer-encoding" in headers:
         return 411, "send the request with a Content-Length, not in chunks"
-    # The server itself has refused what is no number.
+    # The server has rejected lengths that are not numbers.
     length = int(headers.get("content-length", "0"))
-    if length > most:
+    if length > limit:
         return 413, (
-            f"the request has {length:,} bytes, this server takes {most:,}; "
+            f"the request has {length:,} bytes, this server takes {limit:,}; "
             "send a part of the text"
         )
     return None
 
 
-def text_refusal(name, value, most):
-    """(status, message) for a text that cannot be read, None for another."""
-    if not value.strip():
+def text_rejection(name: str, text: str, limit: int) -> _Rejection:
+    """The rejection of a text that cannot be read, None for another one."""
+    if not text.strip():
         return 422, f"the {name} is empty"
-    if len(value) > most:
+    if len(text) > limit:
         return 413, (
-            f"the {name} has {len(value):,} characters, this server takes {most:,}; "
-            "send a part of it"
+            f"the {name} has {len(text):,} characters, this server takes "
+            f"{limit:,}; send a part of it"
         )
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return (
-            422,
-            f"the {name} is no text at character {error.start}: {error.reason}",
+        return 422, (
+            f"the {name} is not text at character {error.start}: {error.reason}"
         )
     return None
 
@@ -148,25 +148,25 @@ def text_refusal(name, value, most):
 def _first_problem(error):
     """`question: field required` of a validation error."""
     first = error.errors()[0]
-    where = ".".join(
+    field = ".".join(
         part
         for part in first["loc"]
         if isinstance(part, str) and part != "body"
     )
     return (
-        f'{where or "the body"}: {first["msg"]}; expected {{"question": '
-        '"...", "text": "..."}}'
+        f"{field or 'the body'}: {first['msg']}; expected "
+        '{"question": "...", "text": "..."}'
     )
 
 
 # --- The application --------------------------------------------------------
 
 
-def create_app(model, options):
+def create_app(model: predictor.Predictor, options: ServeConfig) -> typing.Any:
     """The FastAPI application.
 
-    Its functions that compute are plain ones: FastAPI runs each call in a
-    thread, and threads may share a Predictor.
+    The functions that compute are not coroutines: FastAPI runs each call in
+    a thread, and threads may share a Predictor.
 
     Args:
       model: predictor.Predictor of "answer".
@@ -181,44 +181,45 @@ def create_app(model, options):
     )
 
     class Query(pydantic.BaseModel):
-        """What is asked."""
+        """The body of a request."""
 
         question: pydantic.StrictStr
         text: pydantic.StrictStr
 
-    def refusal(status, message):
+    def reject(status, message):
         return responses.JSONResponse(
             {"detail": message}, status, headers=_HEADERS
         )
 
     @app.middleware("http")
     async def limit_body(request, call_next):
-        refused = length_refusal(request.headers, options.max_bytes)
-        return refusal(*refused) if refused else await call_next(request)
+        rejection = length_rejection(request.headers, options.max_bytes)
+        return reject(*rejection) if rejection else await call_next(request)
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def invalid(_, error):
-        return refusal(422, _first_problem(error))
+        return reject(422, _first_problem(error))
 
     @app.post("/answer")
     def answer(query: Query):
         """The answer, its place in characters, and the n-best list."""
-        refused = text_refusal(
+        rejection = text_rejection(
             "question", query.question, options.max_question_characters
-        ) or text_refusal("text", query.text, options.max_text_characters)
-        if refused:
-            return refusal(*refused)
+        ) or text_rejection("text", query.text, options.max_text_characters)
+        if rejection:
+            return reject(*rejection)
         try:
             result = model.answer(query.question, query.text)
         except errors.UserError as error:
-            return refusal(422, str(error))
+            return reject(422, str(error))
         del result["id"]
         return responses.JSONResponse(result, headers=_HEADERS)
 
     page = PAGE.read_text("utf-8")
-    headers = dict(
-        _HEADERS, **{"Content-Security-Policy": content_security_policy(page)}
-    )
+    headers = {
+        **_HEADERS,
+        "Content-Security-Policy": content_security_policy(page),
+    }
 
     @app.get("/", response_class=responses.HTMLResponse)
     def show():
@@ -226,14 +227,15 @@ def create_app(model, options):
         return responses.HTMLResponse(page, headers=headers)
 
     if options.host in _LOOPBACK:
-        # Else another site's page could ask here under a name of its own.
+        # Otherwise another site's page could send requests here, under a
+        # host name that resolves to this machine.
         app.add_middleware(
             trustedhost.TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)
         )
     return app
 
 
-def listen(host, port):
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
@@ -243,19 +245,20 @@ def listen(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(128)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
     except OSError as error:
         raise errors.UserError(
             f"cannot listen on --host={host} --port={port}: {error.strerror}; "
-            "give another --port, or 0 for a free one"
+            "pass another --port, or 0 for a free one"
         ) from error
-    return found
+    return listening
 
 
-def main(_):
+def main(_: typing.List[str]) -> None:
+    """Serves until it is interrupted."""
     options = command_line.build(ServeConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     _, _, uvicorn = _import()
@@ -264,11 +267,11 @@ def main(_):
     model = predictor.Predictor(options.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")
     app = create_app(model, options)
-    sys.stdout.write(
+    print(
         f"http://{options.host}:{listening.getsockname()[1]}/ answers with "
-        f"{model.model.checkpoint}; Ctrl-C ends it\n"
+        f"{model.model.checkpoint}; Ctrl-C ends it",
+        flush=True,
     )
-    sys.stdout.flush()
     uvicorn.Server(
         uvicorn.Config(
             app,
@@ -280,7 +283,12 @@ def main(_):
     ).run(sockets=[listening])
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Declares the flags of this script."""
     command_line.define(ServeConfig)
     command_line.define(predictor.Settings)
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

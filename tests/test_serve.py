@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page and the endpoint that answer questions: results, refusals, marks.
+"""The page and the endpoint that answer questions: results, rejections, marks.
 
 The server itself runs once, for many callers at a time and for a browser.
 """
@@ -15,13 +15,12 @@ import urllib.request
 
 import pytest
 
+import serve
 from common import errors
 from helpers import browser, tiny
 from helpers.paths import REPOSITORY
 from inference import predictor
-from test_plot_run import load
 
-serve = load("serve")
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
 
 
@@ -38,7 +37,7 @@ def reader(folder):
 
 
 def client_of(model, **values):
-    """A client of an application that no network is needed for."""
+    """A client that calls the application without a network."""
     pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     from starlette import testclient
@@ -60,16 +59,13 @@ def client(reader):
 
 
 def test_the_answer_is_the_predictors(client, reader):
-    found = client.post("/answer", json={"question": "Where?", "text": TEXT})
-    expected = reader.answer("Where?", TEXT)
+    response = client.post("/answer", json={"question": "Where?", "text": TEXT})
+    result, expected = response.json(), reader.answer("Where?", TEXT)
     del expected["id"]
-    assert found.status_code == 200
-    assert found.json() == expected
-    assert (
-        TEXT[found.json()["start"] : found.json()["end"]]
-        == (found.json()["answer"])
-    )
-    assert found.headers["cache-control"] == "no-store"
+    assert response.status_code == 200
+    assert result == expected
+    assert TEXT[result["start"] : result["end"]] == result["answer"]
+    assert response.headers["cache-control"] == "no-store"
 
 
 def test_there_may_be_no_answer(folder):
@@ -80,21 +76,24 @@ def test_there_may_be_no_answer(folder):
             version_2_with_negative=True, null_score_diff_threshold=-1000.0
         ),
     )
-    found = (
-        client_of(model)
-        .post("/answer", json={"question": "Where?", "text": TEXT})
-        .json()
-    )
-    assert found["answer"] == "" and found["start"] is None
-    assert found["null_odds"] > -1000
+    question = {"question": "Where?", "text": TEXT}
+    result = client_of(model).post("/answer", json=question).json()
+    assert result["answer"] == "" and result["start"] is None
+    assert result["null_odds"] > -1000
 
 
-# --- Refusals ---------------------------------------------------------------
+# --- Rejections ---------------------------------------------------------------
 
 
-def refused(response, status, words):
+def check_rejected(response, status, words):
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
+
+
+def post(client, body):
+    return client.post(
+        "/answer", content=body, headers={"Content-Type": "application/json"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,11 @@ def refused(response, status, words):
         ("{", 422, 'expected {"question"'),
         ("", 422, 'expected {"question"'),
         ("[" * 1500, 400, "parsing the body"),
-        ('{"question": "a", "text": "\\ud800"}', 422, "no text at character 0"),
+        (
+            '{"question": "a", "text": "\\ud800"}',
+            422,
+            "not text at character 0",
+        ),
         (
             json.dumps({"question": "a", "text": "b" * 101}),
             413,
@@ -126,36 +129,19 @@ def refused(response, status, words):
         (" " * 2345, 413, "2,345 bytes, this server takes 2,344"),
     ],
 )
-def test_what_cannot_be_answered_is_named(client, body, status, words):
-    refused(
-        client.post(
-            "/answer",
-            content=body,
-            headers={"Content-Type": "application/json"},
-        ),
-        status,
-        words,
-    )
+def test_rejections_name_the_problem(client, body, status, words):
+    check_rejected(post(client, body), status, words)
 
 
 def test_every_character_may_take_as_many_bytes_as_json_allows(reader):
     """A smiley escaped is `\\ud83d\\ude00`, twelve bytes."""
     client = client_of(reader, max_text_characters=2000)
-    body = json.dumps(
-        {"question": "\U0001f600" * 9, "text": "\U0001f600" * 2000}
-    )
-    assert (
-        client.post(
-            "/answer",
-            content=body,
-            headers={"Content-Type": "application/json"},
-        ).status_code
-        == 200
-    )
+    body = {"question": "\U0001f600" * 9, "text": "\U0001f600" * 2000}
+    assert post(client, json.dumps(body)).status_code == 200
 
 
-def test_a_body_without_its_length_is_refused(client):
-    refused(
+def test_a_body_without_its_length_is_rejected(client):
+    check_rejected(
         client.post("/answer", content=iter([b"{}"])), 411, "Content-Length"
     )
 
@@ -168,7 +154,7 @@ def test_other_sites_names_do_not_lead_here(client, reader):
     assert opened.get("/", headers=host).status_code == 200
 
 
-def test_without_its_packages_one_line_says_what_to_do(monkeypatch):
+def test_missing_packages_are_one_line_with_the_fix(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(
         errors.UserError,
@@ -251,7 +237,7 @@ def server(folder):
 
 
 def ask(address, question, text):
-    """What a server says."""
+    """A server's answer."""
     body = json.dumps({"question": question, "text": text}).encode()
     with urllib.request.urlopen(
         urllib.request.Request(
@@ -267,16 +253,14 @@ def test_many_ask_at_a_time(server, reader):
         (f"Where is {n}?", f"{TEXT * (1 + n % 3)} And {n}.") for n in range(36)
     ]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(lambda pair: ask(server, *pair), asked))
-    places = [
-        [(one["answer"], one["start"]) for one in results]
-        for results in (found, [reader.answer(*pair) for pair in asked])
-    ]
-    assert places[0] == places[1]
+        results = pool.map(lambda pair: ask(server, *pair), asked)
+        answers = [(result["answer"], result["start"]) for result in results]
+    expected = [reader.answer(*pair) for pair in asked]
+    assert answers == [(item["answer"], item["start"]) for item in expected]
 
 
 class Meeting:
-    """A Predictor whose calls go on only when two of them are there."""
+    """A Predictor whose calls wait for each other in pairs."""
 
     def __init__(self, model):
         self._model = model
@@ -313,19 +297,19 @@ def test_a_question_does_not_wait_for_another(reader):
     finally:
         server.should_exit = True
         thread.join()
-    assert all(found["nbest"] for found in both)
+    assert all(result["nbest"] for result in both)
 
 
 @pytest.fixture(scope="module")
 def window(server, tmp_path_factory):
     """A browser.Browser that shows the page."""
-    with browser.opened(tmp_path_factory.mktemp("profile")) as found:
-        found.open(server)
-        yield found
+    with browser.opened(tmp_path_factory.mktemp("profile")) as opened:
+        opened.open(server)
+        yield opened
 
 
 def ask_by_hand(window, question, text):
-    """Types both and presses Enter; waits for what comes of it."""
+    """Types both and presses Enter; waits for an answer or a message."""
     window.run("document.getElementById('result').hidden = true")
     window.type("#text", text)
     window.type("#question", question)
@@ -357,7 +341,7 @@ def split(text, entry):
 TYPED = TEXT[2:]
 
 
-def test_who_types_a_question_sees_the_answer_in_the_text(window, reader):
+def test_a_typed_question_marks_the_answer_in_the_text(window, reader):
     ask_by_hand(window, "Where?", TYPED)
     result = reader.answer("Where?", TYPED)
     assert parts(window) == split(TYPED, result)
@@ -400,7 +384,7 @@ def test_a_link_with_text_and_question_asks_at_once(window, server, reader):
     assert parts(window) == split(TEXT, reader.answer("Where?", TEXT))
 
 
-def test_the_page_says_why_there_is_no_answer(window, server):
+def test_the_page_shows_the_reason_for_a_missing_answer(window, server):
     window.open(server)
     ask_by_hand(window, "a" * 1001, TYPED)
     assert window.run(
@@ -424,17 +408,17 @@ def test_the_page_fits_its_window(window, server, width):
     assert window.run("return document.documentElement.scrollWidth") <= width
     outside = window.run(
         """
-        return Array.from(document.querySelectorAll("body *")).filter(each =>
-            each.getBoundingClientRect().right > arguments[0] ||
-            each.tagName !== "INPUT" && each.scrollWidth > each.clientWidth &&
-            each.clientWidth > 0).map(each => each.tagName + each.id)""",
+        return Array.from(document.querySelectorAll("body *")).filter(node =>
+            node.getBoundingClientRect().right > arguments[0] ||
+            node.tagName !== "INPUT" && node.scrollWidth > node.clientWidth &&
+            node.clientWidth > 0).map(node => node.tagName + node.id)""",
         width,
     )
     assert outside == []
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
-def test_words_stand_out_from_what_is_behind_them(window, server, is_dark):
+def test_words_contrast_with_their_background(window, server, is_dark):
     """4.5 to 1, for small letters. Source: W3C, WCAG 2.1, 1.4.3."""
     if is_dark:
         window.darken()
@@ -442,7 +426,7 @@ def test_words_stand_out_from_what_is_behind_them(window, server, is_dark):
     ask_by_hand(window, "Where?", TYPED)
     contrasts = browser.contrasts(window)
     assert len(contrasts) > 20
-    assert [each for each in contrasts if each[1] < 4.5] == []
+    assert [pair for pair in contrasts if pair[1] < 4.5] == []
     assert (
         window.run("return getComputedStyle(document.body).color")
         == "rgb(28, 35, 48)"

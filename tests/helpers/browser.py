@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a real Chromium without a window, as WebDriver has it.
+"""Drives a headless Chromium by the WebDriver protocol.
 
 The driver that comes with the browser speaks JSON over HTTP; no package is
 needed. Source: W3C, WebDriver (addresses and bodies of its commands).
 """
 
-import base64
 import contextlib
 import json
 import re
@@ -73,18 +72,12 @@ class Browser:
             ) from error
 
     def begin(self, options):
-        found = self._call(
-            "/session",
-            {
-                "capabilities": {
-                    "alwaysMatch": {
-                        "browserName": "chrome",
-                        "goog:chromeOptions": options,
-                    }
-                }
-            },
+        """Opens the window."""
+        always = {"browserName": "chrome", "goog:chromeOptions": options}
+        session = self._call(
+            "/session", {"capabilities": {"alwaysMatch": always}}
         )
-        self._address += "/session/" + found["sessionId"]
+        self._address += "/session/" + session["sessionId"]
 
     def end(self):
         self._call("", method="DELETE")
@@ -109,34 +102,26 @@ class Browser:
             f"page:\n{self.run('return document.body.innerText')}"
         )
 
-    def resize(self, width, height):
-        """The page's size, as a telephone's screen would have it."""
+    def _emulate(self, setting, **parameters):
         self._call(
             "/goog/cdp/execute",
-            {
-                "cmd": "Emulation.setDeviceMetricsOverride",
-                "params": {
-                    "width": width,
-                    "height": height,
-                    "deviceScaleFactor": 1,
-                    "mobile": True,
-                },
-            },
+            {"cmd": "Emulation." + setting, "params": parameters},
+        )
+
+    def resize(self, width, height):
+        """Sets the page's size, as on a telephone's screen."""
+        self._emulate(
+            "setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=True,
         )
 
     def darken(self):
-        """The page as it is for who prefers dark colours."""
-        self._call(
-            "/goog/cdp/execute",
-            {
-                "cmd": "Emulation.setEmulatedMedia",
-                "params": {
-                    "features": [
-                        {"name": "prefers-color-scheme", "value": "dark"}
-                    ]
-                },
-            },
-        )
+        """Shows the page as for a user who prefers dark colours."""
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        self._emulate("setEmulatedMedia", features=[dark])
 
     def _find(self, selector):
         return self._call(
@@ -157,59 +142,42 @@ class Browser:
 
     def point_at(self, selector):
         """Moves the mouse over an element."""
-        self._call(
-            "/actions",
-            {
-                "actions": [
-                    {
-                        "type": "pointer",
-                        "id": "mouse",
-                        "actions": [
-                            {
-                                "type": "pointerMove",
-                                "x": 0,
-                                "y": 0,
-                                "duration": 0,
-                                "origin": {_ELEMENT: self._find(selector)},
-                            }
-                        ],
-                    }
-                ]
-            },
-        )
-
-    def screenshot(self, path):
-        """The window as PNG."""
-        path.write_bytes(base64.b64decode(self._call("/screenshot")))
+        move = {
+            "type": "pointerMove",
+            "x": 0,
+            "y": 0,
+            "duration": 0,
+            "origin": {_ELEMENT: self._find(selector)},
+        }
+        mouse = {"type": "pointer", "id": "mouse", "actions": [move]}
+        self._call("/actions", {"actions": [mouse]})
 
 
-# [[text, letters' colour, colours behind it, its own first], ...] of each
-# element that has text of its own.
+# [[text, its colour, the backgrounds from its own outwards], ...] of each
+# element that contains text.
 _COLOURS = """
-return Array.from(document.querySelectorAll("body *")).filter(each =>
-  each.offsetParent && each.tagName !== "SCRIPT" && Array.from(
-    each.childNodes).some(node => node.nodeType === 3 && node.data.trim())
-).map(each => {
-  const behind = [];
-  for (let e = each; e; e = e.parentElement)
-    behind.push(getComputedStyle(e).backgroundColor);
-  return [each.textContent.trim().slice(0, 40),
-          getComputedStyle(each).color, behind];
+return Array.from(document.querySelectorAll("body *")).filter(element =>
+  element.offsetParent && element.tagName !== "SCRIPT" && Array.from(
+    element.childNodes).some(node => node.nodeType === 3 && node.data.trim())
+).map(element => {
+  const backgrounds = [];
+  for (let e = element; e; e = e.parentElement)
+    backgrounds.push(getComputedStyle(e).backgroundColor);
+  return [element.textContent.trim().slice(0, 40),
+          getComputedStyle(element).color, backgrounds];
 })"""
 
 
 def contrasts(browser):
-    """[(text, contrast with what is behind it)] of a page's visible words."""
+    """[(text, contrast with its background)] of a page's visible words."""
     return [
-        (
-            text,
-            _contrast(
-                colour,
-                next(one for one in behind if _channels(one)[3:] != [0.0]),
-            ),
-        )
-        for text, colour, behind in browser.run(_COLOURS)
+        (text, _contrast(colour, next(filter(_is_opaque, backgrounds))))
+        for text, colour, backgrounds in browser.run(_COLOURS)
     ]
+
+
+def _is_opaque(colour):
+    return _channels(colour)[3:] != [0.0]
 
 
 def _channels(colour):
