@@ -24,9 +24,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from absl import flags
 
-import archives
-import downloads
 from common import command_line, errors, files
+from scripts import archives, downloads
 
 FLAGS = flags.FLAGS
 

@@ -8,9 +8,9 @@ import tarfile
 
 import pytest
 
-import archives
 from common import errors
 from helpers.archive_files import write_tar, write_zip
+from scripts import archives
 
 GOOD = [("Task/train.tsv", b"a\tb\n" * 1000), ("Task/sub/dev.tsv", b"")]
 

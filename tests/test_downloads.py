@@ -7,10 +7,10 @@ import types
 
 import pytest
 
-import downloads
 from common import errors
 from helpers import broken_server
 from helpers.broken_server import answer, file, in_turn, status
+from scripts import downloads
 
 DATA = bytes(range(256)) * 40  # 10,240 bytes
 OLD = b"x" * len(DATA)

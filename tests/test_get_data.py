@@ -9,12 +9,11 @@ import sys
 
 import pytest
 
-import downloads
-import get_data
 from common import errors, files
 from helpers import broken_server
 from helpers.archive_files import write_tar, write_zip
 from helpers.paths import REPOSITORY
+from scripts import downloads, get_data
 
 SCRIPT = REPOSITORY / "scripts" / "get_data.py"
 

@@ -8,9 +8,9 @@ import types
 
 import pytest
 
-import inspect_predictions as inspect
 from common import errors
 from helpers import browser
+from scripts import inspect_predictions as inspect
 
 CONTEXT = "Anna sold <b>red</b> boats & blue boats in Belgora."
 GOLD = {

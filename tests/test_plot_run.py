@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import plot_run
 from common import errors
 from helpers.paths import REPOSITORY
+from scripts import plot_run
 
 
 def write_events(directory, *points, suffix="", start=100.0):

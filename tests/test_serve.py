@@ -15,11 +15,11 @@ import urllib.request
 
 import pytest
 
-import serve
 from common import errors
 from helpers import browser, tiny
 from helpers.paths import REPOSITORY
 from inference import predictor
+from scripts import serve
 
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
 

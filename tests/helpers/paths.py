@@ -10,4 +10,3 @@ GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
-sys.path.append(str(REPOSITORY / "scripts"))
