@@ -65,6 +65,25 @@ def count(shape):
     return product
 
 
+def is_shape(values: typing.Any) -> bool:
+    """Whether values from a file can be the sizes of a tensor."""
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) <= 8
+        and all(type(value) is int and 0 <= value < 1 << 48 for value in values)
+    )
+
+
+def read_numbers(path: str, offset: int, dtype: str, count: int) -> np.ndarray:
+    """`count` numbers of a file, from a byte on.
+
+    Raises:
+      errors.UserError: the file is shorter.
+    """
+    data = files.read_exactly(path, offset, count * DTYPES[dtype].itemsize)
+    return np.frombuffer(data, DTYPES[dtype])
+
+
 def transposed(tensor):
     """[M, N] -> [N, M]."""
     return tensor._replace(
