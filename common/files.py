@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: bounded JSON, hashes, and outputs that appear when they are whole.
+"""Files: bounded JSON, hashes, and outputs that appear when complete.
 
 JSON from outside is bounded in size, depth and digits: Python's own parser
 overflows its stack on deep nesting, and turning digits into an int takes
@@ -17,7 +17,7 @@ from common import errors
 MAX_DEPTH = 32
 MAX_DIGITS = 20
 MAX_JSON_BYTES = 16 << 20
-# What an output is called until it is whole.
+# The suffix of an output until it is complete.
 INCOMPLETE = ".incomplete"
 
 
@@ -56,7 +56,7 @@ def _bounded_int(digits: str) -> int:
 
 
 def _check_depth(value: typing.Any) -> None:
-    """Rejects what messages and later steps could not walk through."""
+    """Rejects nesting that later recursive steps could not handle."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -142,7 +142,7 @@ def sha256(path: str) -> str:
 
 
 def read_exactly(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset`; a UserError where the file is shorter."""
+    """`size` bytes at `offset`; a UserError if the file is shorter."""
     with open(path, "rb") as stream:
         stream.seek(offset)
         data = stream.read(size)
@@ -168,13 +168,13 @@ def sync_directory(path: str) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
-    """A binary stream whose file gets its name once it is whole.
+    """A binary stream whose file gets its name when it is complete.
 
         with new_file(path) as stream:
             stream.write(data)
 
-    An exception leaves no file behind, and an old one as it was. An OSError
-    without a file name gets `path`.
+    An exception leaves no new file and keeps an old one. An OSError without a
+    file name gets `path`.
     """
     temporary = path + INCOMPLETE
     try:
@@ -193,31 +193,31 @@ def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a file that appears when it is whole."""
+    """Writes a file that appears when it is complete."""
     with new_file(path) as stream:
         stream.write(data)
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes UTF-8 text to a file that appears when it is whole."""
+    """Writes UTF-8 text to a file that appears when it is complete."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str, value: typing.Any) -> None:
-    """Writes indented JSON to a file that appears when it is whole."""
+    """Writes indented JSON to a file that appears when it is complete."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 class NewFiles:
-    """Files that get their names together, once all of them are whole.
+    """Files that get their names together, when all are complete.
 
         with NewFiles([data_file, index_file], overwrite=False) as output:
             with output.open(data_file) as stream:
                 ...
 
-    The last path is the one without which the others are not used: it is
-    renamed last, and an old one is removed first, so that no reader sees a
-    mixture. Missing directories are made, and removed again after an error.
+    Readers need the file of the last path: it is renamed last, and an old one
+    is removed first, so that no reader sees old and new files. Missing
+    directories are made, and removed again after an error.
 
     Raises:
       errors.UserError: a path exists and `overwrite` is False.

@@ -15,8 +15,8 @@ VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
 PYTHON=$VENV_DIR/bin/python
 [[ -x $PYTHON ]] || PYTHON=python3
 
-# RoBERTa's recipe: cased text, full sequences of 512 tokens, masks drawn anew
-# whenever a sequence is fed.
+# RoBERTa's recipe: cased text, full sequences of 512 tokens, masks drawn
+# again each time a sequence is fed.
 #
 # The predecessor's settings, to compare with:
 #   --masking=static --do_lower_case=True --max_seq_length=128

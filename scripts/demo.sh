@@ -66,7 +66,7 @@ fine_tune() {
       --output_dir="$OUT_DIR/$directory" "$@"
 }
 
-# Prints a score line: score LABEL VERSION PREDICTIONS KEY... [-- arguments]
+# Prints a score line: score LABEL VERSION PREDICTIONS KEY...
 score() {
   local label=$1 version=$2 predictions=$3
   shift 3

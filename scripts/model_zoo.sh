@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# What train_full_1p.sh and train_performance_1p.sh share; sourced by them.
-# Takes the model zoo's flags, starts the launchers and reads their log lines.
+# Functions of train_full_1p.sh and train_performance_1p.sh, which source it:
+# parse the model zoo's flags, start the launchers and read their log lines.
 set -euo pipefail
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -44,15 +44,15 @@ parse_flags() {
       --data_dump_flag=*) DEVICE_FLAGS+=("--data_dump=$value") ;;
       --over_dump=*) DEVICE_FLAGS+=("--over_dump=$value") ;;
       --help | -h) usage; exit 0 ;;
-      *) fail "'$flag' is not known; --help lists the flags" ;;
+      *) fail "unknown flag '$flag'; --help lists the flags" ;;
     esac
   done
   flag=" ${DEVICE_FLAGS[*],,} "
   if [[ $flag == *" --data_dump=true "* && $flag == *" --over_dump=true "* ]]; then
-    fail "--data_dump_flag and --over_dump are both True; CANN writes one of the two dumps at a time"
+    fail "--data_dump_flag and --over_dump are both True; set one of them, CANN writes one dump at a time"
   fi
-  [ -n "$DATA_PATH" ] || fail "--data_path is not given; --help says what it holds"
-  [ -d "$DATA_PATH" ] || fail "--data_path is '$DATA_PATH', which is no directory"
+  [ -n "$DATA_PATH" ] || fail "--data_path is missing; --help describes the directory"
+  [ -d "$DATA_PATH" ] || fail "--data_path=$DATA_PATH: not a directory; --help describes it"
   export BERT_BASE_DIR=${CKPT_PATH:-$DATA_PATH/Data/Roberta-large}
   export SQUAD_DIR=$DATA_PATH/Data/SQuAD/data
 }
@@ -67,7 +67,7 @@ train() {
       > "$OUT_DIR/$name.log" 2>&1 ||
     {
       tail -n 20 "$OUT_DIR/$name.log" >&2
-      fail "$name failed; its log is $OUT_DIR/$name.log"
+      fail "$name failed; the log is $OUT_DIR/$name.log"
     }
 }
 

@@ -6,7 +6,7 @@
 #   bash scripts/run_8p.sh pretraining|squad_v1.1|squad_v2.0 [FLAG ...]
 #
 # The flags are those of run_pretraining.sh or run_squadv*.sh, which it starts;
-# those given are added. Mind the global batch: train_batch_size x
+# those given are added. The global batch is train_batch_size x
 # num_accumulation_steps x devices.
 #
 # On several hosts run it on each, with the same RANK_TABLE_FILE, JOB_ID and
@@ -23,7 +23,7 @@ SERVER_INDEX=${SERVER_INDEX:-0}
 # For the table that is made; DEVICE_IPS empty reads /etc/hccn.conf.
 SERVER_IP=${SERVER_IP:-127.0.0.1}
 DEVICE_IPS=${DEVICE_IPS:-}
-# Seconds that the others have to end once one has failed.
+# Seconds until the other processes are killed after one has failed.
 GRACE_SECONDS=${GRACE_SECONDS:-30}
 export JOB_ID=${JOB_ID:-10086}
 
@@ -42,7 +42,7 @@ case $TASK in
   pretraining) LAUNCHER=run_pretraining.sh ;;
   squad_v1.1) LAUNCHER=run_squadv1.1.sh ;;
   squad_v2.0) LAUNCHER=run_squadv2.0.sh ;;
-  *) fail "the task is '$TASK'; expected pretraining, squad_v1.1 or squad_v2.0" ;;
+  *) fail "unknown task '$TASK'; expected pretraining, squad_v1.1 or squad_v2.0" ;;
 esac
 shift
 
@@ -58,7 +58,7 @@ if [ -z "$RANK_TABLE_FILE" ]; then
       --output="$RANK_TABLE_FILE"
 fi
 [ -r "$RANK_TABLE_FILE" ] || fail \
-    "RANK_TABLE_FILE is '$RANK_TABLE_FILE', which cannot be read; write it with scripts/make_rank_table.py"
+    "RANK_TABLE_FILE=$RANK_TABLE_FILE: cannot be read; write it with scripts/make_rank_table.py"
 export RANK_TABLE_FILE
 
 # Prints how often the table has a key.
@@ -79,14 +79,14 @@ if [ "$DEVICES" -lt 1 ] || [ $((first + DEVICES)) -gt "$RANK_SIZE" ]; then
 fi
 
 distributed=--distributed=True
-if [ "$RANK_SIZE" -eq 1 ]; then  # nobody to average with
+if [ "$RANK_SIZE" -eq 1 ]; then
   distributed=--distributed=False
   unset RANK_TABLE_FILE
 fi
 
 pids=()  # by device; "" once it has ended
 
-# Sends a signal to the processes that are left, and to those they started.
+# Sends a signal to the running processes and to those they started.
 signal_all() {
   local pid
   for pid in "${pids[@]}"; do
@@ -96,7 +96,7 @@ signal_all() {
 
 is_running() { kill -0 -- "$1" 2> /dev/null; }
 
-# Whether a process is left, be it one that a launcher left behind.
+# Whether a process runs, including one that a launcher left behind.
 any_running() {
   local pid
   for pid in "${pids[@]}"; do
@@ -110,7 +110,7 @@ pause() { sleep "$1" & wait $! || true; }
 
 end_all() {
   local waited=0
-  exec 2> /dev/null  # the shell's own remark on each process
+  exec 2> /dev/null  # the shell reports each killed process
   signal_all "$1"
   while any_running && [ "$waited" -lt "$GRACE_SECONDS" ]; do
     pause 1
@@ -152,11 +152,11 @@ while [ "$left" -gt 0 ]; do
     [ "$code" -ne 0 ] || continue
     log=$LOG_DIR/device_$device.log
     {
-      echo "run_8p.sh: error: rank $((first + device)) (device $device) ended with code $code; all are stopped. The end of $log:"
+      echo "run_8p.sh: error: rank $((first + device)) (device $device) ended with code $code; stopping all. Last lines of $log:"
       tail -n 20 "$log"
     } >&2
     end_all TERM
     exit "$code"
   done
 done
-echo "run_8p.sh: $TASK is done; $LOG_DIR/device_0.log has its log, $OUT_DIR its results"
+echo "run_8p.sh: $TASK finished; log: $LOG_DIR/device_0.log, results: $OUT_DIR"

@@ -23,7 +23,7 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
-# The paper's settings (EM / F1 88.9 / 94.6; their sources stand in
+# The paper's settings (EM / F1 88.9 / 94.6; sources in
 # configs/squad_v1.1_large.flags): a batch of 48 = 12 x 4 on one device of 32
 # GB; with 16 GB take 4 x 12. Without an accelerator add --manual_fp16=False.
 #
@@ -59,7 +59,7 @@ PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
     --output_dir="$OUT_DIR" \
     "$@"
 
-# Of several processes, the first alone answers.
+# With several processes, the first one alone predicts.
 if [ "${RANK_SIZE:-1}" != 1 ] && [ "${RANK_ID:-0}" != 0 ]; then exit; fi
 "$PYTHON" "$REPOSITORY/scripts/evaluate-v1.1.py" \
     "$SQUAD_DIR/dev-v1.1.json" "$OUT_DIR/predictions.json"

@@ -23,7 +23,7 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
-# The paper's settings (EM / F1 86.5 / 89.4; their sources stand in
+# The paper's settings (EM / F1 86.5 / 89.4; sources in
 # configs/squad_v2.0_large.flags): a batch of 48 = 12 x 4 on one device of 32
 # GB; with 16 GB take 4 x 12. Without an accelerator add --manual_fp16=False.
 #
@@ -61,7 +61,7 @@ PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
     --output_dir="$OUT_DIR" \
     "$@"
 
-# Of several processes, the first alone answers.
+# With several processes, the first one alone predicts.
 if [ "${RANK_SIZE:-1}" != 1 ] && [ "${RANK_ID:-0}" != 0 ]; then exit; fi
 "$PYTHON" "$REPOSITORY/scripts/evaluate-v2.0.py" \
     "$SQUAD_DIR/dev-v2.0.json" "$OUT_DIR/predictions.json" \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Makes .venv, the virtual environment that everything else runs in; says
-# nothing and takes no time when there is nothing to do.
+# Makes .venv, the virtual environment of all scripts; prints nothing and is
+# quick when it is up to date.
 #
 #   bash scripts/setup.sh [--cpu | --gpu | --system-site-packages]
 #                         [--test] [--horovod]
@@ -10,7 +10,7 @@
 #   --cpu      TensorFlow for the CPU (requirements.txt), the default.
 #   --gpu      TensorFlow for NVIDIA GPUs (requirements/gpu.txt).
 #   --system-site-packages
-#              The TensorFlow that the Python has already: Ascend hosts, where
+#              The TensorFlow that is installed for the Python: Ascend hosts, where
 #              it was installed with CANN. Implied where the Python that is
 #              chosen has TensorFlow and the Ascend adapter.
 #   --test     Adds what the tests need (requirements/test.txt).
@@ -33,7 +33,7 @@ WHEEL_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/roberta-tf1/wheels
 
 case $VENV_DIR in /*) ;; *) VENV_DIR=$PWD/$VENV_DIR ;; esac
 STATE=$VENV_DIR/.setup  # What is installed; `incomplete` while it changes.
-WANTED="Python 3.7 for TensorFlow 1.15.5, or 3.9 to 3.11 for 2.15.1"
+EXPECTED="Python 3.7 for TensorFlow 1.15.5, or 3.9 to 3.11 for 2.15.1"
 
 say() { echo "set-up: $*" >&2; }
 
@@ -42,7 +42,7 @@ fail() { echo "setup.sh: error: $*" >&2; exit 1; }
 usage() { sed -n '4,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "$0"; }
 
 parse_arguments() {
-  kind="" with_test="" with_horovod=""  # kind: empty keeps what is there.
+  kind="" with_test="" with_horovod=""  # kind: empty keeps the present one.
   local argument
   for argument in "$@"; do
     case $argument in
@@ -61,7 +61,7 @@ parse_arguments() {
 # --- Which Python -----------------------------------------------------------
 
 # Prints "3.7 3.7.16 TRAITS EXECUTABLE" of the Python $1; fails if it does not
-# run. EXECUTABLE is what a virtual environment or a pyenv shim stands for.
+# run. EXECUTABLE is the Python behind a virtual environment or a pyenv shim.
 probe() {
   "$1" -c '
 import importlib.util, os, sys
@@ -111,13 +111,13 @@ examine() {
 
 # Examines the Pythons of the versions given until one can be used.
 find_python() {
-  local candidate wanted first_problem=""
-  for wanted in "$@"; do
+  local candidate release first_problem=""
+  for release in "$@"; do
     while read -r candidate; do
       [[ -x $candidate ]] || continue
       examine "$candidate" && return
       : "${first_problem:=$problem}"
-    done < <(candidates "$wanted")
+    done < <(candidates "$release")
   done
   problem=$first_problem
   return 1
@@ -127,32 +127,32 @@ find_python() {
 # environment, whose Python uv would answer with.
 find_uv_python() {
   command -v uv > /dev/null || return 1
-  say "no $WANTED found; asking uv for Python 3.11"
+  say "no $EXPECTED found; asking uv for Python 3.11"
   (cd / && unset VIRTUAL_ENV &&
       { uv python find 3.11 2> /dev/null ||
         { uv python install 3.11 >&2 && uv python find 3.11; }; })
 }
 
 choose_python() {
-  local uv_python found
+  local uv_python cause
   case $PYTHON in
     "")
       find_python 3.7 3.11 3.10 3.9 && return
-      found=$problem
+      cause=$problem
       uv_python=$(find_uv_python) && examine "$uv_python" && return
-      fail "no usable Python found${found:+ ($found)}; install $WANTED, e.g." \
+      fail "no usable Python found${cause:+ ($cause)}; install $EXPECTED, e.g." \
            "'pyenv install 3.7', 'apt-get install python3.11-venv', 'dnf" \
            "install python3.11' or uv (which brings one), or set" \
            "PYTHON=/path/to/python" ;;
     3.* | python3.*)
       find_python "${PYTHON#python}" && return
-      found=${problem:-no such Python runs, on PATH or among pyenv\'s}
-      fail "PYTHON=$PYTHON: $found; expected is $WANTED" ;;
+      cause=${problem:-not found on PATH or among pyenv\'s versions}
+      fail "PYTHON=$PYTHON: $cause; expected $EXPECTED" ;;
     *)
       command -v "$PYTHON" > /dev/null ||
-          fail "PYTHON=$PYTHON: no such command; expected is $WANTED"
+          fail "PYTHON=$PYTHON: command not found; expected $EXPECTED"
       examine "$PYTHON" || fail "PYTHON=$PYTHON:" \
-          "${problem:-it is no Python 3 that runs}; expected is $WANTED" ;;
+          "${problem:-not a Python 3 that runs}; expected $EXPECTED" ;;
   esac
 }
 
@@ -202,14 +202,14 @@ find_reason_to_make() {
     reason="it was moved here from $(state directory)"
   elif [[ -n $kind && $kind != "$(state kind)" ]]; then
     reason="it was made with --$(state kind), now --$kind is asked for"
-  elif ! is_wanted_python; then
+  elif ! is_requested_python; then
     reason="it has Python $(state version) ($(state executable)),"
     reason+=" PYTHON=$PYTHON asks for another"
   fi
 }
 
 # Whether the environment's Python is the one that PYTHON names, if it does.
-is_wanted_python() {
+is_requested_python() {
   case $PYTHON in
     "") return 0 ;;
     3.*) [[ $(state version). == "$PYTHON".* ]] ;;
@@ -272,7 +272,7 @@ venv_python() { TF_CPP_MIN_LOG_LEVEL=3 "$VENV_DIR/bin/python" -W ignore "$@"; }
 
 pip_install() {
   venv_python -m pip --disable-pip-version-check -qq install "$@" ||
-      fail "pip could not install $*; its own message stands above"
+      fail "pip could not install $*; see its message above"
 }
 
 # Installs a requirements file, and notes that it has.
@@ -301,7 +301,7 @@ install_requirements() {
   venv_python -c 'import tensorflow; print(tensorflow.__version__)' \
       > "$STATE/tensorflow" 2> "$STATE/log" || {
     cat "$STATE/log" >&2
-    fail "TensorFlow is installed, but does not import: see above"
+    fail "TensorFlow is installed, but does not import; see above"
   }
   cp "$REPOSITORY/requirements.txt" "$STATE/requirements.txt"
 }
@@ -342,7 +342,7 @@ print("cp%d%d-%s" % (sys.version_info[:2] + (sysconfig.get_platform(),)))')
   echo "$WHEEL_DIR/$tags-tensorflow-$(state tensorflow)-$(state kind)-$settings"
 }
 
-# Compiles $1 into the directory $2, which appears when it is whole.
+# Compiles $1 into the directory $2, which appears when it is complete.
 compile_horovod() {
   local requirement=$1 target=$2 tool build started=$SECONDS
   for tool in g++ cmake; do
@@ -359,7 +359,7 @@ compile_horovod() {
       --no-deps --no-build-isolation --wheel-dir "$build" "$requirement" \
       > "$build/log" 2>&1 || {
     tail -n 30 "$build/log" >&2
-    fail "$requirement does not compile here; the whole log is $build/log"
+    fail "$requirement does not compile here; the log is $build/log"
   }
   rm -rf "$target"
   mv "$build" "$target"

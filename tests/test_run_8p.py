@@ -277,8 +277,12 @@ def test_sigterm_is_passed_on(launch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, variables, wanted",
     [
-        (["train"], {}, "the task is 'train'; expected pretraining"),
-        (["pretraining"], {"RANK_TABLE_FILE": "no_such"}, "is 'no_such'"),
+        (["train"], {}, "unknown task 'train'; expected pretraining"),
+        (
+            ["pretraining"],
+            {"RANK_TABLE_FILE": "no_such"},
+            "RANK_TABLE_FILE=no_such: cannot be read",
+        ),
         (["pretraining"], {"SERVER_INDEX": "1"}, "has 2 ranks"),
         (["pretraining"], {"DEVICES": "two"}, "DEVICES is 'two'"),
         (["pretraining"], {"RANK_TABLE_FILE": "/dev/null"}, "has no rank_id"),
@@ -378,12 +382,12 @@ def test_performance_run_trains_once(tmp_path):
 @pytest.mark.parametrize(
     "flags, wanted",
     [
-        ([], "--data_path is not given"),
-        (["--data_path=no_such"], "'no_such', which is no directory"),
-        (["--data=x"], "'--data=x' is not known"),
+        ([], "--data_path is missing"),
+        (["--data_path=no_such"], "--data_path=no_such: not a directory"),
+        (["--data=x"], "unknown flag '--data=x'"),
         (
             ["--data_path=.", "--data_dump_flag=True", "--over_dump=True"],
-            "--data_dump_flag and --over_dump are both True; CANN writes one",
+            "--data_dump_flag and --over_dump are both True; set one",
         ),
     ],
 )
