@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of text: which there are, their bytes, the text of a JSON line.
+"""Files of text: their names, their bytes, the text of a JSON line.
 
-A text file holds one sentence or paragraph a line and a blank line between
-documents; a JSON-lines file (.jsonl, .json) holds one document a line, its
+A text file has one sentence or paragraph per line and a blank line between
+documents; a JSON-lines file (.jsonl, .json) has one document per line, its
 text in one field. Both may be gzipped (.gz).
 """
 
@@ -18,12 +18,12 @@ from common import errors
 BLOCK_BYTES = 1 << 16
 
 _JSON_ENDINGS = (".jsonl", ".json")
-# What a directory may hold beside text: this project's own outputs.
+# What a directory may contain besides text: this project's own outputs.
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
 
 
-def open_local(path):
-    """The bytes of a file of this machine."""
+def open_local(path: str) -> typing.BinaryIO:
+    """A stream of the bytes of a local file."""
     return open(path, "rb")
 
 
@@ -36,39 +36,41 @@ class TextFile:
     open: typing.Callable = open_local
 
     @property
-    def is_gzip(self):
+    def is_gzip(self) -> bool:
+        """Whether the file is compressed."""
         return self.path.endswith(".gz")
 
     @property
-    def is_json(self):
+    def is_json(self) -> bool:
+        """Whether each line is a JSON object."""
         name = self.path[:-3] if self.is_gzip else self.path
         return name.endswith(_JSON_ENDINGS)
 
 
-def expand_inputs(text):
-    """The files that `--input_file` names, as a list of TextFile.
+def expand_inputs(text: str) -> typing.List[TextFile]:
+    """The files that `--input_file` names.
 
     Args:
-      text: files, globs and directories, comma separated. A directory stands
-        for all files below it, hidden ones and records left out; a glob and a
-        directory give their files in the order of their names.
+      text: files, globs and directories, comma separated. A directory means
+        all files below it except hidden ones and records; the files of a glob
+        or a directory are sorted by name.
 
     Raises:
       errors.UserError: a part matches no readable file, or there is no text.
     """
     paths = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        found = list(_matches(part))
-        if not found:
+        matches = list(_matches(part))
+        if not matches:
             raise errors.UserError(
-                f"--input_file: there is no file {part!r}; expected files, "
-                "globs or directories of text, comma separated"
+                f"--input_file: no file {part!r}; expected files, globs or "
+                "directories of text, comma separated"
             )
-        paths.extend(found)
+        paths += matches
     files = [_text_file(path) for path in paths]
     if not any(f.size for f in files):
         raise errors.UserError(
-            f"--input_file={text} holds no text; expected at least one line"
+            f"--input_file={text} contains no text; expected at least one line"
         )
     return files
 
@@ -96,17 +98,17 @@ def _matches(part):
 def _text_file(path):
     if not os.path.isfile(path):
         raise errors.UserError(
-            f"--input_file: {path!r} is no regular file; write the text to a "
-            "file first, since its size decides how it is divided"
+            f"--input_file: {path!r} is not a regular file; write the text to "
+            "a file first, since its size decides how it is divided"
         )
     if not os.access(path, os.R_OK):
         raise errors.UserError(
-            f"--input_file: {path!r} cannot be read; change its permissions"
+            f"--input_file: {path!r} is not readable; change its permissions"
         )
     return TextFile(path, os.path.getsize(path))
 
 
-def read_blocks(file):
+def read_blocks(file: TextFile) -> typing.Iterator[typing.Tuple[int, bytes]]:
     """Yields (bytes of the stored file before, decompressed bytes)."""
     with file.open(file.path) as stream:
         if file.is_gzip:
@@ -125,7 +127,7 @@ def _decompress(stream, path):
         data = b""
         while block or len(data) == BLOCK_BYTES:
             if member is None:
-                block = block.lstrip(b"\0")  # padding, as of tapes
+                block = block.lstrip(b"\0")  # padding, as on tapes
                 if not block:
                     break
                 member = zlib.decompressobj(wbits=31)
@@ -133,7 +135,7 @@ def _decompress(stream, path):
                 data = member.decompress(block, BLOCK_BYTES)
             except zlib.error as error:
                 raise errors.UserError(
-                    f"{path!r} is no intact gzip file ({error}, near "
+                    f"{path!r} is not an intact gzip file ({error}, near "
                     f"compressed byte {position}); compress the text again"
                 ) from error
             yield position, data
@@ -148,7 +150,7 @@ def _decompress(stream, path):
         )
 
 
-def json_text(path, number, line, text_field):
+def json_text(path: str, number: int, line: str, text_field: str) -> str:
     """The text of one JSON line.
 
     Args:
@@ -157,7 +159,7 @@ def json_text(path, number, line, text_field):
       text_field: the field of the object that is its text.
 
     Raises:
-      errors.UserError: the line is no such object.
+      errors.UserError: the line is not such an object.
     """
     where = f"line {number} of {path!r}"
     try:
@@ -170,18 +172,14 @@ def json_text(path, number, line, text_field):
         ) from None
     except ValueError as error:
         raise errors.UserError(
-            f"{where} is no JSON ({error}); expected one object a line, like "
+            f"{where} is not JSON ({error}); expected one object per line, like "
             f'{{"{text_field}": "..."}}'
         ) from error
     if not isinstance(value, dict) or text_field not in value:
-        fields = (
-            f"the fields {sorted(value)[:10]}"
-            if isinstance(value, dict)
-            else "no object"
-        )
+        content = sorted(value)[:10] if isinstance(value, dict) else "no object"
         raise errors.UserError(
-            f"{where} has no field {text_field!r} but {fields}; name the field "
-            "of the text with --text_field"
+            f"{where} has no field {text_field!r} but {content}; name the "
+            "field of the text with --text_field"
         )
     value = value[text_field]
     if not isinstance(value, str):
@@ -194,6 +192,6 @@ def json_text(path, number, line, text_field):
     except UnicodeEncodeError as error:
         raise errors.UserError(
             f"{where}: the text has half of a surrogate pair at character "
-            f"{error.start}; remove it or write the whole pair"
+            f"{error.start}; remove it or complete the pair"
         ) from error
     return value

@@ -189,11 +189,11 @@ def test_json_text_may_stand_in_another_field(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "line 3 of .* is no JSON"),
+        ("{", "line 3 of .* is not JSON"),
         ("[]", "line 3 of .* no field 'text' but no object"),
         (
             '{"title": "a"}',
-            r"line 3 of .* but the fields \['title'\]; .*text_field",
+            r"line 3 of .* but \['title'\]; .*text_field",
         ),
         (
             '{"text": 5}',

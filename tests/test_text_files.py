@@ -46,17 +46,15 @@ def test_inputs_are_files_globs_and_directories_in_order(tmp_path):
 @pytest.mark.parametrize("name", ["gone.txt", "gone*", "folder"])
 def test_an_input_that_is_not_there_is_an_error(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(
-        errors.UserError, match="there is no file .*" + name[:4]
-    ):
+    with pytest.raises(errors.UserError, match="no file .*" + name[:4]):
         text_files.expand_inputs(str(tmp_path / name))
 
 
 def test_empty_files_and_pipes_are_errors(tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(errors.UserError, match="holds no text"):
+    with pytest.raises(errors.UserError, match="contains no text"):
         text_files.expand_inputs(str(tmp_path / "empty.txt"))
-    with pytest.raises(errors.UserError, match="no regular file"):
+    with pytest.raises(errors.UserError, match="not a regular file"):
         text_files.expand_inputs("/dev/null")
 
 
@@ -76,9 +74,9 @@ def test_damaged_gzip_files_are_errors(tmp_path):
     for data, message in [
         (whole[:-20], "truncated gzip"),
         (whole[:5], "truncated gzip"),
-        (bytes(flipped), "no intact gzip"),
-        (b"plain text\n", "no intact gzip"),
-        (whole + b"rest", "no intact gzip"),
+        (bytes(flipped), "not an intact gzip"),
+        (b"plain text\n", "not an intact gzip"),
+        (whole + b"rest", "not an intact gzip"),
     ]:
         (tmp_path / "a.gz").write_bytes(data)
         with pytest.raises(errors.UserError, match=r"a\.gz' is .*" + message):
