@@ -7,8 +7,8 @@
 
 Text is cut into chunks, worker processes turn them into records, and this
 process writes these in the order of the chunks: the result does not depend on
-the number of workers. A build that was interrupted goes on from its finished
-shards when the same command is given again.
+the number of workers. Running the same command again resumes an interrupted
+build from its finished shards.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ import sys
 import time
 import typing
 
+import tqdm
 from absl import flags, logging
 
 import tokenization
-from common import command_line, errors, worker_pool
+from common import command_line, errors, files, worker_pool
 from pretraining_data import (
     corpus,
     manifest,
@@ -80,18 +81,18 @@ class BuildConfig:
     )
     num_shards: typing.Optional[int] = command_line.flag(
         None,
-        f"Files to write; default: one for {SHARD_BYTES >> 20} MB of input.",
+        f"Files to write; default: one per {SHARD_BYTES >> 20} MB of input.",
         lower=1,
         upper=99999,
     )
     num_workers: typing.Optional[int] = command_line.flag(
         None,
-        "Processes; default: one a core.",
+        "Processes; default: one per core.",
         lower=1,
         upper=worker_pool.MAX_WORKERS,
     )
     overwrite: bool = command_line.flag(
-        False, "Replace the records that are in the output."
+        False, "Replace existing records in the output."
     )
     runner: typing.Optional[str] = command_line.flag(
         None,
@@ -108,39 +109,37 @@ class BuildConfig:
     def __post_init__(self):
         for name in ("input_file", "output_file", "vocab_file", "merges_file"):
             if getattr(self, name) is None:
-                raise errors.UserError(
-                    f"--{name} is missing; --help says what it is"
-                )
+                raise errors.UserError(f"--{name} is missing; see --help")
         if self.is_single and (self.num_shards or 1) > 1:
             raise errors.UserError(
                 f"--num_shards is {self.num_shards}, but "
-                f"--output_file={self.output_file} is one file; give a "
+                f"--output_file={self.output_file} is one file; pass a "
                 "directory"
             )
-
         if self.runner is None and self.beam_options:
             raise errors.UserError(
-                "--beam_options is given without --runner; expected one of "
+                "--beam_options is set without --runner; pass one of "
                 f"{', '.join(RUNNERS)}"
             )
         if self.runner not in (None, "DirectRunner") and self.num_workers:
             raise errors.UserError(
-                f"--num_workers is of builds on one machine; {self.runner} "
-                "takes the number of its workers in --beam_options"
+                f"--num_workers only applies to one machine; pass {self.runner} "
+                "its number of workers in --beam_options"
             )
 
     @property
-    def is_single(self):
+    def is_single(self) -> bool:
         """Whether the output is one file."""
         return self.output_file.endswith(".tfrecord")
 
     @property
-    def tokenizer_arguments(self):
+    def tokenizer_arguments(self) -> typing.Tuple[str, str, bool]:
+        """Arguments of load_tokenizer."""
         return self.vocab_file, self.merges_file, self.do_lower_case
 
     @property
-    def runner_options(self):
-        """beam_options; the DirectRunner works in processes, if not told."""
+    def runner_options(self) -> str:
+        """beam_options, with worker processes for the DirectRunner."""
         workers = self.num_workers or worker_pool.available_cores()
         if (
             self.runner != "DirectRunner"
@@ -153,8 +152,8 @@ class BuildConfig:
             "--direct_running_mode=multi_processing"
         )
 
-    def shards(self, total_bytes):
-        """How many files to write."""
+    def shards(self, total_bytes: int) -> int:
+        """Number of files to write."""
         if self.is_single:
             return 1
         return self.num_shards or max(1, total_bytes // SHARD_BYTES)
@@ -168,20 +167,27 @@ class Progress:
       start: bytes that an earlier run has finished.
     """
 
-    def __init__(self, total, start):
+    def __init__(self, total: int, start: int) -> None:
         self._total, self._start, self._position = total, start, start
         self._begin = self._logged = time.monotonic()
         self._tokens = self._dropped = self._text_bytes = 0
-        self._bar = _terminal_bar(total, start)
+        tqdm.tqdm.monitor_interval = 0  # no thread may exist at a fork
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+        )
 
-    def update(self, built):
-        """Counts and shows the ChunkRecords of one chunk."""
+    def update(self, built: record_builder.ChunkRecords) -> None:
+        """Counts the records of one chunk and shows the progress."""
         self._tokens += built.tokens
         self._dropped += built.tokens - built.packed_tokens
         self._text_bytes += built.text_bytes
         self._move(built.position)
 
-    def finish(self):
+    def finish(self) -> str:
         """Shows the end; returns the counts of this run as a text."""
         self._move(self._total)
         return _rates(
@@ -191,34 +197,27 @@ class Progress:
             time.monotonic() - self._begin,
         )
 
-    def close(self):
-        if self._bar is not None:
-            self._bar.close()
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
 
     def _move(self, position):
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._begin, 1e-9)
         advance = max(0, position - self._position)
         self._position += advance
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{self._tokens_per_second() / 1e6:.2f}M tokens/s", False
+        self._bar.set_postfix_str(f"{rate / 1e6:.2f}M tokens/s", False)
+        self._bar.update(advance)
+        if self._bar.disable and now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            speed = (self._position - self._start) / (now - self._begin)
+            left = (self._total - self._position) / max(speed, 1e-9)
+            logging.info(
+                "percent=%.1f tokens_per_second=%.0f minutes_left=%.1f",
+                100 * self._position / self._total,
+                rate,
+                left / 60,
             )
-            self._bar.update(advance)
-        elif time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()
-            self._log()
-
-    def _tokens_per_second(self):
-        return self._tokens / max(time.monotonic() - self._begin, 1e-9)
-
-    def _log(self):
-        speed = (self._position - self._start) / (self._logged - self._begin)
-        left = (self._total - self._position) / max(speed, 1e-9)
-        logging.info(
-            "percent=%.1f tokens_per_second=%.0f minutes_left=%.1f",
-            100 * self._position / self._total,
-            self._tokens_per_second(),
-            left / 60,
-        )
 
 
 def _rates(tokens, dropped, text_bytes, seconds):
@@ -230,124 +229,99 @@ def _rates(tokens, dropped, text_bytes, seconds):
     )
 
 
-def _terminal_bar(total, start):
-    """A tqdm bar, None without a terminal or tqdm."""
-    if not sys.stderr.isatty():
-        return None
-    try:
-        import tqdm  # pylint: disable=g-import-not-at-top
-    except ImportError:
-        logging.info("no progress bar: tqdm is not installed")
-        return None
-    tqdm.tqdm.monitor_interval = 0  # its thread must not be there at a fork
-    return tqdm.tqdm(total=total, initial=start, unit="B", unit_scale=True)
-
-
 @functools.lru_cache(maxsize=1)
-def load_tokenizer(vocab_file, merges_file, do_lower_case):
-    """Kept, so that workers that are forked have it already."""
+def load_tokenizer(
+    vocab_file: str, merges_file: str, do_lower_case: bool
+) -> tokenization.RobertaTokenizer:
+    """The tokenizer; cached, so that forked workers need not load it."""
     return tokenization.RobertaTokenizer(vocab_file, merges_file, do_lower_case)
 
 
-def create_builder(tokenizer_arguments, config):
-    """The function of a worker: a corpus.Chunk → its ChunkRecords."""
+def create_builder(
+    tokenizer_arguments: typing.Tuple[str, str, bool],
+    config: record_builder.RecordConfig,
+) -> typing.Callable[[corpus.Chunk], record_builder.ChunkRecords]:
+    """The function of a worker: a chunk to its records."""
     return record_builder.RecordBuilder(
         load_tokenizer(*tokenizer_arguments), config
     ).build
 
 
-def manifest_settings(build, config):
+def manifest_settings(
+    build: BuildConfig, config: record_builder.RecordConfig
+) -> typing.Dict[str, typing.Any]:
     """What manifest.json says about how the records were made."""
     tokenizer = load_tokenizer(*build.tokenizer_arguments)
-    settings = {name: getattr(config, name) for name in _RECORD_SETTINGS}
-    settings.update({name: getattr(tokenizer, name) for name in _IDS})
-    settings.update(
+    return dict(
+        {name: getattr(config, name) for name in _RECORD_SETTINGS},
+        **{name: getattr(tokenizer, name) for name in _IDS},
         do_lower_case=build.do_lower_case,
         dupe_factor=config.copies,
         vocab_size=tokenizer.vocab_size,
-        vocab_sha256=_sha256(build.vocab_file),
-        merges_sha256=_sha256(build.merges_file),
+        vocab_sha256=files.sha256(build.vocab_file),
+        merges_sha256=files.sha256(build.merges_file),
         word_starts=manifest.encode_word_starts(tokenizer.word_start_table()),
     )
-    return settings
 
 
-def _sha256(path):
-    with open(path, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
-
-
-def _identity(files, config):
+def _identity(texts, config):
     """What tells whether an interrupted build had the same input."""
     digest = hashlib.sha256()
-    for file in files:
-        # An address has no such time; then only its size tells.
-        changed = (
-            os.stat(file.path).st_mtime_ns
-            if os.path.exists(file.path)
-            else None
-        )
-        digest.update(
-            repr((file.path, file.size, changed)).encode(
-                "utf-8", "surrogateescape"
-            )
-        )
+    for file in texts:
+        changed = None  # a remote file is identified by its size alone
+        if os.path.exists(file.path):
+            changed = os.stat(file.path).st_mtime_ns
+        identity = repr((file.path, file.size, changed))
+        digest.update(identity.encode("utf-8", "surrogateescape"))
     return {
-        "files": len(files),
-        "bytes": sum(f.size for f in files),
+        "files": len(texts),
+        "bytes": sum(file.size for file in texts),
         "sha256": digest.hexdigest(),
         "text_field": config.text_field,
     }
 
 
-def _expand_inputs(build):
-    """The text_files.TextFiles of --input_file."""
-    if build.runner is None:
-        return text_files.expand_inputs(build.input_file)
+def _beam_builder(runner):
+    """The module pretraining_data.beam_builder."""
     try:
-        from pretraining_data import beam_builder  # pylint: disable=g-import-not-at-top
+        from pretraining_data import beam_builder  # needs Beam
     except ImportError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise errors.UserError(
-            f"--runner={build.runner} needs Apache Beam, which is not "
-            "installed; pip install -r requirements/beam.txt, or leave "
-            "--runner out to build on this machine"
+            f"--runner={runner} needs Apache Beam, which is not installed; "
+            "pip install -r requirements/beam.txt, or omit --runner to build "
+            "on this machine"
         ) from error
-    return beam_builder.expand_inputs(build.input_file)
+    return beam_builder
 
 
-def _open_output(build, num_shards, settings, source):
+def _new_output(build, num_shards, settings, source):
+    """The output of a build, not yet begun."""
     if build.runner is not None and "://" in build.output_file:
-        from pretraining_data import beam_builder
-
-        return beam_builder.RemoteOutput(
-            build.output_file, num_shards, settings, build.overwrite
+        return _beam_builder(build.runner).RemoteOutput(
+            build.output_file, num_shards, settings
         )
     if build.is_single:
-        return shard_output.SingleOutput(
-            build.output_file, settings, source, build.overwrite
-        )
+        return shard_output.SingleOutput(build.output_file, settings, source)
     return shard_output.ShardedOutput(
-        build.output_file, num_shards, settings, source, build.overwrite
+        build.output_file, num_shards, settings, source
     )
 
 
-def run(build, config):
+def run(
+    build: BuildConfig, config: record_builder.RecordConfig
+) -> typing.Tuple[typing.Dict[str, typing.Any], str]:
     """Builds the records.
-
-    Args:
-      build: a BuildConfig.
-      config: a record_builder.RecordConfig.
 
     Returns:
       (the content of manifest.json for this build, a text about this run).
 
     Raises:
-      errors.UserError: a mistake in the flags or in the text; then nothing of
-        this build is left.
-      OSError: a file cannot be read or written; finished shards stay, and the
-        same command goes on from them.
+      errors.UserError: a mistake in the flags or in the text; then all files
+        of this build are removed.
+      OSError: a file cannot be read or written; finished shards are kept, and
+        the same build resumes from them.
     """
     if config.masking == record_builder.DYNAMIC and config.dupe_factor:
         logging.warning(
@@ -355,23 +329,29 @@ def run(build, config):
             "each sequence is written once",
             config.dupe_factor,
         )
-    files = _expand_inputs(build)
-    total = sum(f.size for f in files)
+    reader = text_files if build.runner is None else _beam_builder(build.runner)
+    texts = reader.expand_inputs(build.input_file)
+    total = sum(file.size for file in texts)
     num_shards = build.shards(total)
     if num_shards > total:
         raise errors.UserError(
             f"--num_shards is {num_shards}, but "
-            f"--input_file={build.input_file} has {total} bytes; expected "
-            f"fewer shards than bytes, one for {SHARD_BYTES >> 20} MB is usual"
+            f"--input_file={build.input_file} has {total} bytes; use fewer "
+            f"shards than bytes, for example one per {SHARD_BYTES >> 20} MB"
         )
-    settings = manifest_settings(build, config)
-    output = _open_output(build, num_shards, settings, _identity(files, config))
+    output = _new_output(
+        build,
+        num_shards,
+        manifest_settings(build, config),
+        _identity(texts, config),
+    )
+    output.begin(build.overwrite)
     try:
         write = _write_shards if build.runner is None else _write_with_beam
-        summary = write(build, config, files, output)
-        if not sum(entry["tokens"] for entry in output.finished):
+        summary = write(build, config, texts, output)
+        if not any(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
-                f"--input_file={build.input_file} holds only white space; "
+                f"--input_file={build.input_file} contains only white space; "
                 "expected text"
             )
         return output.complete(), summary
@@ -383,29 +363,32 @@ def run(build, config):
         raise
 
 
-def _write_shards(build, config, files, output):
-    """Writes the shards that are not finished yet; says what this run did."""
-    total = sum(f.size for f in files)
+def _chunks(texts, limits, config, is_needed):
+    """Yields the chunks of the input whose position is needed."""
+    for group in corpus.group_files(texts, limits):
+        if is_needed(group.start + max(group.size - 1, 0)):
+            for chunk in corpus.read_chunks(group, limits, config.text_field):
+                if is_needed(chunk.position):
+                    yield chunk
+
+
+def _write_shards(build, config, texts, output):
+    """Writes the unfinished shards; returns the counts of this run."""
+    total = sum(file.size for file in texts)
     limits = config.chunk_limits(total, output.num_shards)
-    groups = corpus.group_files(files, limits)
+    first = len(output.finished)
 
     def shard_of(position):
         return shard_output.shard_of(position, output.num_shards, total)
 
-    first = len(output.finished)
-    chunks = (
-        chunk
-        for group in groups
-        if shard_of(group.start + max(group.size - 1, 0)) >= first
-        for chunk in corpus.read_chunks(group, limits, config.text_field)
-        if shard_of(chunk.position) >= first
-    )
-    workers = min(
-        build.num_workers or worker_pool.available_cores(),
-        -(-total // limits.size),
-    )
     results = worker_pool.map_ordered(
-        chunks, create_builder, (build.tokenizer_arguments, config), workers
+        _chunks(texts, limits, config, lambda at: shard_of(at) >= first),
+        create_builder,
+        (build.tokenizer_arguments, config),
+        min(
+            build.num_workers or worker_pool.available_cores(),
+            -(-total // limits.size),
+        ),
     )
     progress = Progress(total, total * first // output.num_shards)
     with contextlib.closing(results), contextlib.closing(progress):
@@ -423,35 +406,39 @@ def _write_shards(build, config, files, output):
         return progress.finish()
 
 
-def _write_with_beam(build, config, files, output):
+def _write_with_beam(build, config, texts, output):
     """As _write_shards, by the workers of a Beam runner."""
-    from pretraining_data import beam_builder
-
+    beam_builder = _beam_builder(build.runner)
     begin = time.monotonic()
-    with open(build.vocab_file, "rb") as vocab:
-        with open(build.merges_file, "rb") as merges:
-            tokenizer = beam_builder.Tokenizer(
-                vocab.read(), merges.read(), build.do_lower_case
-            )
-    first = len(output.finished)
-    paths = tuple(map(output.path, range(output.num_shards)))
-    found = (
-        beam_builder.run(
-            beam_builder.Job(tuple(files), tokenizer, config, paths, first),
-            build.runner,
-            build.runner_options,
-        )
-        if first < len(paths)
-        else []
+    job = beam_builder.Job(
+        tuple(texts),
+        beam_builder.Tokenizer(
+            files.read_bytes(build.vocab_file),
+            files.read_bytes(build.merges_file),
+            build.do_lower_case,
+        ),
+        config,
+        tuple(map(output.path, range(output.num_shards))),
+        first=len(output.finished),
     )
-    for one in found:
-        output.finish(one["entry"])
+    shards = []
+    if job.first < len(job.paths):
+        shards = beam_builder.run(job, build.runner, build.runner_options)
+    for shard in shards:
+        output.finish(shard["entry"])
     return _rates(
-        sum(one["entry"]["tokens"] for one in found),
-        sum(one["dropped_tokens"] for one in found),
-        sum(one["text_bytes"] for one in found),
+        sum(shard["entry"]["tokens"] for shard in shards),
+        sum(shard["dropped_tokens"] for shard in shards),
+        sum(shard["text_bytes"] for shard in shards),
         time.monotonic() - begin,
     )
+
+
+def define_flags() -> None:
+    """Declares the flags of this script."""
+    command_line.define(BuildConfig)
+    command_line.define(record_builder.RecordConfig)
+    flags.FLAGS.set_default("verbosity", logging.INFO)
 
 
 def main(_):
@@ -462,15 +449,16 @@ def main(_):
         content, summary = run(build, config)
     except KeyboardInterrupt:
         logging.warning(
-            "interrupted; the same command goes on from the "
-            "shards that are finished"
+            "interrupted; run the same command again to resume from the "
+            "finished shards"
         )
         sys.exit(128 + signal.SIGINT)
     shards = content["shards"]
     empty = sum(not shard["records"] for shard in shards)
     if empty:
         logging.warning(
-            "%d of %d shards are empty: there is little text for so many",
+            "%d of %d shards are empty: there is little text; use a smaller "
+            "--num_shards",
             empty,
             len(shards),
         )
@@ -486,7 +474,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    command_line.define(BuildConfig)
-    command_line.define(record_builder.RecordConfig)
-    flags.FLAGS.set_default("verbosity", logging.INFO)
+    define_flags()
     command_line.run(main)

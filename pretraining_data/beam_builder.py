@@ -3,12 +3,12 @@
 
     groups of files → chunks → records of a chunk → shards
 
-What is done to a chunk, and the order of the chunks in a shard, are those of
-the local builder, so the shards are too. Workers get the vocabulary, and where
-they are other machines these modules, with the pipeline.
+Chunks and their order in a shard are those of the local builder, and so are the
+shards. The pipeline carries the vocabulary, and this project's modules where
+the workers are other machines.
 
-Files may be of any file system that Beam knows (gs://, s3://, hdfs://); a path
-without a scheme has to be the same on every worker.
+Files may be on any file system that Beam supports (gs://, s3://, hdfs://); a
+path without a scheme must be the same on every worker.
 """
 
 import dataclasses
@@ -55,35 +55,37 @@ _COUNTS = tuple(
 _MISTAKE = re.compile(
     r"errors\.UserError: (.*?)(?: \[while running .*)?$", re.MULTILINE
 )
-_WORKER_PACKAGES = ("absl-py==", "regex==")
-_SETUP = """import setuptools
-setuptools.setup(name="pretraining-records", version="1", py_modules=%r,
-                 packages=%r, install_requires=%r)
-"""
+# What workers on other machines import of this project, and from outside.
+_MODULES = ("tokenization",)
+_PACKAGES = ("common", "pretraining_data")
+_REQUIRED = ("absl-py==", "regex==")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """The files of a RobertaTokenizer, as they travel to the workers."""
+    """The content of a RobertaTokenizer's files, for the workers."""
 
     vocab: bytes
     merges: bytes
     do_lower_case: bool
 
-    def load(self):
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [
-                os.path.join(folder, name)
-                for name in ("vocab.json", "merges.txt")
-            ]
-            for path, data in zip(paths, (self.vocab, self.merges)):
-                pathlib.Path(path).write_bytes(data)
-            return tokenization.RobertaTokenizer(*paths, self.do_lower_case)
+
+@functools.lru_cache(maxsize=1)  # a process may run many copies of a step
+def load_tokenizer(content: Tokenizer) -> tokenization.RobertaTokenizer:
+    """The tokenizer of two files."""
+    with tempfile.TemporaryDirectory() as folder:
+        vocab = pathlib.Path(folder, "vocab.json")
+        vocab.write_bytes(content.vocab)
+        merges = pathlib.Path(folder, "merges.txt")
+        merges.write_bytes(content.merges)
+        return tokenization.RobertaTokenizer(
+            str(vocab), str(merges), content.do_lower_case
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is built: shards `first` to `len(paths) - 1`."""
+    """A build of the shards `first` to `len(paths) - 1`."""
 
     files: typing.Tuple[text_files.TextFile, ...]
     tokenizer: Tokenizer
@@ -92,144 +94,154 @@ class Job:
     first: int = 0
 
     @property
-    def total_bytes(self):
-        return sum(f.size for f in self.files)
+    def total_bytes(self) -> int:
+        """Size of the input as stored."""
+        return sum(file.size for file in self.files)
 
     @property
-    def limits(self):
+    def limits(self) -> corpus.ChunkLimits:
+        """Sizes of the chunks."""
         return self.config.chunk_limits(self.total_bytes, len(self.paths))
 
-    def shard_of(self, position):
+    def shard_of(self, position: int) -> int:
+        """The shard of a position in the input."""
         return shard_output.shard_of(
             position, len(self.paths), self.total_bytes
         )
 
 
-def is_remote(path):
+def is_remote(path: str) -> bool:
     """Whether a path has a scheme, as gs://bucket/text has."""
     return "://" in path
 
 
-def expand_inputs(text):
-    """As text_files.expand_inputs, with addresses too.
+def expand_inputs(text: str) -> typing.List[text_files.TextFile]:
+    """As text_files.expand_inputs, but parts may also be addresses.
 
     Raises:
-      errors.UserError: as there.
+      errors.UserError: a part matches no readable file, or there is no text.
     """
     inputs = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        found = (
-            _match_remote(part)
-            if is_remote(part)
-            else text_files.expand_inputs(part)
-        )
-        inputs += [dataclasses.replace(file, open=_open) for file in found]
+        expand = _match_remote if is_remote(part) else text_files.expand_inputs
+        inputs += expand(part)
     if not inputs:
         raise errors.UserError(
-            f"--input_file={text} holds no text; expected at least one line"
+            f"--input_file={text} contains no text; expected at least one line"
         )
-    return inputs
+    return [dataclasses.replace(file, open=_open) for file in inputs]
 
 
 def _match_remote(pattern):
     """The files of an address or a pattern; one that ends in / is a folder."""
     name = pattern + "**" if pattern.endswith("/") else pattern
-    found = _FileSystems.match([name])[0].metadata_list
     inputs = [
         text_files.TextFile(file.path, file.size_in_bytes)
-        for file in sorted(found, key=lambda file: file.path)
+        for file in _FileSystems.match([name])[0].metadata_list
     ]
     if not any(file.size for file in inputs):
         raise errors.UserError(
-            f"--input_file: there is no text in {pattern!r}; expected files, "
-            "patterns or folders, whose names end in /"
+            f"--input_file: no text in {pattern!r}; expected files, patterns "
+            "or folders, whose names end in /"
         )
-    return inputs
+    return sorted(inputs, key=lambda file: file.path)
 
 
 def _open(path):
-    """The bytes of a file as they are stored."""
+    """A stream of a file's bytes as stored."""
     return _FileSystems.open(
         path, compression_type=filesystem.CompressionTypes.UNCOMPRESSED
     )
 
 
 class RemoteOutput:
-    """A folder of shards with a scheme; has what ShardedOutput has.
+    """A folder of shards with a scheme; has the methods of ShardedOutput.
 
-    Such a build does not go on from an interrupted one.
-
-    Raises:
-      errors.UserError: there are records, and `overwrite` is False.
+    An interrupted build is started again, not resumed.
     """
 
-    def __init__(self, directory, num_shards, settings, overwrite):
+    def __init__(
+        self,
+        directory: str,
+        num_shards: int,
+        settings: typing.Dict[str, typing.Any],
+    ) -> None:
         self.num_shards = num_shards
-        self.finished = []
+        self.finished: typing.List[typing.Dict[str, typing.Any]] = []
         self._directory = directory
         self._settings = settings
-        found = self._records()
-        if found and not overwrite:
+
+    def begin(self, overwrite: bool) -> None:
+        """Removes earlier records.
+
+        Raises:
+          errors.UserError: there are some, and `overwrite` is False.
+        """
+        records = self._records()
+        if records and not overwrite:
             raise errors.UserError(
-                f"{directory!r} holds {found[0]!r}; choose another "
-                "--output_file, or pass --overwrite to replace what is there"
+                f"{self._directory!r} contains {records[0]!r}; choose another "
+                "--output_file, or pass --overwrite to replace the records"
             )
         self._clear()
 
-    def path(self, number):
+    def path(self, number: int) -> str:
         """The file of one shard."""
         return _FileSystems.join(
             self._directory, shard_output.shard_name(number, self.num_shards)
         )
 
-    def finish(self, entry):
-        """Notes that a shard is complete."""
+    def finish(self, entry: typing.Dict[str, typing.Any]) -> None:
+        """Records that a shard is complete."""
         self.finished.append(entry)
 
-    def complete(self):
-        """Writes manifest.json; returns what it says."""
+    def complete(self) -> typing.Dict[str, typing.Any]:
+        """Writes manifest.json; returns its content."""
         content = shard_output.with_totals(self._settings, self.finished)
         path = _FileSystems.join(self._directory, manifest.MANIFEST)
         with _FileSystems.create(path, mime_type="application/json") as stream:
             stream.write(manifest.encode_manifest(content, path))
         return content
 
-    def abandon(self, remove_finished):
-        """Leaves nothing behind."""
-        del remove_finished
+    def abandon(self, remove_finished: bool) -> None:
+        """Removes all records; none can be resumed."""
         self._clear()
 
     def _records(self):
         names = ("*.tfrecord", "*.incomplete", manifest.MANIFEST)
-        found = _FileSystems.match(
+        results = _FileSystems.match(
             [_FileSystems.join(self._directory, name) for name in names]
         )
-        return [file.path for one in found for file in one.metadata_list]
+        return [
+            file.path for result in results for file in result.metadata_list
+        ]
 
     def _clear(self):
-        found = self._records()
-        if found:
-            _FileSystems.delete(found)
+        records = self._records()
+        if records:
+            _FileSystems.delete(records)
 
 
 # --- The pipeline -----------------------------------------------------------
 
 
-def run(job, runner, options):
+def run(
+    job: Job, runner: str, options: str
+) -> typing.List[typing.Dict[str, typing.Any]]:
     """Runs a job to its end.
 
     Args:
-      job: a Job.
+      job: what to build.
       runner: the name of a Beam runner.
-      options: its options, a text of words as in a shell.
+      options: its options, words as in a shell.
 
     Returns:
-      A list with a dict for each shard from `job.first` on: "entry" (of
-      manifest.json), "text_bytes", "dropped_tokens".
+      A dict for each shard from `job.first` on: "entry" (of manifest.json),
+      "text_bytes", "dropped_tokens".
 
     Raises:
-      errors.UserError: a mistake in the text or in the options, or the runner
-        gave up.
+      errors.UserError: a mistake in the text or in the options, or the job
+        failed.
     """
     standard_logging.getLogger("apache_beam").setLevel(standard_logging.WARNING)
     results = f"{job.paths[0]}.{uuid.uuid4().hex}.incomplete"
@@ -245,17 +257,17 @@ def run(job, runner, options):
                 _FileSystems.delete([results])
 
 
-def write_pipeline(pipeline, job, results):
+def write_pipeline(pipeline: beam.Pipeline, job: Job, results: str) -> None:
     """Adds the steps of a job; the last one writes `results`, a JSON file."""
     groups = corpus.group_files(job.files, job.limits)
-    wanted = [
+    unfinished = [
         group
         for group in groups
         if job.shard_of(group.start + max(group.size - 1, 0)) >= job.first
     ]
     records = (
         pipeline
-        | "Groups" >> beam.Create(wanted)
+        | "Groups" >> beam.Create(unfinished)
         | "SpreadGroups" >> beam.Reshuffle()
         | "Chunks" >> beam.ParDo(_Read(job))
         | "SpreadChunks" >> beam.Reshuffle()
@@ -300,7 +312,7 @@ class _Build(beam.DoFn):
 
     def setup(self):
         self._builder = record_builder.RecordBuilder(
-            _load_tokenizer(self._job.tokenizer), self._job.config
+            load_tokenizer(self._job.tokenizer), self._job.config
         )
 
     def process(self, element):
@@ -312,14 +324,8 @@ class _Build(beam.DoFn):
         )
 
 
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(tokenizer):
-    """Kept, since a process may run many copies of a step."""
-    return tokenizer.load()
-
-
 class _Write(beam.DoFn):
-    """(Shard, its records in any order) → what `run` returns of it."""
+    """(Shard, its records in any order) → what `run` returns for it."""
 
     def __init__(self, job):
         self._paths, self._seed = job.paths, job.config.random_seed
@@ -352,7 +358,7 @@ class _Write(beam.DoFn):
 
 
 def _in_order(placed):
-    """Yields a shard's ChunkRecords by place, with one of them in memory."""
+    """Yields a shard's ChunkRecords by place, with one in memory at a time."""
     index = []
     with tempfile.TemporaryFile() as spilled:
         for place, data in placed:
@@ -364,7 +370,7 @@ def _in_order(placed):
             yield decode_records(spilled.read(size))
 
 
-def encode_records(built):
+def encode_records(built: record_builder.ChunkRecords) -> bytes:
     """A ChunkRecords as bytes: how many records, counts, lengths, records."""
     lengths = [len(record) for record in built.records]
     numbers = (
@@ -373,8 +379,8 @@ def encode_records(built):
     return struct.pack(f"<{len(numbers)}q", *numbers) + b"".join(built.records)
 
 
-def decode_records(data):
-    """The ChunkRecords that `encode_records` was given."""
+def decode_records(data: bytes) -> record_builder.ChunkRecords:
+    """The inverse of `encode_records`."""
     head = 1 + len(_COUNTS)
     count, *numbers = struct.unpack_from(f"<{head}q", data)
     lengths = struct.unpack_from(f"<{count}q", data, 8 * head)
@@ -388,10 +394,10 @@ def decode_records(data):
 
 
 def _publish(local, path):
-    """Copies a file to where its name appears when it is complete.
+    """Copies a file to a path, which appears when the copy is complete.
 
-    A runner may try a shard again, or twice at a time: each copy has a name of
-    its own until then.
+    A runner may repeat a shard, also concurrently, so each copy has a unique
+    temporary name.
     """
     temporary = f"{path}.{uuid.uuid4().hex}.incomplete"
     with open(local, "rb") as source, _FileSystems.create(
@@ -405,44 +411,41 @@ def _publish(local, path):
     _FileSystems.rename([temporary], [path])
 
 
-def _write_results(found, path):
+def _write_results(shards, path):
+    shards = sorted(shards, key=lambda shard: shard["entry"]["name"])
     with _FileSystems.create(path, mime_type="application/json") as stream:
-        stream.write(
-            json.dumps(
-                sorted(found, key=lambda one: one["entry"]["name"])
-            ).encode("utf-8")
-        )
+        stream.write(json.dumps(shards).encode("utf-8"))
 
 
 # --- The runner -------------------------------------------------------------
 
 
 def _wait(pipeline):
-    """Runs to the end; ends the job if this process is told to end."""
+    """Runs to the end; cancels the job if this process is interrupted."""
     job = None
     try:
         job = pipeline.run()
         state = job.wait_until_finish()
     except Exception as error:
-        # Beam adds the step to it, or tells of it in another error's text.
-        found = _MISTAKE.findall(
+        # Beam adds the step to a UserError, or quotes it in another error.
+        mistakes = _MISTAKE.findall(
             f"{type(error).__module__}.{type(error).__name__}: {error}"
         )
-        if not found:
+        if not mistakes:
             raise
-        raise errors.UserError(found[-1]) from error
+        raise errors.UserError(mistakes[-1]) from error
     except BaseException:
         if job is not None:
             job.cancel()
         raise
     if state != beam.runners.runner.PipelineState.DONE:
         raise errors.UserError(
-            f"the Beam job ended as {state}; its page or log says why"
+            f"the Beam job ended as {state}; see its page or log"
         )
 
 
 def _options(runner, text, folder):
-    """Beam's options; other machines get a package, made in `folder`."""
+    """Beam's options, with a package in `folder` for other machines."""
     words = shlex.split(text)
     try:
         options = pipeline_options.PipelineOptions(words)
@@ -450,11 +453,11 @@ def _options(runner, text, folder):
         options.get_all_options()
     except SystemExit:
         raise errors.UserError(
-            f"--beam_options={text} holds a wrong value (see above); expected "
+            f"--beam_options={text} has a wrong value (see above); expected "
             f"the options of Beam's {runner}"
         ) from None
     if runner == DIRECT:
-        # Where its workers are processes, they import these modules.
+        # Its worker processes import these modules.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     elif not setup.setup_file:
         setup.setup_file = _write_package(folder)
@@ -462,35 +465,28 @@ def _options(runner, text, folder):
 
 
 def _write_package(folder):
-    """Copies this project's imported modules; returns the path of setup.py."""
+    """Copies what the workers import; returns the path of its setup.py.
+
+    The names are listed, since sys.modules also contains the main program,
+    under the names __main__ and __mp_main__.
+    """
     home = pathlib.Path(__file__).resolve().parent.parent
-    modules, packages = [], set()
-    # A copy: the main program may be loaded under a second name.
-    for module in list(sys.modules.values()):
-        file = pathlib.Path(getattr(module, "__file__", None) or "/")
-        if file.parent == home and module.__name__ == file.stem:
-            modules.append(file.stem)
-            shutil.copy(str(file), folder)
-        elif (
-            file.parent.parent == home
-            and (file.parent / "__init__.py").exists()
-        ):
-            packages.add(file.parent.name)
-    for name in packages:
-        shutil.copytree(str(home / name), os.path.join(folder, name))
-    needed = (home / "requirements.txt").read_text("utf-8")
-    path = os.path.join(folder, "setup.py")
-    pathlib.Path(path).write_text(
-        _SETUP
-        % (
-            sorted(set(modules)),
-            sorted(packages),
-            [
-                line
-                for line in needed.splitlines()
-                if line.startswith(_WORKER_PACKAGES)
-            ],
-        ),
+    for name in _PACKAGES:
+        shutil.copytree(
+            str(home / name),
+            os.path.join(folder, name),
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    for name in _MODULES:
+        shutil.copy(str(home / f"{name}.py"), folder)
+    required = (home / "requirements.txt").read_text("utf-8").splitlines()
+    required = [line for line in required if line.startswith(_REQUIRED)]
+    path = pathlib.Path(folder, "setup.py")
+    path.write_text(
+        "import setuptools\n"
+        'setuptools.setup(name="pretraining-records", version="1", '
+        f"py_modules={_MODULES!r}, packages={_PACKAGES!r}, "
+        f"install_requires={required!r})\n",
         "utf-8",
     )
-    return path
+    return str(path)

@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where built records go: shards, the progress of a build, the manifest.
 
-A build writes its shards one after the other. Each has its name only when it
-is complete, and is then entered in progress.json, from which an interrupted
-build goes on. manifest.json takes the place of progress.json at the end.
+A build writes its shards one after the other. Each gets its name only when it
+is complete and is then listed in progress.json, from which an interrupted build
+resumes. manifest.json replaces progress.json at the end.
 """
 
 import fcntl
 import glob
-import json
 import os
 import random
+import typing
 
 from absl import logging
 
 from common import errors, files, tfrecord
-from pretraining_data import manifest
+from pretraining_data import manifest, record_builder
 
 PROGRESS = manifest.PROGRESS
 # Shuffled records that wait in memory, in bytes.
 SHUFFLE_BYTES = 32 << 20
 
-_MAX_PROGRESS_BYTES = 8 << 20
 _ENDING = ".tfrecord"
-_SHARD = "pretrain-%05d-of-%05d" + _ENDING
-_UNFINISHED = ".incomplete"  # what tfrecord appends to a name
 _TOTALS = ("documents", "tokens", "sequences")
 _OTHER_OUTPUT = "choose another --output_file, or pass --overwrite to replace "
+_Entry = typing.Dict[str, typing.Any]  # of a shard in manifest.json
+_Settings = typing.Dict[str, typing.Any]  # what manifest.json says of records
 
 
 class ShuffledWriter:
@@ -35,11 +34,13 @@ class ShuffledWriter:
     Args:
       path: of the shard.
       seed: int; the order is a function of it and of the records' sizes.
-      capacity: bytes of records that may wait. While fewer come, any order of
-        them is equally likely.
+      capacity: bytes of records that may wait. Up to this size, any order of
+        the records is equally likely.
     """
 
-    def __init__(self, path, seed, capacity=SHUFFLE_BYTES):
+    def __init__(
+        self, path: str, seed: int, capacity: int = SHUFFLE_BYTES
+    ) -> None:
         self._writer = tfrecord.RecordWriter(path)
         self._random = random.Random(seed)
         self._capacity = capacity
@@ -47,8 +48,8 @@ class ShuffledWriter:
         self._held = 0
         self._totals = dict.fromkeys(_TOTALS, 0)
 
-    def add(self, built):
-        """Takes the ChunkRecords of one chunk."""
+    def add(self, built: record_builder.ChunkRecords) -> None:
+        """Adds the records of one chunk."""
         for name in _TOTALS:
             self._totals[name] += getattr(built, name)
         for record in built.records:
@@ -66,7 +67,7 @@ class ShuffledWriter:
         self._held -= len(record)
         self._writer.write(record)
 
-    def entry(self):
+    def entry(self) -> _Entry:
         """What manifest.json says of the complete file."""
         return dict(self._writer.summary(), **self._totals)
 
@@ -74,7 +75,7 @@ class ShuffledWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        """Writes what waits and completes the file; on an error removes it."""
+        """Writes the waiting records; after an error removes the file."""
         with self._writer:
             if kind is not None:
                 self._writer.discard()
@@ -85,26 +86,29 @@ class ShuffledWriter:
 class _Output:
     """The files of one build; what both kinds of output share.
 
+    Nothing is read or changed before `begin`.
+
     Args:
-      directory: where the files are; it is made when missing.
+      directory: where the files are.
       progress_path: the file that lists the finished shards of this build.
-      num_shards: how many files there will be.
+      num_shards: number of files.
       settings: what manifest.json says of the records (JSON values).
       source: what identifies the input (JSON values).
-      overwrite: whether records that are there may be replaced.
 
     Attributes:
-      finished: entries of the shards that are complete, the first ones.
-
-    Raises:
-      errors.UserError: there are records that this build cannot go on from.
+      finished: entries of the complete shards, the first ones.
     """
 
     def __init__(
-        self, directory, progress_path, num_shards, settings, source, overwrite
-    ):
+        self,
+        directory: str,
+        progress_path: str,
+        num_shards: int,
+        settings: _Settings,
+        source: typing.Any,
+    ) -> None:
         self.num_shards = num_shards
-        self.finished = []
+        self.finished: typing.List[_Entry] = []
         self._directory = directory
         self._progress_path = progress_path
         self._settings = settings
@@ -114,14 +118,25 @@ class _Output:
             input=source,
             format_version=manifest.FORMAT_VERSION,
         )
-        self._made = _make_directory(directory)
+        self._made: typing.List[str] = []
+
+    def begin(self, overwrite: bool) -> None:
+        """Resumes an interrupted build of the same settings, or starts one.
+
+        Makes the directory. Removes incomplete files of the build that is
+        resumed, or with `overwrite` all earlier records.
+
+        Raises:
+          errors.UserError: there are other records, and `overwrite` is False.
+        """
+        self._made = _make_directory(self._directory)
         self._other_entries()
         progress = self._read_progress()
         if progress is not None and progress["build"] == self._build:
             self._resume(progress["shards"])
             return
         if not overwrite:
-            self._refuse_other(progress)
+            self._reject_other(progress)
         try:
             self._clear()
             self._write_progress()
@@ -129,13 +144,13 @@ class _Output:
             _remove_directories(self._made)
             raise
 
-    def finish(self, entry):
-        """Notes that the next shard is complete."""
+    def finish(self, entry: _Entry) -> None:
+        """Records that the next shard is complete."""
         self.finished.append(entry)
         self._write_progress()
 
-    def complete(self):
-        """Writes manifest.json; returns what it says of this build."""
+    def complete(self) -> _Settings:
+        """Writes manifest.json; returns its content for this build."""
         descriptor = os.open(self._directory, os.O_RDONLY)
         try:
             # Builds of several files in one directory may end together.
@@ -151,43 +166,49 @@ class _Output:
         self._remove_progress()
         return with_totals(self._settings, self.finished)
 
-    def abandon(self, remove_finished):
-        """Leaves nothing that is half-written.
+    def abandon(self, remove_finished: bool) -> None:
+        """Removes what no later build can use.
 
         Args:
-          remove_finished: whether no later build can use the finished shards.
+          remove_finished: whether that includes the finished shards.
         """
         if remove_finished or not self.finished:
             self._clear()
             _remove_directories(self._made)
+
+    def path(self, number: int) -> str:
+        """The file of one shard."""
+        raise NotImplementedError
+
+    def _records(self):
+        """The paths of existing records and of what describes them."""
+        raise NotImplementedError
+
+    def _other_entries(self):
+        """Entries of manifest.json that are not of this build, checked."""
+        raise NotImplementedError
 
     def _read_progress(self):
         """The content of the progress file, None when there is none."""
         if not os.path.exists(self._progress_path):
             return None
         try:
-            with open(self._progress_path, "rb") as stream:
-                progress = files.loads(
-                    stream.read(_MAX_PROGRESS_BYTES).decode("utf-8")
-                )
+            progress = files.read_json(self._progress_path, "a list of shards")
             if isinstance(progress["build"], dict) and all(
                 map(_is_entry, progress["shards"])
             ):
                 return progress
-        except (ValueError, TypeError, KeyError):
+        except (errors.UserError, TypeError, KeyError):
             logging.warning("%r is damaged", self._progress_path)
         return {"build": {}, "shards": []}
 
     def _write_progress(self):
-        text = json.dumps(
-            {"build": self._build, "shards": self.finished},
-            indent=1,
-            sort_keys=True,
+        files.write_json(
+            self._progress_path, {"build": self._build, "shards": self.finished}
         )
-        files.write_bytes(self._progress_path, (text + "\n").encode("utf-8"))
 
     def _resume(self, entries):
-        """Keeps the shards that are whole, up to the first that is not."""
+        """Keeps the complete shards up to the first one that is not."""
         for number, entry in enumerate(entries):
             path = self.path(number)
             if not (
@@ -197,44 +218,40 @@ class _Output:
             ):
                 break
             self.finished.append(entry)
-        kept = {self.path(number) for number in range(len(self.finished))}
-        others = [path for path in self._records() if path not in kept]
-        self._refuse_foreign(others)
-        for path in others:
+        finished = {self.path(number) for number in range(len(self.finished))}
+        unfinished = [path for path in self._records() if path not in finished]
+        self._reject_foreign(unfinished)
+        for path in unfinished:
             os.remove(path)
         logging.info(
-            "going on with an interrupted build: %d of %d shards are complete",
+            "resuming an interrupted build: %d of %d shards are complete",
             len(self.finished),
             self.num_shards,
         )
 
-    def _refuse_foreign(self, paths):
+    def _reject_foreign(self, paths):
         """Raises errors.UserError when a file is not of this build."""
-        path = os.path.join(self._directory, manifest.MANIFEST)
-        known = {path, path + _UNFINISHED}
-        for number in range(self.num_shards):
-            known |= {self.path(number), self.path(number) + _UNFINISHED}
-        foreign = [p for p in paths if p not in known]
-        if foreign:
+        own = [os.path.join(self._directory, manifest.MANIFEST)]
+        own += map(self.path, range(self.num_shards))
+        own += [path + files.INCOMPLETE for path in own]
+        for path in set(paths) - set(own):
             raise errors.UserError(
-                f"{foreign[0]!r} was not written by the build that is to go "
-                "on; move it away"
+                f"{path!r} is not part of the build to resume; move it to "
+                "another directory"
             )
 
-    def _refuse_other(self, progress):
+    def _reject_other(self, progress):
         """Raises errors.UserError when there are records of another build."""
         if progress is not None:
             raise errors.UserError(
-                f"{self._progress_path!r} is of an interrupted build with "
-                "other settings "
-                f"({_difference(progress['build'], self._build)}); give those "
-                f"to go on with it, {_OTHER_OUTPUT}it"
+                f"{self._progress_path!r}: an interrupted build used other "
+                f"settings ({_difference(progress['build'], self._build)}); "
+                f"pass those to resume it, {_OTHER_OUTPUT}it"
             )
-        found = self._records()
-        if found:
+        names = [repr(os.path.basename(path)) for path in self._records()[:2]]
+        if names:
             raise errors.UserError(
-                f"{self._directory!r} holds "
-                f"{' and '.join(repr(os.path.basename(p)) for p in found[:2])}; "
+                f"{self._directory!r} contains {' and '.join(names)}; "
                 f"{_OTHER_OUTPUT}them"
             )
 
@@ -245,98 +262,95 @@ class _Output:
         self._remove_progress()
 
     def _remove_progress(self):
-        for path in (self._progress_path + _UNFINISHED, self._progress_path):
-            if os.path.exists(path):
-                os.remove(path)
+        for path in _existing(self._progress_path):
+            os.remove(path)
 
 
 class ShardedOutput(_Output):
-    """A directory of shards that one build owns; arguments as of _Output."""
+    """A directory of shards of one build; arguments as _Output."""
 
-    def __init__(self, directory, num_shards, settings, source, overwrite):
-        super().__init__(
-            directory,
-            os.path.join(directory, PROGRESS),
-            num_shards,
-            settings,
-            source,
-            overwrite,
-        )
+    def __init__(
+        self,
+        directory: str,
+        num_shards: int,
+        settings: _Settings,
+        source: typing.Any,
+    ) -> None:
+        progress_path = os.path.join(directory, PROGRESS)
+        super().__init__(directory, progress_path, num_shards, settings, source)
 
-    def path(self, number):
+    def path(self, number: int) -> str:
         """The file of one shard."""
         return os.path.join(
             self._directory, shard_name(number, self.num_shards)
         )
 
     def _records(self):
-        """The paths of all records, unfinished ones too, and manifest.json."""
         pattern = os.path.join(glob.escape(self._directory), "*" + _ENDING)
-        path = os.path.join(self._directory, manifest.MANIFEST)
-        paths = glob.glob(pattern) + glob.glob(pattern + _UNFINISHED)
-        return sorted(paths) + [
-            p for p in (path, path + _UNFINISHED) if os.path.exists(p)
-        ]
+        paths = glob.glob(pattern) + glob.glob(pattern + files.INCOMPLETE)
+        return sorted(paths) + _existing(
+            os.path.join(self._directory, manifest.MANIFEST)
+        )
 
     def _other_entries(self):
         return []
 
 
 class SingleOutput(_Output):
-    """One file of records, entered in the manifest.json beside it.
+    """One file of records, listed in the manifest.json beside it.
 
     Builds of equal settings may share a directory and its manifest.json.
-    Arguments as of _Output; `path` ends in .tfrecord.
+    Arguments as _Output; `path` ends in .tfrecord.
     """
 
-    def __init__(self, path, settings, source, overwrite):
+    def __init__(
+        self, path: str, settings: _Settings, source: typing.Any
+    ) -> None:
         self._path = path
-        if os.path.isdir(path):
-            raise errors.UserError(
-                f"--output_file={path} is a directory; a name that ends in "
-                f"{_ENDING} is that of one file"
-            )
         super().__init__(
             os.path.dirname(path) or ".",
-            path + "." + PROGRESS,
+            f"{path}.{PROGRESS}",
             1,
             settings,
             source,
-            overwrite,
         )
 
-    def path(self, number):
+    def path(self, number: int) -> str:
         """The file, whose number is 0."""
-        del number
         return self._path
 
     def _records(self):
-        return [
-            path
-            for path in (self._path, self._path + _UNFINISHED)
-            if os.path.exists(path)
-        ]
+        return _existing(self._path)
 
     def _other_entries(self):
-        """What manifest.json says of other files; checks that they fit."""
+        if os.path.isdir(self._path):
+            raise errors.UserError(
+                f"--output_file={self._path} is a directory, but a name that "
+                f"ends in {_ENDING} is one file; choose another name"
+            )
         if os.path.exists(os.path.join(self._directory, PROGRESS)):
             raise errors.UserError(
-                f"{self._directory!r} holds an unfinished build; choose "
+                f"{self._directory!r} contains an unfinished build; choose "
                 "another directory for --output_file"
             )
         content = manifest.load_manifest(self._directory)
         if content is None:
             return []
-        found = {key: content.get(key) for key in self._settings}
-        if found != self._settings:
+        settings = {key: content.get(key) for key in self._settings}
+        if settings != self._settings:
             raise errors.UserError(
-                f"{os.path.join(self._directory, manifest.MANIFEST)!r} is of "
-                "records with other settings "
-                f"({_difference(found, self._settings)}); choose another "
+                f"{os.path.join(self._directory, manifest.MANIFEST)!r}: its "
+                "records have other settings "
+                f"({_difference(settings, self._settings)}); choose another "
                 "directory for --output_file"
             )
         name = os.path.basename(self._path)
         return [s for s in content["shards"] if s["name"] != name]
+
+
+def _existing(path):
+    """Of a file and its unfinished form the paths that exist."""
+    return list(filter(os.path.exists, (path, path + files.INCOMPLETE)))
 
 
 def _is_entry(value):
@@ -346,22 +360,22 @@ def _is_entry(value):
     )
 
 
-def shard_of(position, num_shards, total_bytes):
+def shard_of(position: int, num_shards: int, total_bytes: int) -> int:
     """The shard of a chunk by its position in an input of `total_bytes`."""
     return position * num_shards // total_bytes
 
 
-def shard_name(number, num_shards):
+def shard_name(number: int, num_shards: int) -> str:
     """The file name of one of `num_shards` shards."""
-    return _SHARD % (number, num_shards)
+    return f"pretrain-{number:05d}-of-{num_shards:05d}{_ENDING}"
 
 
-def shuffle_seed(random_seed, number):
-    """The ShuffledWriter's seed for a shard, whatever the sign of the first."""
+def shuffle_seed(random_seed: int, number: int) -> int:
+    """The ShuffledWriter's seed for a shard; not negative."""
     return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
 
 
-def with_totals(settings, shards):
+def with_totals(settings: _Settings, shards: typing.List[_Entry]) -> _Settings:
     """The content of manifest.json."""
     totals = {name: sum(s.get(name, 0) for s in shards) for name in _TOTALS}
     return dict(
@@ -369,24 +383,24 @@ def with_totals(settings, shards):
     )
 
 
-def _difference(found, given):
-    """What differs first: "max_seq_length 128, not 512"."""
-    for key in given:
-        if found.get(key) != given[key]:
+def _difference(earlier, given):
+    """The first difference: "max_seq_length 128, not 512"."""
+    for key, value in given.items():
+        if earlier.get(key) != value:
             if key == "input":
                 return "other files, or files that have changed"
-            if len(repr(given[key])) > 80:
+            if len(repr(value)) > 80:
                 return f"another {key}"
-            return f"{key} {found.get(key)!r}, not {given[key]!r}"
+            return f"{key} {earlier.get(key)!r}, not {value!r}"
     return "made by another version"
 
 
 def _make_directory(path):
-    """Makes a directory; returns those that were missing, the lowest first."""
+    """Makes a directory; returns those that were missing, deepest first."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise errors.UserError(
             f"--output_file={path} is a file that does not end in {_ENDING}; "
-            "give a directory or a name with that ending"
+            "choose a directory or a name with that ending"
         )
     missing = []
     part = os.path.abspath(path)

@@ -526,7 +526,7 @@ def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
     before = digests(tmp_path / "records")
     with pytest.raises(
         errors.UserError,
-        match="interrupted build with other "
+        match="interrupted build used other "
         "settings .max_seq_length 128, not 64",
     ):
         build(num_shards=3, dupe_factor=1, max_seq_length=64)
@@ -584,7 +584,7 @@ def test_a_killed_build_goes_on_and_leaves_no_process(
         assert process.returncode == -signal.SIGKILL and len(workers) == 2
         wait_for(lambda: not any(map(is_running, workers)))
     result = subprocess.run(arguments, stderr=subprocess.PIPE, check=True)
-    assert b"going on with an interrupted build" in result.stderr
+    assert b"resuming an interrupted build" in result.stderr
     build("through", input_file=big, num_shards=8, dupe_factor=4)
     assert digests(tmp_path / "records") == digests(tmp_path / "through")
 
@@ -677,7 +677,7 @@ def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
     build(masking="dynamic", num_shards=3)
     before = digests(tmp_path / "records")
     with pytest.raises(
-        errors.UserError, match="holds .*00000-of-00003.*--over"
+        errors.UserError, match="contains .*00000-of-00003.*--over"
     ):
         build(masking="dynamic", num_shards=3)
     assert digests(tmp_path / "records") == before
@@ -694,7 +694,7 @@ def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
 def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "theirs.tfrecord").write_text("x")
-    with pytest.raises(errors.UserError, match="holds 'theirs.tfrecord'"):
+    with pytest.raises(errors.UserError, match="contains 'theirs.tfrecord'"):
         build(masking="dynamic")
     assert sorted(digests(tmp_path / "records")) == ["theirs.tfrecord"]
     with monkeypatch.context() as patch:
@@ -702,7 +702,7 @@ def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
         with pytest.raises(Stop):
             build("parts", masking="dynamic", num_shards=2)
     (tmp_path / "parts" / "theirs.tfrecord").write_text("x")
-    with pytest.raises(errors.UserError, match="theirs.tfrecord' was not"):
+    with pytest.raises(errors.UserError, match="theirs.tfrecord' is not part"):
         build("parts", masking="dynamic", num_shards=2)
 
 
@@ -760,7 +760,7 @@ def bad_inputs(tmp_path):
     """(bytes, file name, message) of inputs that must be refused."""
     line = b"the river runs\n"
     return [
-        (b"", "a.txt", "holds no text"),
+        (b"", "a.txt", "contains no text"),
         (b" \n\n\t\n", "a.txt", "only white space"),
         (
             line * 50 + b"\xff\n",
@@ -769,8 +769,8 @@ def bad_inputs(tmp_path):
         ),
         (line[:5].decode().encode("utf-16"), "a.txt", "is not UTF-8"),
         (gzip.compress(line * 500)[:-9], "a.txt.gz", "truncated gzip"),
-        (line, "a.gz", "no intact gzip"),
-        (b'{"text": "a"}\n{"text": }\n', "a.jsonl", "line 2 of .* is no JSON"),
+        (line, "a.gz", "not an intact gzip"),
+        (b'{"text": "a"}\n{"text": }\n', "a.jsonl", "line 2 of .* is not JSON"),
         (b'{"body": "a"}\n', "a.jsonl", "no field 'text'"),
         (b'{"text": null}\n', "a.jsonl", "is a NoneType; expected a text"),
     ]
@@ -841,7 +841,7 @@ def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
             {"output": "a.tfrecord", "num_shards": 2},
             "num_shards is 2, but .*one",
         ),
-        ({"input_file": "gone.txt"}, "there is no file 'gone.txt'"),
+        ({"input_file": "gone.txt"}, "no file 'gone.txt'"),
         ({"output": "text.txt"}, "text.txt is a file that does not end in"),
         ({"output": "folder.tfrecord"}, "folder.tfrecord is a directory"),
     ],
@@ -865,7 +865,7 @@ def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file, tmp_path):
     good = {"input_file": text_file, "output_file": tmp_path / "records"}
     (tmp_path / "file").write_text("")
     cases = [
-        ({"input_file": tmp_path / "gone.txt"}, "there is no file"),
+        ({"input_file": tmp_path / "gone.txt"}, "no file"),
         (
             {"max_predictions_per_seq": 0},
             "max_predictions_per_seq=0: expected a whole number from 1 to",

@@ -191,7 +191,7 @@ def manifests(directory):
 
 
 def unfinished_builds(directory):
-    """progress.json, from which a build goes on."""
+    """progress.json, from which a build resumes."""
     shard = dict(
         _write_shard(directory),
         name="pretrain-00000-of-00002.tfrecord",
@@ -212,9 +212,8 @@ def unfinished_builds(directory):
     def read(data):
         path.write_bytes(data)
         (directory / shard["name"]).write_bytes(sound)
-        output = shard_output.ShardedOutput(
-            str(directory), 2, SETTINGS, "x", overwrite=False
-        )
+        output = shard_output.ShardedOutput(str(directory), 2, SETTINGS, "x")
+        output.begin(overwrite=False)
         for number in range(len(output.finished), 2):
             output.finish(
                 dict(shard, name=f"pretrain-0000{number}-of-00002.tfrecord")
