@@ -191,10 +191,7 @@ def test_json_text_may_stand_in_another_field(tmp_path):
     [
         ("{", "line 3 of .* is not JSON"),
         ("[]", "line 3 of .* no field 'text' but no object"),
-        (
-            '{"title": "a"}',
-            r"line 3 of .* but \['title'\]; .*text_field",
-        ),
+        ('{"title": "a"}', r"line 3 of .* but \['title'\]; .*text_field"),
         (
             '{"text": 5}',
             "line 3 of .* field 'text' is a float; expected a text",
