@@ -1,52 +1,58 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the rank table that several Ascend NPUs train by.
+"""Writes the rank table of a training on several Ascend NPUs.
 
     python3 scripts/make_rank_table.py --hosts=10.0.0.1 --devices=8 \
       --output=rank_table.json
 
-Every device has an address of its own. One host's are read from its
-/etc/hccn.conf; for several hosts name a copy of each one's file with
+Every device has its own address. For one host they are read from its
+/etc/hccn.conf; for several hosts name a copy of each host's file with
 --hccn_conf, or all addresses with --device_ips, in the order of the ranks.
-Needs no package but Python's own.
+Needs only Python's standard library, no other file of this repository.
 
 Source: Huawei's TensorFlow 1.15 porting guide, "Preparing a Rank Table".
 """
 
 import argparse
 import ipaddress
+import itertools
 import json
 import os
 import re
 import sys
+import typing
 
 _HCCN_CONF = "/etc/hccn.conf"
 
 
 class Mistake(Exception):
-    """What a user gave, what was expected, how to mend it."""
+    """A mistake of the user; the text says how to fix it."""
 
 
-def rank_table(hosts, addresses):
-    """The table as a dictionary; every value in it is a string.
+def rank_table(
+    hosts: typing.List[str], addresses: typing.List[typing.List[str]]
+) -> typing.Dict[str, typing.Any]:
+    """The table; every value in it is a string.
 
     Args:
       hosts: one address for each host, in order.
       addresses: for each host the addresses of its devices, device 0 first.
     """
-    servers, rank = [], 0
-    for host, host_addresses in zip(hosts, addresses):
-        devices = []
-        for device, address in enumerate(host_addresses):
-            devices.append(
+    ranks = itertools.count()
+    servers = [
+        {
+            "server_id": host,
+            "device": [
                 {
                     "device_id": str(device),
                     "device_ip": address,
-                    "rank_id": str(rank),
+                    "rank_id": str(next(ranks)),
                 }
-            )
-            rank += 1
-        servers.append({"server_id": host, "device": devices})
+                for device, address in enumerate(host_addresses)
+            ],
+        }
+        for host, host_addresses in zip(hosts, addresses)
+    ]
     return {
         "version": "1.0",
         "status": "completed",
@@ -55,30 +61,31 @@ def rank_table(hosts, addresses):
     }
 
 
-def read_hccn_conf(path, devices):
-    """Addresses of the first devices in a file of lines address_0=10.0.0.1.
-
-    Args:
-      path: the file.
-      devices: how many are wanted.
-    """
+def read_hccn_conf(path: str, devices: int) -> typing.List[str]:
+    """Addresses of the first devices in a file of lines address_0=10.0.0.1."""
     with open(path, encoding="utf-8", errors="replace") as stream:
-        found = dict(
+        addresses = dict(
             re.findall(
                 r"^\s*address_(\d+)\s*=\s*(\S+)", stream.read(), re.MULTILINE
             )
         )
-    missing = [number for number in range(devices) if str(number) not in found]
+    numbers = list(map(str, range(devices)))
+    missing = [number for number in numbers if number not in addresses]
     if missing:
         raise Mistake(
             f"{path} has no line address_{missing[0]}=; expected one for each "
-            f"of {devices} devices, or give --device_ips"
+            f"of {devices} devices, or pass --device_ips"
         )
-    return [found[str(number)] for number in range(devices)]
+    return [addresses[number] for number in numbers]
 
 
-def device_addresses(hosts, devices, device_ips, files):
-    """[[address of each device] of each host].
+def device_addresses(
+    hosts: typing.List[str],
+    devices: int,
+    device_ips: typing.List[str],
+    files: typing.List[str],
+) -> typing.List[typing.List[str]]:
+    """The addresses of each host's devices.
 
     Args:
       hosts: addresses of the hosts.
@@ -87,28 +94,28 @@ def device_addresses(hosts, devices, device_ips, files):
       files: a hccn.conf of each host, or [] for this host's own.
     """
     if device_ips:
-        wanted = len(hosts) * devices
-        if len(device_ips) != wanted:
+        total = len(hosts) * devices
+        if len(device_ips) != total:
             raise Mistake(
                 f"--device_ips has {len(device_ips)} addresses; expected "
-                f"{wanted}, one for each of {devices} devices on {len(hosts)} "
+                f"{total}, one for each of {devices} devices on {len(hosts)} "
                 "hosts"
             )
         return [
             device_ips[first : first + devices]
-            for first in range(0, wanted, devices)
+            for first in range(0, total, devices)
         ]
     if not files and len(hosts) > 1:
         raise Mistake(
             f"--hosts names {len(hosts)} hosts, but {_HCCN_CONF} has the "
-            "devices of one; give --hccn_conf=FILE,FILE with a copy of each "
+            "devices of one; pass --hccn_conf=FILE,FILE with a copy of each "
             "host's, or --device_ips"
         )
     if not files and not os.path.exists(_HCCN_CONF):
         raise Mistake(
-            f"the addresses of the devices are not known: {_HCCN_CONF} is not "
-            "there; give --device_ips=ADDRESS,..., which hccn_tool -i 0 -ip "
-            "-g prints for device 0"
+            f"{_HCCN_CONF}: does not exist, so the addresses of the devices "
+            "are unknown; pass --device_ips=ADDRESS,..., which hccn_tool -i 0 "
+            "-ip -g prints for device 0"
         )
     files = files or [_HCCN_CONF]
     if len(files) != len(hosts):
@@ -119,8 +126,8 @@ def device_addresses(hosts, devices, device_ips, files):
     return [read_hccn_conf(path, devices) for path in files]
 
 
-def check_addresses(name, addresses):
-    """Raises Mistake unless they are IP addresses, each of them once."""
+def check_addresses(name: str, addresses: typing.List[str]) -> None:
+    """Raises Mistake unless they are different IP addresses."""
     for address in addresses:
         try:
             ipaddress.ip_address(address)
@@ -128,12 +135,14 @@ def check_addresses(name, addresses):
             raise Mistake(
                 f"{name} has {address!r}; expected an address such as 10.0.0.1"
             ) from None
-    twice = sorted({a for a in addresses if addresses.count(a) > 1})
-    if twice:
-        raise Mistake(f"{name} has {twice[0]} more than once; each has its own")
+        if addresses.count(address) > 1:
+            raise Mistake(
+                f"{name} has {address} more than once; expected different "
+                "addresses"
+            )
 
 
-def write(path, table):
+def write(path: str, table: typing.Dict[str, typing.Any]) -> None:
     """Writes JSON; the file appears when it is complete."""
     temporary = f"{path}.{os.getpid()}.incomplete"
     try:
@@ -155,15 +164,14 @@ def _list(text):
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def parse(arguments):
+def parse(arguments: typing.List[str]) -> argparse.Namespace:
     """The flags as a namespace."""
     parser = _Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument(
         "--hosts",
         required=True,
         type=_list,
-        help="addresses of the hosts, comma separated, the "
-        "one with rank 0 first",
+        help="addresses of the hosts, comma separated, rank 0's first",
     )
     parser.add_argument(
         "--devices",
@@ -188,37 +196,33 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def main(arguments):
-    """Writes the file; 1 and one line on standard error at a mistake."""
+def _write_table(options):
+    if not options.hosts:
+        raise Mistake("--hosts is empty; expected an address such as 10.0.0.1")
+    check_addresses("--hosts", options.hosts)
+    addresses = device_addresses(
+        options.hosts, options.devices, options.device_ips, options.hccn_conf
+    )
+    check_addresses(
+        "--device_ips" if options.device_ips else "the hosts' hccn.conf",
+        sum(addresses, []),
+    )
+    write(options.output, rank_table(options.hosts, addresses))
+
+
+def main(arguments: typing.List[str]) -> typing.Optional[str]:
+    """Writes the file; returns the message for a mistake."""
     try:
-        options = parse(arguments)
-        if not options.hosts:
-            raise Mistake(
-                "--hosts is empty; expected an address such as 10.0.0.1"
-            )
-        check_addresses("--hosts", options.hosts)
-        addresses = device_addresses(
-            options.hosts,
-            options.devices,
-            options.device_ips,
-            options.hccn_conf,
-        )
-        check_addresses(
-            "--device_ips" if options.device_ips else "the hosts' hccn.conf",
-            sum(addresses, []),
-        )
-        write(options.output, rank_table(options.hosts, addresses))
+        _write_table(parse(arguments))
     except Mistake as mistake:
-        sys.stderr.write(f"make_rank_table.py: error: {mistake}\n")
-        return 1
+        return f"make_rank_table.py: error: {mistake}"
     except OSError as error:
-        sys.stderr.write(
+        return (
             f"make_rank_table.py: error: cannot use {error.filename!r}: "
-            f"{error.strerror}\n"
+            f"{error.strerror}"
         )
-        return 1
-    return 0
+    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))  # a message goes to standard error, code 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """scripts/make_rank_table.py, run_8p.sh and the model zoo's entry points.
 
-Stand-ins for Python note what they are asked to do; test_npu_chain.py starts
-real processes.
+Stubs for Python record their arguments; test_npu_chain.py starts real
+processes.
 """
 
 import json
@@ -21,18 +21,21 @@ ADDRESSES = [f"192.168.1.{100 + number}" for number in range(16)]
 
 
 def make_table(path, *flags, code=0):
+    """The messages of make_rank_table.py, which writes a file."""
+    script = str(SCRIPTS / "make_rank_table.py")
     done = subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPTS / "make_rank_table.py"),
-            f"--output={path}",
-        ]
-        + list(flags),
+        [sys.executable, script, f"--output={path}", *flags],
         capture_output=True,
         text=True,
     )
     assert done.returncode == code, done.stderr
     return done.stderr
+
+
+def devices_of(path):
+    """The devices of all hosts of a table."""
+    table = json.loads(path.read_text())
+    return [d for server in table["server_list"] for d in server["device"]]
 
 
 # --- The rank table ---------------------------------------------------------
@@ -45,84 +48,68 @@ def test_table_of_one_device(tmp_path):
         "--devices=1",
         "--device_ips=192.168.1.100",
     )
+    device = {"device_id": "0", "device_ip": "192.168.1.100", "rank_id": "0"}
     assert json.loads((tmp_path / "t").read_text()) == {
         "version": "1.0",
         "status": "completed",
         "server_count": "1",
-        "server_list": [
-            {
-                "server_id": "10.0.0.1",
-                "device": [
-                    {
-                        "device_id": "0",
-                        "device_ip": "192.168.1.100",
-                        "rank_id": "0",
-                    }
-                ],
-            }
-        ],
+        "server_list": [{"server_id": "10.0.0.1", "device": [device]}],
     }
 
 
-def test_ranks_go_on_over_hosts(tmp_path):
+def test_ranks_continue_across_hosts(tmp_path):
     make_table(
         tmp_path / "t",
         "--hosts=10.0.0.1,10.0.0.2",
         "--devices=8",
         "--device_ips=" + ",".join(ADDRESSES),
     )
-    table = json.loads((tmp_path / "t").read_text())
-    assert table["server_count"] == "2"
-    devices = [d for s in table["server_list"] for d in s["device"]]
+    assert json.loads((tmp_path / "t").read_text())["server_count"] == "2"
+    devices = devices_of(tmp_path / "t")
     assert [d["rank_id"] for d in devices] == [str(n) for n in range(16)]
     assert [d["device_id"] for d in devices] == [str(n % 8) for n in range(16)]
     assert [d["device_ip"] for d in devices] == ADDRESSES
 
 
 def test_addresses_come_from_each_hosts_file(tmp_path):
-    files = []
-    for host in range(2):
-        files.append(str(tmp_path / (f"hccn_{host}.conf")))
-        with open(files[-1], "w") as stream:
-            for device in range(8):
-                stream.write(
-                    f"address_{device}=10.0.{host}.{device + 1}\nnetmask_{device}=255.0.0.0\n"
-                )
+    files = [tmp_path / "hccn_0.conf", tmp_path / "hccn_1.conf"]
+    for host, file in enumerate(files):
+        lines = [
+            f"address_{n}=10.0.{host}.{n + 1}\nnetmask_{n}=255.0.0.0\n"
+            for n in range(8)
+        ]
+        file.write_text("".join(lines))
     make_table(
         tmp_path / "t",
         "--hosts=10.9.0.1,10.9.0.2",
         "--devices=2",
-        "--hccn_conf=" + ",".join(files),
+        "--hccn_conf=" + ",".join(map(str, files)),
     )
-    table = json.loads((tmp_path / "t").read_text())
-    assert [
-        d["device_ip"] for s in table["server_list"] for d in s["device"]
-    ] == ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2"]
+    assert [d["device_ip"] for d in devices_of(tmp_path / "t")] == [
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.1.1",
+        "10.0.1.2",
+    ]
 
 
-def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
-    (tmp_path / "conf").write_bytes(b"# caf\xe9\naddress_0=192.168.1.7\n")
-    make_table(
-        tmp_path / "t",
+def test_only_addresses_in_another_encoding_are_a_mistake(tmp_path):
+    flags = [
         "--hosts=10.0.0.1",
         "--devices=1",
         f"--hccn_conf={tmp_path / 'conf'}",
-    )
+    ]
+    (tmp_path / "conf").write_bytes(b"# caf\xe9\naddress_0=192.168.1.7\n")
+    make_table(tmp_path / "t", *flags)
     assert "192.168.1.7" in (tmp_path / "t").read_text()
     (tmp_path / "conf").write_bytes(b"address_0=192.168.1.\xe9\n")
-    log = make_table(
-        tmp_path / "t",
-        "--hosts=10.0.0.1",
-        "--devices=1",
-        f"--hccn_conf={tmp_path / 'conf'}",
-        code=1,
-    )
+    log = make_table(tmp_path / "t", *flags, code=1)
     assert "expected an address such as 10.0.0.1" in log
-    assert len(log.splitlines()) == 1
+    assert log.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "flags, wanted",
+    "flags, words",
     [
         (["--hosts=10.0.0.1", "--devices=3"], "invalid choice: 3"),
         (["--hosts=", "--devices=1"], "--hosts is empty"),
@@ -143,14 +130,14 @@ def test_a_file_of_another_encoding_is_read_or_refused(tmp_path):
             ],
             "10.0.0.2 more than once",
         ),
-        (["--hosts=10.0.0.1,10.0.0.2"], "give --hccn_conf=FILE,FILE"),
+        (["--hosts=10.0.0.1,10.0.0.2"], "pass --hccn_conf=FILE,FILE"),
         (["--hosts=10.0.0.1", "--hccn_conf=no_such"], "'no_such'"),
         (["--hosts=10.0.0.1", "--hccn_conf=/dev/null"], "no line address_0="),
     ],
 )
-def test_mistakes_in_a_table_are_one_line(tmp_path, flags, wanted):
+def test_mistakes_in_a_table_are_one_line(tmp_path, flags, words):
     line = make_table(tmp_path / "t", *flags, code=1)
-    assert line.startswith("make_rank_table.py: error: ") and wanted in line
+    assert line.startswith("make_rank_table.py: error: ") and words in line
     assert line.count("\n") == 1 and not (tmp_path / "t").exists()
 
 
@@ -168,7 +155,7 @@ for ((i = 0; i < %d; i++)); do sleep 0.05; done
 
 @pytest.fixture
 def launch(tmp_path):
-    """Function that starts run_8p.sh with a stand-in for Python."""
+    """Function that starts run_8p.sh with a stub for Python."""
 
     def start(
         *arguments, fails="none", rounds=0, hosts=1, devices=2, **variables
@@ -275,7 +262,7 @@ def test_sigterm_is_passed_on(launch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, variables, wanted",
+    "arguments, variables, words",
     [
         (["train"], {}, "unknown task 'train'; expected pretraining"),
         (
@@ -288,13 +275,11 @@ def test_sigterm_is_passed_on(launch, tmp_path):
         (["pretraining"], {"RANK_TABLE_FILE": "/dev/null"}, "has no rank_id"),
     ],
 )
-def test_mistakes_of_a_launch_are_one_line(
-    launch, arguments, variables, wanted
-):
+def test_mistakes_of_a_launch_are_one_line(launch, arguments, variables, words):
     process = launch(*arguments, **variables)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert output.startswith("run_8p.sh: error: ") and wanted in output
+    assert output.startswith("run_8p.sh: error: ") and words in output
     assert output.count("\n") == 1
 
 
@@ -380,7 +365,7 @@ def test_performance_run_trains_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, wanted",
+    "flags, words",
     [
         ([], "--data_path is missing"),
         (["--data_path=no_such"], "--data_path=no_such: not a directory"),
@@ -391,8 +376,8 @@ def test_performance_run_trains_once(tmp_path):
         ),
     ],
 )
-def test_mistakes_of_an_entry_point_are_one_line(tmp_path, flags, wanted):
+def test_mistakes_of_an_entry_point_are_one_line(tmp_path, flags, words):
     code, output, calls = zoo(tmp_path, "train_full_1p.sh", *flags)
     assert (code, len(output), calls) == (1, 1, [])
     assert output[0].startswith("train_full_1p.sh: error: ")
-    assert wanted in output[0]
+    assert words in output[0]
