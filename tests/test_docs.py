@@ -35,7 +35,16 @@ NEEDS = re.compile(
     r"需要.*(GPU|NPU|联网|数据|MPI))"
 )
 # Programs that are not the suite's, and what a shell does itself.
-FOREIGN = ("source", "export", "pip3", "python3.7", "docker", "curl", "atc")
+FOREIGN = {
+    "source",
+    "export",
+    "ln",
+    "pip3",
+    "python3.7",
+    "docker",
+    "curl",
+    "atc",
+}
 # launcher: the script that gets its flags
 LAUNCHED = {
     "scripts/create_pretraining_data.sh": "create_pretraining_data.py",

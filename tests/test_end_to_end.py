@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to scored answers, on a two-layer model; and what goes wrong.
+"""From text to scored answers on a two-layer model, and bad input.
 
 The command lines are the predecessor's, with fewer steps.
 """
@@ -223,7 +223,7 @@ def test_pretraining_writes_what_users_read(chain, pretrained):
     assert abs(lines[0]["loss"] - math.log(tiny.VOCAB_SIZE)) < 0.7
     assert "fp16 on a CPU" in pretrained.log
     assert "device=cpu" in pretrained.log
-    # Flags' names as TensorFlow's warnings about itself would drown them.
+    # TensorFlow's warnings about itself are silenced.
     assert "deprecat" not in pretrained.log.lower()
 
 
@@ -251,7 +251,7 @@ def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
             assert scalars[name][line["step"]] == pytest.approx(
                 line[name], rel=0.01, abs=1e-4
             ), name
-    # Of up to 128 tokens a sequence, those that are no padding.
+    # Of up to 128 tokens a sequence, those that are not padding.
     last = lines[-1]
     assert 64 < last["tokens_per_second"] / last["examples_per_second"] < 128
     weights = [
@@ -362,14 +362,14 @@ def test_questions_are_answered_and_scored(
         chain.run(f"scripts/{script} {' '.join(arguments)}", out=version).output
     )
     assert keys <= set(scores)
-    found = read_results(directory)
-    for key in keys & set(found):
-        assert found[key] == pytest.approx(scores[key], abs=1e-6)
+    results = read_results(directory)
+    for key in keys & set(results):
+        assert results[key] == pytest.approx(scores[key], abs=1e-6)
     scalars = tiny.scalars_of(directory)
     assert {"loss", "span_accuracy", "gradient_norm"} <= set(scalars)
     step = max(scalars["loss"])
-    assert {name: scalars["eval/" + name] for name in found} == {
-        name: {step: pytest.approx(value)} for name, value in found.items()
+    assert {name: scalars["eval/" + name] for name in results} == {
+        name: {step: pytest.approx(value)} for name, value in results.items()
     }
 
 
@@ -554,7 +554,7 @@ WRONG_FOR_CREATE = [
     (
         "no room for masks",
         ["--max_predictions_per_seq=0"],
-        ["max_predictions_per_seq", ">= 1|from 1"],
+        ["max_predictions_per_seq", "from 1"],
     ),
     ("share of 0", ["--masked_lm_prob=0"], ["--masked_lm_prob"]),
     ("share of 1", ["--masked_lm_prob=1"], ["--masked_lm_prob"]),
@@ -600,7 +600,7 @@ WRONG_FOR_PRETRAINING = [
     (
         "no room for masks",
         ["--max_predictions_per_seq=0"],
-        ["max_predictions_per_seq", ">= 1"],
+        ["max_predictions_per_seq", "from 1"],
     ),
     ("share of 1", ["--masked_lm_prob=1"], ["--masked_lm_prob", "0.15"]),
     ("beyond the positions", ["--max_seq_length=600"], ["600", "512"]),
@@ -624,7 +624,7 @@ WRONG_FOR_PRETRAINING = [
         ["for a pattern", "--output_dir"],
     ),
     ("log directory is a file", ["--out_log_dir=$BAD/file"], ["file"]),
-    ("no number", ["--train_batch_size=many"], ["a whole number from 1 to"]),
+    ("not a number", ["--train_batch_size=many"], ["a whole number from 1 to"]),
     ("no batch", ["--train_batch_size=0"], ["a whole number from 1 to"]),
     (
         "a batch beyond numbers",
@@ -637,13 +637,13 @@ WRONG_FOR_PRETRAINING = [
         ["tokens an update"],
     ),
     (
-        "a blank for =",
+        "a space for =",
         ["--do_eval", "False"],
         ["'False' is not a flag", "--do_train=False"],
     ),
-    ("a moment that never decays", ["--adam_beta1=1"], ["below 1"]),
+    ("a moment without decay", ["--adam_beta1=1"], ["below 1"]),
     ("no epsilon", ["--adam_epsilon=0"], ["above 0"]),
-    ("a rate that is no number", ["--learning_rate=nan"], ["a number >= 0"]),
+    ("a rate that is not a number", ["--learning_rate=nan"], ["a number >= 0"]),
     ("unknown flag", ["--train_batch_sise=4"], ["train_batch_size"]),
     ("unknown optimizer", ["--optimizer_type=sgd"], ["adam", "lamb"]),
     ("no GPU", ["--accelerator=gpu"], ["sees no GPU"]),
@@ -704,12 +704,8 @@ WRONG_FOR_SQUAD = [
         ["doc_stride", "max_seq_length"],
     ),
     ("no stride", ["--doc_stride=0"], ["doc_stride"]),
-    (
-        "a hundred thousand processes",
-        ["--num_workers=100000"],
-        ["from 0 to 1024"],
-    ),
-    ("passes without end", ["--num_train_epochs=1e30"], ["to 100000"]),
+    ("too many processes", ["--num_workers=100000"], ["from 0 to 1024"]),
+    ("too many epochs", ["--num_train_epochs=1e30"], ["to 100000"]),
     (
         "no checkpoint",
         ["--do_train=False", "--init_checkpoint="],
@@ -742,7 +738,7 @@ def check_refused(chain, text, flags, words, out="refused"):
     last = user_errors.check(text.split()[0], result.log, words)
     left = set(chain.folder.iterdir()) - set(before)
     for path in left:
-        shutil.rmtree(str(path))  # no stumbling block for the next one
+        shutil.rmtree(str(path))  # the next test expects it to be absent
     assert not left
     return last
 
@@ -838,7 +834,7 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name(
         assert str(prefix) in last
 
 
-def test_run_of_another_model_is_not_gone_on_with(chain, pretrained, bad):
+def test_run_of_another_model_is_not_resumed(chain, pretrained, bad):
     before = sorted((chain.folder / "pretraining").iterdir())
     check_refused(
         chain,
@@ -862,8 +858,8 @@ def test_run_of_another_model_is_not_gone_on_with(chain, pretrained, bad):
     assert before == sorted((chain.folder / "pretraining").iterdir())
 
 
-def test_loss_scale_may_go_but_not_come(chain, pretrained):
-    """Its state is in the checkpoint only where there was one."""
+def test_loss_scale_may_be_turned_off_but_not_on(chain, pretrained):
+    """A checkpoint has its state only if it was on."""
     changes = [
         "--manual_fp16=False",
         "--use_fp16_cls=False",
