@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQuAD: questions in, windows for the model, answers out.
 
-A context is tokenized whole and once, each token with its characters in the
-context. It is cut into windows that overlap, one feature each:
+A context is tokenized once, each token with its characters in the context. It
+is cut into windows that overlap, one feature each:
 
     <s> question </s></s> window of the context </s>
 
@@ -16,19 +16,20 @@ RoBERTa, hub_interface.py (layout of a pair).
 import collections
 import dataclasses
 import functools
+import itertools
 import typing
 
 import numpy as np
 from absl import logging
 
 from common import command_line, errors, worker_pool
-from question_answering import squad_scores
+from question_answering import squad_decoding, squad_scores
 from question_answering.squad_decoding import decode  # noqa: F401, a part of this interface
 
 # <s> before the question, </s></s> after it, </s> at the end.
 _SPECIAL_TOKENS = 4
-# Examples in one piece of work for a process.
-_CHUNK_SIZE = 256
+# Contexts in one piece of work for a process.
+_CHUNK_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,91 +74,59 @@ class Document(typing.NamedTuple):
     ends: np.ndarray  # int32 [T], character after its last
 
 
-class Feature:
-    """One window of one question's context.
+class Feature(typing.NamedTuple):
+    """One window of one question's context."""
 
-    Attributes:
-      unique_id: number of the feature, from 0.
-      example_index: position of its question in the examples.
-      document: the whole context's tokens.
-      prefix: ids of `<s> question </s></s>`.
-      doc_start: the window's first token in the document.
-      doc_length: the window's number of tokens.
-      start_position: column of the answer's first token, 0 when the window
-        does not hold the whole answer, None for prediction.
-      end_position: the same for its last token.
-    """
-
-    __slots__ = (
-        "unique_id",
-        "example_index",
-        "document",
-        "prefix",
-        "doc_start",
-        "doc_length",
-        "start_position",
-        "end_position",
-    )
-
-    def __init__(
-        self,
-        unique_id,
-        example_index,
-        document,
-        prefix,
-        doc_start,
-        doc_length,
-        start_position,
-        end_position,
-    ):
-        self.unique_id = unique_id
-        self.example_index = example_index
-        self.document = document
-        self.prefix = prefix
-        self.doc_start = doc_start
-        self.doc_length = doc_length
-        self.start_position = start_position
-        self.end_position = end_position
+    unique_id: int  # number of the feature, from 0
+    example_index: int  # position of its question in the examples
+    document: Document  # all tokens of the context
+    prefix: typing.List[int]  # ids of `<s> question </s></s>`
+    doc_start: int  # the window's first token in the document
+    doc_length: int  # the window's number of tokens
+    # Columns of the answer's first and last token: 0 when the window does not
+    # hold the entire answer, None for prediction.
+    start_position: typing.Optional[int]
+    end_position: typing.Optional[int]
 
     @property
-    def input_ids(self):
+    def input_ids(self) -> typing.List[int]:
         """All ids of the sequence as a list, not padded."""
         first = self.doc_start
         window = self.document.ids[first : first + self.doc_length]
         return self.prefix + window.tolist() + self.prefix[-1:]
 
     @property
-    def context_start(self):
+    def context_start(self) -> int:
         """Column of the window's first token."""
         return len(self.prefix)
 
     @property
-    def length(self):
+    def length(self) -> int:
         """Number of ids in `input_ids`."""
         return len(self.prefix) + self.doc_length + 1
 
 
 class _InvalidAnswer(errors.UserError):
-    """An answer that is not where the file says."""
+    """An answer whose text is not at its answer_start."""
 
 
 def read_examples(
-    path,
-    is_training,
-    version_2_with_negative,
-    skip_invalid_answers=False,
-    counts=None,
-):
+    path: str,
+    is_training: bool,
+    version_2_with_negative: bool,
+    skip_invalid_answers: bool = False,
+    counts: typing.Optional[collections.Counter] = None,
+) -> typing.List[Example]:
     """The questions of a SQuAD file.
 
     Args:
       path: a JSON file in the format of SQuAD v1.1 or v2.0.
-      is_training: whether answers are needed; without, they are not looked at.
+      is_training: whether answers are needed; otherwise they are ignored.
       version_2_with_negative: whether questions may have no answer.
-      skip_invalid_answers: leave out a question whose answer_start does not
-        hold its answer's text, instead of raising an error.
-      counts: a collections.Counter, whose "questions" and
-        "skipped_invalid_answers" grow by what was read and left out.
+      skip_invalid_answers: skip a question whose answer_start does not hold
+        its answer's text, instead of raising an error.
+      counts: its "questions" and "skipped_invalid_answers" grow by the numbers
+        of questions that were read and skipped.
 
     Returns:
       A list of `Example`; the first of several answers counts.
@@ -167,21 +136,23 @@ def read_examples(
         answers are missing, invalid or not expected; the text names the
         question or the paragraph.
     """
-    examples, seen, skipped = [], set(), []
+    examples, names, skipped = [], set(), []
     document = squad_scores.read_json(path, "a SQuAD file")
     for where, paragraph, question in squad_scores.iterate_questions(
         path, document
     ):
+        name = question["id"]
         context = _text(paragraph, "context", where)
-        where = f"{path}: question {question['id']!r}"
-        if question["id"] in seen:
+        where = f"{path}: question {name!r}"
+        if name in names:
             raise errors.UserError(
-                f"{where} is there twice; each question needs an id of its own"
+                f"{where}: this id is repeated; give each question its own"
             )
-        seen.add(question["id"])
+        names.add(name)
         if not context.strip():
             raise errors.UserError(
-                f"{where} has an empty context, in which no answer can be"
+                f"{where}: the context is empty; add its text or remove the "
+                "question"
             )
         try:
             answer = _answer(
@@ -190,16 +161,10 @@ def read_examples(
         except _InvalidAnswer:
             if not skip_invalid_answers:
                 raise
-            skipped.append(question["id"])
+            skipped.append(name)
             continue
-        examples.append(
-            Example(
-                question["id"],
-                _text(question, "question", where),
-                context,
-                *answer,
-            )
-        )
+        text = _text(question, "question", where)
+        examples.append(Example(name, text, context, *answer))
     _report_skipped(path, skipped, examples)
     if counts is not None:
         counts.update(
@@ -216,7 +181,7 @@ def _text(mapping, key, where):
     except UnicodeEncodeError as error:
         raise errors.UserError(
             f"{where}: {key!r} has half a surrogate pair at character "
-            f"{error.start}; write the whole character"
+            f"{error.start}; write the complete character"
         ) from error
     return text
 
@@ -233,38 +198,38 @@ def _answer(where, context, question, is_training, version_2_with_negative):
         is_impossible or question.get("plausible_answers")
     ):
         raise errors.UserError(
-            f"{where} has no answer, as in SQuAD v2.0; give "
-            "--version_2_with_negative=True, or a file of v1.1"
+            f"{where} has no answer, as in SQuAD v2.0; pass "
+            "--version_2_with_negative=True or a file of v1.1"
         )
     if not is_training:
         return "", -1, False
     if is_impossible != (not answers):
         raise errors.UserError(
             f"{where} has is_impossible={str(is_impossible).lower()} and "
-            f"{len(answers)} answers; either must be mended"
+            f"{len(answers)} answers; fix one of them"
         )
     checked = [_checked_answer(where, context, answer) for answer in answers]
     return checked[0] + (False,) if checked else ("", -1, True)
 
 
 def _checked_answer(where, context, answer):
-    """(text, start) of an answer that stands in the context."""
+    """(text, start) of an answer whose text is at its answer_start."""
     text = squad_scores.value(answer, "text", str, where)
     start = squad_scores.value(answer, "answer_start", int, where)
-    found = context[max(start, 0) : max(start, 0) + len(text)]
-    if start >= 0 and text.strip() and found == text:
+    if text.strip() and start >= 0 and context.startswith(text, start):
         return text, start
     if not text.strip():
-        raise _InvalidAnswer(
-            f"{where} has an empty answer, {text!r:.50}; mend the file, or "
-            "leave such questions out with --skip_invalid_answers=True"
+        problem = f"the answer {text!r:.50} is empty"
+    else:
+        first = max(start, 0)
+        problem = (
+            f"answer_start {start} has {context[first : first + len(text)]!r:.50}"
+            f", expected the answer {text!r:.50}"
         )
-    place = context.find(text)
+        if text in context:
+            problem += f", which is at {context.find(text)}"
     raise _InvalidAnswer(
-        f"{where}: at answer_start {start} stands {found!r:.50}, not the "
-        "answer "
-        f"{text!r:.50}{('' if place < 0 else ' (which stands at %d)' % place)}; "
-        "mend the file, or leave such questions out with "
+        f"{where}: {problem}; fix the file, or skip such questions with "
         "--skip_invalid_answers=True"
     )
 
@@ -280,36 +245,35 @@ def _report_skipped(path, skipped, examples):
         )
     if not examples:
         raise errors.UserError(
-            f"{path}: every question's answer_start is wrong; nothing is left"
+            f"{path}: every question's answer_start is wrong; fix the file"
         )
 
 
 def convert_examples_to_features(
-    examples,
-    tokenizer,
-    max_seq_length,
-    doc_stride,
-    max_query_length,
-    is_training,
-    num_workers=1,
-    counts=None,
-):
+    examples: typing.Sequence[Example],
+    tokenizer: typing.Any,
+    max_seq_length: int,
+    doc_stride: int,
+    max_query_length: int,
+    is_training: bool,
+    num_workers: int = 1,
+    counts: typing.Optional[collections.Counter] = None,
+) -> typing.Iterator[Feature]:
     """Yields the windows of all questions, in order.
 
     With room for 4 tokens and a doc_stride of 2, a context of 7 tokens gives
     windows of tokens 0-3, 2-5 and 4-6: the last is the first that reaches the
-    end. Every window is given, also those without the answer.
+    end. Windows without the answer are included.
 
     Args:
       examples: list of `Example`.
       tokenizer: a `tokenization.RobertaTokenizer`.
       max_seq_length: tokens in a sequence at most.
-      doc_stride: tokens from one window's begin to the next one's.
+      doc_stride: tokens from the start of a window to that of the next.
       max_query_length: tokens of a question at most; more are cut off.
       is_training: whether to label the windows.
       num_workers: processes that tokenize; the result is the same.
-      counts: a collections.Counter, whose "truncated_questions" and "features"
-        grow.
+      counts: its "truncated_questions" and "features" grow.
 
     Returns:
       An iterator of `Feature`.
@@ -318,29 +282,30 @@ def convert_examples_to_features(
       errors.UserError: the settings leave no room for context, or would leave
         tokens between two windows; a training question has no answer.
     """
-    _check_settings(max_seq_length, doc_stride, max_query_length, num_workers)
+    squad_decoding.check_positive(
+        doc_stride=doc_stride,
+        num_workers=num_workers,
+        max_query_length=max_query_length,
+    )
+    _check_length(max_seq_length, doc_stride)
     counts = collections.Counter() if counts is None else counts
 
     def generate():
         unique_id = 0
         encoded = _encode(examples, tokenizer, num_workers)
-        for index, (example, document, query) in enumerate(encoded):
+        for index, (example, (document, query)) in enumerate(
+            zip(examples, encoded)
+        ):
             counts["truncated_questions"] += len(query) > max_query_length
             query = query[:max_query_length]
-            prefix = (
-                [tokenizer.bos_id]
-                + query
-                + [tokenizer.eos_id, tokenizer.eos_id]
-            )
+            prefix = [tokenizer.bos_id, *query] + [tokenizer.eos_id] * 2
             span = _answer_tokens(example, document) if is_training else None
             for window in _windows(
                 example, document, max_seq_length, len(query), doc_stride
             ):
-                label = (
-                    _label(span, len(prefix), *window)
-                    if is_training
-                    else (None, None)
-                )
+                label = (None, None)
+                if is_training:
+                    label = _label(span, len(prefix), *window)
                 counts["features"] += 1
                 yield Feature(
                     unique_id, index, document, prefix, *window, *label
@@ -350,21 +315,14 @@ def convert_examples_to_features(
     return generate()
 
 
-def _check_settings(max_seq_length, doc_stride, max_query_length, num_workers):
-    for name, number in (
-        ("doc_stride", doc_stride),
-        ("num_workers", num_workers),
-        ("max_query_length", max_query_length),
-    ):
-        if number < 1:
-            raise errors.UserError(f"--{name} is {number}; use 1 or more")
+def _check_length(max_seq_length, doc_stride):
     # At least one token of the question and one of the context.
     smallest = _SPECIAL_TOKENS + 2
     if max_seq_length < smallest:
         raise errors.UserError(
-            f"--max_seq_length is {max_seq_length}, but a question and its "
-            f"context with {_SPECIAL_TOKENS} special tokens need more; use "
-            f"{smallest} at the very least"
+            f"--max_seq_length is {max_seq_length}, too short for a question, "
+            f"its context and {_SPECIAL_TOKENS} special tokens; use {smallest} "
+            "or more"
         )
     room = max_seq_length - _SPECIAL_TOKENS - 1
     if doc_stride > room:
@@ -385,8 +343,8 @@ def _windows(example, document, max_seq_length, query_length, doc_stride):
             f"question {example.question_id!r} has {query_length} tokens; with "
             f"{_SPECIAL_TOKENS} special tokens no room is left for context in "
             f"--max_seq_length={max_seq_length}; use a --max_query_length of "
-            f"{max_seq_length - _SPECIAL_TOKENS - 1} or less, or a longer "
-            "sequence"
+            f"{max_seq_length - _SPECIAL_TOKENS - 1} or less, or a larger "
+            "--max_seq_length"
         )
     if total <= room:
         return [(0, total)]
@@ -410,10 +368,10 @@ def _answer_tokens(example, document):
         return None
     if example.answer_start < 0:
         raise errors.UserError(
-            f"question {example.question_id!r} has no answer to train on; read "
-            "the file with is_training"
+            f"question {example.question_id!r} has no answer to train on; pass "
+            "is_training=True to read_examples"
         )
-    # A token belongs to the answer when it shares a character with it.
+    # A token is part of the answer when it shares a character with it.
     answer_end = example.answer_start + len(example.answer_text)
     first = np.searchsorted(document.ends, example.answer_start, "right")
     last = np.searchsorted(document.starts, answer_end, "left") - 1
@@ -430,34 +388,31 @@ def _label(span, context_start, doc_start, doc_length):
     return (first - doc_start + context_start, last - doc_start + context_start)
 
 
-def _chunks(examples):
-    """Pieces of work: (contexts not met before, questions)."""
-    seen = set()
-    for first in range(0, len(examples), _CHUNK_SIZE):
-        chunk = examples[first : first + _CHUNK_SIZE]
-        contexts = list(
-            dict.fromkeys(e.context for e in chunk if e.context not in seen)
-        )
-        seen.update(contexts)
-        yield contexts, [e.question for e in chunk]
-
-
 def _encode(examples, tokenizer, num_workers):
-    """Yields (example, its Document, ids of its question), in order."""
-    chunks = list(_chunks(examples))
-    remaining = iter(examples)
-    documents = {}
-    results = worker_pool.map_ordered(
+    """Yields (Document, ids of the question) of each example."""
+    questions = collections.defaultdict(list)  # of each context
+    for example in examples:
+        questions[example.context].append(example.question)
+    groups = list(questions.items())
+    chunks = [
+        groups[first : first + _CHUNK_SIZE]
+        for first in range(0, len(groups), _CHUNK_SIZE)
+    ]
+    encoded = worker_pool.map_ordered(
         chunks,
         _chunk_encoder,
         (tokenizer,),
         max(1, min(num_workers, len(chunks))),
     )
-    for (contexts, _), (new_documents, queries) in zip(chunks, results):
-        documents.update(zip(contexts, new_documents))
-        # The query first: zip must not take an example and then stop.
-        for query, example in zip(queries, remaining):
-            yield example, documents[example.context], query
+    by_context = {
+        context: (document, iter(queries))
+        for context, (document, queries) in zip(
+            questions, itertools.chain.from_iterable(encoded)
+        )
+    }
+    for example in examples:
+        document, queries = by_context[example.context]
+        yield document, next(queries)
 
 
 def _chunk_encoder(tokenizer):
@@ -466,11 +421,11 @@ def _chunk_encoder(tokenizer):
 
 
 def _encode_chunk(tokenizer, chunk):
-    """([Document], [ids of a question]) of a chunk."""
-    contexts, questions = chunk
-    documents = []
-    for context in contexts:
+    """[(Document, [ids of a question])] of [(context, [question])]."""
+    encoded = []
+    for context, questions in chunk:
         ids, offsets = tokenizer.encode_with_offsets(context)
         starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T.copy()
-        documents.append(Document(np.array(ids, np.int32), starts, ends))
-    return documents, [tokenizer.encode(question) for question in questions]
+        document = Document(np.array(ids, np.int32), starts, ends)
+        encoded.append((document, list(map(tokenizer.encode, questions))))
+    return encoded

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to answers: n-best lists, predictions and null odds.
 
-Windows are decoded many at a time in matrices of B windows and C columns, one
-column a token of the longest window's context.
+The windows of a question are decoded together, in matrices of B windows and C
+columns, one column for each token of the longest window's context.
 
 Source: google-research/bert, run_squad.py (maximum context, n-best, null
 score); Liu et al. 2019, section 5.2 (answerability classifier).
@@ -14,8 +14,6 @@ import numpy as np
 
 from common import errors
 
-# Windows decoded at a time.
-_BATCH_SIZE = 256
 # Stands for minus infinity in sums, so that their differences are numbers.
 _LOWEST = -1e30
 
@@ -30,7 +28,7 @@ class _Answer(typing.NamedTuple):
 
 
 class _Spans(typing.NamedTuple):
-    """The best spans of B windows, K each, with falling scores.
+    """The best spans of B windows, K each, by falling score.
 
     Where a window has fewer than K, scores are minus infinity.
     """
@@ -43,17 +41,17 @@ class _Spans(typing.NamedTuple):
 
 
 def decode(
-    examples,
-    features,
-    results,
-    n_best_size,
-    max_answer_length,
-    version_2_with_negative,
-    null_score_diff_threshold,
+    examples: typing.Sequence,
+    features: typing.Iterable,
+    results: typing.Mapping[int, typing.Tuple],
+    n_best_size: int,
+    max_answer_length: int,
+    version_2_with_negative: bool,
+    null_score_diff_threshold: float,
     *,
-    answerable_logits=None,
-    with_offsets=False,
-):
+    answerable_logits: typing.Optional[typing.Mapping[int, float]] = None,
+    with_offsets: bool = False,
+) -> typing.Tuple[dict, dict, dict]:
     """Answers from the logits of all windows.
 
     An answer's score is the sum of its first token's start logit and its last
@@ -89,40 +87,35 @@ def decode(
       errors.UserError: a question lacks windows or logits, a logit is NaN or
         infinite, or a size is below 1.
     """
-    _check_sizes(n_best_size, max_answer_length, null_score_diff_threshold)
+    check_positive(n_best_size=n_best_size, max_answer_length=max_answer_length)
+    if null_score_diff_threshold != null_score_diff_threshold:
+        raise errors.UserError(
+            "--null_score_diff_threshold is nan; expected a number"
+        )
     predictions, nbest, null_odds = {}, {}, {}
-    grouped = _group_windows(examples, features)
-    for example, windows, answers in _best_answers(
-        examples, grouped, results, n_best_size, max_answer_length
-    ):
+    for example, windows in zip(examples, _group_windows(examples, features)):
         name = example.question_id
+        logits = [_window_logits(example, w, results) for w in windows]
+        starts, ends = _context_logits(example, windows, logits)
+        spans = _best_spans(starts, ends, n_best_size, max_answer_length)
+        answers = _merge(example, windows, spans, n_best_size)
         best = answers[0] if answers else _Answer(_LOWEST, "", 0.0, 0.0)
         predictions[name] = best.text
         if version_2_with_negative:
-            null = _null_answer(example, windows, results, answerable_logits)
+            null = _null_answer(example, windows, logits, answerable_logits)
             null_odds[name] = null.score - best.score
             if null_odds[name] > null_score_diff_threshold:
                 predictions[name] = ""
             answers = _with_null(answers, null, n_best_size)
-        answers = answers or [best]
-        nbest[name] = _with_probabilities(answers)
-        if with_offsets:
-            for entry, answer in zip(nbest[name], answers):
-                entry.update(start=answer.start, end=answer.end)
+        nbest[name] = _with_probabilities(answers or [best], with_offsets)
     return predictions, nbest, null_odds
 
 
-def _check_sizes(n_best_size, max_answer_length, threshold):
-    for name, number in (
-        ("n_best_size", n_best_size),
-        ("max_answer_length", max_answer_length),
-    ):
-        if number < 1:
-            raise errors.UserError(f"--{name} is {number}; use 1 or more")
-    if threshold != threshold:
-        raise errors.UserError(
-            "--null_score_diff_threshold is nan; expected a number"
-        )
+def check_positive(**sizes: int) -> None:
+    """Rejects a flag's value below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise errors.UserError(f"--{name} is {size}; use 1 or more")
 
 
 def _group_windows(examples, features):
@@ -133,61 +126,45 @@ def _group_windows(examples, features):
     for example, windows in zip(examples, grouped):
         if not windows:
             raise errors.UserError(
-                f"question {example.question_id!r} has no features; decode "
-                "needs those of every example"
+                f"question {example.question_id!r} has no features; pass those "
+                "of all examples"
             )
         windows.sort(key=lambda window: window.doc_start)
     return grouped
 
 
-def _best_answers(examples, grouped, results, n_best_size, max_answer_length):
-    """Yields (example, its features, its best `_Answer`s by falling score)."""
-    first = 0
-    while first < len(examples):
-        after, rows = first, []
-        while after < len(examples) and len(rows) < _BATCH_SIZE:
-            rows += _context_logits(examples[after], grouped[after], results)
-            after += 1
-        spans = _best_spans(*_pad(rows), n_best_size, max_answer_length)
-        row = 0
-        for example, windows in zip(
-            examples[first:after], grouped[first:after]
-        ):
-            part = _Spans(*(x[row : row + len(windows)] for x in spans))
-            yield example, windows, _merge(example, windows, part, n_best_size)
-            row += len(windows)
-        first = after
-
-
-def _context_logits(example, windows, results):
-    """Start and end logits of each window's context, [doc_length] each.
+def _context_logits(example, windows, logits):
+    """Start and end logits of each window's context, [B, C] each.
 
     Where no answer may begin or end, they are minus infinity.
     """
     context, starts = example.context, windows[0].document.starts
-    # A token's leading space is not part of it, so this one is all space.
-    blank = np.array([context[i].isspace() for i in starts.tolist()], bool)
-    rows = []
-    for window, owned in zip(windows, _owned_tokens(windows)):
-        start, end = _window_logits(example, window, results)
-        columns = slice(
-            window.context_start, window.context_start + window.doc_length
-        )
-        tokens = slice(window.doc_start, window.doc_start + window.doc_length)
-        allowed = ~blank[tokens]
-        end = np.where(allowed, end[columns], -np.inf)
-        start = np.where(allowed & owned[tokens], start[columns], -np.inf)
-        rows.append((start, end))
-    return rows
+    # A token's offsets exclude its leading space, so this token is all space.
+    is_space = [context[i].isspace() for i in starts.tolist()]
+    allowed = ~np.array(is_space, bool)
+    matrices = np.full(
+        [2, len(windows), max(w.doc_length for w in windows)], -np.inf
+    )
+    for row, (window, pair, owned) in enumerate(
+        zip(windows, logits, _owned_tokens(windows))
+    ):
+        first, length = window.context_start, window.doc_length
+        tokens = slice(window.doc_start, window.doc_start + length)
+        for matrix, values, usable in zip(
+            matrices, pair, (allowed & owned, allowed)
+        ):
+            columns = values[first : first + length]
+            matrix[row, :length] = np.where(usable[tokens], columns, -np.inf)
+    return matrices
 
 
 def _window_logits(example, feature, results):
     """Checked float64 logits [length] of a feature."""
     if feature.unique_id not in results:
         raise errors.UserError(
-            f"question {example.question_id!r}: there are no logits for its "
-            f"feature {feature.unique_id}; predict every feature, also the "
-            "last partial batch"
+            f"question {example.question_id!r}: no logits for its feature "
+            f"{feature.unique_id}; predict all features, including the last "
+            "partial batch"
         )
     pair = []
     for logits in results[feature.unique_id]:
@@ -232,28 +209,17 @@ def _owned_tokens(windows):
     return owner == np.arange(len(windows))[:, None]
 
 
-def _pad(rows):
-    """Rows of (start, end) as two matrices [B, C], filled with -infinity."""
-    width = max(len(start) for start, _ in rows)
-    starts = np.full([len(rows), width], -np.inf)
-    ends = np.full([len(rows), width], -np.inf)
-    for row, (start, end) in enumerate(rows):
-        starts[row, : len(start)] = start
-        ends[row, : len(end)] = end
-    return starts, ends
-
-
 def _best_spans(starts, ends, count, max_answer_length):
     """The spans with the highest sums, ties in the order of the tokens.
 
-    Only starts whose best end is among the `count` best can take part: each
-    of them alone gives `count` spans as good as any span of another start.
+    Only the `count` starts with the best sums are considered: each has a span
+    at least as good as any span of the other starts.
 
     Args:
       starts: float64 [B, C].
       ends: float64 [B, C].
-      count: spans a window.
-      max_answer_length: tokens in a span.
+      count: spans per window.
+      max_answer_length: tokens in a span at most.
 
     Returns:
       `_Spans` with K = min(count, number of candidates).
@@ -280,7 +246,8 @@ def _best_spans(starts, ends, count, max_answer_length):
 
 
 def _sliding_max(matrix, length):
-    """Maximum of `length` columns from each on; near the end of fewer."""
+    """Maximum of each column and the `length` - 1 after it, or as many as
+    there are."""
     result, reach = matrix.copy(), 1
     while reach < length:
         step = min(reach, length - reach)
@@ -322,10 +289,9 @@ def _merge(example, windows, spans, n_best_size):
     return answers
 
 
-def _null_answer(example, windows, results, answerable_logits):
+def _null_answer(example, windows, logits, answerable_logits):
     """ "" with the smallest sum of logits at `<s>` of all windows."""
-    pairs = [_window_logits(example, w, results) for w in windows]
-    start, end = min(((float(s[0]), float(e[0])) for s, e in pairs), key=sum)
+    start, end = min(((float(s[0]), float(e[0])) for s, e in logits), key=sum)
     score = start + end
     if answerable_logits is not None:
         score -= max(
@@ -346,7 +312,7 @@ def _answerable(example, feature, answerable_logits):
 
 
 def _with_null(answers, null, n_best_size):
-    """Answers with "" in its place, or in the last one when it falls off."""
+    """Answers with "" by its score, at the latest in the last place."""
     ranked = sorted(answers + [null], key=lambda a: -a.score)
     kept = ranked[:n_best_size]
     if null not in kept and n_best_size > 1:
@@ -354,17 +320,20 @@ def _with_null(answers, null, n_best_size):
     return kept
 
 
-def _with_probabilities(answers):
+def _with_probabilities(answers, with_offsets):
     """The n-best list as dicts; probabilities are a softmax of the scores."""
-    scores = np.array([a.score for a in answers])
+    scores = np.array([answer.score for answer in answers])
     exponentials = np.exp(scores - scores.max())
     probabilities = (exponentials / exponentials.sum()).tolist()
-    return [
+    entries = [
         {
-            "text": a.text,
-            "probability": p,
-            "start_logit": a.start_logit,
-            "end_logit": a.end_logit,
+            "text": answer.text,
+            "probability": probability,
+            "start_logit": answer.start_logit,
+            "end_logit": answer.end_logit,
         }
-        for a, p in zip(answers, probabilities)
+        for answer, probability in zip(answers, probabilities)
     ]
+    for entry, answer in zip(entries, answers) if with_offsets else ():
+        entry.update(start=answer.start, end=answer.end)
+    return entries
