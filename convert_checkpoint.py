@@ -633,7 +633,7 @@ def _write_tf(model, options, report):
             output.write(path, content)
         with output.open(data) as stream:
             content = tf_checkpoint.write_data(
-                stream, tensors, lambda name, _: report(lines[name])
+                stream, tensors, lambda name: report(lines[name])
             )
         output.write(index, content)
 
@@ -667,7 +667,7 @@ def _write_hf(model, options, report):
             output.write(name, content)
         with output.open(path) as stream:
             safetensors_file.write(
-                stream, tensors, lambda name, _: report(lines[name])
+                stream, tensors, lambda name: report(lines[name])
             )
 
 

@@ -79,9 +79,9 @@ def test_a_transposed_view_is_written_in_its_own_order(tmp_path):
     "header, options, expected",
     [
         (HEADER, {"length": 1 << 62}, "above the limit"),
-        (HEADER, {"length": 1 << 20}, "ends behind the file"),
-        (HEADER, {"data": b"\0" * 25}, "25 are there"),
-        (HEADER, {"data": b"\0" * 27}, "27 are there"),
+        (HEADER, {"length": 1 << 20}, "truncated: expected 1048576 bytes"),
+        (HEADER, {"data": b"\0" * 25}, "expected 26 bytes of tensors, got 25"),
+        (HEADER, {"data": b"\0" * 27}, "got 27"),
         (b"not json", {}, "not JSON"),
         (b"[1]", {}, "a JSON list"),
         (b"[" * 100000, {}, "not JSON"),

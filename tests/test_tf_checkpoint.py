@@ -135,7 +135,7 @@ def test_a_cut_data_file_is_noticed_before_reading(tmp_path):
     prefix = written(tmp_path, arrays_of(3))
     with open(tf_checkpoint.data_file(prefix), "rb+") as stream:
         stream.truncate(20)
-    with pytest.raises(errors.UserError, match="it has 20 bytes"):
+    with pytest.raises(errors.UserError, match="has 20 bytes, but"):
         tf_checkpoint.load(prefix)
 
 
@@ -216,8 +216,11 @@ SHAPE = tf_checkpoint._field(2, tf_checkpoint._field(1, 2))
             ],
             "shape of 'x' is not possible",
         ),
-        ([(1, 1), (2, b"\xff"), (5, 8)], "no whole TensorFlow checkpoint"),
-        ([(1, 1), (2, 5), (5, 8)], "no whole TensorFlow checkpoint"),
+        (
+            [(1, 1), (2, b"\xff"), (5, 8)],
+            "not a complete TensorFlow checkpoint",
+        ),
+        ([(1, 1), (2, 5), (5, 8)], "not a complete TensorFlow checkpoint"),
         ([(1, b"ab"), (2, SHAPE), (5, 8)], "not expected"),
     ],
 )

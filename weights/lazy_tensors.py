@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of a model as they lie in a file, and files that appear when whole.
+"""Tensors of a model that are read from their file when asked for.
 
-A `Tensor` says what it is without having been read, so that names and shapes
-are checked before the first byte is moved, and one tensor at a time is in
-memory. Views (transposed, a part of its rows, its rows in another order) are
-Tensors too.
+Names and shapes are checked before the first byte is read, and one tensor at a
+time is in memory. Views (transposed, some of its rows, its rows in another
+order) are Tensors too.
 """
 
 import typing
@@ -13,7 +12,7 @@ import numpy as np
 
 from common import errors, files
 
-# safetensors' names of the types; bfloat16 travels as its 16 bits.
+# safetensors' names of the types; bfloat16 is handled as its 16 bits.
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -41,23 +40,28 @@ class Tensor(typing.NamedTuple):
     read: typing.Callable  # () -> array of that shape and DTYPES[dtype]
     source: str  # what its file calls it
 
-    def __str__(self):
-        return f"{self.source} {self.dtype} {shape_text(self.shape)}"
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return count(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def shape_text(shape):
+Shape = typing.Sequence[int]
+
+
+def shape_text(shape: typing.Sequence[typing.Optional[int]]) -> str:
     """`[2, 3]`, with `*` for a free dimension (None)."""
-    return "[%s]" % ", ".join(
-        "*" if size is None else str(size) for size in shape
-    )
+    sizes = ["*" if size is None else str(size) for size in shape]
+    return f"[{', '.join(sizes)}]"
 
 
-def quoted(name):
-    """A name from a file as it may stand in a message."""
-    return repr(name if len(name) <= 100 else name[:97] + "...")
+def quoted(name: object) -> str:
+    """A name from a file for a message: quoted, and cut if it is long."""
+    text = str(name)
+    return repr(text if len(text) <= 100 else text[:97] + "...")
 
 
-def count(shape):
+def count(shape: Shape) -> int:
     """Elements of a shape, an unbounded int."""
     product = 1
     for size in shape:
@@ -84,14 +88,25 @@ def read_numbers(path: str, offset: int, dtype: str, count: int) -> np.ndarray:
     return np.frombuffer(data, DTYPES[dtype])
 
 
-def transposed(tensor):
+def stored(
+    path: str, offset: int, dtype: str, shape: Shape, source: str
+) -> Tensor:
+    """The tensor whose numbers start at a byte of a file."""
+
+    def read():
+        return read_numbers(path, offset, dtype, count(shape)).reshape(shape)
+
+    return Tensor(dtype, tuple(shape), read, source)
+
+
+def transposed(tensor: Tensor) -> Tensor:
     """[M, N] -> [N, M]."""
     return tensor._replace(
         shape=tensor.shape[::-1], read=lambda: tensor.read().T
     )
 
 
-def rows(tensor, start, stop):
+def rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     """[N, ...] -> [stop - start, ...]."""
     return tensor._replace(
         shape=(stop - start,) + tensor.shape[1:],
@@ -100,65 +115,59 @@ def rows(tensor, start, stop):
     )
 
 
-def reordered(tensor, order):
+def reordered(tensor: Tensor, order: np.ndarray) -> Tensor:
     """Row i of the result is row order[i] of the tensor."""
     return tensor._replace(read=lambda: tensor.read()[order])
 
 
-def zeros(dtype, shape, source):
-    """A tensor that no file holds."""
+def zeros(dtype: str, shape: Shape, source: str) -> Tensor:
+    """A tensor that is in no file."""
     return Tensor(
         dtype, tuple(shape), lambda: np.zeros(shape, DTYPES[dtype]), source
     )
 
 
-def float32(tensor):
+def float32(tensor: Tensor) -> Tensor:
     """The same numbers in float32; exact for float16 and bfloat16."""
-    if tensor.dtype == "F32":
-        return tensor
-    if tensor.dtype == "F16":
-        return tensor._replace(
-            dtype="F32", read=lambda: tensor.read().astype("<f4")
-        )
 
-    def widened():
-        bits = tensor.read().astype("<u4") << np.uint32(16)
-        return bits.view("<f4")
+    def read():
+        numbers = tensor.read()
+        if tensor.dtype == "BF16":
+            return (numbers.astype("<u4") << np.uint32(16)).view("<f4")
+        return numbers.astype("<f4", copy=False)
 
-    return tensor._replace(dtype="F32", read=widened)
+    return tensor._replace(dtype="F32", read=read)
 
 
-def same_bytes(first, second):
-    """Whether two tensors hold the same type, shape and bits."""
-    if first[:2] != second[:2]:
-        return False
-    return bool(
-        np.array_equal(
-            *(
-                np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
-                for tensor in (first, second)
-            )
-        )
+def same_bytes(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits."""
+    return first[:2] == second[:2] and np.array_equal(
+        raw_bytes(first), raw_bytes(second)
     )
 
 
-def read_vocabulary(path, vocab_size):
-    """{token: id} of a vocab.json that goes with so many embeddings.
+def raw_bytes(tensor: Tensor) -> np.ndarray:
+    """The bytes of a tensor in C order, uint8 [n]."""
+    return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
+
+
+def read_vocabulary(path: str, vocab_size: int) -> typing.Dict[str, int]:
+    """{token: id} of the vocab.json of a model with so many embeddings.
 
     Raises:
-      errors.UserError: an id is no number, stands there twice, or has no row.
+      errors.UserError: an id is not a number, repeated, or has no embedding.
     """
-    ids = files.read_json(path)
+    ids = files.read_json(path, "a vocab.json")
     for token, number in ids.items():
         if type(number) is not int or not 0 <= number < vocab_size:
             raise errors.UserError(
-                f"{path} gives {quoted(token)} the id {number!r:.40}, but the "
-                f"model has {vocab_size} embeddings; take the vocabulary that "
-                "belongs to it"
+                f"{path}: {quoted(token)} has the id {number!r:.40}, but the "
+                f"model has {vocab_size} embeddings; use the vocabulary of "
+                "the model"
             )
     if len(set(ids.values())) != len(ids):
         raise errors.UserError(
-            f"{path} gives two tokens the same id; take the vocabulary that "
-            "belongs to the model"
+            f"{path}: two tokens have the same id; use the vocabulary of the "
+            "model"
         )
     return ids

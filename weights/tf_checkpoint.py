@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorFlow checkpoints (format V2), one variable at a time, checked.
+"""Reads and writes TensorFlow checkpoints (format V2), a variable at a time.
 
 PREFIX.index is a sorted table: variable name -> type, shape, place, checksum.
-PREFIX.data-00000-of-00001 holds the variables' bytes, end to end.
+PREFIX.data-00000-of-00001 contains the variables' bytes, end to end.
 
 TensorFlow writes a checkpoint from variables that are all in memory, and its
 reader trusts the index: before 2.7 a damaged one crashes the process instead of
-raising (CVE-2021-41203). This module needs one variable at a time and refuses
-what does not add up.
+raising (CVE-2021-41203). This module checks the index.
 
 Source: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/
 tensor_bundle/tensor_bundle.h, tensorflow/core/lib/io/format.cc.
@@ -15,8 +14,7 @@ tensor_bundle/tensor_bundle.h, tensorflow/core/lib/io/format.cc.
 
 import os
 import struct
-
-import numpy as np
+import typing
 
 from common import errors, files, tf_example, tfrecord
 from common.tf_example import encode_varint, read_varint
@@ -25,7 +23,6 @@ from weights import lazy_tensors
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
 _TRAILER_BYTES = 5  # compression type, checksum
-_BLOCK_BYTES = 1 << 16
 _MAX_INDEX_BYTES = 64 << 20
 
 # TensorFlow's DataType numbers.
@@ -45,22 +42,22 @@ _NUMBERS = {
     "U64": 23,
 }
 _DTYPES = {number: dtype for dtype, number in _NUMBERS.items()}
-_STRING = 7
+_DTYPES[7] = "STRING"
 
 
-def data_file(prefix, shard=0, shards=1):
+def data_file(prefix: str, shard: int = 0, shards: int = 1) -> str:
     """The name of a file with variables' bytes."""
     return f"{prefix}.data-{shard:05d}-of-{shards:05d}"
 
 
-def index_file(prefix):
+def index_file(prefix: str) -> str:
     """The name of the file without which there is no checkpoint."""
     return prefix + ".index"
 
 
-def _damaged(path, what):
+def _damaged(path, problem):
     return errors.UserError(
-        f"{path} is no whole TensorFlow checkpoint: {what}; take another "
+        f"{path}: not a complete TensorFlow checkpoint: {problem}; use another "
         "checkpoint or copy it again"
     )
 
@@ -94,52 +91,32 @@ def _message(data):
 
 
 def _block(entries):
-    """The bytes of a block: every key in full, each a point to search from."""
+    """The bytes of a block: each key in full, all of them restart points."""
     body, starts = bytearray(), []
     for key, value in entries:
         starts.append(len(body))
-        body += (
-            b"\0"
-            + encode_varint(len(key))
-            + encode_varint(len(value))
-            + key
-            + value
-        )
+        sizes = encode_varint(len(key)) + encode_varint(len(value))
+        body += b"\0" + sizes + key + value
     starts = starts or [0]
-    return bytes(body) + struct.pack(
-        f"<{len(starts) + 1}I", *(starts + [len(starts)])
-    )
+    body += struct.pack(f"<{len(starts)}I", *starts)
+    return bytes(body) + struct.pack("<I", len(starts))
 
 
 def _table(entries):
-    """The bytes of a table of sorted (key, value) pairs."""
-    result, handles = bytearray(), []
+    """The bytes of a table of sorted (key, value) pairs, in one block."""
+    table = bytearray()
 
     def add(pairs):
         block = _block(pairs)
-        handle = encode_varint(len(result)) + encode_varint(len(block))
-        result.extend(
-            block
-            + b"\0"
-            + struct.pack("<I", tfrecord.masked_crc32c(block + b"\0"))
-        )
+        handle = encode_varint(len(table)) + encode_varint(len(block))
+        table.extend(block + b"\0")
+        table.extend(struct.pack("<I", tfrecord.masked_crc32c(block + b"\0")))
         return handle
 
-    pending, size = [], 0
-    for key, value in entries:
-        pending.append((key, value))
-        size += len(key) + len(value)
-        if size >= _BLOCK_BYTES:
-            handles.append((key, add(pending)))
-            pending, size = [], 0
-    if pending:
-        handles.append((pending[-1][0], add(pending)))
-    footer = add([]) + add(handles)
-    return (
-        bytes(result)
-        + footer.ljust(_FOOTER_BYTES - 8, b"\0")
-        + struct.pack("<Q", _MAGIC)
-    )
+    data_handle = add(entries)
+    footer = add([]) + add([(entries[-1][0], data_handle)])
+    table += footer.ljust(_FOOTER_BYTES - 8, b"\0")
+    return bytes(table) + struct.pack("<Q", _MAGIC)
 
 
 def _read_block(data, offset, size):
@@ -196,154 +173,121 @@ def _read_table(data):
     return pairs
 
 
-def write_data(stream, tensors, written=None):
-    """Writes the bytes of a checkpoint's data file.
+def write_data(
+    stream: typing.BinaryIO,
+    tensors: typing.Dict[str, lazy_tensors.Tensor],
+    written: typing.Callable[[str], None] = lambda name: None,
+) -> bytes:
+    """Writes the content of a checkpoint's data file.
 
     Args:
       stream: binary, at its start.
-      tensors: {name: weights.Tensor}.
-      written: called with (name, tensor) after each.
+      tensors: by the name of the variable.
+      written: called with the name of each variable after it.
 
     Returns:
-      The bytes of the index file.
+      The content of the index file.
     """
-    entries, offset = [], 0
-    for name in sorted(tensors, key=lambda name: name.encode("utf-8")):
-        tensor = tensors[name]
-        data = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
-        stream.write(data)
-        entries.append(
-            (
-                name.encode("utf-8"),
-                b"".join(
-                    [
-                        _field(1, _NUMBERS[tensor.dtype]),
-                        _field(
-                            2,
-                            b"".join(
-                                _field(2, _field(1, size))
-                                for size in tensor.shape
-                            ),
-                        ),
-                        _field(4, offset),
-                        _field(5, len(data)),
-                        encode_varint(6 << 3 | 5),
-                        struct.pack("<I", tfrecord.masked_crc32c(data)),
-                    ]
-                ),
-            )
-        )
-        offset += len(data)
-        if written is not None:
-            written(name, tensor)
     # One file, little endian, version 1.
-    header = _field(1, 1) + _field(3, _field(1, 1))
-    return _table([(b"", header)] + entries)
+    entries = [(b"", _field(1, 1) + _field(3, _field(1, 1)))]
+    offset = 0
+    for name in sorted(tensors, key=str.encode):
+        data = lazy_tensors.raw_bytes(tensors[name])
+        stream.write(data.data)
+        entry = _entry(tensors[name], offset, tfrecord.masked_crc32c(data))
+        entries.append((name.encode(), entry))
+        offset += len(data)
+        written(name)
+    return _table(entries)
 
 
-def load(prefix):
-    """The variables of a checkpoint, not yet read.
+def _entry(tensor, offset, crc):
+    """A BundleEntryProto; zeros are written too."""
+    shape = b"".join(_field(2, _field(1, size)) for size in tensor.shape)
+    return (
+        _field(1, _NUMBERS[tensor.dtype])
+        + _field(2, shape)
+        + _field(4, offset)
+        + _field(5, tensor.nbytes)
+        + encode_varint(6 << 3 | 5)
+        + struct.pack("<I", crc)
+    )
 
-    Reading one compares its checksum.
 
-    Returns:
-      {name: weights.Tensor}, in the order of the names. A variable of texts has
-      the type "STRING" and cannot be read.
+def load(prefix: str) -> typing.Dict[str, lazy_tensors.Tensor]:
+    """The variables of a checkpoint by name, not yet read.
+
+    Reading one compares its checksum. A variable of strings has the type
+    "STRING" and cannot be read.
 
     Raises:
       errors.UserError: the index is damaged, or a file is shorter than it says.
       OSError: a file is missing.
     """
     path = index_file(prefix)
+    data = files.read_bytes(path, _MAX_INDEX_BYTES)
     try:
-        pairs = _read_table(files.read_bytes(path, _MAX_INDEX_BYTES))
+        pairs = _read_table(data)
         if not pairs or pairs[0][0]:
             raise ValueError("it has no header")
         header = _message(pairs[0][1])
-        shards = header.get(1, [0])[0]
-        if header.get(2, [0])[0] or not 0 < shards < 10**5:
+        shards = _number(header, 1)
+        if _number(header, 2) or not 0 < shards < 10**5:
             raise ValueError(
-                "it was written on a big-endian machine, or its "
-                "number of files is wrong"
+                "it was written on a big-endian machine, or its number of "
+                "files is wrong"
             )
-        sizes = {}
         return {
             key.decode("utf-8"): _variable(
-                prefix, key.decode("utf-8"), _message(value), shards, sizes
+                prefix, key.decode("utf-8"), _message(value), shards
             )
             for key, value in pairs[1:]
-            if not key.startswith(b"\0")
-        }  # the slices of another entry
-    except tf_example.RecordError as error:
-        raise _damaged(path, error) from error
-    except errors.UserError:
-        raise
-    except (ValueError, IndexError, TypeError, struct.error) as error:
+            if not key.startswith(b"\0")  # the slices of another entry
+        }
+    except (ValueError, LookupError, TypeError, struct.error) as error:
         raise _damaged(path, error) from error
 
 
-def _variable(prefix, name, entry, shards, sizes):
-    """The Tensor of an entry of the index.
+def _number(message, field):
+    value = message.get(field, [0])[0]
+    if not isinstance(value, int):
+        raise ValueError("a field has a type that is not expected")
+    return value
 
-    Args:
-      sizes: {data file: its size}, filled here.
-    """
 
-    def number(field):
-        value = entry.get(field, [0])[0]
-        if not isinstance(value, int):
-            raise ValueError("a field has a type that is not expected")
-        return value
-
+def _variable(prefix, name, entry, shards):
+    """The Tensor of an entry of the index."""
+    quoted = lazy_tensors.quoted(name)
     if 7 in entry:
-        raise errors.UserError(
-            f"{prefix}: {lazy_tensors.quoted(name)} is stored in slices; save "
-            "it as one variable"
+        raise ValueError(
+            f"{quoted} is stored in slices; save it as one variable"
         )
-    shape = tuple(
-        _message(dimension).get(1, [0])[0]
-        for dimension in _message(entry.get(2, [b""])[0]).get(2, [])
-    )
-    if number(1) == _STRING:
-        return lazy_tensors.Tensor("STRING", shape, None, name)
-    dtype = _DTYPES.get(number(1))
+    dtype = _DTYPES.get(_number(entry, 1))
     if dtype is None:
         raise ValueError(
-            f"the type {number(1)} of {lazy_tensors.quoted(name)} is not known"
+            f"the type {_number(entry, 1)} of {quoted} is not known"
         )
-    if len(shape) > 8 or not all(
-        isinstance(size, int) and size < 1 << 48 for size in shape
-    ):
+    dimensions = _message(entry.get(2, [b""])[0]).get(2, [])
+    shape = tuple(_number(_message(size), 1) for size in dimensions)
+    if not lazy_tensors.is_shape(shape):
+        raise ValueError(f"the shape of {quoted} is not possible")
+    if dtype == "STRING":
+        return lazy_tensors.Tensor(dtype, shape, None, name)
+    shard, offset, size, crc = (_number(entry, field) for field in (3, 4, 5, 6))
+    path = data_file(prefix, shard, shards)
+    tensor = lazy_tensors.stored(path, offset, dtype, shape, name)
+    if size != tensor.nbytes or shard >= shards:
+        raise ValueError(f"size or file of {quoted} are not possible")
+    if offset + size > os.path.getsize(path):
         raise ValueError(
-            f"the shape of {lazy_tensors.quoted(name)} is not possible"
-        )
-    kind, offset, size, crc = (
-        lazy_tensors.DTYPES[dtype],
-        number(4),
-        number(5),
-        number(6),
-    )
-    if size != lazy_tensors.count(shape) * kind.itemsize or number(3) >= shards:
-        raise ValueError(
-            f"size or file of {lazy_tensors.quoted(name)} are not possible"
-        )
-    path = data_file(prefix, number(3), shards)
-    if path not in sizes:
-        sizes[path] = os.path.getsize(path)
-    if offset + size > sizes[path]:
-        raise _damaged(
-            path,
-            f"it has {sizes[path]} bytes, but {lazy_tensors.quoted(name)} ends "
-            f"at {offset + size}",
+            f"{path} has {os.path.getsize(path)} bytes, but {quoted} ends at "
+            f"{offset + size}"
         )
 
     def read():
-        data = files.read_exactly(path, offset, size)
-        if tfrecord.masked_crc32c(data) != crc:
-            raise _damaged(
-                path,
-                f"the checksum of {lazy_tensors.quoted(name)} does not match",
-            )
-        return np.frombuffer(data, kind).reshape(shape)
+        array = tensor.read()
+        if tfrecord.masked_crc32c(array) != crc:
+            raise _damaged(path, f"the checksum of {quoted} does not match")
+        return array
 
-    return lazy_tensors.Tensor(dtype, shape, read, name)
+    return tensor._replace(read=read)
