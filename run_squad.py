@@ -21,12 +21,13 @@ import environment
 import modeling
 import squad
 from common import command_line, errors, files
+from inference import trained_model
 from question_answering import squad_scores
 from tasks import finetuning
 from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
-# Of this script, where they are not training.RunConfig's.
+# Defaults of this script that differ from RunConfig's.
 DEFAULTS = {
     "learning_rate": 1.5e-5,
     "max_seq_length": 384,
@@ -36,7 +37,7 @@ DEFAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
-    """Flags of this script, those of every fine-tuning script among them."""
+    """Flags of this script, including those of all fine-tuning scripts."""
 
     train_file: str = command_line.flag("", "SQuAD JSON to train on.")
     predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
@@ -64,51 +65,43 @@ class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
     num_tpu_cores: int = command_line.flag(8, "Accepted, without effect.")
 
     def __post_init__(self):
-        asked = [
-            name
-            for name in (
-                "use_tpu",
-                "tpu_name",
-                "tpu_zone",
-                "gcp_project",
-                "master",
-            )
-            if getattr(self, name)
-        ]
-        if asked:
-            raise errors.UserError(
-                f"--{asked[0]} is given, but there is no TPU here to train on; "
-                "leave the flag out and choose with --accelerator"
-            )
+        for name in (
+            "use_tpu",
+            "tpu_name",
+            "tpu_zone",
+            "gcp_project",
+            "master",
+        ):
+            if getattr(self, name):
+                raise errors.UserError(
+                    f"--{name}: TPUs are not supported; remove the flag and "
+                    "choose a device with --accelerator"
+                )
         if self.answerability_head and not self.version_2_with_negative:
             raise errors.UserError(
-                "--answerability_head is given without "
-                "--version_2_with_negative=True; v1.1 has no unanswerable "
-                "question"
+                "--answerability_head: needs --version_2_with_negative=True; "
+                "v1.1 has no unanswerable questions"
             )
 
 
 def _span_logits(config, task, features, kernels, **options):
-    """(start [B, S], end [B, S], answerable [B] or None), float32."""
+    """The outputs of trained_model.span_logits."""
     model = modeling.RobertaModel(
         config, input_ids=features["input_ids"], kernels=kernels, **options
     )
-    hidden = model.get_sequence_output()
-    start, end = modeling.squad_logits(config, hidden, kernels)
-    padding = tf.equal(features["input_ids"], config.pad_token_id)
-    # Padding is no answer, so the loss is the same however far a batch is
-    # padded.
-    lowest = tf.cast(padding, tf.float32) * -1e9
-    answerable = (
-        modeling.answerable_logits(config, hidden, kernels)
-        if task.answerability_head
-        else None
+    return trained_model.span_logits(
+        config,
+        model.get_sequence_output(),
+        features["input_ids"],
+        kernels,
+        task.answerability_head,
     )
-    return start + lowest, end + lowest, answerable
 
 
-def span_sums(config, task, features, kernels, dropout_seed, run):
-    """The loss summed over a batch, and the share of exact spans.
+def span_sums(
+    config, task, features, kernels, dropout_seed, run
+) -> typing.Dict[str, tf.Tensor]:
+    """The loss summed over a batch, and the number of exact spans.
 
     Source: Devlin et al. 2018, section 4.2 (mean of start's and end's cross
     entropy); Liu et al. 2019, section 5.2 (answerability loss added).
@@ -116,7 +109,7 @@ def span_sums(config, task, features, kernels, dropout_seed, run):
     Returns:
       {"loss", "span_accuracy": float32 scalar}.
     """
-    start, end, answerable = _span_logits(
+    outputs = _span_logits(
         config,
         task,
         features,
@@ -125,31 +118,41 @@ def span_sums(config, task, features, kernels, dropout_seed, run):
         dropout_seed=dropout_seed,
         recompute_layers=run.recompute_layers,
     )
-    positions = features["start_position"], features["end_position"]
+    spans = [
+        (features["start_position"], outputs["start_logits"]),
+        (features["end_position"], outputs["end_logits"]),
+    ]
     entropies = [
         tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=labels, logits=logits
         )
-        for labels, logits in zip(positions, (start, end))
+        for labels, logits in spans
     ]
     loss = 0.5 * tf.reduce_sum(entropies[0] + entropies[1])
-    if answerable is not None:
-        has_answer = tf.cast(positions[0] > 0, tf.float32)
+    if task.answerability_head:
+        has_answer = tf.cast(features["start_position"] > 0, tf.float32)
         loss += tf.reduce_sum(
             tf.nn.sigmoid_cross_entropy_with_logits(
-                labels=has_answer, logits=answerable
+                labels=has_answer, logits=outputs["answerable_logits"]
             )
         )
-    right = [
+    correct = [
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-        for labels, logits in zip(positions, (start, end))
+        for labels, logits in spans
     ]
-    exact = tf.cast(tf.logical_and(*right), tf.float32)
+    exact = tf.cast(tf.logical_and(*correct), tf.float32)
     return {"loss": loss, "span_accuracy": tf.reduce_sum(exact)}
 
 
-def chance_loss(data):
-    """The span loss of a model that looks at no text.
+class Data(typing.NamedTuple):
+    """Questions of a file and their windows."""
+
+    examples: typing.List[squad.Example]
+    features: typing.List[squad.Feature]
+
+
+def chance_loss(data: Data) -> float:
+    """The span loss of a model that ignores the text.
 
     It knows the share of windows without an answer, and takes any token of
     the others.
@@ -162,7 +165,9 @@ def chance_loss(data):
     return (1 - empty) * context - sum(p * math.log(p) for p in shares)
 
 
-def build_model(config, run, task, device, chance=None):
+def build_model(
+    config, run, task, device, chance: typing.Optional[float] = None
+) -> finetuning.Model:
     """The finetuning.Model.
 
     Args:
@@ -175,26 +180,14 @@ def build_model(config, run, task, device, chance=None):
         return span_sums(config, task, features, kernels, dropout_seed, run)
 
     def predictions(features):
-        start, end, answerable = _span_logits(
-            config, task, features, kernels, is_training=False
-        )
-        outputs = {"start": start, "end": end}
-        if answerable is not None:
-            outputs["answerable"] = answerable
-        return outputs
+        return _span_logits(config, task, features, kernels, is_training=False)
 
     return finetuning.Model(losses, predictions, chance=chance)
 
 
-class Data(typing.NamedTuple):
-    """Questions of a file and their windows."""
-
-    examples: list
-    features: list
-    lengths: np.ndarray  # int [n], tokens of each window
-
-
-def read_examples(path, task, is_training):
+def read_examples(
+    path: str, task: SquadConfig, is_training: bool
+) -> typing.List[squad.Example]:
     """The questions of a SQuAD file."""
     if not path:
         raise errors.UserError(
@@ -209,8 +202,9 @@ def read_examples(path, task, is_training):
     )
 
 
-def make_features(examples, tokenizer, run, task, is_training) -> Data:
-    """The windows of questions."""
+def read_data(path, tokenizer, run, task, is_training) -> Data:
+    """The questions of a SQuAD file and their windows."""
+    examples = read_examples(path, task, is_training)
     counts = collections.Counter()
     features = list(
         squad.convert_examples_to_features(
@@ -226,32 +220,30 @@ def make_features(examples, tokenizer, run, task, is_training) -> Data:
     )
     tf.logging.info(
         "%s: questions=%d features=%d truncated_questions=%d",
-        task.train_file if is_training else task.predict_file,
+        path,
         len(examples),
         len(features),
         counts["truncated_questions"],
     )
-    return Data(
-        examples, features, np.array([feature.length for feature in features])
-    )
+    return Data(examples, features)
 
 
-def sequences(data, is_training):
+def sequences(data: Data, is_training: bool) -> finetuning.Sequences:
     """The windows as a model reads them, with labels in training."""
-    names = ("start_position", "end_position") if is_training else ()
+    labels = ("start_position", "end_position") if is_training else ()
     return finetuning.Sequences(
         lambda index: data.features[index].input_ids,
-        data.lengths,
+        np.array([feature.length for feature in data.features]),
         {
             name: np.array(
                 [getattr(feature, name) for feature in data.features], np.int32
             )
-            for name in names
+            for name in labels
         },
     )
 
 
-def predict(tuning, data):
+def predict(tuning, data: Data):
     """Logits of all windows.
 
     Returns:
@@ -260,13 +252,15 @@ def predict(tuning, data):
     spans, answerable = {}, {}
     for index, outputs in tuning.predict(sequences(data, False)):
         unique_id = data.features[index].unique_id
-        spans[unique_id] = outputs["start"], outputs["end"]
-        if "answerable" in outputs:
-            answerable[unique_id] = float(outputs["answerable"])
+        spans[unique_id] = outputs["start_logits"], outputs["end_logits"]
+        if "answerable_logits" in outputs:
+            answerable[unique_id] = float(outputs["answerable_logits"])
     return spans, answerable or None
 
 
-def write_predictions(data, results, answerable, run, task):
+def write_predictions(
+    data: Data, results, answerable, run, task: SquadConfig
+) -> None:
     """predictions.json, nbest_predictions.json and null_odds.json.
 
     Where the file has answers, also eval_results.txt: the official scores,
@@ -309,18 +303,25 @@ def write_predictions(data, results, answerable, run, task):
 
 
 def _gold(task):
-    """[(id, answers)] of the file to predict, None where it has none."""
+    """[(id, answers)] of --predict_file, None if it lacks answers."""
     document = squad_scores.read_json(task.predict_file, "a SQuAD file")
     try:
         gold = squad_scores.gold_answers(task.predict_file, document)
-    except errors.UserError:  # questions without answers, to be answered
+    except errors.UserError:  # questions without "answers"
         return None
-    lacking = not all(answers for _, answers in gold)
-    return None if lacking and not task.version_2_with_negative else gold
+    is_complete = all(answers for _, answers in gold)
+    return gold if is_complete or task.version_2_with_negative else None
 
 
 def _scores_v2(gold, predictions, answers, null_odds):
-    """exact, f1, both with the thresholds that suit them best, and advice."""
+    """exact and f1, both with their best and a suggested threshold.
+
+    Args:
+      gold: {id: list of accepted texts}.
+      predictions: {id: text, "" where none is predicted}.
+      answers: {id: best text that is not ""}.
+      null_odds: {id: number}.
+    """
     scores = {
         name: 100.0 * sum(values.values()) / len(gold)
         for name, values in zip(
@@ -334,7 +335,7 @@ def _scores_v2(gold, predictions, answers, null_odds):
     return scores
 
 
-def main(_):
+def main(_: typing.List[str]) -> None:
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
@@ -342,38 +343,19 @@ def main(_):
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(run, config, heads, finetuning.required(run, "cls/squad/"))
     if task.feature_cache_dir:
-        tf.logging.info(
-            "--feature_cache_dir: ignored; features are not cached any more"
-        )
-    # All input is read, and refused, before anything is written.
-    wanted = [
-        name
-        for name, is_wanted in (
-            ("train", run.do_train),
-            ("predict", task.do_predict),
-        )
-        if is_wanted
-    ]
-    examples = {
-        name: read_examples(
-            getattr(task, name + "_file"), task, name == "train"
-        )
-        for name in wanted
-    }
-    device = environment.create(options)
-    data = {
-        name: make_features(
-            examples[name], tokenizer, run, task, name == "train"
-        )
-        for name in wanted
-    }
-    train = chance = None
+        tf.logging.info("--feature_cache_dir: ignored; there is no cache")
+    # All input is read, and rejected, before anything is written.
+    train = test = None
     if run.do_train:
-        train = sequences(data["train"], True)
-        chance = chance_loss(data["train"])
+        train = read_data(task.train_file, tokenizer, run, task, True)
+    if task.do_predict:
+        test = read_data(task.predict_file, tokenizer, run, task, False)
+    device = environment.create(options)
     tuning = finetuning.FineTuning(
-        build_model(config, run, task, device, chance),
-        train,
+        build_model(
+            config, run, task, device, chance_loss(train) if train else None
+        ),
+        sequences(train, True) if train else None,
         config=config,
         run=run,
         task=task,
@@ -383,14 +365,16 @@ def main(_):
     if run.do_train:
         tuning.train()
     if task.do_predict and device.rank == 0:
-        write_predictions(
-            data["predict"], *predict(tuning, data["predict"]), run, task
-        )
+        write_predictions(test, *predict(tuning, test), run, task)
     device.close()
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     command_line.define(run_config.RunConfig, **DEFAULTS)
     command_line.define(SquadConfig)
     command_line.define(environment.DeviceConfig)
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

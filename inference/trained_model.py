@@ -219,7 +219,9 @@ def build(model, head, input_ids, kernels=Kernels()):
     if head == "mlm":
         return {"logits": _all_positions(config, encoder, hidden, kernels)}
     if head == "squad":
-        return _spans(model, hidden, input_ids, kernels)
+        return span_logits(
+            config, hidden, input_ids, kernels, "answerable" in model.parts
+        )
     if head == "multiple_choice":
         return {
             "logits": modeling.multiple_choice_logits(
@@ -275,15 +277,24 @@ def _all_positions(config, encoder, hidden, kernels):
     return logits
 
 
-def _spans(model, hidden, input_ids, kernels):
-    start, end = modeling.squad_logits(model.config, hidden, kernels)
-    padding = tf.equal(input_ids, model.config.pad_token_id)
+def span_logits(
+    config: configuration.RobertaConfig,
+    hidden: tf.Tensor,
+    input_ids: tf.Tensor,
+    kernels: Kernels,
+    has_answerable: bool,
+) -> typing.Dict[str, tf.Tensor]:
+    """The graph of SQuAD's heads; "answerable_logits" if asked for."""
+    start, end = modeling.squad_logits(config, hidden, kernels)
+    padding = tf.equal(input_ids, config.pad_token_id)
+    # The loss is then independent of a batch's padding.
     lowest = tf.cast(padding, tf.float32) * NO_ANSWER
-    outputs = {"start_logits": start + lowest, "end_logits": end + lowest}
-    if "answerable" in model.parts:
+    outputs = {}
+    if has_answerable:
         outputs["answerable_logits"] = modeling.answerable_logits(
-            model.config, hidden, kernels
+            config, hidden, kernels
         )
+    outputs.update(start_logits=start + lowest, end_logits=end + lowest)
     return outputs
 
 

@@ -64,8 +64,8 @@ def cross_entropies(logits, labels, ids=IDS):
 
 def test_loss_is_the_mean_of_start_and_end():
     loss, exact, start, end = evaluate(run_squad.SquadConfig())
-    wanted = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
-    assert loss == pytest.approx(wanted.sum(), rel=1e-5)
+    expected = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
+    assert loss == pytest.approx(expected.sum(), rel=1e-5)
     seen = np.where(IDS == 1, -np.inf, [start, end])
     assert exact == sum((seen.argmax(-1) == [STARTS, ENDS]).all(axis=0))
 
@@ -84,8 +84,8 @@ def test_loss_of_the_classifier_is_added():
     spans = (cross_entropies(start, STARTS) + cross_entropies(end, ENDS)) / 2
     # The first question has an answer here, the second has none.
     sigmoid = 1 / (1 + np.exp(-answerable))
-    wanted = spans.sum() - np.log(sigmoid[0]) - np.log(1 - sigmoid[1])
-    assert loss == pytest.approx(wanted, rel=1e-5)
+    expected = spans.sum() - np.log(sigmoid[0]) - np.log(1 - sigmoid[1])
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def data_of(starts, doc_length=20):
@@ -93,16 +93,16 @@ def data_of(starts, doc_length=20):
         types.SimpleNamespace(start_position=start, doc_length=doc_length)
         for start in starts
     ]
-    return run_squad.Data([], features, np.full(len(features), 30))
+    return run_squad.Data([], features)
 
 
 @pytest.mark.parametrize(
-    "starts, wanted",
+    "starts, expected",
     [
         ([3, 4], math.log(20)),
         ([0, 0], 0.0),
         ([3, 0], 0.5 * math.log(20) + math.log(2)),
     ],
 )
-def test_loss_of_guessing(starts, wanted):
-    assert run_squad.chance_loss(data_of(starts)) == pytest.approx(wanted)
+def test_loss_of_guessing(starts, expected):
+    assert run_squad.chance_loss(data_of(starts)) == pytest.approx(expected)
