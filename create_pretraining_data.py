@@ -394,7 +394,7 @@ def _write_shards(build, config, texts, output):
     with contextlib.closing(results), contextlib.closing(progress):
         built = next(results, None)
         for number in range(first, output.num_shards):
-            with shard_output.ShuffledWriter(
+            with shard_output.shuffled_writer(
                 output.path(number),
                 shard_output.shuffle_seed(config.random_seed, number),
             ) as writer:

@@ -23,7 +23,7 @@ VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
 class RecordError(errors.UserError):
-    """A record is truncated, corrupted or no training example."""
+    """A record is truncated, corrupted or not a training example."""
 
 
 def encode_varint(value: int) -> bytes:
@@ -55,17 +55,11 @@ def _varint_digits(values):
         used.append(more)
 
 
-def _encode_varints(values):
-    """The bytes of [N] int64 numbers in base 128."""
-    digits, used = _varint_digits(values)
-    return digits[used].tobytes()
-
-
 def _delimited(tag, data):
     return b"".join([tag, encode_varint(len(data)), data])
 
 
-def encode_example(features):
+def encode_example(features: typing.Mapping[str, typing.Any]) -> bytes:
     """The bytes of a tf.train.Example.
 
     They equal tf.train.Example(...).SerializeToString(deterministic=True).
@@ -81,30 +75,25 @@ def encode_example(features):
       {"a": np.array([300])} -> b'\\n\\r\\n\\x0b\\n\\x01a\\x12\\x06\\x1a\\x04
       \\n\\x02\\xac\\x02' (one line).
     """
-    entries = []
-    for name in sorted(features):
-        values = np.asarray(features[name])
+    columns = {}
+    for name, values in features.items():
+        values = np.asarray(values)
         if values.ndim != 1 or not (
             values.dtype.kind in "iu" or values.dtype == np.float32
         ):
             raise TypeError(
-                f"feature {name!r} is {values.dtype} {values.shape}; 1-D "
-                "integers or float32 are expected"
+                f"feature {name!r} is {values.dtype} {values.shape}; expected "
+                "1-D integers or float32"
             )
-        if values.dtype == np.float32:
-            tag, payload = b"\x12", values.astype("<f4").tobytes()
-        else:
-            tag, payload = b"\x1a", _encode_varints(values)
-        payload = _delimited(b"\n", payload) if payload else b""
-        feature = _delimited(tag, payload)
-        entry = _delimited(b"\n", name.encode("utf-8")) + _delimited(
-            b"\x12", feature
-        )
-        entries.append(_delimited(b"\n", entry))
-    return _delimited(b"\n", b"".join(entries))
+        columns[name] = values, [0, len(values)]
+    return encode_examples(columns)[0] if columns else _delimited(b"\n", b"")
 
 
-def encode_examples(features):
+def encode_examples(
+    features: typing.Mapping[
+        str, typing.Tuple[np.ndarray, typing.Sequence[int]]
+    ],
+) -> typing.List[bytes]:
     """Many examples at once: what `encode_example` gives for each row.
 
     Args:
@@ -113,7 +102,7 @@ def encode_examples(features):
         bounds [B + 1] integers.
 
     Returns:
-      A list of B bytes.
+      B serialized examples.
 
     Example: {"a": (np.array([300, 7]), [0, 1, 2])} -> the examples of
       {"a": [300]} and {"a": [7]}.
@@ -146,7 +135,7 @@ def _encode_column(name, values, bounds):
 
 
 def _entry_head(key, tag, size):
-    """What stands before the `size` bytes of numbers in an entry."""
+    """The bytes before the `size` bytes of numbers in an entry."""
     head = b"\n" + encode_varint(size) if size else b""
     for before in tag, key + b"\x12", b"\n":
         head = before + encode_varint(len(head) + size) + head
@@ -231,30 +220,22 @@ def _decode_varints(digits):
 
 
 def _decode_ints(data, position, end):
-    parts, singles = [], []
+    parts = []
     for number, wire, start, stop in read_fields(data, position, end):
         if number != 1:
             continue
         if wire == VARINT:
-            singles.append(start)
+            parts.append(np.array([start], np.uint64).view(np.int64))
         elif wire == DELIMITED:
-            if singles:
-                parts.append(np.array(singles, np.uint64).view(np.int64))
-                singles = []
-            parts.append(
-                _decode_varints(
-                    np.frombuffer(data, np.uint8, stop - start, start)
-                )
-            )
+            digits = np.frombuffer(data, np.uint8, stop - start, start)
+            parts.append(_decode_varints(digits))
         else:
             raise RecordError(f"an integer has wire type {wire}")
-    if singles:
-        parts.append(np.array(singles, np.uint64).view(np.int64))
     return _joined(parts, np.int64)
 
 
 def _decode_floats(data, position, end):
-    parts, singles = [], bytearray()
+    values = bytearray()
     for number, wire, start, stop in read_fields(data, position, end):
         if number != 1:
             continue
@@ -262,10 +243,8 @@ def _decode_floats(data, position, end):
             raise RecordError(
                 f"a float list has wire type {wire} and {stop - start} bytes"
             )
-        singles += data[start:stop]
-    if singles:
-        parts.append(np.frombuffer(bytes(singles), "<f4").astype(np.float32))
-    return _joined(parts, np.float32)
+        values += data[start:stop]
+    return np.frombuffer(bytes(values), "<f4").astype(np.float32)
 
 
 def _decode_bytes(data, position, end):
@@ -320,7 +299,7 @@ def _decode_entry(data, position, end):
     return name, values
 
 
-def decode_example(data):
+def decode_example(data: bytes) -> typing.Dict[str, np.ndarray]:
     """The features of a serialized tf.train.Example.
 
     Fields in any order, unknown fields, and lists that are not packed are
@@ -331,12 +310,12 @@ def decode_example(data):
 
     Returns:
       {name: [N] np.int64 or np.float32, or object for a list of bytes}; a
-      feature without any list is left out.
+      feature without a list is omitted.
 
     Raises:
       RecordError: the bytes are not a tf.train.Example.
 
-    Example: the one of `encode_example`, backwards.
+    Example: the inverse of that of `encode_example`.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import struct
+import typing
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _crc_offsets():
     return np.arange(_CRC_BLOCK - 1, -1, -1, dtype=np.int64) * 256
 
 
-def crc32c(data):
+def crc32c(data: bytes) -> int:
     """The CRC32C of bytes, an int of 32 bits.
 
     Example: crc32c(b"123456789") == 0xE3069283
@@ -99,20 +100,20 @@ def crc32c(data):
     return state ^ 0xFFFFFFFF
 
 
-def masked_crc32c(data):
+def masked_crc32c(data: bytes) -> int:
     """CRC32C as frames store it: rotated, so that a CRC of a CRC is safe."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def length_crc(length):
+def length_crc(length: int) -> int:
     """The masked CRC32C of a frame's length field."""
     return masked_crc32c(struct.pack("<Q", length))
 
 
-def frame(data):
-    """The frame of one record: bytes in, bytes out."""
+def frame(data: bytes) -> bytes:
+    """The frame of one record."""
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(
             f"a record of {len(data)} bytes is longer than the limit of "
@@ -128,91 +129,54 @@ def frame(data):
 
 
 class RecordWriter:
-    """Writes a TFRecord file that has its name only when it is complete.
+    """Writes a TFRecord file whose name appears when it is complete.
 
-    Until `close` the file is called `path` + ".incomplete"; `discard` removes
-    it. As a context manager: `close` when the block ends well, else `discard`.
+        with RecordWriter(path) as writer:
+            writer.write(data)
+
+    An exception in the block leaves no file behind.
 
     Attributes:
-      path: the final name.
-      records, bytes: how many were written so far.
-      sha256: hex digest of what was written so far.
+      path: of the file.
+      records, bytes: number written so far.
 
     Raises:
       OSError: names the file, also for a full disk.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = path
         self.records = 0
         self.bytes = 0
         self._digest = hashlib.sha256()
-        self._temporary = path + ".incomplete"
-        self._file = open(self._temporary, "wb", buffering=1 << 20)
+        self._new_file = files.new_file(path)
 
-    @property
-    def sha256(self):
-        return self._digest.hexdigest()
+    def __enter__(self) -> "RecordWriter":
+        self._stream = self._new_file.__enter__()
+        return self
 
-    def write(self, data):
+    def __exit__(self, kind, error, traceback) -> typing.Optional[bool]:
+        return self._new_file.__exit__(kind, error, traceback)
+
+    def write(self, data: bytes) -> None:
         """Appends one record, the bytes of an example."""
         framed = frame(data)
-        try:
-            self._file.write(framed)
-        except OSError as error:
-            raise self._named(error) from error
+        self._stream.write(framed)
         self._digest.update(framed)
         self.bytes += len(framed)
         self.records += 1
 
-    def close(self):
-        """Gives the complete file its final name."""
-        if self._file.closed:
-            return
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
-            files.sync_directory(self.path)
-        except OSError as error:
-            self.discard()
-            raise self._named(error) from error
-
-    def discard(self):
-        """Removes the unfinished file."""
-        try:
-            self._file.close()
-        except OSError:
-            pass  # a full disk: what could not be flushed is removed below
-        if os.path.exists(self._temporary):
-            os.remove(self._temporary)
-
-    def summary(self):
+    def summary(self) -> typing.Dict[str, typing.Any]:
         """The entry of this file in manifest.json."""
         return {
             "name": os.path.basename(self.path),
             "records": self.records,
             "bytes": self.bytes,
-            "sha256": self.sha256,
+            "sha256": self._digest.hexdigest(),
         }
 
-    def _named(self, error):
-        if error.filename is None:
-            error.filename = self.path
-        return error
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-
-def damage(path, number, offset, what):
+def damage(path: str, number: int, offset: int, what: object) -> RecordError:
     """The RecordError of one record of a file."""
     return RecordError(
         f"{path!r}, record {number} (counted from 0) at byte {offset}: {what}; "
@@ -221,7 +185,7 @@ def damage(path, number, offset, what):
 
 
 def _header_fault(header, left):
-    """What is wrong with a frame's 12 first bytes, None if nothing is.
+    """The fault of a frame's first 12 bytes, None if there is none.
 
     Args:
       header: at most 12 bytes.
@@ -229,8 +193,8 @@ def _header_fault(header, left):
     """
     if len(header) < HEADER.size:
         return (
-            f"the file is truncated: a header takes {HEADER.size} bytes, "
-            f"{len(header)} are there"
+            f"the file is truncated: expected a header of {HEADER.size} "
+            f"bytes, got {len(header)}"
         )
     length, crc = HEADER.unpack(header)
     if crc != masked_crc32c(header[:8]):
@@ -244,13 +208,15 @@ def _header_fault(header, left):
         )
     if length + FRAME_BYTES > left:
         return (
-            f"the file is truncated: the record takes {length + FRAME_BYTES} "
-            f"bytes, {left} are there"
+            "the file is truncated: expected a record of "
+            f"{length + FRAME_BYTES} bytes, got {left}"
         )
     return None
 
 
-def index_frames(descriptor, path):
+def index_frames(
+    descriptor: int, path: str
+) -> typing.Tuple[np.ndarray, typing.Optional[RecordError]]:
     """Where the records of a file start, from the frames' headers alone.
 
     Args:
@@ -288,8 +254,8 @@ def index_frames(descriptor, path):
     return np.array(offsets, np.int64), None
 
 
-def data_fault(framed):
-    """What is wrong with a whole frame's bytes, None if nothing is."""
+def data_fault(framed: bytes) -> typing.Optional[str]:
+    """The fault of a complete frame, None if there is none."""
     fault = _header_fault(framed[: HEADER.size], len(framed))
     if fault is not None:
         return fault
@@ -297,8 +263,8 @@ def data_fault(framed):
     length, crc = HEADER.unpack_from(framed)
     if length != len(data):
         return (
-            f"the length is {length}, but {len(data)} bytes stood there when "
-            "the file was indexed"
+            f"the length is {length}, but was {len(data)} when the file was "
+            "indexed"
         )
     if FOOTER.unpack_from(framed, len(framed) - 4)[0] != masked_crc32c(data):
         return "the checksum of the data does not match"

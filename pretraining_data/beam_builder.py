@@ -336,7 +336,7 @@ class _Write(beam.DoFn):
         text_bytes = dropped = 0
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, os.path.basename(path))
-            with shard_output.ShuffledWriter(
+            with shard_output.shuffled_writer(
                 local, shard_output.shuffle_seed(self._seed, number)
             ) as writer:
                 for built in _in_order(placed):

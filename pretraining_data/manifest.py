@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""manifest.json: how the records beside it were built, and what they hold."""
+"""manifest.json: how the records beside it were built, and their counts."""
 
 import base64
 import binascii
 import collections
-import hashlib
 import json
 import os
+import re
 import reprlib
+import typing
 
 import numpy as np
 
 from common import errors, files, tfrecord
 
 MANIFEST = "manifest.json"
-# What a build leaves where it was interrupted.
+# Left by an interrupted build.
 PROGRESS = "progress.json"
 FORMAT_VERSION = 1
 
 _MAX_BYTES = 8 << 20
+_Manifest = typing.Dict[str, typing.Any]
 
 
 # Sums of some thousand counts still fit 64 bits.
@@ -30,11 +32,7 @@ def _is_count(value):
 
 
 def _is_hash(value):
-    return (
-        isinstance(value, str)
-        and len(value) == 64
-        and set(value) <= set("0123456789abcdef")
-    )
+    return isinstance(value, str) and bool(re.match(r"[0-9a-f]{64}\Z", value))
 
 
 def _is_file_name(value):
@@ -55,19 +53,15 @@ def _is_version(value):
     return type(value) is int and value == FORMAT_VERSION
 
 
-def _short(value):
-    """The value for a message, cut when it is long."""
-    return reprlib.repr(value)
-
-
 _COUNT = (_is_count, f"a whole number >= 0, below 2**{_COUNT_BITS}")
 _HASH = (_is_hash, "64 hexadecimal digits")
 _PROBABILITY = (_is_probability, "a number from 0 to 1")
 _TEXT = (lambda value: isinstance(value, str), "a text")
 _BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
 
-# Key to (test, what is expected). Other keys may stand beside them.
+# Key to (test, expectation). Other keys are allowed.
 _MANIFEST_KEYS = {
+    "format_version": (_is_version, FORMAT_VERSION),
     "masking": (
         lambda value: value in ("static", "dynamic"),
         "static or dynamic",
@@ -95,16 +89,22 @@ _MANIFEST_KEYS = {
     "sequences": _COUNT,
     "shards": (lambda value: isinstance(value, list), "a list"),
 }
-_SHARD_KEYS = {"records": _COUNT, "bytes": _COUNT, "sha256": _HASH}
+_SHARD_KEYS = {
+    "name": (_is_file_name, "a file name without a directory"),
+    "records": _COUNT,
+    "bytes": _COUNT,
+    "sha256": _HASH,
+}
 _ID_KEYS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
 _REQUIRED_KEYS = (
+    "format_version",
     "masking",
     "max_seq_length",
     "max_predictions_per_seq",
     "vocab_size",
     "shards",
 ) + _ID_KEYS
-# What two directories of records must agree on to be fed together.
+# What directories of records that are read together must agree on.
 _COMMON_KEYS = (
     "masking",
     "max_seq_length",
@@ -116,72 +116,71 @@ _COMMON_KEYS = (
 )
 
 
-def _check_manifest(manifest, where):
-    """Raises errors.UserError unless a parsed manifest has the right shape."""
-
-    def refuse(found, expected):
+def _check_manifest(manifest, path):
+    """Raises errors.UserError unless a dict has the shape of a manifest."""
+    try:
+        _check_values(
+            manifest,
+            {
+                key: rule
+                for key, rule in _MANIFEST_KEYS.items()
+                if key in manifest or key in _REQUIRED_KEYS
+            },
+        )
+        for shard in manifest["shards"]:
+            _check_shard(shard)
+        _check_relations(manifest)
+    except errors.UserError as error:
         raise errors.UserError(
-            f"{where}: found {found}, expected {expected}; build the records "
-            "again"
-        )
+            f"{path!r}: {error}; build the records again"
+        ) from error
 
-    if not isinstance(manifest, dict):
-        refuse(f"a {type(manifest).__name__}", "a JSON object")
-    if not _is_version(manifest.get("format_version")):
-        refuse(
-            "format_version " + _short(manifest.get("format_version")),
-            FORMAT_VERSION,
+
+def _check_values(values, rules, suffix=""):
+    for key, (is_right, expected) in rules.items():
+        if not is_right(values.get(key)):
+            raise errors.UserError(
+                f"{key} {reprlib.repr(values.get(key))}{suffix}, expected "
+                f"{expected}"
+            )
+
+
+def _check_shard(shard):
+    if not isinstance(shard, dict):
+        raise errors.UserError(
+            f"shard {reprlib.repr(shard)}, expected a JSON object"
         )
-    for key in _REQUIRED_KEYS:
-        if key not in manifest:
-            refuse("no " + key, "one")
-    for key, (is_right, expected) in _MANIFEST_KEYS.items():
-        if key in manifest and not is_right(manifest[key]):
-            refuse(f"{key} {_short(manifest[key])}", expected)
-    names = set()
-    for shard in manifest["shards"]:
-        _check_shard(shard, refuse)
-        if shard["name"] in names:
-            refuse(f"shard {_short(shard['name'])} twice", "it once")
-        names.add(shard["name"])
+    name = reprlib.repr(shard.get("name"))
+    _check_values(shard, _SHARD_KEYS, f" of shard {name}")
+
+
+def _check_relations(manifest):
+    names = collections.Counter(shard["name"] for shard in manifest["shards"])
+    for name, count in names.most_common(1):
+        if count > 1:
+            raise errors.UserError(
+                f"shard {reprlib.repr(name)} twice, expected once"
+            )
     for key in _ID_KEYS:
         if manifest[key] >= manifest["vocab_size"]:
-            refuse(
-                f"{key} {manifest[key]}",
-                f"an id below vocab_size {manifest['vocab_size']}",
+            raise errors.UserError(
+                f"{key} {manifest[key]}, expected an id below vocab_size "
+                f"{manifest['vocab_size']}"
             )
     if "word_starts" in manifest:
         decode_word_starts(manifest["word_starts"], manifest["vocab_size"])
 
 
-def _check_shard(shard, refuse):
-    if not isinstance(shard, dict):
-        refuse("shard " + _short(shard), "a JSON object")
-    name = shard.get("name")
-    if not _is_file_name(name):
-        refuse("shard name " + _short(name), "a file name without a directory")
-    for key, (is_right, expected) in _SHARD_KEYS.items():
-        if not is_right(shard.get(key)):
-            refuse(
-                f"{key} {_short(shard.get(key))} of shard {_short(name)}",
-                expected,
-            )
-
-
-def is_shard(value):
+def is_shard(value: typing.Any) -> bool:
     """Whether a value describes a file as `summarize_file` does."""
-
-    def refuse(found, expected):
-        raise errors.UserError(f"{found}, not {expected}")
-
     try:
-        _check_shard(value, refuse)
+        _check_shard(value)
     except errors.UserError:
         return False
     return True
 
 
-def load_manifest(directory):
+def load_manifest(directory: str) -> typing.Optional[_Manifest]:
     """The manifest of one directory, None when there is none.
 
     Raises:
@@ -190,28 +189,15 @@ def load_manifest(directory):
     path = os.path.join(directory, MANIFEST)
     if not os.path.exists(path):
         return None
-    with open(path, "rb") as stream:
-        data = stream.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise errors.UserError(
-            f"{path!r} is larger than {_MAX_BYTES} bytes; build the records "
-            "again"
-        )
-    try:
-        manifest = files.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise errors.UserError(
-            f"{path!r} is not JSON, or too large a number or too deep "
-            f"({_short(str(error))}); build the records again"
-        ) from error
-    _check_manifest(manifest, repr(path))
+    manifest = files.read_json(path, "the manifest of records", _MAX_BYTES)
+    _check_manifest(manifest, path)
     return manifest
 
 
-def check_finished(path):
+def check_finished(path: str) -> None:
     """Raises errors.UserError if a file of records is of an unfinished build.
 
-    That has written a progress.json and not yet the manifest.json.
+    Such a build has written a progress.json and not yet the manifest.json.
     """
     directory = os.path.dirname(path)
     if os.path.exists(os.path.join(directory, MANIFEST)):
@@ -219,26 +205,28 @@ def check_finished(path):
     for progress in (os.path.join(directory, PROGRESS), path + "." + PROGRESS):
         if os.path.exists(progress):
             raise errors.UserError(
-                f"{path!r} is of a build that was interrupted: {progress!r} is "
-                f"there, and no {MANIFEST}; finish it by the same "
-                "create_pretraining_data.py command as before, or build anew "
+                f"the build of {path!r} was interrupted: {progress!r} exists, "
+                f"but no {MANIFEST}; finish it by the same "
+                "create_pretraining_data.py command as before, or build again "
                 "with --overwrite"
             )
 
 
-def check_complete(directory):
+def check_complete(directory: str) -> None:
     """Raises errors.UserError if a file that the manifest lists is missing."""
     manifest = load_manifest(directory)
     for shard in manifest["shards"] if manifest is not None else []:
         if not os.path.isfile(os.path.join(directory, shard["name"])):
             raise errors.UserError(
                 f"{os.path.join(directory, MANIFEST)!r} lists "
-                f"{shard['name']!r}, which is not there; copy the file again "
+                f"{shard['name']!r}, which is missing; copy the file again "
                 "or build the records again"
             )
 
 
-def read_manifest(inputs):
+def read_manifest(
+    inputs: typing.Union[str, typing.Iterable[str]],
+) -> typing.Optional[_Manifest]:
     """The settings and counts of records, from the manifest.json beside them.
 
     Args:
@@ -253,18 +241,12 @@ def read_manifest(inputs):
       errors.UserError: a manifest is malformed, names a file outside its
         directory, or two of them differ in what must be equal.
     """
-    # A directory is taken whole; of files, a manifest must list at least one.
-    if isinstance(inputs, str):
-        directories, wanted = [inputs], None
-    else:
-        directories = list(
-            collections.OrderedDict.fromkeys(
-                os.path.dirname(path) for path in inputs
-            )
-        )
-        wanted = {os.path.realpath(path) for path in inputs}
+    # A manifest must list at least one of the files; of a directory, any.
+    is_directory = isinstance(inputs, str)
+    directories = [inputs] if is_directory else map(os.path.dirname, inputs)
+    paths = set() if is_directory else set(map(os.path.realpath, inputs))
     merged, merged_path = None, None
-    for directory in directories:
+    for directory in dict.fromkeys(directories):
         path = os.path.join(directory, MANIFEST)
         manifest = load_manifest(directory)
         if manifest is None:
@@ -272,7 +254,7 @@ def read_manifest(inputs):
         for shard in manifest["shards"]:
             shard["path"] = os.path.join(directory, shard["name"])
         listed = {os.path.realpath(s["path"]) for s in manifest["shards"]}
-        if wanted is not None and not wanted & listed:
+        if not is_directory and not paths & listed:
             continue
         if merged is None:
             merged, merged_path = manifest, path
@@ -286,13 +268,15 @@ def _check_agreement(first, first_path, second, second_path):
     for key in _COMMON_KEYS:
         if first.get(key) != second.get(key):
             raise errors.UserError(
-                f"{key} is {_short(first.get(key))} in {first_path!r} and "
-                f"{_short(second.get(key))} in {second_path!r}; records that "
-                "are fed together must be built alike"
+                f"{key} is {reprlib.repr(first.get(key))} in {first_path!r} "
+                f"and {reprlib.repr(second.get(key))} in {second_path!r}; use "
+                "records that were built with the same settings"
             )
 
 
-def counts_of(paths, manifest):
+def counts_of(
+    paths: typing.Iterable[str], manifest: typing.Optional[_Manifest]
+) -> typing.List[typing.Optional[int]]:
     """Records of each file for `ShardedRecords`, None where it is not known.
 
     Args:
@@ -304,35 +288,35 @@ def counts_of(paths, manifest):
     return [known.get(os.path.realpath(path)) for path in paths]
 
 
-def write_manifest(directory, manifest):
-    """Writes manifest.json; it has its name only when it is complete.
+def write_manifest(directory: str, manifest: _Manifest) -> None:
+    """Writes manifest.json, which appears when it is complete.
 
     Args:
       directory: where the shards are.
       manifest: a dict; "format_version" is added.
 
     Raises:
-      errors.UserError: `read_manifest` would refuse it.
+      errors.UserError: `read_manifest` would reject it.
     """
     path = os.path.join(directory, MANIFEST)
     files.write_bytes(path, encode_manifest(manifest, path))
 
 
-def encode_manifest(manifest, path):
-    """The bytes of manifest.json; arguments and errors as write_manifest."""
+def encode_manifest(manifest: _Manifest, path: str) -> bytes:
+    """The bytes of manifest.json; errors as write_manifest."""
     manifest = dict(manifest, format_version=FORMAT_VERSION)
-    _check_manifest(manifest, repr(path))
+    _check_manifest(manifest, path)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
     return (text + "\n").encode("utf-8")
 
 
-def encode_word_starts(table):
-    """A bool [V] table as the text that stands in manifest.json."""
+def encode_word_starts(table: np.ndarray) -> str:
+    """A bool [V] table as the text in manifest.json."""
     return base64.b64encode(np.packbits(table).tobytes()).decode("ascii")
 
 
-def decode_word_starts(text, vocab_size):
-    """The bool [V] table from the text that stands in manifest.json.
+def decode_word_starts(text: str, vocab_size: int) -> np.ndarray:
+    """The bool [V] table from the text in manifest.json.
 
     Raises:
       errors.UserError: the text is not the base64 of so many bits.
@@ -344,30 +328,26 @@ def decode_word_starts(text, vocab_size):
     if len(data) != (vocab_size + 7) // 8:
         raise errors.UserError(
             f"word_starts in {MANIFEST} is not the base64 of {vocab_size} "
-            "bits, one an entry of the vocabulary; build the records again"
+            "bits, one per entry of the vocabulary; build the records again"
         )
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     return bits[:vocab_size].astype(bool)
 
 
-def summarize_file(path):
-    """What manifest.json says of a file: name, records, bytes, sha256.
+def summarize_file(path: str) -> typing.Dict[str, typing.Any]:
+    """The name, records, bytes and sha256 of a file for manifest.json.
 
     Raises:
       RecordError: a frame is truncated or its length is corrupted; the data
         is covered by the sha256 alone.
     """
-    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as stream:
         offsets, error = tfrecord.index_frames(stream.fileno(), path)
-        if error is not None:
-            raise error
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-            size += len(block)
+    if error is not None:
+        raise error
     return {
         "name": os.path.basename(path),
         "records": len(offsets) - 1,
-        "bytes": size,
-        "sha256": digest.hexdigest(),
+        "bytes": os.path.getsize(path),
+        "sha256": files.sha256(path),
     }

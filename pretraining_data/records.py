@@ -10,6 +10,7 @@ import collections
 import functools
 import glob
 import hashlib
+import io
 import os
 import threading
 
@@ -47,16 +48,11 @@ def _generator(*key):
     return np.random.RandomState(np.frombuffer(digest, "<u4"))
 
 
-class _OpenFile:
-    """A file number that closes itself when the last user lets go of it."""
-
-    def __init__(self, path):
-        self.number = None
-        self.number = os.open(path, os.O_RDONLY)
+class _OpenFile(io.FileIO):
+    """A file that is closed when its last user is done."""
 
     def __del__(self):
-        if self.number is not None:
-            os.close(self.number)
+        self.close()
 
 
 class _Recent:
@@ -215,7 +211,7 @@ class ShardedRecords:
         offset = int(offsets[number])
         opened = self._open(shard)  # held, or it could be closed meanwhile
         framed = os.pread(
-            opened.number, int(offsets[number + 1]) - offset, offset
+            opened.fileno(), int(offsets[number + 1]) - offset, offset
         )
         fault = tfrecord.data_fault(framed)
         if fault is not None:
@@ -232,7 +228,7 @@ class ShardedRecords:
     def _build_index(self, shard):
         path, expected = self.paths[shard], self.counts[shard]
         opened = self._open(shard)
-        offsets, error = tfrecord.index_frames(opened.number, path)
+        offsets, error = tfrecord.index_frames(opened.fileno(), path)
         found = len(offsets) - 1
         if error is None and expected is not None and found != expected:
             error = tfrecord.damage(

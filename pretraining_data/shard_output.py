@@ -6,6 +6,7 @@ is complete and is then listed in progress.json, from which an interrupted build
 resumes. manifest.json replaces progress.json at the end.
 """
 
+import contextlib
 import fcntl
 import glob
 import os
@@ -32,20 +33,19 @@ class ShuffledWriter:
     """Writes records in random order, with a bounded number in memory.
 
     Args:
-      path: of the shard.
+      writer: of the shard.
       seed: int; the order is a function of it and of the records' sizes.
       capacity: bytes of records that may wait. Up to this size, any order of
         the records is equally likely.
     """
 
     def __init__(
-        self, path: str, seed: int, capacity: int = SHUFFLE_BYTES
+        self, writer: tfrecord.RecordWriter, seed: int, capacity: int
     ) -> None:
-        self._writer = tfrecord.RecordWriter(path)
+        self._writer = writer
         self._random = random.Random(seed)
         self._capacity = capacity
-        self._waiting = []
-        self._held = 0
+        self._waiting: typing.List[bytes] = []
         self._totals = dict.fromkeys(_TOTALS, 0)
 
     def add(self, built: record_builder.ChunkRecords) -> None:
@@ -54,8 +54,8 @@ class ShuffledWriter:
             self._totals[name] += getattr(built, name)
         for record in built.records:
             self._waiting.append(record)
-            self._held += len(record)
-            if self._held > self._capacity:
+            self._capacity -= len(record)
+            if self._capacity < 0:
                 self._write_one()
 
     def _write_one(self):
@@ -64,23 +64,28 @@ class ShuffledWriter:
         place = int(self._random.random() * len(waiting))
         waiting[place], waiting[-1] = waiting[-1], waiting[place]
         record = waiting.pop()
-        self._held -= len(record)
+        self._capacity += len(record)
         self._writer.write(record)
 
+    def flush(self) -> None:
+        """Writes the waiting records."""
+        while self._waiting:
+            self._write_one()
+
     def entry(self) -> _Entry:
-        """What manifest.json says of the complete file."""
+        """The entry of the complete file in manifest.json."""
         return dict(self._writer.summary(), **self._totals)
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, kind, error, traceback):
-        """Writes the waiting records; after an error removes the file."""
-        with self._writer:
-            if kind is not None:
-                self._writer.discard()
-            while kind is None and self._waiting:
-                self._write_one()
+@contextlib.contextmanager
+def shuffled_writer(
+    path: str, seed: int, capacity: int = SHUFFLE_BYTES
+) -> typing.Iterator[ShuffledWriter]:
+    """A ShuffledWriter for a file that appears when it is complete."""
+    with tfrecord.RecordWriter(path) as file:
+        writer = ShuffledWriter(file, seed, capacity)
+        yield writer
+        writer.flush()
 
 
 class _Output:
@@ -371,7 +376,7 @@ def shard_name(number: int, num_shards: int) -> str:
 
 
 def shuffle_seed(random_seed: int, number: int) -> int:
-    """The ShuffledWriter's seed for a shard; not negative."""
+    """The seed of a shard's ShuffledWriter; not negative."""
     return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
 
 

@@ -140,29 +140,6 @@ def digests(folder):
 # --- What is in the records ---------------------------------------------------
 
 
-def test_many_examples_at_once_equal_one_by_one():
-    state = np.random.RandomState(0)
-    for _ in range(50):
-        rows = state.randint(0, 5)
-        features = {}
-        for name in ("b", "aa", "c" * 200):
-            lengths = state.randint(0, state.choice([2, 40, 300]), rows)
-            bounds = np.append(0, np.cumsum(lengths))
-            values = state.randint(-5, 10 ** state.randint(1, 10), bounds[-1])
-            if state.rand() < 0.3:
-                values = values.astype(np.float32)
-            features[name] = values, bounds
-        assert tf_example.encode_examples(features) == [
-            tf_example.encode_example(
-                {
-                    name: values[bounds[row] : bounds[row + 1]]
-                    for name, (values, bounds) in features.items()
-                }
-            )
-            for row in range(rows)
-        ]
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -428,7 +405,7 @@ def test_bytes_are_the_same_on_every_platform(build, tmp_path):
 def test_shuffled_records_are_all_there_and_few_wait(tmp_path):
     data = [b"%05d" % i for i in range(3000)]
     path = str(tmp_path / "a.tfrecord")
-    with shard_output.ShuffledWriter(path, 3, capacity=500) as writer:
+    with shard_output.shuffled_writer(path, 3, capacity=500) as writer:
         for low in range(0, 3000, 100):
             writer.add(
                 record_builder.ChunkRecords(

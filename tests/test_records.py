@@ -105,6 +105,29 @@ def test_encoded_bytes_equal_tensorflow(features):
     assert tf_example.encode_example(features) == expected
 
 
+def test_many_examples_at_once_equal_tensorflows():
+    state = np.random.RandomState(0)
+    for _ in range(50):
+        rows = state.randint(0, 5)
+        features = {}
+        for name in ("b", "aa", "c" * 200):
+            lengths = state.randint(0, state.choice([2, 40, 300]), rows)
+            bounds = np.append(0, np.cumsum(lengths))
+            values = state.randint(-5, 10 ** state.randint(1, 10), bounds[-1])
+            if state.rand() < 0.3:
+                values = values.astype(np.float32)
+            features[name] = values, bounds
+        assert tf_example.encode_examples(features) == [
+            tf_example_of(
+                {
+                    name: values[bounds[row] : bounds[row + 1]]
+                    for name, (values, bounds) in features.items()
+                }
+            ).SerializeToString(deterministic=True)
+            for row in range(rows)
+        ]
+
+
 @pytest.mark.parametrize("features", EXAMPLES)
 def test_decode_reads_what_tensorflow_writes(features):
     data = tf_example_of(features).SerializeToString()
@@ -305,7 +328,7 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tfrecord.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     path = str(tmp_path / "a.tfrecord")
     for attempt in (
         lambda: write(path, [b"data"]),
@@ -742,7 +765,7 @@ def test_expand_inputs(tmp_path):
         ("{0}/absent", "absent' matches no file"),
         ("{0}/full,{0}/*.xyz", "xyz' matches no file"),
         ("{0}/empty", "empty' holds no \\*.tfrecord"),
-        ("{0}/partial", "lists 'a.tfrecord', which is not there"),
+        ("{0}/partial", "lists 'a.tfrecord', which is missing"),
     ],
 )
 def test_inputs_that_name_nothing(tmp_path, text, message):
@@ -854,7 +877,7 @@ def test_incomplete_manifest(tmp_path, key):
     content = manifest_of([SHARD], format_version=1)
     del content[key]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(errors.UserError, match=f"found no {key}, expected"):
+    with pytest.raises(errors.UserError, match=f"{key} None, expected"):
         manifest.read_manifest(str(tmp_path))
 
 
