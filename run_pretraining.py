@@ -14,6 +14,7 @@ import typing
 import tensorflow.compat.v1 as tf
 from absl import flags
 
+import configuration
 import environment
 import modeling
 from common import command_line, errors
@@ -21,7 +22,6 @@ from pretraining_data import manifest as manifests
 from pretraining_data import records
 from training import (
     checkpoints,
-    divergence,
     eval_results,
     input_pipeline,
     logs,
@@ -29,8 +29,8 @@ from training import (
     masked_lm_batches,
     model_directory,
     preflight,
-    progress,
     run_config,
+    tensorflow_errors,
     train_step,
     warm_start,
 )
@@ -40,24 +40,24 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:
-    """Flags of this script alone."""
+    """Flags of this command only."""
 
     input_files_dir: str = command_line.flag(
         "",
         "Records to train on: directories, files and globs, comma separated.",
     )
     eval_files_dir: str = command_line.flag(
-        "", "Records to evaluate on, given likewise."
+        "", "Records to evaluate on, as for --input_files_dir."
     )
     do_eval: bool = command_line.flag(False, "Whether to evaluate.")
     eval_batch_size: int = command_line.flag(
-        8, "Sequences of a batch in evaluation.", lower=1
+        8, "Sequences per batch in evaluation.", lower=1
     )
     max_eval_steps: int = command_line.flag(
         0, "Batches of an evaluation; 0 evaluates all records.", lower=0
     )
     max_predictions_per_seq: int = command_line.flag(
-        80, "Masked positions a sequence has room for.", lower=1
+        80, "Largest number of masked positions per sequence.", lower=1
     )
     masked_lm_prob: typing.Optional[float] = command_line.flag(
         None,
@@ -70,7 +70,7 @@ class PretrainingConfig:
         "manifest.json's, else False.",
     )
     num_train_steps: int = command_line.flag(
-        100000, "Updates of the whole run.", lower=1
+        100000, "Updates of the entire run.", lower=1
     )
     num_warmup_steps: int = command_line.flag(
         10000, "Updates over which the learning rate rises from 0.", lower=0
@@ -79,7 +79,7 @@ class PretrainingConfig:
         100000, "Records that are shuffled together.", lower=1
     )
     skip_corrupt_records: bool = command_line.flag(
-        False, "Pass over corrupted records and count them."
+        False, "Skip corrupted records and count them."
     )
 
     def __post_init__(self):
@@ -93,23 +93,22 @@ class PretrainingConfig:
 
 
 def masked_lm_sums(
-    config,
-    features,
-    kernels,
+    config: configuration.RobertaConfig,
+    features: typing.Dict[str, tf.Tensor],
+    kernels: modeling.Kernels,
     *,
-    is_training,
-    dropout_seed=None,
-    recompute_layers=False,
-):
+    is_training: bool,
+    dropout_seed: typing.Optional[tf.Tensor] = None,
+    recompute_layers: bool = False,
+) -> typing.Tuple[typing.Dict, typing.Dict, tf.Tensor]:
     """Loss and accuracy, summed over the masked positions of a batch.
 
     Args:
-      config: modeling.RobertaConfig.
-      features: {name: tensor} of input_pipeline.MaskedLmBatches.
-      kernels: modeling.Kernels.
+      config: of the model.
+      features: of masked_lm_batches.MaskedLmBatches.
+      kernels: of the device.
       is_training: whether dropout is applied.
-      dropout_seed: see modeling.RobertaModel.
-      recompute_layers: see modeling.RobertaModel.
+      dropout_seed, recompute_layers: see modeling.RobertaModel.
 
     Returns:
       ({"loss", "masked_lm_accuracy": float32 scalar},
@@ -137,18 +136,16 @@ def masked_lm_sums(
     of_label = tf.gather_nd(
         logits, tf.stack([tf.range(tf.shape(labels)[0]), labels], axis=1)
     )
-    right = tf.cast(of_label >= tf.reduce_max(logits, axis=1), tf.float32)
-    each = {"loss": loss, "masked_lm_accuracy": right}
-    return (
-        {name: tf.reduce_sum(value * weights) for name, value in each.items()},
-        each,
-        weights,
-    )
+    correct = tf.cast(of_label >= tf.reduce_max(logits, axis=1), tf.float32)
+    values = {"loss": loss, "masked_lm_accuracy": correct}
+    sums = {n: tf.reduce_sum(value * weights) for n, value in values.items()}
+    return sums, values, weights
 
 
-def build_model_fn(config, run, task, device, save_timer, guard=None):
+def build_model_fn(training: run_config.Training) -> typing.Callable:
     """The estimator's model function."""
-    kernels = device.kernels
+    config, run = training.config, training.run
+    kernels = training.device.kernels
 
     def compute(features, is_training, dropout_seed):
         sums, _, _ = masked_lm_sums(
@@ -167,56 +164,46 @@ def build_model_fn(config, run, task, device, save_timer, guard=None):
 
     def model_fn(features, labels, mode, params):
         del labels, params
-        # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = (
-            "" if checkpoints.newest(run.output_dir) else run.init_checkpoint
-        )
         if mode == tf.estimator.ModeKeys.TRAIN:
-            return train_step.train_spec(
-                losses,
-                features,
-                config=config,
-                run=run,
-                device=device,
-                num_train_steps=task.num_train_steps,
-                num_warmup_steps=task.num_warmup_steps,
-                init_checkpoint=init_checkpoint,
-                save_timer=save_timer,
-                guard=guard,
-            )
-        _, each, weights = masked_lm_sums(
+            return train_step.train_spec(losses, features, training)
+        _, values, weights = masked_lm_sums(
             config, features, kernels, is_training=False
         )
-        if init_checkpoint:
-            warm_start.load(init_checkpoint)
-        means = {
-            name: tf.metrics.mean(values, weights)
-            for name, values in each.items()
-        }
+        warm_start.load_initial(run)
+        loss = values["loss"]
+        accuracy = values["masked_lm_accuracy"]
         return tf.estimator.EstimatorSpec(
             mode,
             loss=tf.div_no_nan(
-                tf.reduce_sum(each["loss"] * weights), tf.reduce_sum(weights)
+                tf.reduce_sum(loss * weights), tf.reduce_sum(weights)
             ),
             eval_metric_ops={
-                "masked_lm_loss": means["loss"],
-                "masked_lm_accuracy": means["masked_lm_accuracy"],
+                "masked_lm_loss": tf.metrics.mean(loss, weights),
+                "masked_lm_accuracy": tf.metrics.mean(accuracy, weights),
             },
         )
 
     return model_fn
 
 
-def _source(inputs, config, run, task):
+def read_records(
+    inputs: str,
+    config: configuration.RobertaConfig,
+    run: run_config.RunConfig,
+    task: PretrainingConfig,
+) -> masked_lm_batches.MaskedLmSource:
+    """Opens records; raises errors.UserError where flags do not match them."""
     return masked_lm_batches.MaskedLmSource(
         inputs,
-        max_seq_length=run.max_seq_length,
-        max_predictions=task.max_predictions_per_seq,
-        masked_lm_prob=task.masked_lm_prob,
-        whole_words=task.do_whole_word_mask,
-        vocab_size=config.vocab_size,
-        pad_token_id=config.pad_token_id,
-        skip_corrupt=task.skip_corrupt_records,
+        masked_lm_batches.Settings(
+            max_seq_length=run.max_seq_length,
+            max_predictions=task.max_predictions_per_seq,
+            masked_lm_prob=task.masked_lm_prob,
+            whole_words=task.do_whole_word_mask,
+            vocab_size=config.vocab_size,
+            pad_token_id=config.pad_token_id,
+            skip_corrupt=task.skip_corrupt_records,
+        ),
     )
 
 
@@ -237,7 +224,12 @@ def _training_batches(source, run, task, device):
     )
 
 
-def evaluate(estimator, source, run, task):
+def evaluate(
+    estimator: tf.estimator.Estimator,
+    source: masked_lm_batches.MaskedLmSource,
+    run: run_config.RunConfig,
+    task: PretrainingConfig,
+) -> None:
     """Evaluates, logs and writes eval_results.txt."""
     batches = masked_lm_batches.MaskedLmBatches(
         source, batch_size=task.eval_batch_size, seed=run.random_seed
@@ -250,7 +242,7 @@ def evaluate(estimator, source, run, task):
         min(steps * task.eval_batch_size, len(source)),
         len(source),
     )
-    with loop.reported(batches):
+    with tensorflow_errors.reported(batches):
         measured = estimator.evaluate(
             lambda params: input_pipeline.dataset(batches, 0, steps),
             steps=steps,
@@ -267,14 +259,14 @@ def evaluate(estimator, source, run, task):
 def _check(run, task, config):
     if not (run.do_train or task.do_eval):
         raise errors.UserError(
-            "nothing to do: give --do_train=True or --do_eval=True"
+            "nothing to do; pass --do_train=True or --do_eval=True"
         )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
         raise errors.UserError(
-            f"--num_warmup_steps is {task.num_warmup_steps} and "
-            f"--num_train_steps {task.num_train_steps}; the warm-up must be "
-            "shorter"
+            f"--num_warmup_steps is {task.num_warmup_steps}, expected less "
+            f"than --num_train_steps={task.num_train_steps}; shorten the "
+            "warm-up"
         )
     if not (
         run.do_train
@@ -282,13 +274,13 @@ def _check(run, task, config):
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
-            f"{run.output_dir} holds no checkpoint to evaluate; name one with "
-            "--init_checkpoint, or train with --do_train=True"
+            f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
+            "or train first with --do_train=True"
         )
 
 
 def _tokenizer(run, inputs):
-    """The files beside --bert_config_file, if the records come from them."""
+    """The files beside --bert_config_file, if they made the records."""
     directory = os.path.dirname(run.bert_config_file)
     paths = [
         os.path.join(directory, name) for name in ("vocab.json", "merges.txt")
@@ -298,7 +290,7 @@ def _tokenizer(run, inputs):
     try:
         preflight.check_vocabulary_of_records(inputs, *paths)
     except errors.UserError as error:
-        tf.logging.warning("no tokenizer goes along with the model: %s", error)
+        tf.logging.warning("no tokenizer copied to --output_dir: %s", error)
         return None
     built = manifests.read_manifest(records.expand_inputs(inputs)) or {}
     return model_directory.TokenizerFiles(
@@ -306,29 +298,14 @@ def _tokenizer(run, inputs):
     )
 
 
-# Without training, an untrained head would guess at random.
+# Evaluation without training needs the head too.
 _TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
 
-def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(PretrainingConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
-    logs.set_up_logging(run)
-    config = run_config.model_config(run)
-    _check(run, task, config)
-    device = environment.create(options)
-    sources = {}
-    if run.do_train:
-        sources["train"] = _source(task.input_files_dir, config, run, task)
-    if task.do_eval:
-        sources["eval"] = _source(task.eval_files_dir, config, run, task)
-    warm_start.check(
-        run,
-        config,
-        ["masked_lm"],
-        warm_start.ENCODER if run.do_train else _TRAINED,
-    )
+def _check_files(run, task, config, device):
+    """Checks checkpoint, disk and memory before anything is written."""
+    required = warm_start.ENCODER if run.do_train else _TRAINED
+    warm_start.check(run, config, ["masked_lm"], required)
     for line in preflight.check_run(
         run,
         config,
@@ -337,39 +314,50 @@ def main(_):
         predictions=task.max_predictions_per_seq,
     ):
         tf.logging.info("%s", line)
-    model_directory.prepare_output(
-        run,
-        config,
-        device.rank,
-        tokenizer=_tokenizer(
-            run, task.input_files_dir if run.do_train else task.eval_files_dir
-        ),
+
+
+def define_flags() -> None:
+    """Declares the flags of this command."""
+    command_line.define(run_config.RunConfig)
+    command_line.define(PretrainingConfig)
+    command_line.define(environment.DeviceConfig)
+
+
+def main(_) -> None:
+    """Trains, then evaluates."""
+    run = command_line.build(run_config.RunConfig, FLAGS)
+    task = command_line.build(PretrainingConfig, FLAGS)
+    options = command_line.build(environment.DeviceConfig, FLAGS)
+    logs.set_up_logging(run)
+    config = run_config.model_config(run)
+    _check(run, task, config)
+    device = environment.create(options)
+    train_source = eval_source = None
+    if run.do_train:
+        train_source = read_records(task.input_files_dir, config, run, task)
+    if task.do_eval:
+        eval_source = read_records(task.eval_files_dir, config, run, task)
+    _check_files(run, task, config, device)
+    tokenizer = _tokenizer(
+        run, task.input_files_dir if run.do_train else task.eval_files_dir
     )
-    save_timer, guard = progress.SaveTimer(), divergence.new_guard(run)
+    model_directory.prepare_output(
+        run, config, device.rank, tokenizer=tokenizer
+    )
+    training = run_config.Training(
+        config, run, device, task.num_train_steps, task.num_warmup_steps
+    )
     estimator = device.estimator(
-        build_model_fn(config, run, task, device, save_timer, guard),
-        run,
-        task.num_train_steps,
+        build_model_fn(training), run, task.num_train_steps
     )
     if run.do_train:
-        batches = _training_batches(sources["train"], run, task, device)
-        loop.train(
-            estimator,
-            batches,
-            lambda first: input_pipeline.dataset(batches, first),
-            run=run,
-            device=device,
-            num_train_steps=task.num_train_steps,
-            save_timer=save_timer,
-            guard=guard,
-        )
+        batches = _training_batches(train_source, run, task, device)
+        loop.train(estimator, batches, training)
     if task.do_eval and device.rank == 0:
-        evaluate(estimator, sources["eval"], run, task)
+        evaluate(estimator, eval_source, run, task)
     device.close()
 
 
 if __name__ == "__main__":
-    command_line.define(run_config.RunConfig)
-    command_line.define(PretrainingConfig)
-    command_line.define(environment.DeviceConfig)
+    define_flags()
     command_line.run(main)

@@ -154,10 +154,12 @@ def _feeding(settings, work, steps):
     ).vocab_size
     source = masked_lm_batches.MaskedLmSource(
         os.path.join(work, "records"),
-        vocab_size=vocab_size,
-        pad_token_id=1,
-        max_seq_length=settings.sequence_length,
-        max_predictions=settings.predictions,
+        masked_lm_batches.Settings(
+            vocab_size=vocab_size,
+            pad_token_id=1,
+            max_seq_length=settings.sequence_length,
+            max_predictions=settings.predictions,
+        ),
     )
     batches = masked_lm_batches.MaskedLmBatches(
         source,
@@ -201,7 +203,7 @@ def training_step(settings, micro_batches=1, **options):
 
     import environment
     import run_pretraining
-    from training import progress, run_config, train_step
+    from training import run_config, train_step
 
     device = environment.create(environment.DeviceConfig(**options))
     run = run_config.RunConfig(
@@ -227,17 +229,8 @@ def training_step(settings, micro_batches=1, **options):
                 settings
             ).items()
         }
-        spec = train_step.train_spec(
-            losses,
-            features,
-            config=config,
-            run=run,
-            device=device,
-            num_train_steps=1000000,
-            num_warmup_steps=10,
-            init_checkpoint="",
-            save_timer=progress.SaveTimer(),
-        )
+        training = run_config.Training(config, run, device, 1000000, 10)
+        spec = train_step.train_spec(losses, features, training)
         session = tf.Session(config=device.session_config())
         session.run(tf.global_variables_initializer())
     tokens = settings.batch_size * settings.sequence_length
@@ -313,14 +306,18 @@ def _prediction(settings, features, max_length):
 
     device = environment.create(environment.DeviceConfig())
     config = _model_config(settings)
+    order = input_pipeline.LongestFirst(
+        [feature.length for feature in features], settings.batch_size
+    )
     batches = input_pipeline.FeatureBatches(
-        lambda index: features[index].input_ids,
-        {},
+        input_pipeline.Sequences(
+            lambda index: features[index].input_ids, lengths=None
+        ),
+        order,
         max_length=max_length,
         pad_token_id=config.pad_token_id,
         batch_size=settings.batch_size,
     )
-    steps = batches.predict_all([feature.length for feature in features])
     with tf.Graph().as_default():
         input_ids = tf.placeholder(tf.int32, [None, None])
         model = modeling.RobertaModel(
@@ -330,8 +327,8 @@ def _prediction(settings, features, max_length):
         session = tf.Session(config=device.session_config())
         session.run(tf.global_variables_initializer())
     return lambda: [
-        session.run(logits, {input_ids: batches(step)[0]})
-        for step in range(steps)
+        session.run(logits, {input_ids: batches.make(step)["input_ids"]})
+        for step in range(order.steps)
     ]
 
 

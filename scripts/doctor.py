@@ -279,10 +279,12 @@ class Doctor:
     def _source(self, inputs):
         return masked_lm_batches.MaskedLmSource(
             inputs,
-            max_seq_length=self._run.max_seq_length,
-            max_predictions=self._pretraining.max_predictions_per_seq,
-            vocab_size=self._config.vocab_size,
-            pad_token_id=self._config.pad_token_id,
+            masked_lm_batches.Settings(
+                max_seq_length=self._run.max_seq_length,
+                max_predictions=self._pretraining.max_predictions_per_seq,
+                vocab_size=self._config.vocab_size,
+                pad_token_id=self._config.pad_token_id,
+            ),
         )
 
     def _checkpoint(self):

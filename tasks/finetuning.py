@@ -44,14 +44,13 @@ import tokenization
 from common import command_line, errors, worker_pool
 from training import (
     checkpoints,
-    divergence,
     input_pipeline,
     logs,
     loop,
     model_directory,
     preflight,
-    progress,
     run_config,
+    tensorflow_errors,
     train_step,
     warm_start,
 )
@@ -88,29 +87,7 @@ class TaskConfig:
     )
 
 
-class Sequences(typing.NamedTuple):
-    """What a model reads: n features, by their index.
-
-    In a graph they are {"input_ids": int32 [B, S], or [B, choices, S];
-    "index": int32 [B], -1 in a row that is padding; each of `values`:
-    [B, ...]; each of `token_values`: int32 [B, S]}. S varies from batch to
-    batch.
-
-    Attributes:
-      ids: function of an index giving its token ids, with `<s>` and `</s>` and
-        without padding; with `choices` a list of so many lists of ids.
-      lengths: int [n], tokens of each, of the longest choice.
-      values: {name: int or float array [n, ...]}, labels for example.
-      token_values: {name: (function of an index giving one whole number a
-        token, the number at padding)}, the labels of tokens for example.
-      choices: sequences that stand for one index; None for one alone.
-    """
-
-    ids: typing.Callable
-    lengths: np.ndarray
-    values: typing.Mapping = {}
-    token_values: typing.Mapping = {}
-    choices: typing.Optional[int] = None
+Sequences = input_pipeline.Sequences
 
 
 def count_sequences(features):
@@ -244,42 +221,32 @@ def train_batches(sequences, config, run, device):
         seed=run.random_seed,
         is_shuffled=not run.npu_bert_debug,
     )
-    return _batches(
+    return input_pipeline.FeatureBatches(
         sequences,
-        config,
-        run,
-        device,
-        run.batch_size,
-        order=order,
+        order,
+        pad_token_id=config.pad_token_id,
+        batch_size=run.batch_size,
+        max_length=run.max_seq_length if device.static_shapes else None,
         rank=device.rank,
     )
 
 
 def predict_batches(sequences, config, run, task, device):
-    """input_pipeline.FeatureBatches to go through all sequences once.
+    """(FeatureBatches of all sequences, each once, and how many batches).
 
     The graph sees their ids alone.
     """
-    return _batches(
+    order = input_pipeline.LongestFirst(
+        sequences.lengths, task.predict_batch_size
+    )
+    batches = input_pipeline.FeatureBatches(
         sequences._replace(values={}, token_values={}),
-        config,
-        run,
-        device,
-        task.predict_batch_size,
-    )
-
-
-def _batches(sequences, config, run, device, batch_size, **more):
-    return input_pipeline.FeatureBatches(
-        sequences.ids,
-        sequences.values,
+        order,
         pad_token_id=config.pad_token_id,
-        batch_size=batch_size,
-        token_values=sequences.token_values,
-        choices=sequences.choices,
+        batch_size=task.predict_batch_size,
         max_length=run.max_seq_length if device.static_shapes else None,
-        **more,
     )
+    return batches, order.steps
 
 
 class FineTuning:
@@ -328,59 +295,33 @@ class FineTuning:
                 task.vocab_file, task.merges_file, task.do_lower_case
             ),
         )
-        self._head = [
+        steps, warmup = 1, 0
+        if train is not None:
+            steps, warmup = schedule(len(train.lengths), run, task, device)
+        head_names = [
             variable.tf for variable in weight_names.variables({head}, config)
         ]
-        self._save_timer = progress.SaveTimer()
-        self._guard = divergence.new_guard(run)
-        self._schedule = 1, 0
-        if train is not None:
-            self._schedule = schedule(len(train.lengths), run, task, device)
-        self._estimator = device.estimator(
-            self._model_fn, run, self._schedule[0]
+        self._training = run_config.Training(
+            config, run, device, steps, warmup, head_names
         )
+        self._estimator = device.estimator(self._model_fn, run, steps)
 
     def _model_fn(self, features, labels, mode, params):
         del labels, params
-        run, model = self._run, self._model
-        # Looked up here: after training, what was trained is what counts.
-        init_checkpoint = (
-            "" if checkpoints.newest(run.output_dir) else run.init_checkpoint
-        )
+        model = self._model
         if mode == tf.estimator.ModeKeys.TRAIN:
-            return train_step.train_spec(
-                train_step.Losses(model.losses, model.weight, model.chance),
-                features,
-                config=self._config,
-                run=run,
-                device=self._device,
-                num_train_steps=self._schedule[0],
-                num_warmup_steps=self._schedule[1],
-                init_checkpoint=init_checkpoint,
-                save_timer=self._save_timer,
-                guard=self._guard,
-                head=self._head,
-            )
+            losses = train_step.Losses(model.losses, model.weight, model.chance)
+            return train_step.train_spec(losses, features, self._training)
         outputs = dict(model.predictions(features), index=features["index"])
-        if init_checkpoint:
-            warm_start.load(init_checkpoint)
+        warm_start.load_initial(self._run)
         return tf.estimator.EstimatorSpec(mode, predictions=outputs)
 
     def train(self):
-        """Trains, going on where output_dir left off."""
+        """Trains, resuming a run in output_dir."""
         batches = train_batches(
             self._train, self._config, self._run, self._device
         )
-        loop.train(
-            self._estimator,
-            batches,
-            lambda first: input_pipeline.dataset(batches, first),
-            run=self._run,
-            device=self._device,
-            num_train_steps=self._schedule[0],
-            save_timer=self._save_timer,
-            guard=self._guard,
-        )
+        loop.train(self._estimator, batches, self._training)
 
     def predict(self, sequences):
         """Goes once through all sequences, the longest ones first.
@@ -393,11 +334,10 @@ class FineTuning:
         Yields:
           (index, {name: array [...]}), what the model's `predictions` gave.
         """
-        batches = predict_batches(
+        batches, steps = predict_batches(
             sequences, self._config, self._run, self._task, self._device
         )
-        steps = batches.predict_all(sequences.lengths)
-        with loop.reported(batches):
+        with tensorflow_errors.reported(batches):
             outputs = self._estimator.predict(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
                 yield_single_examples=False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a run goes on from when files are damaged or missing."""
+"""The checkpoint that a run resumes from when files are damaged or missing."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from common import errors
 from helpers import tiny
-from training import checkpoints, loop, model_directory, run_config
+from training import checkpoints, model_directory, run_config
 from weights import tf_checkpoint
 
 
@@ -80,7 +80,7 @@ def test_whole_checkpoints_are_left_alone(run, warnings):
     assert checkpoints.batches_seen(checkpoints.newest(run.path)) == 30
 
 
-def test_a_list_that_is_not_utf8_is_made_anew(run, warnings):
+def test_a_list_that_is_not_utf8_is_rewritten(run, warnings):
     with open(os.path.join(run.path, "checkpoint"), "wb") as stream:
         stream.write(b'model_checkpoint_path: "\xff"')
     assert checkpoints.newest(run.path) is None
@@ -101,7 +101,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(run, warnings, how):
     assert len(warnings()) == 1
     assert "model.ckpt-2:" in warnings()[0] and "-3" in warnings()[0]
     checkpoints.repair(run.path)
-    assert len(warnings()) == 1  # what was said is not said again
+    assert len(warnings()) == 1  # no second warning
 
 
 def test_a_missing_data_file_is_damage(run):
@@ -123,20 +123,20 @@ def test_changed_counters_are_damage(run):
     assert "checksum of 'batches_seen'" in checkpoints.damage(run.prefix(3))
 
 
-def test_two_damaged_checkpoints_are_passed_over(run, warnings):
+def test_two_damaged_checkpoints_are_skipped(run, warnings):
     run.damage(2)
     run.damage(3)
     assert checkpoints.repair(run.path) == run.prefix(1)
     assert len(warnings()) == 1
 
 
-def test_no_whole_checkpoint_is_an_error_and_changes_nothing(run):
+def test_only_damaged_checkpoints_are_an_error_and_stay_listed(run):
     for step in (1, 2, 3):
         run.damage(step)
     with pytest.raises(
         errors.UserError,
-        match="no checkpoint in .* is whole; "
-        ".*-3.*move them away to begin anew",
+        match="all checkpoints are damaged; "
+        ".*-3.*move them away to start again",
     ):
         checkpoints.repair(run.path)
     assert run.steps() == [1, 2, 3]
@@ -170,7 +170,7 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_what_a_killed_save_left_is_removed(run):
+def test_unfinished_files_of_a_killed_save_are_removed(run):
     left = os.path.join(run.path, "model.ckpt-4_temp_0123")
     os.mkdir(left)
     checkpoints.repair(run.path, removes=False)
@@ -187,7 +187,7 @@ def test_a_moved_directory_still_works(run, tmp_path):
     assert checkpoints.newest(moved) == os.path.join(moved, "model.ckpt-2")
 
 
-def test_what_was_just_restored_is_not_written_again(run):
+def test_a_restored_checkpoint_is_not_written_again(run):
     name = tf_checkpoint.index_file(run.prefix(3))
     os.utime(name, (1, 1))
     run.saver.restore(run.session, run.prefix(3))
@@ -200,23 +200,23 @@ def test_what_was_just_restored_is_not_written_again(run):
 # Two runs in one directory.
 
 
-def test_a_second_run_in_a_directory_is_refused(tmp_path, monkeypatch):
+def test_a_second_run_in_a_directory_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "_CLAIM_SECONDS", 0.2)
-    other = os.open(str(tmp_path), os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)  # as another process holds it
+    holder = os.open(str(tmp_path), os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)  # as another process holds it
     with pytest.raises(errors.UserError, match="another run trains in"):
         checkpoints.claim(str(tmp_path))
-    os.close(other)  # as the kernel does when it is killed
+    os.close(holder)  # as the kernel does when it is killed
     checkpoints.claim(str(tmp_path))
-    checkpoints.claim(str(tmp_path))  # is this process's own
-    other = os.open(str(tmp_path), os.O_RDONLY)
+    checkpoints.claim(str(tmp_path))  # this process already holds it
+    intruder = os.open(str(tmp_path), os.O_RDONLY)
     with pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(other)
+        fcntl.flock(intruder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(intruder)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_evaluation_leaves_alone_what_a_run_is_writing(run, tmp_path):
+def test_an_evaluation_keeps_the_unfinished_files_of_a_run(run, tmp_path):
     unfinished = tmp_path / "run" / "model.ckpt-4_temp_1"
     unfinished.mkdir()
     path = tiny.write_model(tmp_path / "model") / "config.json"
@@ -228,51 +228,3 @@ def test_an_evaluation_leaves_alone_what_a_run_is_writing(run, tmp_path):
             settings, run_config.model_config(settings)
         )
         assert unfinished.exists() is not trains
-
-
-# Errors of TensorFlow that a user can mend.
-
-
-class Batches:
-    def raise_error(self):
-        pass
-
-
-@pytest.mark.parametrize(
-    "error, message",
-    [
-        (
-            tf.errors.ResourceExhaustedError(
-                None, None, "Graph error:\n out/a.data; No space left on device"
-            ),
-            r"files in out: No space left \(out/a.data; No space left on device\); "
-            r"free some space, then the same command goes on from the start",
-        ),
-        (
-            tf.errors.PermissionDeniedError(
-                None, None, "out/a; Read-only file system"
-            ),
-            "make it usable",
-        ),
-        (
-            tf.errors.NotFoundError(
-                None, None, "out/a; No such file or directory"
-            ),
-            "make it usable",
-        ),
-        (
-            tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"),
-            "out of memory: OOM when .*--train_batch_size",
-        ),
-    ],
-)
-def test_errors_about_files_and_memory_are_one_line(error, message):
-    with pytest.raises(errors.UserError, match=message):
-        with loop.reported(Batches(), "out"):
-            raise error
-
-
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(tf.errors.InternalError):
-        with loop.reported(Batches(), "out"):
-            raise tf.errors.InternalError(None, None, "a bug")

@@ -1,32 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The divergence guard: what it calls trouble, where a run goes back to."""
+"""The divergence guard and rollback: spikes, checkpoints, skipped batches."""
 
+import json
 import math
 import random
-import tempfile
 
 import pytest
 
 from common import errors
 from helpers import planted
-from training import checkpoints, divergence, train_step
+from training import checkpoints, divergence, rollback, run_config
 
 
 class Feed:
-    """Feeds a detector one batch after the other."""
+    """Feeds a guard one batch after the other; `spike` is what it raises."""
 
     def __init__(self, **options):
-        self.detector = divergence.Detector(**options)
+        self.guard = divergence.Guard("rollback", **options)
         self.batch = self.step = 0
+        self.spike = None
 
     def __call__(self, loss=2.0, norm=1.0, updated=True):
         self.step += updated
         self.batch += 1
-        return self.detector.observe(
-            divergence.Observation(
-                self.batch - 1, 1, self.step, int(updated), loss, norm
+        try:
+            return self.guard.observe(
+                divergence.Observation(
+                    self.batch - 1, 1, self.step, int(updated), loss, norm
+                )
             )
-        )
+        except divergence.Diverged as diverged:
+            self.spike = diverged.spike
+            return self.spike.reason
 
     def usual(self, count=60, seed=0):
         """Losses that fall from 8 to 2, with noise."""
@@ -36,7 +41,6 @@ class Feed:
                 2 + 6 * math.exp(-number / 10) + noise.gauss(0, 0.1),
                 math.exp(noise.gauss(0, 0.3)),
             )
-        assert self.detector.trouble is None
         return self
 
 
@@ -45,26 +49,24 @@ def test_a_falling_noisy_loss_is_usual():
         Feed().usual(1000, seed)
 
 
-def test_a_spike_is_named_and_ends_when_the_run_is_calm():
+def test_a_spike_ends_when_the_run_is_calm():
     feed = Feed().usual()
     assert "loss 9.0000 is far above its mean 2." in feed(9.0)
     assert not feed(2.0)
     assert feed(8.0)
-    assert feed.detector.trouble is None
     for _ in range(divergence.CALM):
-        assert feed.detector.trouble is None
+        assert feed.spike is None
         feed(2.0)
-    trouble = feed.detector.trouble
-    assert (trouble.first, trouble.end, trouble.step) == (60, 63, 61)
-    assert str(trouble).endswith("at step 61 (batches 60 to 62)")
+    assert feed.spike[:3] == (60, 63, 61)
+    assert str(feed.spike).endswith("at step 61 (batches 60 to 62)")
 
 
-def test_the_guard_does_not_wait_for_ever():
+def test_the_guard_does_not_wait_forever_for_the_end_of_a_spike():
     feed = Feed().usual()
     for _ in range(divergence.PATIENCE):
-        assert feed.detector.trouble is None
+        assert feed.spike is None
         feed(7.0)
-    assert (feed.detector.trouble.first, feed.detector.trouble.end) == (60, 80)
+    assert feed.spike[:2] == (60, 80)
 
 
 @pytest.mark.parametrize(
@@ -75,32 +77,32 @@ def test_the_guard_does_not_wait_for_ever():
         (dict(norm=math.inf), "gradient norm is inf"),
     ],
 )
-def test_no_number_is_trouble_at_once_even_at_the_start(seen, reason):
+def test_a_value_that_is_not_finite_is_a_spike_at_once(seen, reason):
     feed = Feed()
     feed(2.0)
-    assert feed(**seen) == reason
-    assert feed.detector.trouble == divergence.Trouble(1, 2, 2, reason)
+    feed(**seen)
+    assert feed.spike == divergence.Spike(1, 2, 2, reason)
 
 
-def test_a_jump_of_the_gradient_norm_is_trouble():
+def test_a_jump_of_the_gradient_norm_is_a_spike():
     feed = Feed().usual()
     assert not feed(norm=5.0)
     assert "gradient norm 50 is far above its mean " in feed(norm=50.0)
     for _ in range(divergence.CALM):
         feed()
-    assert feed.detector.trouble.first == 61
+    assert feed.spike.first == 61
 
 
-def test_overflows_are_trouble_when_they_do_not_end():
+def test_a_streak_of_overflows_is_a_spike():
     feed = Feed().usual()
     for _ in range(15):  # the scale falls from 2**15 to 1
         assert not feed(math.nan, math.nan, updated=False)
     feed()
-    assert feed.detector.trouble is None
     for _ in range(divergence.OVERFLOW_STREAK - 1):
         assert not feed(math.nan, math.nan, updated=False)
-    assert feed(math.inf, math.inf, updated=False) == "20 overflows in a row"
-    assert (feed.detector.trouble.first, feed.detector.trouble.end) == (76, 96)
+    assert feed.spike is None
+    feed(math.inf, math.inf, updated=False)
+    assert feed.spike == (76, 96, 61, "20 overflows in a row")
 
 
 def test_more_deviations_allow_more():
@@ -108,54 +110,91 @@ def test_more_deviations_allow_more():
     assert not Feed(deviations=100.0).usual()(6.0)
 
 
-def test_what_was_usual_is_remembered_after_a_rollback():
+def test_usual_values_are_remembered_after_a_rollback():
     feed = Feed().usual()
     feed(math.nan)
-    feed.detector.forget()
-    assert feed.detector.trouble is None
+    feed.guard.reset()
     assert feed(9.0) and not feed(2.0)
 
 
-def observe(guard, loss):
-    return guard.observe(divergence.Observation(7, 1, 8, 1, loss, 1.0))
-
-
-def test_the_guard_stops_rolls_back_or_does_nothing():
-    assert observe(divergence.Guard(), math.nan) == ""
+def test_the_guard_stops_or_does_nothing():
+    seen = divergence.Observation(7, 1, 8, 1, math.nan, 1.0)
+    assert divergence.Guard().observe(seen) == ""
     with pytest.raises(
         errors.UserError, match=r"loss is nan at step 8 .*learning_rate"
     ):
-        observe(divergence.Guard("stop"), math.nan)
-    with pytest.raises(divergence.Diverged) as caught:
-        observe(divergence.Guard("rollback"), math.nan)
-    assert caught.value.trouble.first == 7
+        divergence.Guard("stop").observe(seen)
 
 
-# Where a run goes back to.
+# Rollback.
 
 
-def skips_in(path, *jumps):
-    skips = divergence.Skips(str(path))
-    for jump in jumps:
-        skips.add(*jump)
-    return divergence.Skips(str(path))
+class Directory:
+    """A run's directory whose checkpoints are at batches 0, 50 and 100."""
+
+    def __init__(self, folder, monkeypatch):
+        self.path = str(folder)
+        self.paths = ["0", "50", "100"]
+        for name, replacement in (
+            ("listed", lambda directory: list(self.paths)),
+            ("damage", lambda path: ""),
+            ("batches_seen", int),
+            ("keep", lambda directory, paths: setattr(self, "paths", paths)),
+        ):
+            monkeypatch.setattr(checkpoints, name, replacement)
+
+    def roll_back(self, first, end, most=9):
+        """Rolls back after a spike; returns the checkpoints left."""
+        run = run_config.RunConfig(
+            output_dir=self.path, divergence_max_rollbacks=most
+        )
+        rollback.roll_back(run, divergence.Spike(first, end, 1, "x"))
+        return self.paths
+
+    def resume(self, seen):
+        return rollback.resume(self.path, seen)
 
 
-def test_skips_outlive_the_process(tmp_path):
-    assert skips_in(tmp_path).resume(40) == (40, 0)
-    skips = skips_in(tmp_path, (40, 47), (100, 120))
-    assert skips.rollbacks == 2
-    assert skips.resume(40) == (47, 7)
-    assert skips.resume(60) == (60, 7)
-    assert skips.resume(100) == (120, 27)
-    assert skips.resume(20) == (20, 0)
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    return Directory(tmp_path, monkeypatch)
 
 
-def test_a_later_rollback_voids_the_jumps_behind_it(tmp_path):
-    skips = skips_in(tmp_path, (40, 47), (100, 120), (80, 130), (80, 140))
-    assert skips.rollbacks == 4
-    assert skips.resume(80) == (140, 67)
-    assert skips.resume(150) == (150, 67)
+def test_rollback_restores_the_last_checkpoint_before_the_spike(directory):
+    assert directory.roll_back(100, 120) == ["0", "50", "100"]
+    assert directory.roll_back(99, 130) == ["0", "50"]
+    # A spike again right after batch 50: the checkpoint before is restored.
+    assert directory.roll_back(140, 150) == ["0"]
+    # There is none before batch 0.
+    assert directory.roll_back(10, 12) == ["0"]
+    with pytest.raises(errors.UserError, match="so far: 4, and .* is 4;"):
+        directory.roll_back(12, 13, most=4)
+
+
+def test_without_an_older_checkpoint_there_is_no_rollback(directory):
+    directory.paths = ["50", "100"]
+    with pytest.raises(errors.UserError, match="--keep_checkpoint_max"):
+        directory.roll_back(49, 50)
+
+
+def test_a_rollback_skips_the_batches_of_the_spike(directory):
+    assert directory.resume(50) == (50, 0)
+    directory.roll_back(52, 57)
+    assert directory.resume(50) == (57, 7)
+    assert directory.resume(60) == (60, 7)
+    assert directory.resume(20) == (20, 0)
+    directory.paths.append("100")
+    directory.roll_back(110, 120)
+    assert directory.resume(100) == (120, 27)
+    with open(directory.path + "/rollbacks.json") as stream:
+        assert json.load(stream) == {
+            "rollbacks": 2,
+            "skipped": [[50, 57], [100, 120]],
+        }
+    directory.paths.insert(2, "80")
+    directory.roll_back(90, 130)  # the jump at batch 100 is void now
+    assert directory.resume(80) == (130, 57)
+    assert directory.resume(150) == (150, 57)
 
 
 @pytest.mark.parametrize(
@@ -169,34 +208,13 @@ def test_a_later_rollback_voids_the_jumps_behind_it(tmp_path):
         '{"rollbacks": 1e999, "skipped": []}',
     ],
 )
-def test_a_damaged_list_of_skips_is_an_error(tmp_path, text):
+def test_a_damaged_list_of_rollbacks_is_an_error(tmp_path, text):
     (tmp_path / "rollbacks.json").write_text(text)
     with pytest.raises(errors.UserError, match='write {"rollbacks": 0'):
-        divergence.Skips(str(tmp_path))
+        rollback.resume(str(tmp_path), 0)
 
 
-def test_target_is_the_last_checkpoint_before_the_trouble(tmp_path):
-    written = [("a", 0), ("b", 50), ("c", 100)]
-
-    def target(first, *jumps):
-        return divergence.rollback_target(
-            written,
-            divergence.Trouble(first, first + 1, 1, "x"),
-            skips_in(tempfile.mkdtemp(dir=str(tmp_path)), *jumps),
-        )
-
-    assert target(100) == 2
-    assert target(99) == 1
-    # Trouble came again from b: the one before is taken.
-    assert target(70, (50, 60)) == 0
-    assert target(10, (0, 8)) == 0
-    with pytest.raises(errors.UserError, match="--keep_checkpoint_max"):
-        divergence.rollback_target(
-            written[1:], divergence.Trouble(49, 50, 1, "x"), skips_in(tmp_path)
-        )
-
-
-# A whole run.
+# Entire runs.
 
 
 @pytest.fixture
@@ -213,20 +231,20 @@ def test_a_planted_spike_is_rolled_back(pretraining, log_lines):
     loss = pretraining(
         "planted", bad, is_evaluated=True, divergence_guard="rollback"
     )
-    told = [line for line in log_lines if line.startswith("rollback")]
-    assert len(told) == 1
-    assert "rollback 1 of at most 3 to" in told[0]
-    assert "model.ckpt-100: loss" in told[0]
-    assert told[0].endswith(
-        "at step 113 (batches 112 to 115); going on at batch 116"
+    logged = [line for line in log_lines if line.startswith("rollback")]
+    assert len(logged) == 1
+    assert "rollback 1 of at most 3 to" in logged[0]
+    assert "model.ckpt-100: loss" in logged[0]
+    assert logged[0].endswith(
+        "at step 113 (batches 112 to 115); resuming at batch 116"
     )
     print("loss", expected, "with the planted spike", loss)
     assert abs(loss - expected) < 0.01 * expected
-    # Step 240 took 256 batches: 16 were passed over, none overflowed.
+    # Step 240 took 256 batches: 16 were skipped, none overflowed.
     last = [line for line in log_lines if line.startswith("step=240 ")][-1]
     assert " overflows=0" in last
     assert (
-        train_step.checkpoints.batches_seen(
+        checkpoints.batches_seen(
             checkpoints.newest(str(pretraining.folder / "planted"))
         )
         == 256
@@ -240,8 +258,8 @@ def test_a_planted_spike_stops(pretraining, log_lines):
         r" \(batches 60 to 6\d\)",
     ):
         pretraining("stop", (60, 61), divergence_guard="stop")
-    told = [line.split()[:2] for line in log_lines if "far above" in line]
-    assert told[:2] == [["step=61", "batch=60"], ["step=62", "batch=61"]]
+    logged = [line.split()[:2] for line in log_lines if "far above" in line]
+    assert logged[:2] == [["step=61", "batch=60"], ["step=62", "batch=61"]]
 
 
 def test_rollbacks_come_to_an_end(pretraining, log_lines):

@@ -425,7 +425,7 @@ def test_every_option_of_fine_tuning_at_once(chain, pretrained):
         "--n_best_size=3",
         out="options",
     )
-    assert "4 begin anew (cls/squad/" in result.log
+    assert "4 initialized at random (cls/squad/" in result.log
     names = dict(tf.train.list_variables(str(out)))
     assert names["cls/squad/answerable/kernel"] == [32, 1]
     assert "cls/squad/answerable/kernel/adam_v" in names
@@ -498,7 +498,7 @@ def test_losses_of_20_steps_are_those_of_the_other_platform(
     np.testing.assert_allclose(
         tiny.losses_of(result.log), recorded, rtol=0, atol=1e-4
     )
-    assert "42 variables loaded, 0 begin anew" in result.log
+    assert "42 variables loaded, 0 initialized" in result.log
 
 
 # --- Bad input --------------------------------------------------------------

@@ -59,7 +59,7 @@ SEQUENCES = finetuning.Sequences(
 
 
 def features_of(batches, step):
-    return dict(zip(batches.names, batches(step)))
+    return dict(zip(batches.specs, batches.arrays(step)))
 
 
 def test_values_of_tokens_are_padded_along_with_them():
@@ -77,11 +77,11 @@ def test_values_of_tokens_are_padded_along_with_them():
 
 def test_prediction_sees_each_sequence_once_and_no_label():
     task = finetuning.TaskConfig(predict_batch_size=2)
-    batches = finetuning.predict_batches(
+    batches, steps = finetuning.predict_batches(
         SEQUENCES, CONFIG, run_of(), task, device_of()
     )
-    assert batches.predict_all(SEQUENCES.lengths) == 2
-    assert set(batches.names) == {"input_ids", "index"}
+    assert steps == 2
+    assert set(batches.specs) == {"input_ids", "index"}
     found = [features_of(batches, step) for step in range(2)]
     assert [f["index"].tolist() for f in found] == [[1, 2], [0]]
     assert found[1]["input_ids"][0, :4].tolist() == [0, 5, 2, 1]
@@ -92,14 +92,13 @@ def test_choices_stand_side_by_side(static):
     pairs = [[[0, 5, 2], [0, 6, 6, 2]], [[0, 7, 2], [0, 8, 2]]]
     device = device_of()
     device.static_shapes = static
-    batches = finetuning.predict_batches(
+    batches, _ = finetuning.predict_batches(
         finetuning.Sequences(pairs.__getitem__, np.array([4, 3]), choices=2),
         CONFIG,
         run_of(max_seq_length=64),
         finetuning.TaskConfig(predict_batch_size=3),
         device,
     )
-    batches.predict_all([4, 3])
     features = features_of(batches, 0)
     assert features["input_ids"].shape == ((3, 2, 64) if static else (2, 2, 32))
     assert features["input_ids"][:2, :, 1].tolist() == [[5, 6], [7, 8]]
@@ -186,7 +185,7 @@ def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels, head):
         found = session.run(variables)
     assert found[1].tolist() == head
     assert found[2].tolist() == [1, 1]
-    assert any("the head begins anew" in line for line in log_lines) == (
+    assert any("the head is initialized" in line for line in log_lines) == (
         labels != 2
     )
 

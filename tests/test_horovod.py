@@ -74,7 +74,7 @@ def launch(folder, command):
 
 
 @pytest.fixture(scope="module")
-def one(data):
+def single(data):
     """The losses of one process with the whole batch."""
     return tiny.losses_of(
         tiny.run(
@@ -89,24 +89,24 @@ def two(data):
 
 
 def assert_same(output, losses):
-    found = tiny.losses_of(output)
-    assert len(found) == 20 and losses[-5:].mean() < losses[:5].mean() - 0.1
-    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)
+    actual = tiny.losses_of(output)
+    assert len(actual) == 20 and losses[-5:].mean() < losses[:5].mean() - 0.1
+    np.testing.assert_allclose(actual, losses, rtol=0, atol=1e-5)
 
 
-def test_two_processes_give_the_losses_of_one(two, one):
-    assert_same(two[0], one)
+def test_two_processes_give_the_losses_of_one(two, single):
+    assert_same(two[0], single)
 
 
-def test_two_micro_batches_give_the_losses_of_one(data, one):
+def test_two_micro_batches_give_the_losses_of_one(data, single):
     output = tiny.run(
         flags(data, "micro", train_batch_size=8, num_accumulation_steps=2),
         tiny.environment(npu=False),
     )
-    assert_same(output, one)
+    assert_same(output, single)
 
 
-def test_averaging_every_micro_batch_changes_nothing(data, one):
+def test_averaging_every_micro_batch_changes_nothing(data, single):
     outputs = two_processes(
         data,
         "each",
@@ -114,7 +114,7 @@ def test_averaging_every_micro_batch_changes_nothing(data, one):
         num_accumulation_steps=2,
         allreduce_post_accumulation=False,
     )
-    assert_same(outputs[0], one)
+    assert_same(outputs[0], single)
 
 
 def test_rank_0_alone_saves_and_logs(data, two):
@@ -143,13 +143,13 @@ def test_two_processes_are_rolled_back_together(tmp_path):
         tmp_path / "logs",
         [sys.executable, planted.__file__, tmp_path, "90", "62", "65"],
     )
-    told = [line for line in outputs[0].splitlines() if "rollback 1" in line]
-    assert len(told) == 1, outputs[0][-3000:]
-    assert "model.ckpt-50: loss" in told[0]
-    assert re.search(r"at step 63 \(batches 62 to 6\d\); going on", told[0])
+    logged = [line for line in outputs[0].splitlines() if "rollback 1" in line]
+    assert len(logged) == 1, outputs[0][-3000:]
+    assert "model.ckpt-50: loss" in logged[0]
+    assert re.search(r"at step 63 \(batches 62 to 6\d\); resuming", logged[0])
     assert "rollback 1" not in outputs[1]
-    # 90 updates; the batches from 50 to the end of the spike passed over.
-    end = int(re.search(r"batch (\d+)$", told[0]).group(1))
+    # 90 updates; the batches from 50 to the end of the spike are skipped.
+    end = int(re.search(r"batch (\d+)$", logged[0]).group(1))
     assert (
         checkpoints.batches_seen(checkpoints.newest(str(tmp_path / "two")))
         == 90 + end - 50

@@ -7,97 +7,24 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors, tf_example, tfrecord
+from common import errors
+from helpers.masked_lm_records import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    sequences_of,
+    source_of,
+    static_example,
+    write_records,
+)
 from pretraining_data import manifest as manifests
 from pretraining_data import records
-from training import input_pipeline, loop, masked_lm_batches
-
-VOCAB = 60
-MASK = VOCAB - 1
-LENGTH = 16
-PREDICTIONS = 4
-SETTINGS = dict(
-    max_seq_length=LENGTH,
-    max_predictions=PREDICTIONS,
-    vocab_size=VOCAB,
-    pad_token_id=1,
-)
-MANIFEST = dict(
-    masking="dynamic",
-    max_seq_length=LENGTH,
-    max_predictions_per_seq=PREDICTIONS,
-    vocab_size=VOCAB,
-    bos_id=0,
-    pad_id=1,
-    eos_id=2,
-    unk_id=3,
-    mask_id=MASK,
-)
-
-
-def sequences_of(count, seed=0):
-    """Sequences of 5 to 16 tokens; the second one is their number."""
-    random = np.random.RandomState(seed)
-    return [
-        np.concatenate(
-            [
-                [0, 4 + number],
-                random.randint(4, MASK, random.randint(2, LENGTH - 2)),
-                [2],
-            ]
-        )
-        for number in range(count)
-    ]
-
-
-def static_example(ids):
-    row = np.full(LENGTH, 1)
-    row[: len(ids)] = ids
-    row[1] = MASK
-    return {
-        "input_ids": row,
-        "input_mask": (row != 1).astype(np.int64),
-        "segment_ids": np.zeros(LENGTH, np.int64),
-        "masked_lm_positions": np.array([1, 0, 0, 0]),
-        "masked_lm_ids": np.array([ids[1], 0, 0, 0]),
-        "masked_lm_weights": np.array([1, 0, 0, 0], np.float32),
-    }
-
-
-def write_records(
-    directory, count=13, *, static=False, manifest=True, **changes
-):
-    """Two files of records and their manifest; returns the directory."""
-    os.makedirs(str(directory), exist_ok=True)
-    entries, parts = [], np.array_split(np.arange(count), 2)
-    sequences = sequences_of(count)
-    for name, part in zip(("a.tfrecord", "b.tfrecord"), parts):
-        path = os.path.join(str(directory), name)
-        with tfrecord.RecordWriter(path) as writer:
-            for number in part:
-                example = (
-                    static_example(sequences[number])
-                    if static
-                    else {"input_ids": sequences[number]}
-                )
-                writer.write(tf_example.encode_example(example))
-        entries.append(manifests.summarize_file(path))
-    if manifest:
-        settings = dict(
-            MANIFEST, masking="static" if static else "dynamic", shards=entries
-        )
-        settings.update(changes)
-        manifests.write_manifest(str(directory), settings)
-    return str(directory)
+from training import input_pipeline, masked_lm_batches, tensorflow_errors
 
 
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("dynamic"))
-
-
-def source_of(inputs, **changes):
-    return masked_lm_batches.MaskedLmSource(inputs, **dict(SETTINGS, **changes))
 
 
 def training_batches(source, batch_size=4, seed=7, **options):
@@ -108,7 +35,7 @@ def training_batches(source, batch_size=4, seed=7, **options):
 
 
 def as_dict(batches, step):
-    return dict(zip(batches.names, batches(step)))
+    return dict(zip(batches.specs, batches.arrays(step)))
 
 
 def unmasked(batch):
@@ -120,9 +47,10 @@ def unmasked(batch):
     return ids
 
 
-def assert_same(one, other):
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 # Masked LM batches.
@@ -142,14 +70,18 @@ def test_dataset_begins_anywhere(dynamic):
     features = tf.data.make_one_shot_iterator(
         input_pipeline.dataset(batches, 3)
     ).get_next()
-    assert {
-        name: tensor.shape.as_list() for name, tensor in features.items()
-    } == dict(zip(batches.names, batches.shapes))
+    assert {n: tensor.shape.as_list() for n, tensor in features.items()} == {
+        "input_ids": [4, 16],
+        "input_mask": [4, 16],
+        "masked_lm_positions": [4, 4],
+        "masked_lm_ids": [4, 4],
+        "masked_lm_weights": [4, 4],
+    }
     with tf.Session() as session:
         for step in (3, 4):
-            found = session.run(features)
-            assert_same(found, as_dict(batches, step))
-            assert found["input_ids"].dtype == np.int32
+            batch = session.run(features)
+            assert_same(batch, as_dict(batches, step))
+            assert batch["input_ids"].dtype == np.int32
 
 
 def test_dataset_ends(dynamic):
@@ -164,9 +96,11 @@ def test_dataset_ends(dynamic):
 
 
 def test_seed_changes_order_and_masks(dynamic):
-    one = as_dict(training_batches(source_of(dynamic)), 0)
-    other = as_dict(training_batches(source_of(dynamic), seed=8), 0)
-    assert not np.array_equal(unmasked(one), unmasked(other))
+    batch, reseeded = [
+        as_dict(training_batches(source_of(dynamic), seed=seed), 0)
+        for seed in (7, 8)
+    ]
+    assert not np.array_equal(unmasked(batch), unmasked(reseeded))
 
 
 def test_ranks_share_one_global_batch(dynamic):
@@ -181,7 +115,7 @@ def test_ranks_share_one_global_batch(dynamic):
             as_dict(whole, step),
             {
                 name: np.concatenate([half[name] for half in halves])
-                for name in whole.names
+                for name in whole.specs
             },
         )
 
@@ -224,7 +158,7 @@ def test_static_records_come_as_they_are(tmp_path):
     batch = as_dict(batches, 0)
     for row, ids in enumerate(sequences_of(13)):
         example = static_example(ids)
-        for name in batches.names:
+        for name in batches.specs:
             np.testing.assert_array_equal(batch[name][row], example[name])
 
 
@@ -247,7 +181,7 @@ def test_masks_of_evaluation_are_always_the_same(dynamic):
         large,
         {
             name: np.concatenate([p[name] for p in parts])[:13]
-            for name in small.names
+            for name in small.specs
         },
     )
     order = [tuple(row[row != 1]) for row in unmasked(large)]
@@ -287,10 +221,20 @@ def test_last_batch_of_an_evaluation_is_filled_with_weight_0(dynamic):
 @pytest.mark.parametrize(
     "static, changes, settings, message",
     [
-        (False, {}, {"vocab_size": 50}, "vocab_size 60.*vocab_size 50"),
-        (False, {}, {"pad_token_id": 0}, "pad_id 1.*pad_token_id 0"),
-        (False, {}, {"max_seq_length": 8}, "max_seq_length 16.*use --max_seq_"),
-        (True, {}, {"max_seq_length": 32}, "max_seq_length 16.*=32"),
+        (
+            False,
+            {},
+            {"vocab_size": 50},
+            "vocab_size 60, .*vocab_size 50; build",
+        ),
+        (False, {}, {"pad_token_id": 0}, "pad_id 1, .*pad_token_id 0; build"),
+        (
+            False,
+            {},
+            {"max_seq_length": 8},
+            "max_seq_length 16, .*=8; use --max_seq_.*=16",
+        ),
+        (True, {}, {"max_seq_length": 32}, "max_seq_length 16, expected .*=32"),
         (True, {}, {"max_predictions": 5}, "max_predictions_per_seq 4.*=4"),
         (True, {}, {"max_predictions": 3}, "max_predictions_per_seq 4"),
     ],
@@ -342,7 +286,7 @@ def test_records_without_a_manifest_are_read_after_one_warning(
 
 def test_no_record_is_an_error(tmp_path):
     directory = write_records(tmp_path, count=0, manifest=False)
-    with pytest.raises(errors.UserError, match="holds no record"):
+    with pytest.raises(errors.UserError, match="no records; build"):
         source_of(directory)
 
 
@@ -416,13 +360,13 @@ def test_error_in_a_batch_reaches_the_user(tmp_path):
     ).get_next()
     with tf.Session() as session:
         with pytest.raises(errors.UserError) as caught:
-            with loop.reported(batches):
+            with tensorflow_errors.reported(batches):
                 session.run(features)
     assert "b.tfrecord" in str(caught.value)
     assert "record 5" in str(caught.value)
 
 
-def test_corrupt_records_are_passed_over_when_asked(tmp_path):
+def test_corrupt_records_are_skipped_when_asked(tmp_path):
     directory = write_records(tmp_path)
     damage_last_record(directory)
     source = source_of(directory, skip_corrupt=True)
@@ -433,10 +377,10 @@ def test_corrupt_records_are_passed_over_when_asked(tmp_path):
 def test_a_tensorflow_error_of_another_kind_stays_one(dynamic):
     batches = training_batches(source_of(dynamic))
     with pytest.raises(tf.errors.OutOfRangeError):
-        with loop.reported(batches):
+        with tensorflow_errors.reported(batches):
             raise tf.errors.OutOfRangeError(None, None, "end")
     with pytest.raises(errors.UserError, match="--train_batch_size"):
-        with loop.reported(batches):
+        with tensorflow_errors.reported(batches):
             raise tf.errors.ResourceExhaustedError(None, None, "no memory")
 
 
@@ -445,12 +389,14 @@ def test_a_tensorflow_error_of_another_kind_stays_one(dynamic):
 LENGTHS = np.random.RandomState(0).randint(5, 90, 30)
 
 
-def feature_batches(**options):
+def feature_batches(order, **options):
     options = dict(dict(batch_size=4, pad_token_id=1), **options)
-    values = {"start_position": np.arange(30, dtype=np.int32)}
-    return input_pipeline.FeatureBatches(
-        lambda index: [4 + index] * LENGTHS[index], values, **options
+    sequences = input_pipeline.Sequences(
+        lambda index: [4 + index] * LENGTHS[index],
+        LENGTHS,
+        {"start_position": np.arange(30, dtype=np.int32)},
     )
+    return input_pipeline.FeatureBatches(sequences, order, **options)
 
 
 def test_pools_use_every_sequence_once_an_epoch():
@@ -463,7 +409,7 @@ def test_pools_use_every_sequence_once_an_epoch():
     assert not np.array_equal(steps[:15], steps[15:])
 
 
-def test_nothing_is_shuffled_where_it_is_not_wanted(dynamic):
+def test_sequences_can_be_read_from_front_to_back(dynamic):
     pools = input_pipeline.LengthPools(
         LENGTHS, batch_size=4, seed=1, is_shuffled=False
     )
@@ -483,10 +429,10 @@ def test_pools_are_a_function_of_the_step():
     def pools():
         return input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
 
-    one, other = pools(), pools()
-    steps = {step: one.indices(step) for step in range(20)}
+    forward, again = pools(), pools()
+    steps = {step: forward.indices(step) for step in range(20)}
     for step in (17, 3, 11, 2):
-        np.testing.assert_array_equal(steps[step], other.indices(step))
+        np.testing.assert_array_equal(steps[step], again.indices(step))
 
 
 def test_pools_batch_like_lengths_in_random_order():
@@ -504,8 +450,8 @@ def test_training_features_are_shared_by_ranks():
             LENGTHS, batch_size=size, seed=1, pool=5
         )
 
-    whole = feature_batches(order=order(8), batch_size=8)
-    parts = [feature_batches(order=order(8), rank=rank) for rank in (0, 1)]
+    whole = feature_batches(order(8), batch_size=8)
+    parts = [feature_batches(order(8), rank=rank) for rank in (0, 1)]
     for step in (0, 7):
         halves = [as_dict(part, step) for part in parts]
         together = as_dict(whole, step)
@@ -517,9 +463,9 @@ def test_training_features_are_shared_by_ranks():
 
 def test_features_are_padded_to_the_next_multiple_of_32():
     batches = feature_batches(
-        order=input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
+        input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
     )
-    assert batches.shapes[0] == [4, None]
+    assert batches.specs["input_ids"].shape.as_list() == [4, None]
     widths = set()
     for step in range(10):
         batch = as_dict(batches, step)
@@ -534,24 +480,24 @@ def test_features_are_padded_to_the_next_multiple_of_32():
     assert len(widths) > 1
 
 
-def predicted(batches):
-    steps = batches.predict_all(LENGTHS)
-    found = [as_dict(batches, step) for step in range(steps)]
-    return found, np.concatenate([batch["index"] for batch in found])
+def predicted(**options):
+    """(each batch of a prediction, the indices in all of them)."""
+    order = input_pipeline.LongestFirst(LENGTHS, 4)
+    batches = feature_batches(order, **options)
+    features = [as_dict(batches, step) for step in range(order.steps)]
+    return features, np.concatenate([batch["index"] for batch in features])
 
 
-def test_prediction_goes_once_through_all_and_keeps_the_last_part():
-    found, indices = predicted(feature_batches())
+def test_prediction_reads_each_sequence_once_the_longest_first():
+    features, indices = predicted()
     assert sorted(indices) == list(range(30))
-    assert [len(batch["index"]) for batch in found] == [4] * 7 + [2]
-    widths = [batch["input_ids"].shape[1] for batch in found]
-    assert widths == sorted(widths, reverse=True)
+    assert [len(batch["index"]) for batch in features] == [4] * 7 + [2]
+    widths = [batch["input_ids"].shape[1] for batch in features]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) > 1
 
 
 def test_static_shapes_fill_the_last_batch_with_padding():
-    batches = feature_batches(max_length=96)
-    assert batches.shapes[0] == [4, 96]
-    found, indices = predicted(batches)
-    assert {batch["input_ids"].shape for batch in found} == {(4, 96)}
+    features, indices = predicted(max_length=96)
+    assert {batch["input_ids"].shape for batch in features} == {(4, 96)}
     assert sorted(indices) == [-1, -1] + list(range(30))
-    assert (found[-1]["input_ids"][2:] == 1).all()
+    assert (features[-1]["input_ids"][2:] == 1).all()

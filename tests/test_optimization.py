@@ -14,7 +14,7 @@ import optimization
 import run_pretraining
 from device import Processes
 from helpers.paths import GOLDEN
-from training import progress, run_config
+from training import run_config
 
 TRAJECTORY = np.load(str(GOLDEN / "training" / "trajectory.npz"))
 FEATURES = (
@@ -48,9 +48,6 @@ class Trainer:
             train_batch_size=sequences // count,
             **settings,
         )
-        task = run_pretraining.PretrainingConfig(
-            num_train_steps=steps, num_warmup_steps=warmup_steps
-        )
         device = cpu_environment.Cpu(
             environment.DeviceConfig(**options or {}), Processes()
         )
@@ -58,7 +55,7 @@ class Trainer:
             str(GOLDEN / "masked_lm" / "config.json")
         )
         model_fn = run_pretraining.build_model_fn(
-            config, run, task, device, progress.SaveTimer()
+            run_config.Training(config, run, device, steps, warmup_steps)
         )
         self._feeds = {
             name: tf.placeholder(

@@ -9,7 +9,7 @@ import pytest
 
 import configuration
 import tokenization
-from common import errors, tf_example, tfrecord
+from common import errors, files, tf_example, tfrecord
 from helpers import tiny
 from pretraining_data import manifest as manifests
 from training import masked_lm_batches, preflight
@@ -92,8 +92,8 @@ def write_records(folder, count=20, largest=200):
             "eos_id": 2,
             "unk_id": 3,
             "mask_id": 260,
-            "vocab_sha256": preflight._sha256(str(model / "vocab.json")),
-            "merges_sha256": preflight._sha256(str(model / "merges.txt")),
+            "vocab_sha256": files.sha256(str(model / "vocab.json")),
+            "merges_sha256": files.sha256(str(model / "merges.txt")),
             "shards": [manifests.summarize_file(path)],
         },
     )
@@ -114,10 +114,9 @@ def change_last_record(folder):
 def source(folder, vocab_size=tiny.VOCAB_SIZE):
     return masked_lm_batches.MaskedLmSource(
         str(folder),
-        max_seq_length=tiny.LENGTH,
-        max_predictions=tiny.PREDICTIONS,
-        vocab_size=vocab_size,
-        pad_token_id=1,
+        masked_lm_batches.Settings(
+            tiny.LENGTH, tiny.PREDICTIONS, vocab_size, pad_token_id=1
+        ),
     )
 
 

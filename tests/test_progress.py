@@ -10,18 +10,17 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from common import errors
-from training import progress
+from training import checkpoints, progress, run_config
 
-# What the hook reads of tf.train.SessionRunValues.
+# What the hook reads of a device, tf.train.SessionRunValues and
+# tf.train.SessionRunContext.
+Device = collections.namedtuple("Device", ["rank", "world_size"])
 Values = collections.namedtuple("Values", ["results"])
-
-
-# ... and of tf.train.SessionRunContext.
 Context = collections.namedtuple("Context", ["session"])
 
 
 class Norm(collections.namedtuple("Norm", ["values"])):
-    """A session that knows one tensor."""
+    """A session with one tensor."""
 
     def run(self, fetches):
         assert fetches == "norm"
@@ -29,7 +28,7 @@ class Norm(collections.namedtuple("Norm", ["values"])):
 
 
 class Session:
-    """Says at which batch and step a run begins."""
+    """A session with the counters of a run."""
 
     def __init__(self, batches, step):
         self._start = [batches, step]
@@ -40,7 +39,7 @@ class Session:
 
 
 class Run:
-    """Drives a hook by hand, with a clock that only moves when told."""
+    """Calls a hook, with a clock that only moves by `call` and `save`."""
 
     def __init__(
         self,
@@ -49,27 +48,29 @@ class Run:
         *,
         batches=0,
         step=0,
+        every=2,
+        rank=0,
         num_train_steps=1000,
         **options,
     ):
         self.clock, self.batches, self.step = 0.0, batches, step
         monkeypatch.setattr(progress.time, "time", lambda: self.clock)
-        self.timer = progress.SaveTimer()
-        options = dict(
-            dict(
-                every=2,
-                is_logging=True,
-                examples_per_step=32,
-                gradient_names=["a", "b", "c"],
-                log_dir=str(directory),
-            ),
-            **options,
+        monkeypatch.setattr(checkpoints.time, "time", lambda: self.clock)
+        run = run_config.RunConfig(
+            output_dir=str(directory),
+            display_loss_steps=every,
+            train_batch_size=8,
+            num_accumulation_steps=2,
         )
+        training = run_config.Training(
+            None, run, Device(rank, 2), num_train_steps, 10
+        )
+        self.timer = training.save_timer
         self.hook = progress.ProgressHook(
+            training,
             {},
             ("batches_seen", "global_step"),
-            num_train_steps=num_train_steps,
-            save_timer=self.timer,
+            gradient_names=["a", "b", "c"],
             **options,
         )
         self.hook.after_create_session(Session(batches, step), None)
@@ -176,7 +177,7 @@ def test_tokens_are_those_of_the_steps_between_two_lines(start, log_lines):
     assert rates == ["300.0", "1000.0"]
 
 
-def test_first_line_lacks_a_throughput_it_cannot_know(start, log_lines):
+def test_first_line_has_no_throughput(start, log_lines):
     run = start(every=1)
     run.call()
     run.call()
@@ -194,7 +195,7 @@ def test_line_every_so_many_steps_and_at_the_end(start, log_lines):
     assert lines_of(log_lines)[-1]["time_left"] == "0:00:00"
 
 
-def test_steps_on_the_device_between_two_looks(start, log_lines):
+def test_several_steps_per_call(start, log_lines):
     run = start(every=20)
     for _ in range(5):
         run.call(seconds=8.0, batches=8)
@@ -215,7 +216,7 @@ def test_loss_is_the_mean_since_the_last_line(start, log_lines):
     assert losses == [3.0, 4.5]
 
 
-def test_run_that_goes_on_counts_from_where_it_was(start, log_lines):
+def test_resumed_run_counts_from_its_checkpoint(start, log_lines):
     run = start(batches=103, step=100, every=10)
     for _ in range(7):
         run.call(loss_scale=2.0)
@@ -250,7 +251,7 @@ def test_scalars_are_written(start, tmp_path, log_lines):
     assert scalars[4, "perplexity"] == pytest.approx(math.exp(2.0))
 
 
-def test_what_the_estimator_writes_overwrites_no_scalars(tmp_path):
+def test_scalars_survive_the_estimators_own_event_file(tmp_path):
     writers = [tf.summary.FileWriter(str(tmp_path))] + [
         progress.scalar_writer(str(tmp_path), name)
         for name in ("train", "eval")
@@ -274,24 +275,24 @@ def test_weight_norm_is_computed_once_a_line(start, tmp_path, log_lines):
         run.call(context=context)
     run.hook.end(None)
     (path,) = tmp_path.iterdir()
-    found = {
+    scalars = {
         event.step: value.simple_value
         for event in tf.train.summary_iterator(str(path))
         for value in event.summary.value
         if value.tag == "weight_norm"
     }
-    assert found == {2: 7.0, 4: 8.0}
+    assert scalars == {2: 7.0, 4: 8.0}
 
 
-def test_other_ranks_write_nothing(start, tmp_path, log_lines):
-    run = start(is_logging=False, num_train_steps=2)
+def test_ranks_other_than_0_write_nothing(start, tmp_path, log_lines):
+    run = start(rank=1, num_train_steps=2)
     run.call()
     run.call()
     run.hook.end(None)
     assert not log_lines and not list(tmp_path.iterdir())
 
 
-# Runs that cannot go on.
+# Runs that are stopped.
 
 
 def test_endless_overflow_names_the_first_gradient(start):
@@ -308,7 +309,7 @@ def test_endless_overflow_names_the_first_gradient(start):
     assert "is that of b" in text and "scale is down to 1" in text
 
 
-def test_overflows_with_good_steps_between_are_no_end(start):
+def test_overflows_with_good_steps_between_do_not_stop_the_run(start):
     run = start()
     for _ in range(3):
         for _ in range(progress.MAX_OVERFLOWS_IN_A_ROW - 1):
@@ -330,9 +331,7 @@ def test_lost_loss_without_a_scale_ends_the_run(start):
     "loss, chance, warns",
     [(2.9, 3.0, True), (2.0, 3.0, False), (2.9, None, False)],
 )
-def test_loss_of_guessing_is_warned_of_once(
-    start, log_lines, loss, chance, warns
-):
+def test_loss_of_guessing_is_one_warning(start, log_lines, loss, chance, warns):
     run = start(chance=chance, every=progress.STUCK_AFTER_STEPS // 2)
     for _ in range(2 * progress.STUCK_AFTER_STEPS):
         run.call(loss=loss)

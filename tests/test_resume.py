@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that are killed, signalled, or find a damaged checkpoint.
+"""Runs that are killed, signalled, or have a damaged checkpoint.
 
-RESUME_KILLS=20 in the environment kills oftener than 3 times.
+RESUME_KILLS=20 in the environment kills more often than 3 times.
 """
 
 import os
@@ -27,7 +27,7 @@ START_SECONDS = 5.0
 
 
 class Script:
-    """A training run of 200 steps with dropout, started again and again."""
+    """A training run of 200 steps with dropout, started several times."""
 
     def __init__(self, folder, script, **flags):
         self.folder = folder
@@ -40,8 +40,8 @@ class Script:
             display_loss_steps=1,
             accelerator="cpu",
             keep_checkpoint_max=3,
-            # Sums are the same bit for bit where their parts are: the cores
-            # that a machine lends may change from one start to the next.
+            # Floating-point summation order depends on the number of
+            # threads, which may change from one start to the next.
             cpu_threads=1,
         )
 
@@ -69,14 +69,14 @@ class Script:
             )
 
     def finish(self, process, code=0):
-        """Waits; gives the log of the last start."""
+        """Waits; returns the log of the last start."""
         assert process.wait(timeout=180) == code, self.log.read_text()[-3000:]
         return self.log.read_text()
 
     def step(self):
         """The newest step in the log."""
-        found = re.findall(r" step=(\d+) loss", self.log.read_text())
-        return int(found[-1]) if found else 0
+        steps = re.findall(r" step=(\d+) loss", self.log.read_text())
+        return int(steps[-1]) if steps else 0
 
     def wait_for(self, process, step):
         """Waits until a step was logged; False if the run ended before."""
@@ -141,7 +141,7 @@ def squad(folder):
 
 
 def kill(script, process, chance, done):
-    """Kills at a random moment; gives the step it was at."""
+    """Kills at a random moment; returns the last step logged."""
     if chance.random() < 0.25:
         time.sleep(chance.uniform(0, START_SECONDS))
     elif script.wait_for(
@@ -167,9 +167,9 @@ def test_killed_runs_end_with_the_same_weights_bit_for_bit(task, tmp_path):
     script.finish(script.start("killed"))
     print("killed at steps", places)
     assert done > 0, "no kill met a run that trained"
-    found = script.weights("killed")
-    assert set(found) == set(expected)
-    assert [name for name in found if found[name] != expected[name]] == []
+    weights = script.weights("killed")
+    assert set(weights) == set(expected)
+    assert [name for name in weights if weights[name] != expected[name]] == []
     assert not list((tmp_path / "killed").glob("*_temp*"))
 
 
@@ -184,8 +184,8 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     newest = checkpoints.newest(str(tmp_path / "run"))
     assert int(newest.rpartition("-")[2]) >= 50
     assert log.splitlines()[-1].endswith(
-        f"ended by a signal; {newest} is there, and the same command goes on "
-        "from it"
+        f"interrupted by a signal; saved {newest}. Run the same command again "
+        "to resume"
     )
     before = checkpoints.listed(str(tmp_path / "run"))[-2]
     with open(tf_checkpoint.data_file(newest), "r+b") as stream:
@@ -197,13 +197,13 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     warnings = [line for line in log.splitlines() if "going back to" in line]
     assert len(warnings) == 1
     assert before + ":" in warnings[0] and newest in warnings[0]
-    assert f"going on from {before}, batch" in log
+    assert f"resuming from {before} at batch" in log
     kept = checkpoints.listed(str(tmp_path / "run"))
     log = script.finish(script.start("run", largest_file=50000), 1)
     assert re.search(
         r"error: TensorFlow cannot use its files in .*: File too "
-        r"large \(.*\); free some space, then the same command "
-        r"goes on from %s$" % re.escape(kept[-1]),
+        r"large \(.*\); free some space, then run the same command "
+        rf"again to resume from {re.escape(kept[-1])}$",
         log,
     )
     assert checkpoints.listed(str(tmp_path / "run")) == kept
@@ -251,10 +251,10 @@ class HorovodScript(Script):
                 and words[1].endswith(b"run_pretraining.py")
             ):
                 return int(path.name)
-        raise AssertionError(f"rank {rank} does not run")
+        raise AssertionError(f"no process of rank {rank}")
 
 
-def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
+def test_two_processes_stop_at_one_step_and_resume(tmp_path):
     pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
     script = pretraining(tmp_path, HorovodScript, num_train_steps=40)
     whole = script.start("whole")
@@ -265,18 +265,18 @@ def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
     os.kill(script.process_of("run", rank=1), signal.SIGTERM)
     assert process.wait(timeout=120) != 0
     log = script.log.read_text()
-    assert log.count("ended by a signal") == 2, log[-3000:]
+    assert log.count("interrupted by a signal") == 2, log[-3000:]
     newest = checkpoints.newest(str(tmp_path / "run"))
     step = int(newest.rpartition("-")[2])
     assert step == script.step() and 15 <= step < 40
     script.finish(script.start("run"))
     # Beside much other work one run of about thirty differed in last bits.
-    found, expected = script.values("run"), script.values("whole")
-    assert set(found) == set(expected)
+    values, expected = script.values("run"), script.values("whole")
+    assert set(values) == set(expected)
     for name, value in expected.items():
         tolerance = 1e-6 if value.dtype == np.float32 else 0
         np.testing.assert_allclose(
-            found[name],
+            values[name],
             value,
             rtol=1e3 * tolerance,
             atol=tolerance,

@@ -245,7 +245,7 @@ def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
     assert "global_batch=8" in log and "num_train_steps=3" in log
     assert re.search(
         r"cls/classification/out_proj/\w+ with shape \[.*\b2\], "
-        r"here it is \[.*\b3\]: the head begins anew",
+        r"the model \[.*\b3\]: the head is initialized at random",
         log,
     ), log
     results = folder.results("mnli")

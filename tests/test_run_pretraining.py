@@ -45,7 +45,7 @@ def log_softmax(logits):
 def test_sums_are_over_weighted_positions_alone():
     tf.set_random_seed(3)
     features = tensors()
-    sums, each, weights = run_pretraining.masked_lm_sums(
+    sums, values, weights = run_pretraining.masked_lm_sums(
         CONFIG, features, kernels.Kernels(), is_training=False
     )
     with tf.variable_scope("", reuse=True):
@@ -55,19 +55,19 @@ def test_sums_are_over_weighted_positions_alone():
         )
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        sums, each, weights, logits = session.run(
-            [sums, each, weights, tf.reshape(logits, [2, 8, 40])]
+        sums, values, weights, logits = session.run(
+            [sums, values, weights, tf.reshape(logits, [2, 8, 40])]
         )
     scores = log_softmax(logits)
-    wanted = [
+    losses = [
         -scores[0, 2, 11],
         -scores[0, 5, 12],
         -scores[1, 2, 13],
         -scores[1, 0, 0],
     ]
-    np.testing.assert_allclose(each["loss"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(values["loss"], losses, rtol=1e-5)
     np.testing.assert_array_equal(weights, [1, 1, 1, 0])
-    assert sums["loss"] == pytest.approx(sum(wanted[:3]), rel=1e-5)
+    assert sums["loss"] == pytest.approx(sum(losses[:3]), rel=1e-5)
 
 
 def test_accuracy_counts_labels_that_score_highest():

@@ -10,7 +10,7 @@ import tokenization
 from common import errors, files
 from pretraining_data import manifest, shard_output, text_files
 from question_answering import squad_scores
-from training import divergence
+from training import rollback
 
 
 def test_valid_values_are_read():
@@ -60,7 +60,7 @@ READERS = {
     ),
     "rollbacks": (
         "rollbacks.json",
-        lambda path: divergence.Skips(str(path.parent)),
+        lambda path: rollback.resume(str(path.parent), 0),
     ),
     "JSON lines": (
         "a.jsonl",

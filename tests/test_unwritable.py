@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places that cannot be written to, and files that vanish during a run.
+"""Paths that cannot be written to, and files that vanish during a run.
 
 Root may write everywhere, so the tests give up that right in a child process;
-a file system mounted read-only is tested where one is there.
+a read-only file system is tested where the machine has one.
 """
 
 import os
@@ -11,16 +11,17 @@ import tempfile
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
-import test_input_pipeline
 from common import command_line, errors, files, tfrecord
+from helpers import masked_lm_records
 from training import (
     eval_results,
     input_pipeline,
-    loop,
     masked_lm_batches,
     model_directory,
     run_config,
+    tensorflow_errors,
 )
 
 NOBODY = 65534
@@ -130,20 +131,18 @@ def test_a_read_only_file_system_is_named(name):
 @pytest.fixture
 def batches(tmp_path):
     """Batches over two files, of which the first alone has been opened."""
-    folder = test_input_pipeline.write_records(tmp_path / "records")
-    source = masked_lm_batches.MaskedLmSource(
-        folder, **test_input_pipeline.SETTINGS
+    source = masked_lm_records.source_of(
+        masked_lm_records.write_records(tmp_path / "records")
     )
     return masked_lm_batches.MaskedLmBatches(source, batch_size=4)
 
 
 def read_all(batches):
     """Runs the dataset to its end, as a run does."""
-    tf = input_pipeline.tf
     item = tf.data.make_one_shot_iterator(
         input_pipeline.dataset(batches, 0, batches.steps)
     ).get_next()
-    with loop.reported(batches), tf.Session() as session:
+    with tensorflow_errors.reported(batches), tf.Session() as session:
         return [session.run(item) for _ in range(batches.steps)]
 
 
@@ -160,8 +159,8 @@ def test_a_file_that_vanishes_during_a_run_is_named(batches, tmp_path):
 def test_a_file_that_is_open_may_vanish(batches, tmp_path):
     expected = batches.make(0)
     (tmp_path / "records" / "a.tfrecord").unlink()
-    for array, wanted in zip(batches.make(0), expected):
-        np.testing.assert_array_equal(array, wanted)
+    for name, values in batches.make(0).items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 def test_a_file_that_is_cut_during_a_run_is_named(batches, tmp_path):

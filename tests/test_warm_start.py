@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no shape of a variable tells is compared with the config beside it."""
+"""Config values that no shape depends on are compared with config.json."""
 
 import json
 
@@ -37,21 +37,19 @@ def check(folder, place, **changes):
     "flag, value",
     [("output_dir", "trained"), ("init_checkpoint", "trained/model.ckpt-7")],
 )
-def test_a_config_that_computes_something_else_is_refused(
-    trained, tmp_path, flag, value
-):
+def test_a_config_of_another_model_is_rejected(trained, tmp_path, flag, value):
     place = {flag: str(tmp_path / value)}
     check(tmp_path, place)
     check(tmp_path, place, hidden_dropout_prob=0.5)
-    for name, other in (
+    for name, value_in_config in (
         ("num_attention_heads", 2),
         ("pad_token_id", 0),
         ("layer_norm_eps", 1e-12),
     ):
         with pytest.raises(errors.UserError) as caught:
-            check(tmp_path, place, **{name: other})
+            check(tmp_path, place, **{name: value_in_config})
         message = str(caught.value)
-        assert f"config.json has {name} {other!r}" in message
+        assert f"config.json has {name} {value_in_config!r}" in message
         assert trained in message
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoints of a run: which are whole, which to go on from.
+"""The checkpoints of a run: saving, checking, the list of those to resume from.
 
-The file `checkpoint` in a run's directory lists them; TensorFlow restores the
-one it names as the newest. This module strikes damaged ones off that list,
-and those of a run that diverged.
+The file `checkpoint` in a run's directory lists them, and TensorFlow restores
+the newest one in the list. This module removes damaged checkpoints from it.
 """
 
 import fcntl
@@ -12,28 +11,29 @@ import os
 import re
 import shutil
 import time
+import typing
 
 import tensorflow.compat.v1 as tf
 
-from common import errors
+from common import errors, files
 from weights import tf_checkpoint
 
 _STATE_FILE = "checkpoint"
-# What a killed process leaves behind: Saver's own names.
+# Left by a killed process; the name is TensorFlow's.
 _UNFINISHED = "model.ckpt-*_temp*"
 
 
 class Saver(tf.train.Saver):
-    """Does not write again what was just restored.
+    """A Saver that does not overwrite the checkpoint that it restored.
 
-    TensorFlow saves at the start of each session too, onto the very files the
-    session was restored from; killed then, it would have destroyed them.
+    TensorFlow saves at the start of each session too, to the same files that
+    the session was restored from; killed then, it would destroy them.
     """
 
-    def __init__(self, keep):
+    def __init__(self, keep: int):
         """
         Args:
-          keep: how many checkpoints, the oldest ones go first.
+          keep: checkpoints to keep, the oldest are deleted first.
         """
         super().__init__(
             sharded=True,
@@ -54,25 +54,40 @@ class Saver(tf.train.Saver):
         return super().save(sess, save_path, global_step, **options)
 
 
+class SaveTimer(tf.train.CheckpointSaverListener):
+    """Seconds spent on saving checkpoints."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._start = None
+
+    def before_save(self, session, global_step_value):
+        del session, global_step_value
+        self._start = time.time()
+
+    def after_save(self, session, global_step_value):
+        del session, global_step_value
+        self.seconds += time.time() - self._start
+
+
 # {directory: descriptor} of those that this process trains in.
 _CLAIMED = {}
-# A killed run's last processes may hold on for so long.
+# The last processes of a killed run may keep the lock for so long.
 _CLAIM_SECONDS = 3
 
 
-def claim(directory):
-    """Keeps other processes from training in a directory.
+def claim(directory: str) -> None:
+    """Locks a directory against other processes that train in it.
 
-    The claim ends with the process, however that ends. Where a file system
-    knows no locks, there is none.
+    The lock ends with the process. File systems without locks are not locked.
 
     Raises:
       errors.UserError: another process trains there.
     """
-    place = os.path.realpath(directory)
-    if place in _CLAIMED:
+    path = os.path.realpath(directory)
+    if path in _CLAIMED:
         return
-    descriptor = os.open(place, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     deadline = time.monotonic() + _CLAIM_SECONDS
     while True:
         try:
@@ -83,7 +98,7 @@ def claim(directory):
                 os.close(descriptor)
                 raise errors.UserError(
                     f"another run trains in {directory}; wait for its end, or "
-                    "give another --output_dir"
+                    "use another --output_dir"
                 ) from None
             time.sleep(0.1)
         except OSError as error:
@@ -91,40 +106,37 @@ def claim(directory):
                 "%s cannot be locked: %s", directory, error.strerror
             )
             break
-    _CLAIMED[place] = descriptor
+    _CLAIMED[path] = descriptor
 
 
-def newest(directory):
+def newest(directory: str) -> typing.Optional[str]:
     """Prefix of the newest checkpoint, or None."""
     paths = listed(directory)
-    return (
-        paths[-1]
-        if paths and os.path.exists(tf_checkpoint.index_file(paths[-1]))
-        else None
-    )
+    if paths and os.path.exists(tf_checkpoint.index_file(paths[-1])):
+        return paths[-1]
+    return None
 
 
-def batches_seen(checkpoint):
+def batches_seen(checkpoint: typing.Optional[str]) -> int:
     """Batches consumed when a checkpoint was written; 0 without one."""
-    if not checkpoint:
-        return 0
-    reader = tf.train.load_checkpoint(checkpoint)
-    if not reader.has_tensor("batches_seen"):
-        return int(reader.get_tensor("global_step"))
-    return int(reader.get_tensor("batches_seen"))
+    seen = _counter(checkpoint, "batches_seen")
+    return global_step(checkpoint) if seen is None else seen
 
 
-def global_step(checkpoint):
+def global_step(checkpoint: typing.Optional[str]) -> int:
     """Updates made when a checkpoint was written; 0 for bare weights."""
+    return _counter(checkpoint, "global_step") or 0
+
+
+def _counter(checkpoint, name):
+    """The value of a scalar variable, None where there is none."""
     if not checkpoint:
-        return 0
+        return None
     reader = tf.train.load_checkpoint(checkpoint)
-    if not reader.has_tensor("global_step"):
-        return 0
-    return int(reader.get_tensor("global_step"))
+    return int(reader.get_tensor(name)) if reader.has_tensor(name) else None
 
 
-def listed(directory):
+def listed(directory: str) -> typing.List[str]:
     """Prefixes in the order they were written, oldest first."""
     try:
         state = tf.train.get_checkpoint_state(directory)
@@ -135,15 +147,15 @@ def listed(directory):
     paths = list(state.all_model_checkpoint_paths)
     if state.model_checkpoint_path not in paths:
         paths.append(state.model_checkpoint_path)
-    # Whoever edits the file to go back means what he says.
+    # If the user edited the file to go back, ignore newer checkpoints.
     return paths[: paths.index(state.model_checkpoint_path) + 1]
 
 
-def damage(prefix):
-    """What is wrong with a checkpoint's files, "" when they are whole.
+def damage(prefix: str) -> str:
+    """The problem with a checkpoint's files, "" when there is none.
 
-    Sizes are compared with the index, checksums of the index, of the counters
-    and of the last variable: a file that was cut off lacks its end, and
+    Checks sizes against the index, and the checksums of the index, of the
+    counters and of the last variable: a truncated file lacks its end, and
     reading gigabytes at each start would be slow.
     """
     try:
@@ -161,89 +173,84 @@ def _samples(tensors):
     names = [
         name for name, tensor in tensors.items() if tensor.dtype != "STRING"
     ]
-    return set(
+    return {"global_step", "batches_seen"}.intersection(tensors).union(
         names[-1:]
-        + [name for name in ("global_step", "batches_seen") if name in tensors]
     )
 
 
-def repair(directory, removes=True):
-    """Makes TensorFlow go on from the newest checkpoint that is whole.
+def repair(directory: str, removes: bool = True) -> typing.Optional[str]:
+    """Makes TensorFlow resume from the newest checkpoint without damage.
 
-    Several processes may do so at once: they all come to the same list.
+    Several processes may do so at once: they all write the same list.
 
     Args:
       directory: of the run.
-      removes: whether to remove what a killed process left half written.
+      removes: whether to remove unfinished files of a killed process.
 
     Returns:
-      The checkpoint's prefix, None where there is none at all.
+      The checkpoint's prefix, None without any checkpoint.
 
     Raises:
-      errors.UserError: there are checkpoints, and all of them are damaged.
+      errors.UserError: all checkpoints are damaged.
     """
     if removes:
         for path in glob.glob(
             os.path.join(glob.escape(directory), _UNFINISHED)
         ):
             shutil.rmtree(path, ignore_errors=True)
-    paths, broken = listed(directory), []
-    is_known = bool(paths)
-    if not is_known:
+    paths, problems = listed(directory), []
+    if not paths:
         paths = _on_disk(directory)
+        if not paths:
+            return None
+        problems = [
+            f"{os.path.join(directory, _STATE_FILE)} is missing or unreadable"
+        ]
+    damaged = []
     while paths:
-        wrong = damage(paths[-1])
-        if not wrong:
+        problem = damage(paths[-1])
+        if not problem:
             break
-        broken.append(wrong)
+        damaged.append(problem)
         paths.pop()
     if not paths:
-        if not broken:
-            return None
         raise errors.UserError(
-            f"no checkpoint in {directory} is whole; newest: {broken[0]}; copy "
-            "one back, or move them away to begin anew"
+            f"{directory}: all checkpoints are damaged; newest: {damaged[0]}; "
+            "copy one back, or move them away to start again"
         )
-    if broken or not is_known:
-        _tell(directory, paths, broken)
+    problems = damaged or problems
+    if problems:
+        tf.logging.warning(
+            "going back to %s: %s", paths[-1], "; ".join(problems)
+        )
         keep(directory, paths)
     return paths[-1]
 
 
-def _tell(directory, paths, broken):
-    why = (
-        "; ".join(broken)
-        if broken
-        else f"{os.path.join(directory, _STATE_FILE)} is missing or unreadable"
-    )
-    tf.logging.warning("going back to %s: %s", paths[-1], why)
-
-
 def _on_disk(directory):
     """Prefixes that have an index, by step."""
-    found = []
+    steps = {}
     for path in glob.glob(
         os.path.join(glob.escape(directory), "model.ckpt-*.index")
     ):
-        step = re.search(r"-(\d+)\.index$", path)
-        if step:
-            found.append((int(step.group(1)), path[: -len(".index")]))
-    return [path for _, path in sorted(found)]
+        match = re.search(r"-(\d+)\.index$", path)
+        if match:
+            steps[path[: -len(".index")]] = int(match.group(1))
+    return sorted(steps, key=steps.get)
 
 
-def keep(directory, paths):
+def keep(directory: str, paths: typing.Sequence[str]) -> None:
     """Lists these checkpoints and no others, the last one as the newest.
 
     Args:
+      directory: of the run.
       paths: prefixes of files in the directory, oldest first.
     """
     names = [os.path.relpath(path, directory) for path in paths]
     lines = [f'model_checkpoint_path: "{names[-1]}"\n']
     lines += [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
     path = os.path.join(directory, _STATE_FILE)
-    temporary = f"{path}.{os.getpid()}.incomplete"
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write("".join(lines))
-        stream.flush()
-        os.fsync(stream.fileno())
+    # Several processes may write at once, each to another file.
+    temporary = f"{path}.{os.getpid()}"
+    files.write_text(temporary, "".join(lines))
     os.replace(temporary, path)

@@ -2,21 +2,23 @@
 """Results of an evaluation: log line, eval_results.txt and TensorBoard."""
 
 import os
+import typing
 
 import tensorflow.compat.v1 as tf
 
 from common import files
-from training import checkpoints, progress
+from training import checkpoints, progress, run_config
 
 
-def report_results(run, results):
+def report_results(
+    run: run_config.RunConfig, results: typing.Mapping[str, float]
+) -> None:
     """Logs an evaluation, writes eval_results.txt, and scalars under `eval/`.
 
     Args:
-      run: RunConfig.
-      results: {name: number}. Whole numbers are counts, and no scalars;
-        global_step is the step of the scalars, else that of the checkpoint
-        evaluated.
+      run: flags.
+      results: {name: number}. Only floats become scalars, at the step
+        global_step, else that of the checkpoint evaluated.
     """
     tf.logging.info(
         "%s", " ".join("%s=%.6g" % item for item in sorted(results.items()))
@@ -40,8 +42,8 @@ def report_results(run, results):
     writer.close()
 
 
-def write_results(path, results):
-    """Writes `key = value` lines; the file appears when it is complete."""
+def write_results(path: str, results: typing.Mapping[str, float]) -> None:
+    """Writes `key = value` lines to a file that appears when it is whole."""
     files.write_text(
         path, "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     )

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of records as a tf.data pipeline that is a function of its step.
+"""Batches as a tf.data pipeline in which each is a function of its number.
 
-Batch number n depends on nothing but (seed, n): a run that goes on starts the
-range of numbers elsewhere and reads nothing of what came before.
+Batch number n depends only on (seed, n): a run that resumes starts the range
+of numbers elsewhere and reads none of the records before it.
 """
 
 import threading
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -13,66 +14,77 @@ import tensorflow.compat.v1 as tf
 from pretraining_data import records
 
 
-def dataset(batches, first, last=None, *, prefetch=4):
+class Batches:
+    """Base of batches by number; keeps the error that stopped one.
+
+    TensorFlow turns an exception into text; `raise_error` raises it again.
+
+    Attributes:
+      specs: {name: tf.TensorSpec} of a batch; None for an axis that varies.
+    """
+
+    specs: typing.Dict[str, tf.TensorSpec] = {}
+
+    def __init__(self):
+        self._error = None
+        self._lock = threading.Lock()
+
+    def make(self, step: int) -> typing.Dict[str, np.ndarray]:
+        """The arrays of one batch, by the names of `specs`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def arrays(self, step: int) -> typing.List[np.ndarray]:
+        """`make` as TensorFlow calls it, in the order of `specs`."""
+        try:
+            batch = self.make(int(step))
+        except Exception as error:
+            with self._lock:
+                self._error = self._error or error
+            raise
+        return [
+            np.asarray(batch[name], spec.dtype.as_numpy_dtype)
+            for name, spec in self.specs.items()
+        ]
+
+    def raise_error(self) -> None:
+        """Raises the first error that stopped a batch, if any."""
+        if self._error is not None:
+            raise self._error
+
+
+def dataset(
+    batches: Batches,
+    first: int,
+    last: typing.Optional[int] = None,
+    *,
+    prefetch: int = 4,
+) -> tf.data.Dataset:
     """The batches first, first + 1, ... as feature dictionaries.
 
     Args:
-      batches: callable on a step giving a tuple of arrays, with `names`,
-        `dtypes` and `shapes` (None for an axis that varies) of that tuple.
+      batches: the source.
       first: number of the first batch.
-      last: number after the last one; None goes on for ever.
+      last: number after the last one; None never ends.
       prefetch: batches made ahead of time.
 
     Returns:
       tf.data.Dataset of {name: tensor}.
     """
+    dtypes = [spec.dtype for spec in batches.specs.values()]
 
     def load(step):
-        arrays = tf.numpy_function(batches, [step], list(batches.dtypes))
-        for array, shape in zip(arrays, batches.shapes):
-            array.set_shape(shape)
-        return dict(zip(batches.names, arrays))
+        tensors = tf.numpy_function(batches.arrays, [step], dtypes)
+        features = dict(zip(batches.specs, tensors))
+        for name, spec in batches.specs.items():
+            features[name].set_shape(spec.shape)
+        return features
 
     last = np.iinfo(np.int64).max if last is None else last
     steps = tf.data.Dataset.range(first, last)
     return steps.map(load, num_parallel_calls=2).prefetch(prefetch)
 
 
-class Batches:
-    """Base of callables for `dataset`: keeps the error that stopped one.
-
-    TensorFlow turns an exception into text; `raise_error` gives it back.
-    """
-
-    names = dtypes = shapes = ()
-
-    def __init__(self):
-        self._error = None
-        self._lock = threading.Lock()
-
-    def __call__(self, step):
-        try:
-            arrays = self.make(int(step))
-        except Exception as error:
-            with self._lock:
-                self._error = self._error or error
-            raise
-        return [
-            np.asarray(array, dtype.as_numpy_dtype)
-            for array, dtype in zip(arrays, self.dtypes)
-        ]
-
-    def make(self, step):
-        """The arrays of one batch, in the order of `names`."""
-        raise TypeError(f"{type(self).__name__} makes no batches")
-
-    def raise_error(self):
-        """Raises what stopped a batch, if anything did."""
-        if self._error is not None:
-            raise self._error
-
-
-def filled(rows, size, value):
+def filled(rows: np.ndarray, size: int, value: float) -> np.ndarray:
     """rows with rows of `value` appended until there are `size`."""
     missing = size - len(rows)
     if not missing:
@@ -83,38 +95,51 @@ def filled(rows, size, value):
 
 
 class FrontToBack:
-    """In place of records.RecordOrder: nothing is shuffled."""
+    """Replaces records.RecordOrder where nothing is shuffled."""
 
-    def __init__(self, count):
+    def __init__(self, count: int):
         """
         Args:
           count: records of an epoch.
         """
         self._count = count
 
-    def indices(self, first, number):
-        """(epochs, records), int64 [number], as RecordOrder gives them."""
+    def indices(
+        self, first: int, number: int
+    ) -> typing.Tuple[np.ndarray, np.ndarray]:
+        """(epochs, records), int64 [number], as from RecordOrder."""
         return divmod(
             np.arange(first, first + number, dtype=np.int64), self._count
         )
 
 
 class LengthPools:
-    """Training order in which the sequences of a batch are of like length.
+    """Training order in which the sequences of a batch have like lengths.
 
     Pools of some batches are drawn at random, sorted by length, cut into
-    batches, and those are shuffled: less padding, every sequence once an
+    batches, and these are shuffled: less padding, every sequence once per
     epoch, a pure function of the step.
     """
 
-    def __init__(self, lengths, *, batch_size, seed, pool=50, is_shuffled=True):
+    # Every batch has the same number of sequences.
+    is_endless = True
+
+    def __init__(
+        self,
+        lengths: typing.Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        pool: int = 50,
+        is_shuffled: bool = True,
+    ):
         """
         Args:
           lengths: int [n], tokens of each sequence.
           batch_size: sequences of a step on all devices.
           seed: of the order.
           pool: batches that are sorted together.
-          is_shuffled: whether it is; else the sequences come front to back.
+          is_shuffled: False takes the sequences from front to back.
         """
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
@@ -128,7 +153,7 @@ class LengthPools:
         )
         self._cached = (None, None)
 
-    def indices(self, step):
+    def indices(self, step: int) -> np.ndarray:
         """The sequences of a step: int64 [batch_size]."""
         pool, place = divmod(step, self._pool)
         cached, batches = self._cached
@@ -147,101 +172,118 @@ class LengthPools:
         return drawn.reshape(self._pool, self._batch_size)[shuffled]
 
 
+class LongestFirst:
+    """Prediction order: each sequence once, the longest ones first.
+
+    Attributes:
+      steps: number of batches; the last one may be smaller.
+    """
+
+    is_endless = False
+
+    def __init__(self, lengths: typing.Sequence[int], batch_size: int):
+        """
+        Args:
+          lengths: int [n], tokens of each sequence.
+          batch_size: sequences of a step.
+        """
+        self._order = np.argsort(-np.asarray(lengths), kind="stable")
+        self._batch_size = batch_size
+        self.steps = -(-len(self._order) // batch_size)
+
+    def indices(self, step: int) -> np.ndarray:
+        """The sequences of a step: int64 [batch_size] or fewer."""
+        first = step * self._batch_size
+        return self._order[first : first + self._batch_size]
+
+
+class Sequences(typing.NamedTuple):
+    """The n examples of a task, by their index.
+
+    Attributes:
+      ids: function of an index giving its token ids, with `<s>` and `</s>` and
+        without padding; with `choices` a list of so many lists of ids.
+      lengths: int [n], tokens of each, of the longest choice.
+      values: {name: int or float array [n, ...]}, labels for example.
+      token_values: {name: (function of an index giving one whole number per
+        token, the number at padding)}, the labels of tokens for example.
+      choices: sequences per index; None for a single one.
+    """
+
+    ids: typing.Callable
+    lengths: np.ndarray
+    values: typing.Mapping = {}
+    token_values: typing.Mapping = {}
+    choices: typing.Optional[int] = None
+
+
 class FeatureBatches(Batches):
-    """Batches of a task's sequences, padded no further than needed."""
+    """Batches of a task's sequences, padded no further than needed.
+
+    Features: "input_ids" int32 [B, S] or [B, choices, S]; "index" int32 [B],
+    -1 in a row of padding; `values` [B, ...]; `token_values` int32 [B, S]. S
+    is the same in every batch, or the next multiple of 32 of the longest
+    sequence in it.
+    """
 
     def __init__(
         self,
-        sequences,
-        values,
+        sequences: Sequences,
+        order: typing.Union[LengthPools, LongestFirst],
         *,
-        pad_token_id,
-        batch_size,
-        max_length=None,
-        order=None,
-        rank=0,
-        token_values=None,
-        choices=None,
+        pad_token_id: int,
+        batch_size: int,
+        max_length: typing.Optional[int] = None,
+        rank: int = 0,
     ):
         """
         Args:
-          sequences: function of an index giving its token ids; with `choices`
-            a list of so many lists of ids.
-          values: {name: int or float array [n, ...]}, the other features.
+          sequences: all of them.
+          order: which of them are in a step.
           pad_token_id: fills up input_ids.
           batch_size: sequences of a batch on this device.
-          max_length: every batch's length; None pads to the next multiple of
-            32 of the longest sequence in the batch.
-          order: LengthPools, for training; None goes through `predicted`.
+          max_length: S of every batch, and all batches have batch_size rows;
+            None lets S and the rows of the last batch vary.
           rank: this process's part of a step's sequences.
-          token_values: {name: (function of an index giving one whole number a
-            token, the number at padding)}.
-          choices: sequences that stand for one index; None for one alone.
         """
         super().__init__()
-        self._values = values
-        self._tokens = {"input_ids": (sequences, pad_token_id)}
-        self._tokens.update(token_values or {})
-        self._choices = choices
+        self._order = order
+        self._values = sequences.values
+        self._tokens = {"input_ids": (sequences.ids, pad_token_id)}
+        self._tokens.update(sequences.token_values)
+        self._choices = sequences.choices
         self._batch_size = batch_size
         self._max_length = max_length
-        self._order = order
         self._rank = rank
-        self._predicted = None
-        self.names = tuple(self._tokens) + ("index",) + tuple(sorted(values))
-        self.dtypes = (tf.int32,) * (len(self._tokens) + 1) + tuple(
-            tf.as_dtype(values[name].dtype) for name in sorted(values)
-        )
-        rows = batch_size if order or max_length else None
-        row = [max_length] if choices is None else [choices, max_length]
-        self.shapes = (
-            ([rows] + row,) * len(self._tokens)
-            + ([rows],)
-            + tuple(
-                [rows] + list(values[name].shape[1:]) for name in sorted(values)
+        self._rows = batch_size if order.is_endless or max_length else None
+        choices = [] if self._choices is None else [self._choices]
+        row = tf.TensorSpec([self._rows] + choices + [max_length], tf.int32)
+        self.specs = dict.fromkeys(self._tokens, row)
+        self.specs["index"] = tf.TensorSpec([self._rows], tf.int32)
+        for name, values in sorted(self._values.items()):
+            self.specs[name] = tf.TensorSpec(
+                [self._rows] + list(values.shape[1:]), values.dtype
             )
-        )
-
-    def predict_all(self, lengths):
-        """Goes once through all sequences, the longest ones first.
-
-        Args:
-          lengths: int [n], tokens of each sequence.
-
-        Returns:
-          The number of batches.
-        """
-        self._predicted = np.argsort(-np.asarray(lengths), kind="stable")
-        return -(-len(self._predicted) // self._batch_size)
 
     def make(self, step):
-        """input_ids and other values of tokens, index (-1 in a row that is
-        padding), the other values."""
-        size = self._batch_size
-        if self._order is not None:
-            indices = self._order.indices(step)
-            indices = indices[self._rank * size : (self._rank + 1) * size]
-        else:
-            indices = self._predicted[step * size : (step + 1) * size]
-        rows = size if self.shapes[0][0] else len(indices)
-        return (
-            [
-                self._padded(indices, rows, *tokens)
-                for tokens in self._tokens.values()
-            ]
-            + [filled(indices, rows, -1)]
-            + [
-                filled(self._values[name][indices], rows, 0)
-                for name in sorted(self._values)
-            ]
-        )
+        first = self._rank * self._batch_size
+        indices = self._order.indices(step)[first : first + self._batch_size]
+        rows = self._rows or len(indices)
+        batch = {
+            name: self._padded(indices, rows, *tokens)
+            for name, tokens in self._tokens.items()
+        }
+        batch["index"] = filled(indices, rows, -1)
+        for name, values in self._values.items():
+            batch[name] = filled(values[indices], rows, 0)
+        return batch
 
     def _padded(self, indices, rows, sequence_of, fill):
         """int32 [rows, S], or [rows, choices, S]."""
         sequences = [sequence_of(int(index)) for index in indices]
         shape = [rows]
         if self._choices is not None:
-            sequences = [one for several in sequences for one in several]
+            sequences = [row for choices in sequences for row in choices]
             shape = [rows, self._choices]
         longest = self._max_length or -(-max(map(len, sequences)) // 32) * 32
         padded = np.full((int(np.prod(shape)), longest), fill, np.int32)

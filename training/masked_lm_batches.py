@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of masked sequences, from static or dynamic records."""
 
+import typing
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -9,104 +11,49 @@ from pretraining_data import manifest as manifests
 from pretraining_data import masking, records
 from training import input_pipeline
 
-# Masks drawn for evaluation belong to an epoch that training never reaches.
+# Masks of an evaluation are those of an epoch that training never reaches.
 EVALUATION_EPOCH = 2**31 - 1
+# Features of a position, and of a masked position.
+_PER_TOKEN = ("input_ids", "input_mask")
+_PER_MASK = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 
 
-class MaskedLmBatches(input_pipeline.Batches):
-    """Batches of masked sequences, from static or dynamic records."""
+class Settings(typing.NamedTuple):
+    """Settings of a model and a run that its records must fit.
 
-    names = (
-        "input_ids",
-        "input_mask",
-        "masked_lm_positions",
-        "masked_lm_ids",
-        "masked_lm_weights",
-    )
-    dtypes = (tf.int32, tf.int32, tf.int32, tf.int32, tf.float32)
+    Attributes:
+      max_seq_length: tokens that a sequence is padded to.
+      max_predictions: most masked positions of a sequence.
+      vocab_size, pad_token_id: of the model.
+      masked_lm_prob: share of tokens that dynamic masking draws; None takes
+        manifest.json's, else 0.15.
+      whole_words: whether dynamic masking draws whole words; None takes
+        manifest.json's, else False.
+      skip_corrupt: whether to skip corrupted records and count them.
+    """
 
-    def __init__(
-        self, source, *, batch_size, rank=0, world_size=1, seed=0, order=None
-    ):
-        """
-        Args:
-          source: MaskedLmSource.
-          batch_size: sequences a batch and process.
-          rank, world_size: this process among those that share a batch; a
-            step's sequences are the same however many share them.
-          seed: of the masks.
-          order: records.RecordOrder for training; None reads once, from
-            front to back, and fills the last batch with padding.
-        """
-        super().__init__()
-        self._source = source
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._seed = seed
-        self._order = order
-        length, predictions = source.max_seq_length, source.max_predictions
-        self.shapes = ([batch_size, length],) * 2 + (
-            [batch_size, predictions],
-        ) * 3
-
-    @property
-    def steps(self):
-        """Batches in one pass over the records, the last one filled up."""
-        return -(-len(self._source) // self._batch_size)
-
-    def make(self, step):
-        size = self._batch_size
-        if self._order is not None:
-            first = (step * self._world_size + self._rank) * size
-            epochs, indices = self._order.indices(first, size)
-        else:
-            indices = np.arange(
-                step * size, min((step + 1) * size, len(self._source))
-            )
-            epochs = np.full(len(indices), EVALUATION_EPOCH, np.int64)
-        batch = self._source.masked(indices, epochs, self._seed)
-        return [
-            input_pipeline.filled(batch[name], size, self._source.padding(name))
-            for name in self.names
-        ]
+    max_seq_length: int
+    max_predictions: int
+    vocab_size: int
+    pad_token_id: int
+    masked_lm_prob: typing.Optional[float] = None
+    whole_words: typing.Optional[bool] = None
+    skip_corrupt: bool = False
 
 
 class MaskedLmSource:
-    """Record files read at random and masked, or masked long ago."""
+    """Record files, read at random; dynamic records are masked."""
 
-    def __init__(
-        self,
-        inputs,
-        *,
-        max_seq_length,
-        max_predictions,
-        masked_lm_prob=None,
-        whole_words=None,
-        vocab_size,
-        pad_token_id,
-        skip_corrupt=False,
-    ):
+    def __init__(self, inputs: str, settings: Settings):
         """
         Args:
           inputs: directories, files and globs, comma separated.
-          max_seq_length: tokens a sequence is padded to.
-          max_predictions: masked positions a sequence has room for.
-          masked_lm_prob: share of tokens that dynamic masking draws; None
-            takes manifest.json's, else 0.15.
-          whole_words: whether dynamic masking draws whole words; None takes
-            manifest.json's, else False.
-          vocab_size: of the model.
-          pad_token_id: of the model.
-          skip_corrupt: whether to pass over corrupted records and count them.
+          settings: of the model and the run.
 
         Raises:
-          errors.UserError: records and settings do not belong together.
+          errors.UserError: records and settings do not match.
         """
-        self.max_seq_length = max_seq_length
-        self.max_predictions = max_predictions
-        self._vocab_size = vocab_size
-        self._pad_token_id = pad_token_id
+        self.settings = settings
         paths = records.expand_inputs(inputs)
         manifest = manifests.read_manifest(paths)
         if manifest is None:
@@ -116,61 +63,50 @@ class MaskedLmSource:
                 inputs,
             )
         else:
-            _check_manifest(
-                manifest,
-                inputs,
-                vocab_size=vocab_size,
-                pad_token_id=pad_token_id,
-                max_seq_length=max_seq_length,
-                max_predictions=max_predictions,
-            )
+            _check_manifest(manifest, inputs, settings)
         counts = manifests.counts_of(paths, manifest)
         manifest = manifest or {}
         self._records = records.ShardedRecords(
-            paths, counts=counts, skip_corrupt=skip_corrupt
+            paths, counts=counts, skip_corrupt=settings.skip_corrupt
         )
         if not len(self._records):
             raise errors.UserError(
-                f"{inputs} holds no record; build it with "
+                f"{inputs}: no records; build them with "
                 "create_pretraining_data.py"
             )
         first = self._records.read_examples([0])[0]
         self.dynamic = not records.is_static(first)
-        self._special_ids, self._mask_id = _special_ids(
-            manifest, vocab_size, pad_token_id
-        )
+        self._special_ids, self._mask_id = _special_ids(manifest, settings)
         self._probability = _first(
-            masked_lm_prob, manifest.get("masked_lm_prob"), 0.15
+            settings.masked_lm_prob, manifest.get("masked_lm_prob"), 0.15
         )
         whole_words = _first(
-            whole_words, manifest.get("do_whole_word_mask"), False
+            settings.whole_words, manifest.get("do_whole_word_mask"), False
         )
         self._word_starts = (
             _word_starts(manifest, inputs)
             if whole_words and self.dynamic
             else None
         )
-        self._read([0])  # a record of another length is an error now
+        self.check([0])  # reports a record of another length now
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records)
 
     @property
-    def shard_counts(self):
+    def shard_counts(self) -> typing.List[int]:
         """Records of each file, in order."""
         return self._records.counts
 
     @property
-    def skipped(self):
-        """Corrupted records passed over so far."""
+    def skipped(self) -> int:
+        """Corrupted records skipped so far."""
         return self._records.skipped
 
-    def padding(self, name):
-        """The value that fills up a feature's batch."""
-        return self._pad_token_id if name == "input_ids" else 0
-
-    def masked(self, indices, epochs, seed):
-        """The static features of some records, whatever their kind.
+    def masked(
+        self, indices: typing.Sequence[int], epochs: np.ndarray, seed: int
+    ) -> typing.Dict[str, np.ndarray]:
+        """The features of some records, whatever their kind.
 
         Args:
           indices: int [n], record numbers.
@@ -185,41 +121,36 @@ class MaskedLmSource:
             return self._mask(examples, indices, epochs, seed)
         return {
             name: np.stack([example[name] for example in examples])
-            for name in MaskedLmBatches.names
+            for name in _PER_TOKEN + _PER_MASK
         }
 
-    def check(self, indices):
-        """Reads some records and raises what is wrong with one."""
+    def check(self, indices: typing.Sequence[int]) -> None:
+        """Reads some records; raises errors.UserError for an invalid one."""
         self._read(indices)
 
     def _read(self, indices):
         return self._records.read_examples(
-            indices, self._lengths(), self._vocab_size
+            indices, self._lengths(), self.settings.vocab_size
         )
 
     def _lengths(self):
         """{feature: (fewest, most) values} of the records."""
+        length = self.settings.max_seq_length
         if self.dynamic:
-            return {"input_ids": (1, self.max_seq_length)}
-        sizes = [
-            ("input_ids", self.max_seq_length),
-            ("input_mask", self.max_seq_length),
-        ]
-        sizes += [
-            (name, self.max_predictions)
-            for name in (
-                "masked_lm_positions",
-                "masked_lm_ids",
-                "masked_lm_weights",
-            )
-        ]
-        return {name: (size, size) for name, size in sizes}
+            return {"input_ids": (1, length)}
+        predictions = self.settings.max_predictions
+        return dict(
+            dict.fromkeys(_PER_TOKEN, (length, length)),
+            **dict.fromkeys(_PER_MASK, (predictions, predictions)),
+        )
 
     def _mask(self, examples, indices, epochs, seed):
         sequences = [example["input_ids"] for example in examples]
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         padded = np.full(
-            (len(sequences), self.max_seq_length), self._pad_token_id, np.int32
+            (len(sequences), self.settings.max_seq_length),
+            self.settings.pad_token_id,
+            np.int32,
         )
         for row, ids in zip(padded, sequences):
             row[: len(ids)] = ids
@@ -230,83 +161,128 @@ class MaskedLmSource:
             epochs=epochs,
             records=indices,
             masked_lm_prob=self._probability,
-            max_predictions_per_seq=self.max_predictions,
+            max_predictions_per_seq=self.settings.max_predictions,
             mask_id=self._mask_id,
-            vocab_size=self._vocab_size,
+            vocab_size=self.settings.vocab_size,
             special_ids=self._special_ids,
             word_starts=self._word_starts,
         )
+
+
+class MaskedLmBatches(input_pipeline.Batches):
+    """Batches of masked sequences.
+
+    Features: input_ids, input_mask int32 [B, S]; masked_lm_positions,
+    masked_lm_ids int32 [B, P]; masked_lm_weights float32 [B, P].
+    """
+
+    def __init__(
+        self,
+        source: MaskedLmSource,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        order: typing.Union[
+            records.RecordOrder, input_pipeline.FrontToBack, None
+        ] = None,
+    ):
+        """
+        Args:
+          source: the records.
+          batch_size: sequences per batch and process.
+          rank, world_size: this process among those that share a batch; a
+            step's sequences do not depend on their number.
+          seed: of the masks.
+          order: for training; None reads once, from front to back, and fills
+            the last batch with padding.
+        """
+        super().__init__()
+        self._source = source
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self._order = order
+        settings = source.settings
+        token = tf.TensorSpec([batch_size, settings.max_seq_length], tf.int32)
+        mask = tf.TensorSpec([batch_size, settings.max_predictions], tf.int32)
+        self.specs = dict(
+            dict.fromkeys(_PER_TOKEN, token), **dict.fromkeys(_PER_MASK, mask)
+        )
+        self.specs["masked_lm_weights"] = tf.TensorSpec(mask.shape, tf.float32)
+
+    @property
+    def steps(self) -> int:
+        """Batches in one pass over the records, the last one filled up."""
+        return -(-len(self._source) // self._batch_size)
+
+    def make(self, step):
+        size = self._batch_size
+        if self._order is not None:
+            first = (step * self._world_size + self._rank) * size
+            epochs, indices = self._order.indices(first, size)
+        else:
+            indices = np.arange(
+                step * size, min((step + 1) * size, len(self._source))
+            )
+            epochs = np.full(len(indices), EVALUATION_EPOCH, np.int64)
+        batch = self._source.masked(indices, epochs, self._seed)
+        padding = {"input_ids": self._source.settings.pad_token_id}
+        return {
+            name: input_pipeline.filled(batch[name], size, padding.get(name, 0))
+            for name in self.specs
+        }
 
 
 def _first(*values):
     return next(value for value in values if value is not None)
 
 
-def _check_manifest(
-    manifest,
-    inputs,
-    *,
-    vocab_size,
-    pad_token_id,
-    max_seq_length,
-    max_predictions,
-):
-    """Refuses records made for another model or other flags."""
-
-    def refuse(key, found, wanted, mend):
-        raise errors.UserError(
-            f"the records in {inputs} have {key} {found}, but {wanted} is "
-            f"wanted; {mend}"
-        )
-
-    for key, name, size in (
-        ("vocab_size", "vocab_size", vocab_size),
-        ("pad_id", "pad_token_id", pad_token_id),
-    ):
-        if manifest.get(key, size) != size:
-            refuse(
-                key,
-                manifest[key],
-                f"the model config's {name} {size}",
-                "build them with the model's vocabulary",
+def _check_manifest(manifest, inputs, settings):
+    """Rejects records made for another model or other flags."""
+    vocabulary = "build them with the model's vocabulary"
+    checks = [
+        ("vocab_size", settings.vocab_size, "the model's vocab_size ", ""),
+        ("pad_id", settings.pad_token_id, "the model's pad_token_id ", ""),
+    ]
+    is_static = manifest["masking"] == "static"
+    if is_static or manifest["max_seq_length"] > settings.max_seq_length:
+        flag = "--max_seq_length="
+        checks.append(("max_seq_length", settings.max_seq_length, flag, flag))
+    if is_static:
+        key, flag = "max_predictions_per_seq", "--max_predictions_per_seq="
+        checks.append((key, settings.max_predictions, flag, flag))
+    for key, value, name, flag in checks:
+        actual = manifest.get(key, value)
+        if actual != value:
+            fix = f"use {flag}{actual}" if flag else vocabulary
+            raise errors.UserError(
+                f"{inputs}: the records have {key} {actual}, expected "
+                f"{name}{value}; {fix}"
             )
-    length = manifest["max_seq_length"]
-    static = manifest["masking"] == "static"
-    if length > max_seq_length or static and length != max_seq_length:
-        refuse(
-            "max_seq_length",
-            length,
-            f"--max_seq_length={max_seq_length}",
-            f"use --max_seq_length={length}",
-        )
-    predictions = manifest.get("max_predictions_per_seq", max_predictions)
-    if static and predictions != max_predictions:
-        refuse(
-            "max_predictions_per_seq",
-            predictions,
-            f"--max_predictions_per_seq={max_predictions}",
-            f"use --max_predictions_per_seq={predictions}",
-        )
 
 
-def _special_ids(manifest, vocab_size, pad_token_id):
+def _special_ids(manifest, settings):
     """(ids never masked nor drawn, id of `<mask>`)."""
-    mask_id = manifest.get("mask_id", vocab_size - 1)
+    mask_id = manifest.get("mask_id", settings.vocab_size - 1)
     named = {
         manifest[key]
         for key in ("bos_id", "pad_id", "eos_id", "unk_id")
         if key in manifest
     }
     # Without a manifest: fairseq's order, `<s> <pad> </s> <unk>` first.
-    return sorted((named or {0, 1, 2, 3}) | {pad_token_id, mask_id}), mask_id
+    special_ids = (named or {0, 1, 2, 3}) | {settings.pad_token_id, mask_id}
+    return sorted(special_ids), mask_id
 
 
 def _word_starts(manifest, inputs):
     if "word_starts" not in manifest:
         raise errors.UserError(
-            "whole-word masking needs the manifest.json of "
-            f"create_pretraining_data.py beside the records in {inputs}; it "
-            "says which entries begin a word"
+            f"{inputs}: whole-word masking needs the manifest.json of "
+            "create_pretraining_data.py beside the records, which lists the "
+            "tokens that begin a word; copy it there"
         )
     return manifests.decode_word_starts(
         manifest["word_starts"], manifest["vocab_size"]

@@ -1,63 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output directory: config.json and tokenizer files beside the checkpoints."""
+"""The output directory: config.json and tokenizer files of its checkpoints."""
 
 import os
 import typing
 
+import configuration
 from common import files
-from training import checkpoints
+from training import checkpoints, run_config
 
 
 class TokenizerFiles(typing.NamedTuple):
-    """What turned text into the ids that a model is trained on."""
+    """The tokenizer of the text that a model is trained on."""
 
     vocab_file: str
     merges_file: str
     do_lower_case: bool = False
 
 
-def prepare_output(run, config, rank=0, config_values=None, tokenizer=None):
-    """Makes the output directories; rank 0 writes config.json there.
+def prepare_output(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    rank: int = 0,
+    config_values: typing.Optional[typing.Mapping] = None,
+    tokenizer: typing.Optional[TokenizerFiles] = None,
+) -> None:
+    """Makes the output directories; rank 0 writes config.json and tokenizer.
 
-    A damaged checkpoint found there is passed over.
-
-    No other process trains there then (`checkpoints.claim`).
+    Damaged checkpoints are removed from the list of those to resume from, and
+    a run that trains locks the directory (`checkpoints.claim`).
 
     Args:
-      run: RunConfig.
-      config: modeling.RobertaConfig.
+      run: flags.
+      config: of the model.
       rank: of this process.
-      config_values: {key: value} that config.json holds besides.
-      tokenizer: TokenizerFiles, which go along with the model, or None.
+      config_values: {key: value} added to config.json.
+      tokenizer: copied to the directory, unless None.
     """
     os.makedirs(run.output_dir, exist_ok=True)
     os.makedirs(run.log_dir, exist_ok=True)
     if run.do_train and rank == 0:
         checkpoints.claim(run.output_dir)
     checkpoints.repair(run.output_dir, removes=run.do_train and rank == 0)
-    path = os.path.join(run.output_dir, "config.json")
-    is_there = os.path.exists(path) and os.path.samefile(
-        path, run.bert_config_file
-    )
     if rank:
         return
-    if not is_there:
-        files.write_json(path, dict(config.to_dict(), **(config_values or {})))
-    elif config_values:
-        files.write_json(path, dict(read_config(path), **config_values))
+    path = os.path.join(run.output_dir, "config.json")
+    is_source = os.path.exists(path) and os.path.samefile(
+        path, run.bert_config_file
+    )
+    values = read_config(path) if is_source else config.to_dict()
+    if config_values or not is_source:
+        files.write_json(path, dict(values, **(config_values or {})))
     if tokenizer is not None:
         _write_tokenizer(run.output_dir, tokenizer)
 
 
-def read_config(path):
-    """All keys of a config.json that `model_config` accepts, {} without one."""
-    if not os.path.exists(path):
-        return {}
-    return files.read_json(path)
+def read_config(path: str) -> typing.Dict[str, typing.Any]:
+    """All keys of a config.json, {} where there is none."""
+    return files.read_json(path) if os.path.exists(path) else {}
 
 
 def _write_tokenizer(directory, tokenizer):
-    """vocab.json, merges.txt and, where text is lower-cased, that it is."""
+    """Writes vocab.json, merges.txt, and do_lower_case where it changes."""
     for name, source in (
         ("vocab.json", tokenizer.vocab_file),
         ("merges.txt", tokenizer.merges_file),

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before the first step: do the parts of a run belong together, is
-there room for what it writes and computes?
+"""Checks before the first step: files that match, disk space and memory.
 
-Each check raises errors.UserError, which says what was given, what was
-expected and how to mend it, or gives a line about what it found. The run
-scripts make the cheap ones, scripts/doctor.py all of them.
+Each check raises errors.UserError or returns a line that describes the result.
+Training commands make the cheap checks, scripts/doctor.py all of them.
 """
 
 import errno
-import hashlib
 import os
 import shutil
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import errors
+from common import errors, files
 from pretraining_data import manifest as manifests
 from pretraining_data import records
 from training import checkpoints
@@ -79,7 +76,7 @@ def check_vocabulary_of_records(inputs, vocab_file, merges_file):
         (vocab_file, "vocab_sha256"),
         (merges_file, "merges_sha256"),
     ):
-        if path and key in manifest and manifest[key] != _sha256(path):
+        if path and key in manifest and manifest[key] != files.sha256(path):
             raise errors.UserError(
                 f"{path} is not the file that the records in {inputs} were "
                 f"built with ({key} {manifest[key][:12]}... in their "
@@ -87,14 +84,6 @@ def check_vocabulary_of_records(inputs, vocab_file, merges_file):
                 "again"
             )
     return f"the records in {inputs} were built with these files"
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_shards(inputs):

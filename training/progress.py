@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log line of a training run, its TensorBoard scalars and its watch.
+"""Progress of a training run: log lines, TensorBoard scalars, stuck runs.
 
 `step=1200 loss=2.314512 learning_rate=4.900000e-04 examples_per_second=812.4
 tokens_per_second=98304.0 loss_scale=32768 overflows=1 time_left=0:12:31`: the
@@ -10,48 +10,46 @@ evaluation begin with `eval/`.
 import datetime
 import math
 import time
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import errors
-from training import divergence
+from training import divergence, run_config
 
-# Of the report, what is no scalar of its own.
+# Entries of the report without a scalar of their own.
 _COUNTERS = ("finite", "batches_seen", "global_step", "tokens")
+# Numbers of the log line, in this order.
+_FORMATS = {
+    "loss": ".6f",
+    "learning_rate": ".6e",
+    "examples_per_second": ".1f",
+    "tokens_per_second": ".1f",
+    "loss_scale": "g",
+    "overflows": "d",
+}
 # Skipped steps in a row after which a run is stuck: a scale of 2**15 is at
-# its floor of 1 after 15.
+# its minimum of 1 after 15.
 MAX_OVERFLOWS_IN_A_ROW = 40
 # Fine-tuning that still guesses after this many steps seldom recovers.
 STUCK_AFTER_STEPS = 300
 
 
-class SaveTimer(tf.train.CheckpointSaverListener):
-    """Seconds spent on saving checkpoints."""
+def scalar_writer(directory: str, name: str) -> tf.summary.FileWriter:
+    """A writer of a separate event file.
 
-    def __init__(self):
-        self.seconds = 0.0
-        self._start = None
-
-    def before_save(self, session, global_step_value):
-        del session, global_step_value
-        self._start = time.time()
-
-    def after_save(self, session, global_step_value):
-        del session, global_step_value
-        self.seconds += time.time() - self._start
-
-
-def scalar_writer(directory, name):
-    """A tf.summary.FileWriter with a file of its own.
-
-    TensorFlow names files by the second, and what the estimator opens in the
-    same one would overwrite ours.
+    TensorFlow names event files by the second, so the estimator's would
+    overwrite one opened in the same second.
     """
     return tf.summary.FileWriter(directory, filename_suffix="." + name)
 
 
-def add_scalars(writer, scalars, step):
+def add_scalars(
+    writer: tf.summary.FileWriter,
+    scalars: typing.Mapping[str, float],
+    step: int,
+) -> None:
     """Writes TensorBoard scalars: {name: number} at a global step."""
     writer.add_summary(
         tf.Summary(
@@ -66,12 +64,12 @@ def add_scalars(writer, scalars, step):
 
 
 class StartHook(tf.train.SessionRunHook):
-    """Says at which batch a session begins.
+    """Sets the variable batches_seen to the batch at which a session begins.
 
-    That is the checkpoint's, except after a rollback.
+    That is the checkpoint's number, except after a rollback.
     """
 
-    def __init__(self, first):
+    def __init__(self, first: int):
         self._first = first
         self._variable = None
 
@@ -87,60 +85,42 @@ class StartHook(tf.train.SessionRunHook):
 
 
 class ProgressHook(tf.train.SessionRunHook):
-    """Logs, writes scalars, and stops a run that cannot go on."""
+    """Logs, writes scalars, and stops a run that does not learn."""
 
     def __init__(
         self,
-        report,
-        counters,
+        training: run_config.Training,
+        report: typing.Dict[str, tf.Tensor],
+        counters: typing.Tuple[tf.Variable, tf.Variable],
         *,
-        every,
-        is_logging,
-        log_dir,
-        num_train_steps,
-        examples_per_step,
-        gradient_names,
-        save_timer,
-        weight_norm=None,
-        guard=None,
-        chance=None,
+        gradient_names: typing.Sequence[str],
+        weight_norm: typing.Optional[tf.Tensor] = None,
+        chance: typing.Optional[float] = None,
     ):
         """
         Args:
-          report: {name: scalar tensor}; loss, learning_rate, global_step,
-            batches_seen, tokens (those of a step on all devices, padding left
-            out), and loss_scale where there is one. `finite`, a bool vector,
-            tells which gradients are finite.
-          counters: the variables batches_seen and global_step.
-          every: steps between two lines.
-          is_logging: whether this process writes.
-          log_dir: directory of the scalars.
-          num_train_steps: the step at which the run ends.
-          examples_per_step: sequences of all devices in one step.
-          gradient_names: the variables behind `finite`.
-          save_timer: SaveTimer.
-          weight_norm: scalar tensor that is computed once a line, in a call
-            of its own; None where that would be dear.
-          guard: divergence.Guard, or None.
+          training: the run.
+          report: {name: scalar}; loss, learning_rate, gradient_norm,
+            global_step, batches_seen, tokens (of a step on all devices,
+            without padding), and loss_scale where there is one. `finite`, a
+            bool vector, tells which gradients are finite.
+          counters: batches_seen and global_step.
+          gradient_names: the variables of `finite`.
+          weight_norm: scalar that is computed once per line, in a call of its
+            own; None where that is expensive.
           chance: the loss of a model that learned nothing, or None.
         """
+        self._training = training
         self._report = report
         self._counters = counters
-        self._every = every
-        self._is_logging = is_logging
-        self._log_dir = log_dir
-        self._num_train_steps = num_train_steps
-        self._examples_per_step = examples_per_step
         self._gradient_names = gradient_names
-        self._save_timer = save_timer
         self._weight_norm = weight_norm
-        self._guard = guard or divergence.Guard()
         self._chance = chance
         self._writer = None
         self._losses = []
         self._tokens = 0  # since the last line
         self._overflows_in_a_row = 0
-        self._last = None  # (batches, steps, seconds) at the last line
+        self._last = None  # (batches, seconds) at the last line
         self._previous = None  # (batches, steps) after the last call
 
     def after_create_session(self, session, coord):
@@ -149,8 +129,8 @@ class ProgressHook(tf.train.SessionRunHook):
             int(value) for value in session.run(self._counters)
         )
         self._last = None
-        if self._is_logging and self._writer is None:
-            self._writer = scalar_writer(self._log_dir, "train")
+        if self._training.device.rank == 0 and self._writer is None:
+            self._writer = scalar_writer(self._training.run.log_dir, "train")
 
     def before_run(self, run_context):
         return tf.train.SessionRunArgs(self._report)
@@ -160,18 +140,31 @@ class ProgressHook(tf.train.SessionRunHook):
         batches = int(values["batches_seen"])
         step = int(values["global_step"])
         before, self._previous = self._previous, (batches, step)
-        self._ask_guard(values, before, batches, step)
-        self._watch(values, batches - before[0], step - before[1])
-        if math.isfinite(values["loss"]):
-            self._losses.append(float(values["loss"]))
-        # Of several steps in one call, the last one alone is seen.
-        self._tokens += float(values["tokens"]) * (batches - before[0])
-        now = time.time() - self._save_timer.seconds
-        due = batches // self._every > before[0] // self._every
-        if self._is_logging and (due or step >= self._num_train_steps):
-            self._write(run_context, values, batches, step, now)
+        seen = divergence.Observation(
+            before[0],
+            batches - before[0],
+            step,
+            step - before[1],
+            float(values["loss"]),
+            float(values["gradient_norm"]),
+        )
+        reason = self._training.guard.observe(seen)
+        if reason and self._writer is not None:
+            tf.logging.warning("step=%d batch=%d %s", step, batches - 1, reason)
+        self._check(values, seen)
+        if math.isfinite(seen.loss):
+            self._losses.append(seen.loss)
+        # Of several steps in one call, only the last one is reported.
+        self._tokens += float(values["tokens"]) * seen.batches
+        now = time.time() - self._training.save_timer.seconds
+        every = self._training.run.display_loss_steps
+        due = batches // every > seen.batch // every
+        if self._writer is not None and (
+            due or step >= self._training.num_train_steps
+        ):
+            self._write(run_context, values, now)
         if self._last is None or due:
-            self._last = (batches, step, now)  # leaves out the first call
+            self._last = (batches, now)  # leaves out the first call
             self._tokens = 0
 
     def end(self, session):
@@ -179,37 +172,22 @@ class ProgressHook(tf.train.SessionRunHook):
         if self._writer is not None:
             self._writer.close()
 
-    def _ask_guard(self, values, before, batches, step):
-        reason = self._guard.observe(
-            divergence.Observation(
-                before[0],
-                batches - before[0],
-                step,
-                step - before[1],
-                float(values["loss"]),
-                float(values["gradient_norm"]),
-            )
-        )
-        if reason and self._is_logging:
-            tf.logging.warning("step=%d batch=%d %s", step, batches - 1, reason)
-
-    def _watch(self, values, batches, steps):
+    def _check(self, values, seen):
         """Raises errors.UserError when the run is stuck or lost."""
-        if steps:
+        if seen.updates:
             self._overflows_in_a_row = 0
-            if "loss_scale" not in values and not math.isfinite(values["loss"]):
+            if "loss_scale" not in values and not math.isfinite(seen.loss):
                 raise errors.UserError(
-                    f"the loss is {values['loss']} at step "
-                    f"{values['global_step']}; use a lower --learning_rate, a "
-                    "longer warm-up, or --npu_bert_loss_scale=0 with half "
-                    "precision"
+                    f"the loss is {seen.loss} at step {seen.step}; use a lower "
+                    "--learning_rate, a longer warm-up, or "
+                    "--npu_bert_loss_scale=0 with half precision"
                 )
             return
-        self._overflows_in_a_row += batches
+        self._overflows_in_a_row += seen.batches
         if self._overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
             raise errors.UserError(
                 f"{self._overflows_in_a_row} steps in a row overflowed after "
-                f"step {values['global_step']}, the loss scale is down to "
+                f"step {seen.step}, the loss scale is down to "
                 f"{values['loss_scale']:g}{self._first_overflow(values)}; use "
                 "a lower --learning_rate or float32"
             )
@@ -217,17 +195,13 @@ class ProgressHook(tf.train.SessionRunHook):
     def _first_overflow(self, values):
         if "finite" not in values:
             return ""
-        names = [
-            name
-            for name, finite in zip(self._gradient_names, values["finite"])
-            if not finite
-        ]
-        return (
-            "; the first gradient that is not finite is that of "
-            f"{(names[0] if names else 'none')}"
-        )
+        names = zip(self._gradient_names, values["finite"])
+        first = next((name for name, finite in names if not finite), "none")
+        return f"; the first gradient that is not finite is that of {first}"
 
-    def _write(self, run_context, values, batches, step, now):
+    def _write(self, run_context, values, now):
+        """Logs one line and writes its scalars."""
+        batches, step = self._previous
         scalars = {
             name: float(value)
             for name, value in values.items()
@@ -238,35 +212,22 @@ class ProgressHook(tf.train.SessionRunHook):
         )
         self._losses = []
         self._warn_if_stuck(step, scalars["loss"])
-        text = [
-            f"step={step}",
-            f"loss={scalars['loss']:.6f}",
-            f"learning_rate={scalars['learning_rate']:.6e}",
-        ]
+        time_left = []
         if self._last is not None and batches > self._last[0]:
-            seconds = max(now - self._last[2], 1e-9)
+            training = self._training
+            seconds = max(now - self._last[1], 1e-9)
             rate = (batches - self._last[0]) / seconds
-            scalars["examples_per_second"] = rate * self._examples_per_step
+            scalars["examples_per_second"] = (
+                rate * training.run.batch_size * training.device.world_size
+            )
             scalars["tokens_per_second"] = self._tokens / seconds
-            text += [
-                f"{name}={scalars[name]:.1f}"
-                for name in ("examples_per_second", "tokens_per_second")
-            ]
+            left = round((training.num_train_steps - step) / rate)
+            time_left = [f"time_left={datetime.timedelta(seconds=left)}"]
         if "loss_scale" in scalars:
-            scalars["overflows"] = batches - step - self._guard.skipped
-            text += [
-                f"loss_scale={scalars['loss_scale']:g}",
-                f"overflows={scalars['overflows']}",
-            ]
-        text += [
-            f"{name}={scalars[name]:.4f}"
-            for name in sorted(scalars)
-            if name.endswith("accuracy")
-        ]
-        if "examples_per_second" in scalars:
-            left = (self._num_train_steps - step) / rate
-            text.append(f"time_left={datetime.timedelta(seconds=round(left))}")
-        tf.logging.info("%s", " ".join(text))
+            scalars["overflows"] = batches - step - self._training.guard.skipped
+        tf.logging.info(
+            "%s", " ".join([f"step={step}"] + _line(scalars) + time_left)
+        )
         if "masked_lm_accuracy" in scalars:
             scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
         if self._weight_norm is not None:
@@ -276,7 +237,7 @@ class ProgressHook(tf.train.SessionRunHook):
         add_scalars(self._writer, scalars, step)
 
     def _warn_if_stuck(self, step, loss):
-        """Says once that the loss is still that of guessing.
+        """Warns once when the loss is still that of guessing.
 
         Large models do that on some seeds (fairseq issue 1114).
         """
@@ -285,10 +246,23 @@ class ProgressHook(tf.train.SessionRunHook):
         if loss > 0.9 * self._chance:
             tf.logging.warning(
                 "loss %.2f at step %d is that of guessing (%.2f): the model "
-                "seems stuck; large models get out with another "
+                "seems stuck; large models often recover with another "
                 "--random_seed, a lower --learning_rate or a longer warm-up",
                 loss,
                 step,
                 self._chance,
             )
         self._chance = None
+
+
+def _line(scalars):
+    """`name=number` of the log line, accuracies last."""
+    formats = dict(_FORMATS)
+    for name in sorted(scalars):
+        if name.endswith("accuracy"):
+            formats[name] = ".4f"
+    return [
+        f"{name}={scalars[name]:{spec}}"
+        for name, spec in formats.items()
+        if name in scalars
+    ]

@@ -1,55 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that the run scripts share."""
+"""Settings and objects that all training commands share."""
 
 import dataclasses
 import re
+import typing
 
 import configuration
+import device as devices
 from common import command_line, errors
-from training import divergence
+from training import checkpoints, divergence
 
-# What TensorFlow does not take for part of a name.
+# Characters that TensorFlow misreads in the name of a checkpoint.
 _PATTERN = re.compile("[*?\\[\\]\\\\\x00-\x1f\ud800-\udfff]")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Of an update on one device: their places are counted in int32, four choices
-# to a question.
+# Of an update on one device: positions are int32, with four choices per
+# question.
 _MAX_TOKENS = 2**29
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Flags that the run scripts share."""
+    """Flags that all training commands share."""
 
     bert_config_file: str = command_line.flag(
         "", "The model's config.json, as Hugging Face writes it."
     )
     output_dir: str = command_line.flag(
-        "", "Directory of checkpoints and results; a run found there goes on."
+        "", "Directory of checkpoints and results; a run in it is resumed."
     )
     out_log_dir: str = command_line.flag(
         "", "Directory of TensorBoard scalars. Default: output_dir."
     )
     init_checkpoint: str = command_line.flag(
-        "", "Checkpoint prefix whose weights a new run starts from."
+        "", "Checkpoint prefix with the initial weights of a new run."
     )
     do_train: bool = command_line.flag(False, "Whether to train.")
     max_seq_length: int = command_line.flag(
-        512, "Tokens of a sequence.", lower=4
+        512, "Tokens per sequence.", lower=4
     )
     train_batch_size: int = command_line.flag(
         32,
-        "Sequences a device and micro-batch; the global batch is "
+        "Sequences per device and micro-batch; the global batch is "
         "train_batch_size x num_accumulation_steps x devices.",
         lower=1,
     )
     num_accumulation_steps: int = command_line.flag(
-        1, "Micro-batches of one update.", lower=1
+        1, "Micro-batches per update.", lower=1
     )
     allreduce_post_accumulation: bool = command_line.flag(
         True,
-        "Average gradients over devices once an update, not once a "
+        "Average gradients over devices once per update, not once per "
         "micro-batch.",
     )
     optimizer_type: str = command_line.flag(
@@ -71,7 +73,7 @@ class RunConfig:
         0.01, "Decoupled weight decay; not of biases and LayerNorm.", lower=0
     )
     clip_norm: float = command_line.flag(
-        1.0, "Largest norm of the gradients; 0 clips nothing.", lower=0
+        1.0, "Largest norm of the gradients; 0 turns clipping off.", lower=0
     )
     npu_bert_clip_by_global_norm: bool = command_line.flag(
         True, "Clip by the norm of all gradients; False clips each by its own."
@@ -94,7 +96,7 @@ class RunConfig:
         5, "Checkpoints to keep.", lower=2
     )
     iterations_per_loop: int = command_line.flag(
-        1000, "NPU: steps on the device between two looks of the host.", lower=1
+        1000, "NPU: steps on the device per call from the host.", lower=1
     )
     display_loss_steps: int = command_line.flag(
         100, "Steps between log lines.", lower=1
@@ -108,13 +110,13 @@ class RunConfig:
     )
     divergence_guard: str = command_line.flag(
         "off",
-        "What to do about a run that diverges: stop, or rollback, "
-        "which restores a checkpoint from before it and passes over the "
-        "batches that did it.",
+        "What to do with a run that diverges: stop, or rollback, which "
+        "restores an earlier checkpoint and skips the batches in which it "
+        "diverged.",
         choices=divergence.MODES,
     )
     divergence_max_rollbacks: int = command_line.flag(
-        3, "Rollbacks of the whole run; one more ends it.", lower=0
+        3, "Largest number of rollbacks in a run.", lower=0
     )
     divergence_deviations: float = command_line.flag(
         6.0, "Deviations above the running mean that a loss may reach.", lower=1
@@ -124,60 +126,91 @@ class RunConfig:
     )
     random_seed: int = command_line.flag(
         12345,
-        "Order of records, masks, dropout and new weights follow from it.",
+        "Seed of record order, masks, dropout and new weights.",
         lower=0,
         upper=2**31 - 1,
     )
 
     def __post_init__(self):
         if not self.output_dir:
-            raise errors.UserError(
-                "no output directory is given; name one with --output_dir"
-            )
+            raise errors.UserError("no output directory; pass --output_dir")
         if _PATTERN.search(self.output_dir):
             raise errors.UserError(
-                f"--output_dir={self.output_dir!r}: TensorFlow takes *, ?, [, "
-                "] and \\ in the name of a checkpoint for a pattern, and "
-                "could not go on from it; give a name without them and "
-                "without control characters"
+                f"--output_dir={self.output_dir!r}: TensorFlow reads *, ?, [, ] "
+                "and \\ in the name of a checkpoint as a pattern and could "
+                "not resume from it; use a name without them and without "
+                "control characters"
             )
         if _SURROGATE.search(self.out_log_dir):
             raise errors.UserError(
-                f"--out_log_dir={self.out_log_dir!r} is not UTF-8, which "
-                "TensorFlow writes names in; give another name"
+                f"--out_log_dir={self.out_log_dir!r}: not UTF-8, as TensorFlow "
+                "expects; use another name"
             )
         # A step would divide by zero.
-        for name, wrong, wanted in (
-            ("adam_beta1", self.adam_beta1 == 1, "below 1"),
-            ("adam_beta2", self.adam_beta2 == 1, "below 1"),
-            ("adam_epsilon", self.adam_epsilon == 0, "above 0"),
+        for name, value, expected in (
+            ("adam_beta1", 1, "below 1"),
+            ("adam_beta2", 1, "below 1"),
+            ("adam_epsilon", 0, "above 0"),
         ):
-            if wrong:
+            if getattr(self, name) == value:
                 raise errors.UserError(
-                    f"--{name} is {getattr(self, name):g}; expected a number "
-                    f"{wanted}, such as RoBERTa's "
-                    f"{type(self).__dataclass_fields__[name].default:g}"
+                    f"--{name} is {value}; expected a number {expected}, such "
+                    f"as RoBERTa's {getattr(type(self), name):g}"
                 )
         tokens = self.batch_size * self.max_seq_length
         if tokens > _MAX_TOKENS:
             raise errors.UserError(
                 f"--train_batch_size={self.train_batch_size}, "
                 f"--num_accumulation_steps={self.num_accumulation_steps} and "
-                f"--max_seq_length={self.max_seq_length} make {tokens} tokens "
-                f"an update; expected at most {_MAX_TOKENS} on a device, so "
-                "use smaller ones"
+                f"--max_seq_length={self.max_seq_length}: {tokens} tokens per "
+                f"update on a device; expected at most {_MAX_TOKENS}, use "
+                "smaller values"
             )
 
     @property
-    def batch_size(self):
-        """Sequences of one update on one device."""
+    def batch_size(self) -> int:
+        """Sequences per update on one device."""
         return self.train_batch_size * self.num_accumulation_steps
 
     @property
-    def log_dir(self):
+    def log_dir(self) -> str:
+        """Directory of TensorBoard scalars."""
         return self.out_log_dir or self.output_dir
 
 
-def model_config(run):
-    """The config that --bert_config_file names."""
+@dataclasses.dataclass
+class Training:
+    """One training run.
+
+    The graph is built again after a rollback; this outlives it.
+
+    Attributes:
+      config: of the model.
+      run: flags.
+      device: from environment.create.
+      num_train_steps, num_warmup_steps: updates.
+      head: names of a head's variables; see `warm_start.load`.
+      save_timer: times the saving of checkpoints.
+      guard: watches the loss.
+    """
+
+    config: configuration.RobertaConfig
+    run: RunConfig
+    device: devices.Device
+    num_train_steps: int
+    num_warmup_steps: int
+    head: typing.Sequence[str] = ()
+    save_timer: checkpoints.SaveTimer = dataclasses.field(
+        default_factory=checkpoints.SaveTimer
+    )
+    guard: divergence.Guard = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        self.guard = divergence.Guard(
+            self.run.divergence_guard, self.run.divergence_deviations
+        )
+
+
+def model_config(run: RunConfig) -> configuration.RobertaConfig:
+    """The config of --bert_config_file."""
     return configuration.RobertaConfig.from_json_file(run.bert_config_file)

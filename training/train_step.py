@@ -7,20 +7,20 @@ import typing
 import tensorflow.compat.v1 as tf
 
 import optimization
-from training import checkpoints, divergence, progress, warm_start
+from training import checkpoints, progress, run_config, warm_start
 
 
 class Losses(typing.NamedTuple):
-    """A task's loss, as `train_spec` wants it.
+    """A task's loss.
 
     Attributes:
       compute: function (features of one micro-batch, is_training,
         dropout_seed) -> {name: float32 scalar}; sums over the micro-batch,
         "loss" among them.
       weight: function (features of any number of sequences) -> float32
-        scalar, what the sum of losses is divided by.
-      chance: the loss of a model that looks at no text, where a run that is
-        stuck there should be noticed.
+        scalar, the divisor of the sum of losses.
+      chance: the loss of a model that ignores the text; None turns off the
+        warning about a run that is stuck there.
     """
 
     compute: typing.Callable
@@ -29,37 +29,21 @@ class Losses(typing.NamedTuple):
 
 
 def train_spec(
-    losses,
-    features,
-    *,
-    config,
-    run,
-    device,
-    num_train_steps,
-    num_warmup_steps,
-    init_checkpoint,
-    save_timer,
-    guard=None,
-    head=(),
-):
+    losses: Losses,
+    features: typing.Dict[str, tf.Tensor],
+    training: run_config.Training,
+) -> tf.estimator.EstimatorSpec:
     """The EstimatorSpec of training.
 
-    Loss and gradients are divided by the weight of the whole global batch,
-    over micro-batches and devices alike, as fairseq does.
+    Loss and gradients are divided by the weight of the entire global batch,
+    over micro-batches and devices alike, as in fairseq.
 
     Args:
-      losses: Losses.
+      losses: of the task.
       features: {name: [K * B, ...]}, the sequences of one update.
-      config: modeling.RobertaConfig.
-      run: RunConfig.
-      device: an environment's device.
-      num_train_steps, num_warmup_steps: updates.
-      init_checkpoint: checkpoint prefix of a new run, or "".
-      save_timer: progress.SaveTimer that listens to the estimator's saves.
-      guard: divergence.Guard, or None.
-      head: names of variables; see `warm_start.load`.
+      training: the run.
     """
-    guard = guard or divergence.new_guard(run)
+    run, device = training.run, training.device
     tf.add_to_collection(
         tf.GraphKeys.SAVERS, checkpoints.Saver(run.keep_checkpoint_max)
     )
@@ -71,10 +55,59 @@ def train_spec(
         trainable=False,
         initializer=tf.zeros_initializer(),
     )
+    micro, rate = _micro_batches(losses, features, training, seen)
+    chain = device.wrap_optimizer(micro, run)
+    pairs = chain.compute_gradients(tf.constant(1.0))
+    warm_start.load_initial(run, training.head)
+    sums = micro.sums
+    if run.report_loss or training.guard.mode != "off":
+        names = sorted(sums)
+        sums = dict(zip(names, device.average([sums[n] for n in names])))
+    norm = optimization.global_norm([gradient for gradient, _ in pairs])
+    train_op = _update(chain, pairs, norm, run, (global_step, seen), sums)
+    # All processes must see the same norm to decide alike.
+    (mean_norm,) = (
+        device.average([norm]) if training.guard.mode != "off" else [norm]
+    )
+    report = dict(
+        sums,
+        learning_rate=rate,
+        gradient_norm=mean_norm,
+        tokens=_tokens(features, training.config) * device.world_size,
+    )
+    with tf.control_dependencies([train_op]):
+        after = dict(
+            device.overflow(chain), global_step=global_step, batches_seen=seen
+        )
+        report.update({n: tf.identity(value) for n, value in after.items()})
+    hook = progress.ProgressHook(
+        training,
+        report,
+        (seen, global_step),
+        gradient_names=[
+            optimization.variable_name(v) for g, v in pairs if g is not None
+        ],
+        weight_norm=_weight_norm(device),
+        chance=losses.chance,
+    )
+    return tf.estimator.EstimatorSpec(
+        tf.estimator.ModeKeys.TRAIN,
+        loss=device.without_nan(sums["loss"]),
+        train_op=train_op,
+        training_hooks=device.hooks() + [hook],
+    )
+
+
+def _micro_batches(losses, features, training, seen):
+    """(innermost optimizer with the micro-batches' losses, learning rate)."""
+    run, device = training.run, training.device
     (weight,) = device.average([losses.weight(features)])
     weight = tf.maximum(weight, 1.0)
     rate = optimization.linear_schedule(
-        global_step, run.learning_rate, num_train_steps, num_warmup_steps
+        tf.train.get_global_step(),
+        run.learning_rate,
+        training.num_train_steps,
+        training.num_warmup_steps,
     )
 
     def micro_batch(index):
@@ -88,67 +121,22 @@ def train_spec(
             name: value / weight for name, value in sums.items()
         }
 
-    optimizer = _optimizer(config, run, rate)
-    micro = device.micro_batches(optimizer, micro_batch, run)
-    chain = device.wrap_optimizer(micro, run)
-    pairs = chain.compute_gradients(tf.constant(1.0))
-    if init_checkpoint:
-        warm_start.load(init_checkpoint, head)
-    sums = micro.sums
-    if run.report_loss or guard.mode != "off":
-        names = sorted(sums)
-        sums = dict(zip(names, device.average([sums[n] for n in names])))
-    norm = optimization.global_norm([g for g, _ in pairs])
+    optimizer = _optimizer(training.config, run, rate)
+    return device.micro_batches(optimizer, micro_batch, run), rate
+
+
+def _update(chain, pairs, norm, run, counters, sums):
+    """The operation that updates weights and counters after the losses."""
+    global_step, seen = counters
     clipped = optimization.clip(
         pairs, run.clip_norm, run.npu_bert_clip_by_global_norm, norm
     )
-    # The norm is there once every gradient is: no weight changes under an
-    # operation that still reads it.
+    # The norm needs every gradient, so no weight changes before the last
+    # operation that reads it.
     with tf.control_dependencies([norm]):
         update = chain.apply_gradients(clipped, global_step)
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
-        train_op = tf.assign_add(seen, 1).op
-    # All processes must see the same numbers to come to the same conclusion.
-    (seen_norm,) = device.average([norm]) if guard.mode != "off" else [norm]
-    report = dict(
-        sums,
-        learning_rate=rate,
-        gradient_norm=seen_norm,
-        tokens=_tokens(features, config) * device.world_size,
-    )
-    with tf.control_dependencies([train_op]):
-        report.update(
-            {
-                name: tf.identity(value)
-                for name, value in dict(
-                    device.overflow(chain),
-                    global_step=global_step,
-                    batches_seen=seen,
-                ).items()
-            }
-        )
-    hook = progress.ProgressHook(
-        report,
-        (seen, global_step),
-        every=run.display_loss_steps,
-        is_logging=device.rank == 0,
-        log_dir=run.log_dir,
-        num_train_steps=num_train_steps,
-        examples_per_step=run.batch_size * device.world_size,
-        gradient_names=[
-            optimization.variable_name(v) for g, v in pairs if g is not None
-        ],
-        save_timer=save_timer,
-        weight_norm=_weight_norm(device),
-        guard=guard,
-        chance=losses.chance,
-    )
-    return tf.estimator.EstimatorSpec(
-        tf.estimator.ModeKeys.TRAIN,
-        loss=device.without_nan(sums["loss"]),
-        train_op=train_op,
-        training_hooks=device.hooks() + [hook],
-    )
+        return tf.assign_add(seen, 1).op
 
 
 def _weight_norm(device):
@@ -158,10 +146,10 @@ def _weight_norm(device):
 
 
 def _tokens(features, config):
-    """How many tokens a step's sequences have, padding left out.
+    """Tokens of a step's sequences on this device, without padding.
 
-    One device's own: like lengths come together, and no message is sent for
-    a number that is only shown.
+    It is not averaged over devices, which would cost a message: batches are
+    of like lengths.
     """
     return tf.reduce_sum(
         tf.cast(
@@ -171,7 +159,7 @@ def _tokens(features, config):
 
 
 def _micro_batch(tensor, index, count):
-    """Part `index` of `count` equal ones along the first axis."""
+    """Part `index` of `count` equal parts along the first axis."""
     if count == 1:
         return tensor
     shape = tf.concat([[count, -1], tf.shape(tensor)[1:]], axis=0)

@@ -1,51 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a run starts from, and whether it fits the model.
+"""The checkpoint that a run starts from.
 
-`check` refuses before anything is written; `load` makes the variables of a new
-run start from --init_checkpoint and reports which do.
+`check` compares it with the model before anything is written; `load_initial`
+initializes the variables of a new run from --init_checkpoint.
 """
 
 import os
 import re
+import typing
 
 import tensorflow.compat.v1 as tf
 
+import configuration
 import optimization
 from common import errors, files
-from training import checkpoints
+from training import checkpoints, run_config
 from weights import names as weight_names
 from weights import tf_checkpoint
 
 ENCODER = re.compile(r"bert/(embeddings|encoder)/")
-# Checkpoint variables that are no part of the model.
+# Checkpoint variables that are not part of the model.
 _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
     r"^batches_seen)$"
 )
 _EVERYTHING = re.compile("")
-# What a model computes with and no shape of a variable tells.
-_UNSEEN = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
-_MISSING_KEY = re.compile(r"Key (\S+) not found in checkpoint")
+# Config values that change the output but not the shape of a variable.
+_WITHOUT_SHAPE = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
 
 
-def check(run, config, parts, required=ENCODER, labels=None):
-    """Refuses a checkpoint that does not fit, by the name of a variable.
+def check(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    parts: typing.Iterable[str],
+    required: typing.Pattern[str] = ENCODER,
+    labels: typing.Optional[int] = None,
+) -> None:
+    """Rejects a checkpoint that does not fit the model, naming a variable.
 
-    A run that goes on needs all of the model; --init_checkpoint is looked at
-    only where there is nothing to go on from.
+    A run that resumes needs all variables of the model; --init_checkpoint is
+    checked only in a new run.
 
     Args:
-      run: training.RunConfig.
-      config: modeling.RobertaConfig.
+      run: flags.
+      config: of the model.
       parts: the model's heads, keys of weight_names.PARTS.
-      required: pattern of the variables that --init_checkpoint must hold.
-      labels: of a head whose size is free; None takes any. A new run may
+      required: pattern of the variables that --init_checkpoint must contain.
+      labels: of a head whose size is free; None accepts any. A new run may
         start from a head of another size (`load`).
 
     Raises:
       errors.UserError: a variable is missing or has another shape.
     """
-    wanted = {
+    model = {
         variable.tf: variable.tf_shape
         for variable in weight_names.variables(
             {weight_names.BASE, *parts}, config
@@ -53,110 +60,113 @@ def check(run, config, parts, required=ENCODER, labels=None):
     }
     latest = checkpoints.newest(run.output_dir)
     if labels is not None and (latest or not run.do_train):
-        wanted = {
+        model = {
             name: tuple(labels if size is None else size for size in shape)
-            for name, shape in wanted.items()
+            for name, shape in model.items()
         }
     if latest:
         if checkpoints.damage(latest):
-            return  # the run goes back to the one before
-        found = tf.train.load_checkpoint(latest)
-        _check_fit(
-            latest,
-            found.get_variable_to_shape_map(),
-            wanted,
-            _EVERYTHING,
-            "give another --output_dir for another model or task",
-        )
-        _check_unseen(latest, config, run.bert_config_file)
+            return  # the run resumes from the one before
+        path, reader = latest, tf.train.load_checkpoint(latest)
+        required = _EVERYTHING
+        fix = "use another --output_dir for another model or task"
     elif run.init_checkpoint:
-        shapes = _open(run.init_checkpoint).get_variable_to_shape_map()
-        _check_fit(
-            run.init_checkpoint,
-            shapes,
-            wanted,
-            required,
-            "give the checkpoint and the config.json of one model, "
-            "with this project's names (convert_checkpoint.py)",
+        path, reader = run.init_checkpoint, _open(run.init_checkpoint)
+        fix = (
+            "use the checkpoint and the config.json of one model, with this "
+            "project's variable names (convert_checkpoint.py)"
         )
-        _check_unseen(run.init_checkpoint, config, run.bert_config_file)
+    else:
+        return
+    shapes = reader.get_variable_to_shape_map()
+    _check_shapes(path, shapes, model, fix)
+    missing = [n for n in model if n not in shapes and required.match(n)]
+    if missing:
+        raise errors.UserError(
+            f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
+            f"first; {fix}"
+        )
+    _check_config(path, config, run.bert_config_file)
 
 
 def _open(path):
-    """A reader of --init_checkpoint, whose files are whole."""
+    """A reader of --init_checkpoint, whose files are checked."""
     if re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
         raise errors.UserError(
-            f"--init_checkpoint={path} is one file of a checkpoint; give what "
-            f"is common to its names, {os.path.splitext(path)[0]}"
+            f"--init_checkpoint={path}: one file of a checkpoint; pass the "
+            f"prefix of its files, {os.path.splitext(path)[0]}"
         )
-    wrong = (
-        checkpoints.damage(path)
-        if os.path.exists(tf_checkpoint.index_file(path))
-        else ""
-    )
-    if wrong:
-        raise errors.UserError(f"--init_checkpoint={path}: {wrong}")
+    if os.path.exists(tf_checkpoint.index_file(path)):
+        problem = checkpoints.damage(path)
+        if problem:
+            raise errors.UserError(f"--init_checkpoint={path}: {problem}")
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError) as error:
         raise errors.UserError(
-            f"--init_checkpoint={path} is no TensorFlow checkpoint "
+            f"--init_checkpoint={path}: not a TensorFlow checkpoint "
             f"({str(error).splitlines()[0]}); expected a prefix such as "
-            "DIR/model.ckpt-1000, whose .index file stands beside it"
+            "DIR/model.ckpt-1000, next to its .index file"
         ) from error
 
 
-def _check_fit(path, found, wanted, required, mend):
-    """Compares {name: shape} of a checkpoint with what a model wants.
+def _check_shapes(path, shapes, model, fix):
+    """Compares the shapes in a checkpoint with {name: shape} of the model.
 
-    None in a wanted shape fits any size.
+    None in a shape of the model fits any size.
     """
-    for name, shape in wanted.items():
-        if name not in found:
+    for name, shape in model.items():
+        if name not in shapes:
             continue
-        if len(found[name]) != len(shape) or any(
-            size is not None and size != there
-            for size, there in zip(shape, found[name])
+        if len(shapes[name]) != len(shape) or any(
+            size is not None and size != actual
+            for size, actual in zip(shape, shapes[name])
         ):
             raise errors.UserError(
-                f"{path} has {name} with shape {list(found[name])}, but the "
-                f"model config asks for {list(shape)}; {mend}"
+                f"{path} has {name} with shape {list(shapes[name])}, but the "
+                f"model config requires {list(shape)}; {fix}"
             )
-    missing = [
-        name for name in wanted if name not in found and required.match(name)
-    ]
-    if missing:
-        raise errors.UserError(
-            f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
-            f"first; {mend}"
-        )
 
 
-def _check_unseen(checkpoint, config, config_file):
-    """Compares a config with the config.json beside a checkpoint."""
-    beside = os.path.join(os.path.dirname(checkpoint), "config.json")
+def _check_config(checkpoint, config, config_file):
+    """Compares a config with the config.json next to a checkpoint."""
+    path = os.path.join(os.path.dirname(checkpoint), "config.json")
     try:
-        values = files.read_json(beside)
+        values = files.read_json(path)
     except (OSError, errors.UserError):
-        return  # none, or none of a model
-    for name in _UNSEEN:
-        there, here = values.get(name), getattr(config, name)
-        if there is not None and there != here:
+        return  # none, or not of a model
+    for name in _WITHOUT_SHAPE:
+        expected, actual = values.get(name), getattr(config, name)
+        if expected is not None and expected != actual:
             raise errors.UserError(
-                f"{config_file} has {name} {here!r}, but {beside} beside "
-                f"{checkpoint} has {there!r}: with another one its weights "
-                "compute something else; give that config, or another "
-                "--output_dir for another model"
+                f"{config_file} has {name} {actual!r}, but {path} next to "
+                f"{checkpoint} has {expected!r}, with which its weights were "
+                "trained; use that config, or another --output_dir for "
+                "another model"
             )
 
 
-def load(path, head=()):
-    """Makes the graph's variables start from a checkpoint that `check` knows.
+def load_initial(
+    run: run_config.RunConfig, head: typing.Collection[str] = ()
+) -> None:
+    """Loads --init_checkpoint, unless the run has a checkpoint of its own.
+
+    Args:
+      run: flags.
+      head: see `load`.
+    """
+    if run.init_checkpoint and not checkpoints.newest(run.output_dir):
+        load(run.init_checkpoint, head)
+
+
+def load(path: str, head: typing.Collection[str] = ()) -> None:
+    """Initializes the graph's variables from a checkpoint that `check` passed.
 
     Args:
       path: checkpoint prefix.
       head: names of a head's variables; where one has another shape in the
-        checkpoint, as with other labels, all of them begin anew.
+        checkpoint, as with other labels, the entire head is initialized at
+        random.
 
     Source: fairseq's RoBERTa, model.py (heads of another size).
     """
@@ -165,25 +175,26 @@ def load(path, head=()):
         optimization.variable_name(variable): variable
         for variable in tf.trainable_variables()
     }
-    anew = [
+    resized = [
         name
         for name in head
         if name in variables
         and name in shapes
         and shapes[name] != variables[name].shape.as_list()
     ]
-    if anew:
+    if resized:
         tf.logging.warning(
-            "%s has %s with shape %s, here it is %s: the head begins anew",
+            "%s has %s with shape %s, the model %s: the head is initialized "
+            "at random",
             path,
-            anew[0],
-            shapes[anew[0]],
-            variables[anew[0]].shape.as_list(),
+            resized[0],
+            shapes[resized[0]],
+            variables[resized[0]].shape.as_list(),
         )
     loaded = {
         name: variable
         for name, variable in variables.items()
-        if name in shapes and not (anew and name in head)
+        if name in shapes and not (resized and name in head)
     }
     fresh = [name for name in variables if name not in loaded]
     unused = [
@@ -192,7 +203,8 @@ def load(path, head=()):
         if name not in loaded and not _TRAINING_STATE.search(name)
     ]
     tf.logging.info(
-        "%s: %d variables loaded, %d begin anew (%s), %d left unused (%s)",
+        "%s: %d variables loaded, %d initialized at random (%s), %d unused "
+        "(%s)",
         path,
         len(loaded),
         len(fresh),
@@ -208,16 +220,3 @@ def load(path, head=()):
 
 def _some(names):
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
-
-
-def reason(text, output_dir):
-    """Why a run cannot go on from output_dir, of TensorFlow's words, or ""."""
-    key = _MISSING_KEY.search(text)
-    if not key:
-        return ""
-    return (
-        f"the checkpoint in {output_dir} lacks {key.group(1)}, which these "
-        "flags need; give the optimizer and the loss scale that it was "
-        "trained with (--optimizer_type, --npu_bert_loss_scale), or name it "
-        "with --init_checkpoint and give another --output_dir"
-    )

@@ -31,7 +31,7 @@ from helpers import fuzz_task_readers, mutations, torch_writer
 from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
-from training import checkpoints, divergence, masked_lm_batches, preflight
+from training import checkpoints, masked_lm_batches, preflight, rollback
 from weights import lazy_tensors, safetensors_file, tf_checkpoint, torch_file
 from weights import names as weight_names
 
@@ -179,10 +179,12 @@ def manifests(directory):
         (directory / "manifest.json").write_bytes(data)
         source = masked_lm_batches.MaskedLmSource(
             str(directory),
-            max_seq_length=8,
-            max_predictions=2,
-            vocab_size=20,
-            pad_token_id=1,
+            masked_lm_batches.Settings(
+                max_seq_length=8,
+                max_predictions=2,
+                vocab_size=20,
+                pad_token_id=1,
+            ),
         )
         source.masked(np.arange(len(source)), np.zeros(4, np.int64), 1)
         preflight.check_shards(str(directory))
@@ -860,9 +862,7 @@ def rollbacks(directory):
 
     def read(data):
         path.write_bytes(data)
-        skips = divergence.Skips(str(directory))
-        skips.resume(40)
-        skips.add(40, 50)
+        rollback.resume(str(directory), 40)
 
     return of_json([{"rollbacks": 2, "skipped": [[40, 47], [100, 120]]}], read)
 

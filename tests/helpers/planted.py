@@ -20,20 +20,11 @@ import run_pretraining
 from common import tf_example, tfrecord
 from helpers import tiny
 from pretraining_data import records
-from training import (
-    divergence,
-    input_pipeline,
-    logs,
-    loop,
-    masked_lm_batches,
-    model_directory,
-    progress,
-    run_config,
-)
+from training import logs, loop, masked_lm_batches, model_directory, run_config
 
 
 def write_drawn_tokens(folder):
-    """Records of tokens drawn by chance: nobody's loss is below 1.3 nats."""
+    """Records of tokens drawn at random: no model gets below 1.3 nats."""
     random_state = np.random.RandomState(5)
     folder.mkdir()
     with tfrecord.RecordWriter(str(folder / "a.tfrecord")) as writer:
@@ -55,17 +46,16 @@ class Planted(masked_lm_batches.MaskedLmBatches):
         self._bad = bad
 
     def make(self, step):
-        arrays = super().make(step)
+        batch = super().make(step)
         if step in self._bad:
-            place = self.names.index("masked_lm_ids")
-            arrays[place] = np.random.RandomState(step).randint(
-                100, tiny.VOCAB_SIZE, arrays[place].shape
+            batch["masked_lm_ids"] = np.random.RandomState(step).randint(
+                100, tiny.VOCAB_SIZE, batch["masked_lm_ids"].shape
             )
-        return arrays
+        return batch
 
 
 class Pretraining:
-    """run_pretraining's parts, fed by Planted.
+    """A run of run_pretraining.py on Planted batches.
 
     `horovod` makes this process one of those that train together.
     """
@@ -75,13 +65,13 @@ class Pretraining:
         self.records = str(folder / "records")
 
     def write(self):
-        """Writes what it is trained on; gives itself."""
+        """Writes the model config and the records; returns itself."""
         tiny.write_model(self.folder / "model")
         write_drawn_tokens(self.folder / "records")
         return self
 
     def __call__(self, name, bad=(), *, is_evaluated=False, **flags):
-        """Trains; gives the loss of evaluation where asked to."""
+        """Trains; returns the loss of an evaluation, or None without one."""
         run = run_config.RunConfig(
             bert_config_file=str(self.folder / "model" / "config.json"),
             output_dir=str(self.folder / name),
@@ -106,15 +96,13 @@ class Pretraining:
         )
         config = run_config.model_config(run)
         model_directory.prepare_output(run, config, device.rank)
-        timer, guard = progress.SaveTimer(), divergence.new_guard(run)
-        estimator = device.estimator(
-            run_pretraining.build_model_fn(
-                config, run, task, device, timer, guard
-            ),
-            run,
-            self.steps,
+        training = run_config.Training(
+            config, run, device, task.num_train_steps, task.num_warmup_steps
         )
-        source = run_pretraining._source(self.records, config, run, task)
+        estimator = device.estimator(
+            run_pretraining.build_model_fn(training), run, self.steps
+        )
+        source = run_pretraining.read_records(self.records, config, run, task)
         batches = Planted(
             source,
             batch_size=run.batch_size,
@@ -126,16 +114,7 @@ class Pretraining:
                 source.shard_counts, run.random_seed, 1000
             ),
         )
-        loop.train(
-            estimator,
-            batches,
-            lambda first: input_pipeline.dataset(batches, first),
-            run=run,
-            device=device,
-            num_train_steps=self.steps,
-            save_timer=timer,
-            guard=guard,
-        )
+        loop.train(estimator, batches, training)
         if not is_evaluated:
             return None
         run_pretraining.evaluate(estimator, source, run, task)

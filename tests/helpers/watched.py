@@ -20,7 +20,7 @@ def _name(variable):
 
 
 class Watch:
-    """Stands in for three methods of the progress hook."""
+    """Replaces three methods of the progress hook."""
 
     def __init__(self, path, plant, hook_class):
         self._path = path
