@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format of log lines, and which lines of TensorFlow are shown."""
+"""Log format, and the filter for TensorFlow's routine messages."""
 
 import logging
 import re
@@ -7,30 +7,13 @@ import time
 
 import tensorflow.compat.v1 as tf
 
+from training import run_config
 
-def set_up_logging(run):
-    """Our lines and TensorFlow's warnings, each once, with a time."""
-    level = logging.DEBUG if run.verbose_logging else logging.INFO
-    _set_up_logger(level, filters=not run.verbose_logging)
-
-
-def set_up_warnings():
-    """Warnings alone, for scripts whose output is an answer."""
-    _set_up_logger(logging.WARNING, filters=True)
-
-
-def _set_up_logger(level, filters):
-    logger = tf.get_logger()
-    logger.setLevel(level)
-    logger.propagate = False  # absl's handler would say it again
-    for handler in logger.handlers:
-        handler.setFormatter(_Formatter())
-        if filters:
-            handler.addFilter(_is_of_use)
-
-
-# What TensorFlow says of itself at every start.
-_CHATTER = re.compile(
+# The filter below hides nothing that another package logs.
+_TENSORFLOW_FILE = re.compile(r".*/tensorflow(_core|_estimator)?/python/")
+# Messages of every start, deprecation warnings, and errors that the command
+# reports itself.
+_ROUTINE = re.compile(
     r".*eprecat|Estimator's model_fn|Using config|_TPUContext|"
     r"eval_on_tpu ignored|Done calling|"
     r"Running local_init_op|Done running|Graph was finalized|Create Check|"
@@ -41,8 +24,35 @@ _CHATTER = re.compile(
 )
 
 
-def _is_of_use(record):
-    return not _CHATTER.match(record.getMessage())
+def set_up_logging(run: run_config.RunConfig) -> None:
+    """Logs this project's INFO lines and TensorFlow's warnings, with a time.
+
+    --verbose_logging logs everything.
+    """
+    level = logging.DEBUG if run.verbose_logging else logging.INFO
+    _set_up_logger(level, filters=not run.verbose_logging)
+
+
+def set_up_warnings() -> None:
+    """Logs warnings only, for commands whose output is an answer."""
+    _set_up_logger(logging.WARNING, filters=True)
+
+
+def _set_up_logger(level, filters):
+    logger = tf.get_logger()
+    logger.setLevel(level)
+    logger.propagate = False  # absl's handler would log each line again
+    for handler in logger.handlers:
+        handler.setFormatter(_Formatter())
+        if filters:
+            handler.addFilter(_is_shown)
+
+
+def _is_shown(record):
+    return not (
+        _TENSORFLOW_FILE.match(record.pathname)
+        and _ROUTINE.match(record.getMessage())
+    )
 
 
 class _Formatter(logging.Formatter):
