@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: import path, reference data, TensorFlow 1's behaviour."""
+"""Fixtures of all tests: reference data, TensorFlow 1's behaviour, forks."""
 
 import functools
 import json
@@ -104,12 +104,12 @@ def forked():
 
         def run(script, *arguments, code=0, **named):
             words = [script, *arguments] + [
-                "--%s=%s" % item for item in named.items()
+                f"--{name}={value}" for name, value in named.items()
             ]
             process.stdin.write(json.dumps(words) + "\n")
             process.stdin.flush()
-            found, _, log = json.loads(process.stdout.readline())
-            assert found == code, log[-4000:]
+            exit_code, _, log = json.loads(process.stdout.readline())
+            assert exit_code == code, log[-4000:]
             return log
 
         yield run

@@ -32,17 +32,17 @@ from helpers.paths import REPOSITORY
 
 SECONDS = 2
 MEMORY_BYTES = 1 << 30
-# What a script makes one line of.
+# Scripts turn them into one line.
 DOCUMENTED = (errors.UserError, OSError)
 MAX_MESSAGE = 2000
 
 Result = collections.namedtuple(
-    "Result", "inputs refused slowest_ms peak_mb failures"
+    "Result", "inputs rejected slowest_ms peak_mb failures"
 )
 
 
 class TooSlow(BaseException):
-    """Not an Exception, so that no reader takes it for damage."""
+    """Not an Exception, so that no reader handles it as damage."""
 
 
 def _too_slow(*_):
@@ -51,7 +51,7 @@ def _too_slow(*_):
 
 @contextlib.contextmanager
 def limits():
-    """Bounds what a reader takes: memory in all, CPU time once armed."""
+    """Limits the memory of a reader, and its CPU time once armed."""
     with open("/proc/self/statm", encoding="ascii") as stream:
         used = int(stream.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -66,13 +66,13 @@ def limits():
 
 
 def verdict(read, data):
-    """(whether the input was refused, what is wrong with that or "")."""
+    """(whether the input was rejected, what is wrong with that or "")."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         read(data)
         return False, ""
     except DOCUMENTED as error:
-        # Of an OSError the script itself makes a short text.
+        # Scripts shorten an OSError themselves.
         too_long = (
             isinstance(error, errors.UserError)
             and len(str(error)) > MAX_MESSAGE
@@ -80,7 +80,7 @@ def verdict(read, data):
         return True, (
             f"a message of {len(str(error))} characters: {str(error)[:200]}"
         ) if too_long else ""
-    except (Exception, TooSlow):  # pylint: disable=broad-except
+    except (Exception, TooSlow):
         return False, traceback.format_exc(limit=-6)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -91,18 +91,18 @@ def _peak_mb():
 
 
 def _kind(text):
-    """What failures of one cause have in common: error and last frame."""
+    """The key of a failure's cause: error and last frame."""
     places = re.findall(r"^  File .*$", text, re.MULTILINE)
     return text.strip().splitlines()[-1].split(":")[0], places[-1:]
 
 
 def run(reader, inputs, seed):
-    """Feeds sound inputs to a reader, then mutated ones.
+    """Feeds valid inputs to a reader, then mutated ones.
 
     Args:
       reader: a fuzz_readers.Reader.
-      inputs: how many mutated ones.
-      seed: what they are derived from.
+      inputs: the number of mutated ones.
+      seed: the seed of the mutations.
 
     Returns:
       A Result; failures are [(number of the input, its bytes, text)], the
@@ -110,19 +110,19 @@ def run(reader, inputs, seed):
     """
     for data in reader.sound:
         reader.read(data)
-    refused, slowest, failures, peak = 0, 0.0, {}, _peak_mb()
+    rejected, slowest, failures, peak = 0, 0.0, {}, _peak_mb()
     with limits():
         for number in range(inputs):
             data = reader.make(random.Random(f"{seed} {number}"))
             start = time.process_time()
-            is_refused, text = verdict(reader.read, data)
+            is_rejected, text = verdict(reader.read, data)
             slowest = max(slowest, time.process_time() - start)
-            refused += is_refused
+            rejected += is_rejected
             if text:
                 failures.setdefault(str(_kind(text)), (number, data, text))
     return Result(
         inputs,
-        refused,
+        rejected,
         1000 * slowest,
         max(0.0, _peak_mb() - peak),
         list(failures.values()),
@@ -141,14 +141,14 @@ def run_atheris(reader, inputs, seeds):
     """Lets atheris choose the inputs; ends the process."""
     import atheris
 
-    # TensorFlow and numpy would drown what our own branches tell.
+    # The branches of TensorFlow and numpy would hide those of the suite.
     for module in list(sys.modules.values()):
         if str(REPOSITORY) == str(
             pathlib.Path(getattr(module, "__file__", None) or "/").parent
         ):
             _instrument(atheris, module)
 
-    def one(data):
+    def feed(data):
         _, text = verdict(reader.read, data)
         if text:
             raise RuntimeError(text)
@@ -162,7 +162,7 @@ def run_atheris(reader, inputs, seeds):
             "-timeout=20",
             str(seeds),
         ],
-        one,
+        feed,
     )
     atheris.Fuzz()
 
@@ -203,7 +203,7 @@ def parse(arguments):
 
 @contextlib.contextmanager
 def scratch():
-    """A directory in memory where there is one: no input waits for a disk."""
+    """A temporary directory, in memory where possible, as that is faster."""
     memory = pathlib.Path("/dev/shm")
     directory = tempfile.mkdtemp(dir=str(memory) if memory.is_dir() else None)
     try:
@@ -230,7 +230,7 @@ def main(arguments):
                 run_atheris(reader, options.inputs, seeds)
             result = run(reader, options.inputs, options.seed)
         print(
-            f"{name} inputs={result.inputs} refused={result.refused} "
+            f"{name} inputs={result.inputs} rejected={result.rejected} "
             f"slowest_ms={result.slowest_ms:.0f} peak_mb={result.peak_mb:.0f} "
             f"failures={len(result.failures)}",
             flush=True,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of README.md, README.zh-CN.md and docs/: what they name is there.
+"""Tests of README.md, README.zh-CN.md and docs/: all that they name exists.
 
-Commands stand in bash fences. Flags are parsed and checked by the scripts that
-they are given to. A command of a README is run here, or says what it needs: in
-its line, or in a comment line above it in the fence.
+Commands are in bash fences. Their flags are parsed and checked as the scripts
+do. A command of a README is run here, or says what it needs: in its line, or
+in a comment line above it in the fence.
 """
 
 import collections
@@ -34,7 +34,7 @@ NEEDS = re.compile(
     r"(needs .*(GPU|NPU|network|data|MPI)|"
     r"需要.*(GPU|NPU|联网|数据|MPI))"
 )
-# Programs that are not the suite's, and what a shell does itself.
+# Programs that are not part of the suite, and shell builtins.
 FOREIGN = {
     "source",
     "export",
@@ -72,7 +72,7 @@ SCRIPTS = (
     "scripts/serve.py",
     "scripts/doctor.py",
 )
-# Pages whose commands run here on tiny models in place of the demo's.
+# Pages whose commands run here, with tiny models instead of the demo's.
 TUTORIALS = (
     "data.md",
     "pretraining.md",
@@ -82,7 +82,7 @@ TUTORIALS = (
     "export.md",
 )
 
-# text: without comments, on one line; needs: what its comments say.
+# text: on one line, without comments; needs: its comments.
 Command = collections.namedtuple("Command", "text needs")
 
 
@@ -110,11 +110,12 @@ def prose(path):
 
 def commands(path):
     """The commands in the bash fences of a page."""
-    found = []
-    for language, text in fences(path):
-        if language == "bash":
-            found += list(_commands_of_fence(text))
-    return found
+    return [
+        command
+        for language, text in fences(path)
+        if language == "bash"
+        for command in _commands_of_fence(text)
+    ]
 
 
 def _commands_of_fence(text):
@@ -167,14 +168,14 @@ def test_a_fence_is_read_as_a_shell_reads_it():
         "# needs an NPU\nA=1 bash scripts/x.sh --b='c d' \\\n  --e  # f\n"
         'T="y.py --g"\nmpirun -x PATH python $T --h\n'
     )
-    found = list(_commands_of_fence(text))
-    assert [command.needs for command in found] == [
+    fence = list(_commands_of_fence(text))
+    assert [command.needs for command in fence] == [
         "# needs an NPUf",
         "# needs an NPU",
         "# needs an NPU",
     ]
     variables = {}
-    assert [call(command.text, variables) for command in found] == [
+    assert [call(command.text, variables) for command in fence] == [
         ("scripts/x.sh", ["--b=c d", "--e"]),
         (None, []),
         ("y.py", ["--g", "--h"]),
@@ -182,7 +183,7 @@ def test_a_fence_is_read_as_a_shell_reads_it():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
-def test_every_command_names_a_script_that_is_there(path):
+def test_every_command_names_an_existing_script(path):
     for script, words in calls(path):
         if script is None:
             assert not words or words[0] in FOREIGN, words
@@ -241,7 +242,7 @@ def test_a_command_that_needs_nothing_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def demo_output(tmp_path_factory):
-    """What the demo leaves in output, with models that learned nothing."""
+    """The outputs of the demo, with untrained models."""
     from helpers import tiny
 
     output = tmp_path_factory.mktemp("output")
@@ -264,13 +265,13 @@ def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
     assert len(ran) > 2
     for script, words in ran:
         words = [
-            re.sub(r"(^|=)output/", r"\1%s/" % demo_output, word)
+            re.sub(r"(^|=)output/", rf"\1{demo_output}/", word)
             for word in words
         ]
         forked(
             script,
             *[
-                re.sub(r"(^|=)demo/", r"\1%s/demo/" % REPOSITORY, word)
+                re.sub(r"(^|=)demo/", rf"\1{REPOSITORY}/demo/", word)
                 for word in words
             ],
         )
@@ -487,7 +488,7 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))
-def test_files_named_in_the_text_are_there(path):
+def test_files_named_in_the_text_exist(path):
     names = re.findall(
         r"`((?:scripts|configs|docs|tests|\.ci)/[\w./{},*-]*)`", prose(path)
     )
@@ -498,8 +499,8 @@ def test_files_named_in_the_text_are_there(path):
         group = re.search(r"\{(.*)\}", name)
         parts = group.group(1).split(",") if group else [""]
         for part in parts:
-            one = re.sub(r"\{.*\}", part, name)
-            assert glob.glob(str(REPOSITORY / one)), one
+            file = re.sub(r"\{.*\}", part, name)
+            assert glob.glob(str(REPOSITORY / file)), file
 
 
 @pytest.mark.parametrize("path", PAGES, ids=ids(PAGES))

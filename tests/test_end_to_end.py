@@ -93,8 +93,8 @@ class Chain:
 
 
 TEXT = "".join(
-    "The river %d runs past the town of number %d.\n%s"
-    % (n, n * 7 % 50, "\n" * (n % 5 == 0))
+    f"The river {n} runs past the town of number {n * 7 % 50}.\n"
+    + "\n" * (n % 5 == 0)
     for n in range(150)
 )
 

@@ -27,13 +27,13 @@ def test_the_same_seed_gives_the_same_inputs(tmp_path):
     assert len(set(inputs(tmp_path / "c"))) > 40
 
 
-def fed(read):
-    """The texts of what fuzz finds wrong with a reader."""
+def failures_of(read):
+    """The texts of the failures that fuzz reports for a reader."""
     result = fuzz.run(fuzz_readers.Reader([], lambda _: b"x", read), 3, 1)
     return [text for _, _, text in result.failures]
 
 
-def test_what_is_not_documented_is_found(monkeypatch):
+def test_undocumented_errors_are_reported(monkeypatch):
     def bug(_):
         return {}["missing"]
 
@@ -51,19 +51,19 @@ def test_what_is_not_documented_is_found(monkeypatch):
     def wordy(_):
         raise Wordy("x")
 
-    assert "KeyError: 'missing'" in fed(bug)[0]
-    assert "MemoryError" in fed(large)[0]
+    assert "KeyError: 'missing'" in failures_of(bug)[0]
+    assert "MemoryError" in failures_of(large)[0]
     monkeypatch.setattr(fuzz, "SECONDS", 0.05)
-    assert "TooSlow" in fed(endless)[0]
-    assert "a message of 5000 characters" in fed(wordy)[0]
+    assert "TooSlow" in failures_of(endless)[0]
+    assert "a message of 5000 characters" in failures_of(wordy)[0]
 
 
 @pytest.mark.parametrize("error", [errors.UserError("bad"), OSError("gone")])
-def test_what_is_documented_is_counted(error):
-    def refuse(_):
+def test_documented_errors_are_not_failures(error):
+    def reject(_):
         raise error
 
-    assert fed(refuse) == []
+    assert failures_of(reject) == []
 
 
 def test_json_keeps_its_shape_under_most_mutations():
