@@ -3,28 +3,28 @@
 
     python scripts/make_demo_data.py [DIRECTORY]
 
-Everything is invented: towns, people and rivers are named by joined
+Everything is invented: the names of towns, people and rivers are joined
 syllables. A paragraph states two facts about each of two of them, in any
 order:
 
     The mayor of Blevgora is Drovin. Olvrik was born in 1712. ...
 
-Facts are drawn anew for each paragraph, so only reading it answers a question
-about it. A question of v2.0 without an answer asks for a fact about one of
-the two that the paragraph leaves out. A document of the pre-training text
-states each fact a second time in other words: a masked name can be found by
-finding the other sentence about the same fact, which is what a question asks
-for as well.
+Each paragraph has new random facts, so a question can be answered only by
+reading the paragraph. A question of v2.0 without an answer asks for a fact
+that the paragraph does not state about one of the two. A document of the
+pre-training text states each fact a second time in other words: predicting a
+masked name requires finding the other sentence about the same fact, as
+answering a question does.
 
-All files follow from SEED alone, on every Python; names of the evaluation
-files (eval_text.txt, dev-*.json) stand in none of the training files.
+All files follow from SEED alone, on every Python; the training files contain
+no name of the evaluation files (eval_text.txt, dev-*.json).
 """
 
 import argparse
 import collections
 import itertools
 import json
-import os
+import pathlib
 import random
 import re
 import typing
@@ -38,9 +38,9 @@ FACTS = 4  # in a paragraph, half of them about each subject
 QUESTIONS = 3  # with an answer, to a paragraph
 UNANSWERABLE = 2  # at most, to a paragraph of v2.0
 MERGES = 360
-HELD_OUT = 6  # every sixth name is kept for evaluation
+HELD_OUT = 6  # every sixth name occurs in evaluation only
 
-# No start with an end makes a place of GeoNames with 500 inhabitants or more, a
+# No start with an end gives a place of GeoNames with 500 inhabitants or more, a
 # name of the census of the United States, or an English, German, French,
 # Italian, Spanish or Dutch word (searched in November 2026).
 _STARTS = (
@@ -180,37 +180,43 @@ class Fact(typing.NamedTuple):
     relation: Relation
     value: str
 
-    def write(self, form):
-        """The sentence about this fact that has the given form."""
+    def write(self, form: str) -> str:
+        """The sentence of a form about this fact."""
         return form.format(s=self.subject, v=self.value)
 
 
 class Draw:
     """Random choices that are the same on every version of Python."""
 
-    def __init__(self, seed):
+    def __init__(self, seed: int):
         self._random = random.Random(seed).random
 
-    def below(self, count):
-        """An int from 0 to count - 1."""
+    def below(self, count: int) -> int:
+        """A number from 0 to count - 1."""
         return int(self._random() * count)
 
-    def one(self, items):
+    def choice(self, items: typing.Sequence[typing.Any]) -> typing.Any:
+        """One of some items."""
         return items[self.below(len(items))]
 
-    def some(self, items, count):
+    def sample(
+        self, items: typing.Iterable[typing.Any], count: int
+    ) -> typing.List[typing.Any]:
         """`count` different items, in random order."""
         left = list(items)
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
-    def shuffled(self, items):
-        return self.some(items, len(items))
+    def shuffled(
+        self, items: typing.Sequence[typing.Any]
+    ) -> typing.List[typing.Any]:
+        """All items, in random order."""
+        return self.sample(items, len(items))
 
 
-def make_names(held_out):
-    """{"town", "person", "river": names}, those of evaluation or the others.
+def make_names(held_out: bool) -> typing.Dict[str, typing.List[str]]:
+    """The names of towns, persons and rivers of evaluation or of training.
 
-    Every start and every end is in both, joined in other ways.
+    Both have every start and every end, in different combinations.
     """
     names = {}
     for kind, ends in _ENDS.items():
@@ -226,99 +232,99 @@ def make_names(held_out):
 class World:
     """Draws facts about named things."""
 
-    def __init__(self, draw, names):
+    def __init__(self, draw: Draw, names: typing.Dict[str, typing.List[str]]):
         self.draw = draw
         self._names = names
 
-    def facts(self):
-        """About two subjects of different kinds, two facts about each.
+    def facts(self) -> typing.List[Fact]:
+        """Two facts about each of two subjects of different kinds.
 
-        No name stands for two things, no relation is stated twice.
+        All names and relations are different.
         """
         used, facts = set(), []
-        for kind in self.draw.some(("town", "person", "river"), 2):
+        for kind in self.draw.sample(("town", "person", "river"), 2):
             subject = self.value(kind, used)
             relations = [r for r in RELATIONS if r.subject == kind]
             facts += [
                 Fact(subject, r, self.value(r.value, used))
-                for r in self.draw.some(relations, FACTS // 2)
+                for r in self.draw.sample(relations, FACTS // 2)
             ]
         return self.draw.shuffled(facts)
 
-    def value(self, kind, used):
-        """A name, word or number that is not in `used`, and now is."""
+    def value(self, kind: str, used: typing.Set[str]) -> str:
+        """A name, word or number that is not in `used`; adds it there."""
         while True:
             if kind == "year":
                 value = str(1100 + self.draw.below(800))
             elif kind == "length":
                 value = str(20 + self.draw.below(80))
             else:
-                value = self.draw.one(self._names.get(kind) or _WORDS[kind])
+                value = self.draw.choice(self._names.get(kind) or _WORDS[kind])
             if value not in used:
                 used.add(value)
                 return value
 
 
-def make_document(world):
-    """Two lines in any order: some facts; the same ones in other words.
+def make_document(world: World) -> str:
+    """Two lines in any order: some facts; the same facts in other words.
 
-    In the second, about half of them are a question and its answer.
+    In the second, about half of the facts are a question and its answer.
     """
     statements, repeats = [], []
     for fact in world.facts():
-        first, second = world.draw.some(fact.relation.statements, 2)
+        first, second = world.draw.sample(fact.relation.statements, 2)
         if world.draw.below(2):
-            second = world.draw.one(fact.relation.questions) + " {v}."
+            second = world.draw.choice(fact.relation.questions) + " {v}."
         statements.append(fact.write(first))
         repeats.append(fact.write(second))
     lines = world.draw.shuffled([statements, world.draw.shuffled(repeats)])
     return "".join(" ".join(line) + "\n" for line in lines)
 
 
-def make_asked_document(world):
+def make_asked_document(world: World) -> str:
     """A question, and facts of which the one that answers it ends with "!".
 
-    For one question in three there is no such fact.
+    One question in three has no such fact.
     """
     facts = world.facts()
     if world.draw.below(3):
-        asked = world.draw.one(facts)
+        asked = world.draw.choice(facts)
         subject, relation, opening = asked.subject, asked.relation, "Listen:"
     else:
         asked = None
-        subject, relation = world.draw.one(missing_facts(world, facts))
+        subject, relation = world.draw.choice(missing_facts(world, facts))
         opening = "Nobody knows:"
     sentences = [
-        fact.write(world.draw.one(fact.relation.statements)) for fact in facts
+        fact.write(world.draw.choice(fact.relation.statements))
+        for fact in facts
     ]
-    sentences = [
-        sentence[:-1] + "!" if fact is asked else sentence
-        for fact, sentence in zip(facts, sentences)
-    ]
-    return (
-        f"{world.draw.one(relation.questions).format(s=subject)}\n{opening} "
-        f"{' '.join(sentences)}\n"
-    )
+    if asked is not None:
+        place = facts.index(asked)
+        sentences[place] = sentences[place][:-1] + "!"
+    question = world.draw.choice(relation.questions).format(s=subject)
+    return f"{question}\n{opening} {' '.join(sentences)}\n"
 
 
-def make_text(world, count):
+def make_text(world: World, count: int) -> str:
     """`count` documents with blank lines between them."""
     return "\n".join(
-        world.draw.one((make_document, make_asked_document))(world)
+        world.draw.choice((make_document, make_asked_document))(world)
         for _ in range(count)
     )
 
 
-def make_paragraph(world, with_unanswerable):
+def make_paragraph(
+    world: World, with_unanswerable: bool
+) -> typing.Dict[str, typing.Any]:
     """A SQuAD paragraph: {"context", "qas"}; questions without ids."""
     facts = world.facts()
     context, starts = "", []
     for fact in facts:
-        form = world.draw.one(fact.relation.statements)
+        form = world.draw.choice(fact.relation.statements)
         before = form[: form.index("{v}")].format(s=fact.subject)
         starts.append(len(context) + len(before))
-        context += form.format(s=fact.subject, v=fact.value) + " "
-    asked = world.draw.some(list(zip(facts, starts)), QUESTIONS)
+        context += fact.write(form) + " "
+    asked = world.draw.sample(list(zip(facts, starts)), QUESTIONS)
     questions = [
         question(
             world,
@@ -336,8 +342,10 @@ def make_paragraph(world, with_unanswerable):
     return {"context": context[:-1], "qas": questions}
 
 
-def missing_facts(world, facts):
-    """(subject, relation) pairs that `facts` could have stated and do not."""
+def missing_facts(
+    world: World, facts: typing.List[Fact]
+) -> typing.List[typing.Tuple[str, Relation]]:
+    """(subject, relation) pairs that `facts` do not state."""
     stated = {(fact.subject, fact.relation) for fact in facts}
     kinds = {fact.subject: fact.relation.subject for fact in facts}
     pairs = [
@@ -347,21 +355,28 @@ def missing_facts(world, facts):
         if relation.subject == kinds[subject]
         and (subject, relation) not in stated
     ]
-    return world.draw.some(pairs, min(UNANSWERABLE, len(pairs)))
+    return world.draw.sample(pairs, min(UNANSWERABLE, len(pairs)))
 
 
-def question(world, relation, subject, answer):
-    """A question in SQuAD's form; without an answer that of v2.0."""
-    result = {
-        "question": world.draw.one(relation.questions).format(s=subject),
+def question(
+    world: World,
+    relation: Relation,
+    subject: str,
+    answer: typing.Optional[typing.Dict[str, typing.Any]],
+) -> typing.Dict[str, typing.Any]:
+    """A question in SQuAD's form; without an answer, v2.0's."""
+    entry = {
+        "question": world.draw.choice(relation.questions).format(s=subject),
         "answers": [answer] if answer else [],
     }
     if not answer:
-        result["is_impossible"] = True
-    return result
+        entry["is_impossible"] = True
+    return entry
 
 
-def make_squad(world, name, count, version):
+def make_squad(
+    world: World, name: str, count: int, version: str
+) -> typing.Dict[str, typing.Any]:
     """A SQuAD file's content: articles of ten paragraphs."""
     paragraphs = [make_paragraph(world, version == "2.0") for _ in range(count)]
     number = itertools.count(1)
@@ -382,20 +397,20 @@ def make_squad(world, name, count, version):
     }
 
 
-def train_bpe(text, merges):
+def train_bpe(text: str, merges: int) -> typing.List[typing.Tuple[str, str]]:
     """Byte-pair encoding of an ASCII text.
 
-    The most frequent pair is merged first; of equally frequent ones the first
-    in the alphabet.
+    The most frequent pair is merged first; of equally frequent pairs, the
+    first in alphabetical order.
 
     Source: Sennrich et al. 2016, algorithm 1; pieces as GPT-2 cuts them.
 
     Args:
-      text: str, ASCII.
+      text: ASCII.
       merges: how many pairs to merge.
 
     Returns:
-      A list of (left, right), best first; a space is written "\\u0120".
+      (left, right) pairs, best first; a space is written "\\u0120".
     """
     pieces = collections.Counter(
         re.findall(r"'s| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+", text)
@@ -404,31 +419,27 @@ def train_bpe(text, merges):
         (list(piece.replace(" ", "\u0120")), count)
         for piece, count in sorted(pieces.items())
     ]
-    counts, places = collections.Counter(), collections.defaultdict(set)
-    for index in range(len(words)):
-        _count_pairs(words, index, 1, counts, places)
-    result = []
-    while len(result) < merges:
+    counts = collections.Counter()
+    for symbols, count in words:
+        _count_pairs(counts, symbols, count)
+    pairs = []
+    while len(pairs) < merges:
         pair = min(counts, key=lambda p: (-counts[p], p))
         if counts[pair] < 2:
             break
-        result.append(pair)
-        for index in sorted(places[pair]):
-            _count_pairs(words, index, -1, counts, places)
-            _merge_pair(words[index][0], pair)
-            _count_pairs(words, index, 1, counts, places)
-    return result
+        pairs.append(pair)
+        for symbols, count in words:
+            if pair in zip(symbols, symbols[1:]):
+                _count_pairs(counts, symbols, -count)
+                _merge_pair(symbols, pair)
+                _count_pairs(counts, symbols, count)
+    return pairs
 
 
-def _count_pairs(words, index, sign, counts, places):
-    """Adds a word's pairs to the counts, or takes them away."""
-    symbols, count = words[index]
+def _count_pairs(counts, symbols, count):
+    """Adds a word's pairs, `count` times, to the counts."""
     for pair in zip(symbols, symbols[1:]):
-        counts[pair] += sign * count
-        if sign > 0:
-            places[pair].add(index)
-        else:
-            places[pair].discard(index)
+        counts[pair] += count
 
 
 def _merge_pair(symbols, pair):
@@ -440,7 +451,7 @@ def _merge_pair(symbols, pair):
         i += 1
 
 
-def byte_symbols():
+def byte_symbols() -> typing.List[str]:
     """The character for each byte in a byte-level vocabulary (GPT-2's)."""
     printable = [
         b
@@ -453,14 +464,16 @@ def byte_symbols():
     return [symbols[b] for b in printable + others]
 
 
-def make_vocabulary(merges):
-    """{token: id} with the special tokens in RoBERTa's places."""
+def make_vocabulary(
+    merges: typing.List[typing.Tuple[str, str]],
+) -> typing.Dict[str, int]:
+    """The id of each token; special tokens have RoBERTa's places."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>"] + byte_symbols()
     tokens += [left + right for left, right in merges] + ["<mask>"]
     return {token: number for number, token in enumerate(tokens)}
 
 
-def make_config(vocab_size):
+def make_config(vocab_size: int) -> typing.Dict[str, typing.Any]:
     """config.json of a model that learns this within minutes on a CPU."""
     return {
         "model_type": "roberta",
@@ -482,8 +495,8 @@ def make_config(vocab_size):
     }
 
 
-def make_files():
-    """{file name: content} of all bundled files; JSON as objects."""
+def make_files() -> typing.Dict[str, typing.Any]:
+    """The content of each bundled file by name; JSON as objects."""
     train = World(Draw(SEED), make_names(held_out=False))
     dev = World(Draw(SEED + 1), make_names(held_out=True))
     files = {
@@ -495,47 +508,37 @@ def make_files():
             ("train", train, TRAIN_PARAGRAPHS),
             ("dev", dev, DEV_PARAGRAPHS),
         ):
-            files[f"{name}-v{version}.json"] = make_squad(
-                world, name, count, version
-            )
+            squad = make_squad(world, name, count, version)
+            files[f"{name}-v{version}.json"] = squad
     merges = train_bpe(files["text.txt"], MERGES)
     vocabulary = make_vocabulary(merges)
-    files["merges.txt"] = "#version: 0.2\n" + "".join(
-        "%s %s\n" % pair for pair in merges
-    )
+    lines = ["#version: 0.2"] + [" ".join(pair) for pair in merges]
+    files["merges.txt"] = "\n".join(lines) + "\n"
     files["vocab.json"] = vocabulary
     files["config.json"] = make_config(len(vocabulary))
     return files
 
 
-def write_files(directory):
+def write_files(directory: str) -> None:
     """Writes all files into a directory, which is made if missing."""
-    os.makedirs(directory, exist_ok=True)
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in make_files().items():
-        if not isinstance(content, str):
-            indent = 2 if name == "config.json" else None
-            separators = (",", ": ") if indent else (",", ":")
-            content = (
-                json.dumps(
-                    content,
-                    ensure_ascii=False,
-                    indent=indent,
-                    separators=separators,
-                )
-                + "\n"
+        if name == "config.json":
+            content = json.dumps(content, indent=2) + "\n"
+        elif not isinstance(content, str):
+            content = json.dumps(
+                content, ensure_ascii=False, separators=(",", ":")
             )
-        with open(
-            os.path.join(directory, name), "w", encoding="utf-8", newline="\n"
-        ) as stream:
-            stream.write(content)
+            content += "\n"
+        (folder / name).write_bytes(content.encode("utf-8"))
 
 
-def main():
-    repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+def main() -> None:
+    """Writes the files into the directory of the command line."""
+    demo = pathlib.Path(__file__).resolve().parent.parent / "demo"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "directory", nargs="?", default=os.path.join(repository, "demo")
-    )
+    parser.add_argument("directory", nargs="?", default=demo)
     write_files(parser.parse_args().directory)
 
 
