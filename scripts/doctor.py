@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a run before it is started: do its parts belong together?
+"""Checks the inputs of a run before it is started.
 
     python scripts/doctor.py --flagfile=configs/pretrain_base.flags \
       --bert_config_file=config.json --vocab_file=vocab.json \
       --merges_file=merges.txt --input_files_dir=records --output_dir=output
 
-Takes the flags of run_pretraining.py and run_squad.py and checks what they
-name: vocabulary, model config, checkpoint, records and questions against each
-other; files against the counts and checksums of their manifest.json;
-versions; disk and memory. One line a check: ok, warn or ERROR; exit code 1
-when there is an ERROR. With --train_file or --predict_file the defaults are
-run_squad.py's.
+Takes the flags of run_pretraining.py and run_squad.py and checks the files that
+they name: vocabulary, model config, checkpoint, records and questions against
+each other; files against the counts and checksums of their manifest.json;
+also versions, disk and memory. Prints one line per check: ok, warn or ERROR;
+the exit code is 1 after an ERROR. With --train_file or --predict_file the
+defaults are run_squad.py's.
 """
 
 import collections
@@ -20,28 +20,26 @@ import dataclasses
 import logging
 import pathlib
 import sys
+import typing
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from absl import flags  # noqa: E402
+from absl import flags
 
-import environment  # noqa: E402
-import run_pretraining  # noqa: E402
-import run_squad  # noqa: E402
-import squad as squad_data  # noqa: E402
-import tokenization  # noqa: E402
-from common import (
-    command_line,  # noqa: E402
-    errors,  # noqa: E402
-)
+import environment
+import run_pretraining
+import run_squad
+import squad as squad_data
+import tokenization
+from common import command_line, errors
 from training import (
-    checkpoints,  # noqa: E402
+    checkpoints,
     logs,
-    masked_lm_batches,  # noqa: E402
-    preflight,  # noqa: E402
-    run_config,  # noqa: E402
-    warm_start,  # noqa: E402
+    masked_lm_batches,
+    preflight,
+    run_config,
+    warm_start,
 )
 
 FLAGS = flags.FLAGS
@@ -56,76 +54,72 @@ class DoctorConfig:
     )
 
 
-class _Collector(logging.Handler):
-    """Keeps warnings; what is less goes to the handlers it stands in for."""
-
-    def __init__(self, handlers):
-        super().__init__()
-        self._handlers = handlers
-        self.warnings = []
-
-    def emit(self, record):
-        handlers = [h for h in self._handlers if h.filter(record)]
-        if record.levelno >= logging.WARNING and handlers:
-            self.warnings.append(record.getMessage())
-            return
-        for handler in handlers:
-            handler.handle(record)
-
-
 @contextlib.contextmanager
-def collected_warnings():
-    """The warnings that are logged within it, as a list."""
+def collected_warnings() -> typing.Iterator[typing.List[str]]:
+    """A list to which warnings go, instead of the log, within the block."""
     loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
-    before = [logger.handlers for logger in loggers]
-    collectors = [_Collector(handlers) for handlers in before]
-    found = []
-    for logger, collector in zip(loggers, collectors):
-        collector.warnings = found
-        logger.handlers = [collector]
+    warnings = []
+
+    def collect(record):
+        handlers = logging.getLogger(record.name).handlers
+        is_shown = all(handler.filter(record) for handler in handlers)
+        if record.levelno < logging.WARNING or not is_shown:
+            return True
+        warnings.append(record.getMessage())
+        return False
+
+    for logger in loggers:
+        logger.addFilter(collect)
     try:
-        yield found
+        yield warnings
     finally:
-        for logger, handlers in zip(loggers, before):
-            logger.handlers = handlers
+        for logger in loggers:
+            logger.removeFilter(collect)
 
 
 class Doctor:
-    """Makes the checks that a run's flags allow, and prints what they find."""
+    """Makes the checks that a run's flags allow, and prints the results."""
 
-    def __init__(self, run, pretraining, squad, options, doctor):
+    def __init__(
+        self,
+        run: run_config.RunConfig,
+        pretraining: run_pretraining.PretrainingConfig,
+        squad: run_squad.SquadConfig,
+        options: environment.DeviceConfig,
+        doctor: DoctorConfig,
+    ):
         self._run = run
         self._pretraining = pretraining
         self._squad = squad
         self._options = options
         self._sample = doctor.sample_records
         self._config = self._device = self._tokenizer = None
-        self._failed, self._warned = [], []
-        self._made = 0
+        self._names = {
+            "ok": [],
+            "warn": [],
+            "ERROR": [],
+        }  # of checks, by result
 
-    def check(self, name, function):
+    def check(self, name: str, function: typing.Callable[[], str]) -> None:
         """Makes one check; a failed one does not end the others."""
-        self._made += 1
-        kind = "ok"
+        result, text = "ok", ""
         with collected_warnings() as warnings:
             try:
                 text = function()
-            except (errors.UserError, OSError) as error:
-                kind = "ERROR"
-                text = (
-                    command_line.describe_os_error(error)
-                    if isinstance(error, OSError)
-                    else str(error)
-                )
-                self._failed.append(name)
-        if warnings and kind == "ok":
-            kind = "warn"
-            self._warned.append(name)
-        # A warning may say all that there is.
-        texts = warnings + [text] * (not any(text in w for w in warnings))
-        print(f"{kind!s:<6} {name}: {'; '.join(texts)}", flush=True)
+            except errors.UserError as error:
+                result, text = "ERROR", str(error)
+            except OSError as error:
+                result = "ERROR"
+                text = command_line.describe_os_error(error)
+        if warnings and result == "ok":
+            result = "warn"
+        # A warning may contain the entire result.
+        if not any(text in warning for warning in warnings):
+            warnings.append(text)
+        self._names[result].append(name)
+        print(f"{result:<6} {name}: {'; '.join(warnings)}", flush=True)
 
-    def make_all(self):
+    def make_all(self) -> None:
         """Makes all checks.
 
         Raises:
@@ -142,12 +136,10 @@ class Doctor:
         ):
             if inputs:
                 self._records(name, inputs)
-        for flag in ("train_file", "predict_file"):
-            if getattr(self._squad, flag):
-                self.check(
-                    flag,
-                    lambda flag=flag: self._questions(flag == "train_file"),
-                )
+        if self._squad.train_file:
+            self.check("train_file", lambda: self._questions(True))
+        if self._squad.predict_file:
+            self.check("predict_file", lambda: self._questions(False))
         if self._config is not None:
             self.check(
                 "length",
@@ -165,31 +157,24 @@ class Doctor:
         self._conclude()
 
     def _conclude(self):
-        if self._failed:
+        failed, warned = self._names["ERROR"], self._names["warn"]
+        total = sum(map(len, self._names.values()))
+        if failed:
             raise errors.UserError(
-                f"{len(self._failed)} of {self._made} checks failed: "
-                f"{'; '.join(self._failed)}; the lines above say how to mend "
-                "them"
+                f"{len(failed)} of {total} checks failed: {'; '.join(failed)}; "
+                "the lines above say how to fix them"
             )
-        print(
-            "all %d checks passed%s"
-            % (
-                self._made,
-                ", look at the warnings: " + "; ".join(self._warned)
-                if self._warned
-                else "",
-            )
-        )
+        remark = f", with warnings: {'; '.join(warned)}" if warned else ""
+        print(f"all {total} checks passed{remark}")
 
     def _versions(self):
         self._device = environment.create(self._options)
-        return ", ".join(
-            [
-                f"{self._device.name}, {self._device.rank + 1} of "
-                f"{self._device.world_size}"
-            ]
-            + ["%s %s" % item for item in self._device.versions().items()]
-        )
+        place = f"{self._device.rank + 1} of {self._device.world_size}"
+        versions = [
+            f"{name} {version}"
+            for name, version in self._device.versions().items()
+        ]
+        return ", ".join([self._device.name, place, *versions])
 
     def _model(self):
         self._config = run_config.model_config(self._run)
@@ -238,18 +223,16 @@ class Doctor:
         text = preflight.check_records(source, self._sample)
         if name != "training records" or self._device is None:
             return text
-        return "%s; %s" % (
-            text,
-            preflight.schedule(
-                self._run,
-                self._device.world_size,
-                len(source),
-                self._pretraining.num_train_steps,
-            ),
+        schedule = preflight.schedule(
+            self._run,
+            self._device.world_size,
+            len(source),
+            self._pretraining.num_train_steps,
         )
+        return f"{text}; {schedule}"
 
     def _questions(self, is_training):
-        """What a SQuAD file holds; the first questions become windows."""
+        """Counts a SQuAD file; converts the first questions to windows."""
         squad, counts = self._squad, collections.Counter()
         path = squad.train_file if is_training else squad.predict_file
         examples = run_squad.read_examples(path, squad, is_training)
@@ -258,7 +241,7 @@ class Doctor:
             f"{len({e.context for e in examples})} contexts"
         )
         if self._tokenizer is None:
-            return text + "; give --vocab_file to cut them into windows"
+            return text + "; pass --vocab_file to cut them into windows"
         list(
             squad_data.convert_examples_to_features(
                 examples[:100],
@@ -291,10 +274,14 @@ class Doctor:
         run = self._run
         warm_start.check(run, self._config, [self._head])
         latest = checkpoints.newest(run.output_dir)
-        wrong = checkpoints.damage(latest) if latest else ""
-        if wrong:
-            raise errors.UserError(f"{wrong}; a run passes over it")
-        return latest or run.init_checkpoint or "none, the run begins anew"
+        damage = checkpoints.damage(latest) if latest else ""
+        if damage:
+            raise errors.UserError(f"{damage}; a run will ignore it")
+        return (
+            latest
+            or run.init_checkpoint
+            or "none, the run starts with random weights"
+        )
 
     def _memory(self):
         predictions = (
@@ -312,18 +299,17 @@ class Doctor:
 
 
 def _with_squad_defaults(run):
-    """A run whose flags that were not given are run_squad.py's."""
-    return dataclasses.replace(
-        run,
-        **{
-            name: value
-            for name, value in run_squad.DEFAULTS.items()
-            if not FLAGS[name].present
-        },
-    )
+    """A run with run_squad.py's defaults for flags that were not given."""
+    defaults = {
+        name: value
+        for name, value in run_squad.DEFAULTS.items()
+        if not FLAGS[name].present
+    }
+    return dataclasses.replace(run, **defaults)
 
 
-def main(_):
+def main(_: typing.List[str]) -> None:
+    """Makes all checks."""
     run = command_line.build(run_config.RunConfig, FLAGS)
     logs.set_up_logging(run)
     squad = command_line.build(run_squad.SquadConfig, FLAGS)
@@ -338,10 +324,15 @@ def main(_):
     ).make_all()
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Declares the flags of both run scripts and those of this one."""
     command_line.define(run_config.RunConfig, output_dir=".")
     command_line.define(run_pretraining.PretrainingConfig)
     command_line.define(run_squad.SquadConfig)
     command_line.define(environment.DeviceConfig)
     command_line.define(DoctorConfig)
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

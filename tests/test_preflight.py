@@ -371,7 +371,7 @@ def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     assert output.splitlines()[-1] == (
         "doctor.py: error: 4 of 10 checks failed: vocabulary; training "
         "records, files; training records, ids; length; the lines above say "
-        "how to mend them"
+        "how to fix them"
     )
     assert output.count("ERROR  ") == 4
 
@@ -380,8 +380,7 @@ def test_what_may_go_wrong_is_a_warning(folder, tmp_path):
     (folder / "manifest.json").unlink()
     lines = doctor_of_records(tmp_path, 0, train_batch_size=10**6).splitlines()
     assert lines[-1] == (
-        "all 10 checks passed, look at the warnings: "
-        "training records, ids; memory"
+        "all 10 checks passed, with warnings: training records, ids; memory"
     )
     warned = [line for line in lines if line.startswith("warn   ")]
     assert len(warned) == 2
@@ -406,7 +405,7 @@ def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
     ) in output
     assert "ok     length: 384 tokens of 512" in output
     assert "48 sequences of 384 tokens" in output
-    assert f"ERROR  predict_file: {tmp_path / 'file'} is not JSON" in output
+    assert f"ERROR  predict_file: {tmp_path / 'file'}: not JSON" in output
     assert (
         f"ERROR  disk: cannot use '{tmp_path / 'file'}': Not a directory"
         in output
