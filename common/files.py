@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import typing
 
 from common import errors
@@ -206,6 +207,21 @@ def write_text(path: str, text: str) -> None:
 def write_json(path: str, value: typing.Any) -> None:
     """Writes indented JSON to a file that appears when it is complete."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def scratch_directory(target: str) -> typing.Iterator[str]:
+    """A new directory beside `target`, removed when the block ends.
+
+    The block renames what it made to `target`, which so appears complete.
+    """
+    directory = target + INCOMPLETE
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class NewFiles:

@@ -9,7 +9,6 @@ claims.
 import contextlib
 import gzip
 import os
-import shutil
 import stat
 import tarfile
 import typing
@@ -44,21 +43,6 @@ class _Member(typing.NamedTuple):
     open: typing.Callable[[], typing.BinaryIO]
 
 
-@contextlib.contextmanager
-def scratch_directory(target: str) -> typing.Iterator[str]:
-    """A new directory beside `target`, removed when the block ends.
-
-    The block renames what it made to `target`, which so appears complete.
-    """
-    directory = target + files.INCOMPLETE
-    shutil.rmtree(directory, ignore_errors=True)
-    os.makedirs(directory)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def extract(
     archive: str,
     folder: str,
@@ -78,7 +62,7 @@ def extract(
     Raises:
       errors.UserError: the archive is damaged, hostile, or lacks the folder.
     """
-    with scratch_directory(target) as directory:
+    with files.scratch_directory(target) as directory:
         try:
             with _opened(archive) as members:
                 _write_all(members, archive, directory, max_bytes, max_files)

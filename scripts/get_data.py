@@ -167,7 +167,7 @@ def _make_mrpc(source, target):
         "test.tsv": [["index"] + test_header[1:]]
         + [[str(index)] + row[1:] for index, row in enumerate(test_rows)],
     }
-    with archives.scratch_directory(target) as directory:
+    with files.scratch_directory(target) as directory:
         for name, table in tables.items():
             files.write_text(
                 os.path.join(directory, name),

@@ -109,13 +109,13 @@ def test_size_that_a_zip_claims_is_not_believed(tmp_path):
 
 def test_no_more_is_written_than_allowed(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "a", [("Task/bomb", bytes(20000000))])
-    left, remove = [], archives.shutil.rmtree
+    left, remove = [], shutil.rmtree
 
     def count(directory, **options):
         left.extend(file.stat().st_size for file in tmp_path.glob("**/bomb"))
         remove(directory, **options)
 
-    monkeypatch.setattr(archives.shutil, "rmtree", count)
+    monkeypatch.setattr(shutil, "rmtree", count)
     rejection(tmp_path, path, max_bytes=1000)
     assert left == [0]
 
