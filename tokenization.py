@@ -15,7 +15,9 @@ order of their ranks).
 
 import heapq
 import itertools
+import os
 import re
+import typing
 
 import numpy as np
 import regex
@@ -45,7 +47,7 @@ _CHUNK = re.compile(
 
 # The heap costs more than it saves on words shorter than this many bytes.
 _LONG_WORD = 32
-# Nothing longer is remembered, so that the cache is bounded in bytes as well.
+# Longer texts are not cached, so that the cache is bounded in bytes as well.
 _MAX_CACHED_CHARACTERS = 64
 _CACHE_CAPACITY = 1 << 17
 _MAX_FILE_BYTES = 16 << 20
@@ -85,23 +87,34 @@ class RobertaTokenizer:
     UTF-8 would give it.
     """
 
-    def __init__(self, vocab_file, merges_file, do_lower_case=False):
+    def __init__(
+        self,
+        vocab_file: typing.Union[str, os.PathLike],
+        merges_file: typing.Union[str, os.PathLike],
+        do_lower_case: bool = False,
+    ) -> None:
         """Reads and checks the two files.
 
         Args:
           vocab_file: path of a JSON object, token -> id, ids 0 to V - 1.
           merges_file: path of a text with a pair of tokens a line, best first;
-            a first line that begins with "#version" is passed over.
+            a first line that begins with "#version" is ignored.
           do_lower_case: whether texts are lower-cased before they are encoded
             (`str.lower`, so with the Unicode version of the Python in use).
 
         Raises:
-          errors.UserError: a file is missing or malformed, or the two do not
-            belong together.
+          errors.UserError: a file is malformed, or the two do not match.
+          OSError: a file cannot be read.
         """
         self._do_lower_case = do_lower_case
         self._ids = _read_vocabulary(vocab_file)
         self._ranks = _read_merges(merges_file, self._ids, vocab_file)
+        self.vocab_size = len(self._ids)
+        self.bos_id = self._ids[BOS]
+        self.pad_id = self._ids[PAD]
+        self.eos_id = self._ids[EOS]
+        self.unk_id = self._ids[UNK]
+        self.mask_id = self._ids[MASK]
         self._tokens = {i: token for token, i in self._ids.items()}
         self._bytes = {i: _token_bytes(token) for token, i in self._ids.items()}
         self._token_lengths = np.array(
@@ -117,31 +130,7 @@ class RobertaTokenizer:
         )  # [V]
         self._cache = _Cache(self._encode_chunk, _CACHE_CAPACITY)
 
-    @property
-    def vocab_size(self):
-        return len(self._ids)
-
-    @property
-    def bos_id(self):
-        return self._ids[BOS]
-
-    @property
-    def pad_id(self):
-        return self._ids[PAD]
-
-    @property
-    def eos_id(self):
-        return self._ids[EOS]
-
-    @property
-    def unk_id(self):
-        return self._ids[UNK]
-
-    @property
-    def mask_id(self):
-        return self._ids[MASK]
-
-    def encode(self, text):
+    def encode(self, text: str) -> typing.List[int]:
         """The ids of a text, a list of int; no special tokens are added."""
         if self._do_lower_case:
             text = text.lower()
@@ -151,7 +140,9 @@ class RobertaTokenizer:
             )
         )
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(
+        self, text: str
+    ) -> typing.Tuple[typing.List[int], typing.List[typing.Tuple[int, int]]]:
         """The ids of a text and where each stands in it.
 
         " a cafe" -> ([10, 16381], [(1, 2), (3, 7)])
@@ -183,11 +174,11 @@ class RobertaTokenizer:
         lengths = [len(letter.lower()) for letter in text]
         return np.repeat(np.arange(len(text)), lengths)[character]
 
-    def tokenize(self, text):
+    def tokenize(self, text: str) -> typing.List[str]:
         """The tokens of a text as vocab.json writes them, a list of str."""
         return self.convert_ids_to_tokens(self.encode(text))
 
-    def decode(self, ids):
+    def decode(self, ids: typing.Iterable[int]) -> str:
         """The text of ids; a special token is written as its name.
 
         Bytes that form no whole character become U+FFFD.
@@ -230,7 +221,7 @@ class RobertaTokenizer:
                 f"{self.vocab_size} tokens (ids 0 to {self.vocab_size - 1})"
             ) from error
 
-    def word_start_table(self):
+    def word_start_table(self) -> np.ndarray:
         """Which tokens begin a word: bool [V].
 
         They begin with a space or other white space; special tokens do not.
@@ -268,11 +259,11 @@ class RobertaTokenizer:
 
 
 class _Cache(dict):
-    """Remembers `compute(text)` for the texts met last.
+    """Caches `compute(text)` for recent texts.
 
-    Two generations: when one is full it replaces the older one, and what is
-    asked for again moves over. At most 2 x capacity values are held, and
-    frequent words stay, whatever stands between their occurrences.
+    Two generations: when one is full it replaces the older one, and texts that
+    occur again move over. At most 2 x capacity values are held, and frequent
+    words stay, whatever occurs between them.
     """
 
     def __init__(self, compute, capacity):
@@ -293,7 +284,7 @@ class _Cache(dict):
         return value
 
     def __reduce__(self):
-        # What is remembered does not travel to another process.
+        # A pickled tokenizer has an empty cache.
         return _Cache, (self._compute, self._capacity)
 
 
@@ -307,18 +298,18 @@ def _merge(symbols, ranks):
     Returns:
       The merged symbols. Time grows with the square of their number.
     """
-    found = [ranks.get(pair, _NEVER) for pair in zip(symbols, symbols[1:])]
-    while found:
-        rank = min(found)
+    pairs = [ranks.get(pair, _NEVER) for pair in zip(symbols, symbols[1:])]
+    while pairs:
+        rank = min(pairs)
         if rank == _NEVER:
             break
-        i = found.index(rank)
+        i = pairs.index(rank)
         symbols[i] += symbols.pop(i + 1)
-        del found[i]
+        del pairs[i]
         if i > 0:
-            found[i - 1] = ranks.get((symbols[i - 1], symbols[i]), _NEVER)
-        if i < len(found):
-            found[i] = ranks.get((symbols[i], symbols[i + 1]), _NEVER)
+            pairs[i - 1] = ranks.get((symbols[i - 1], symbols[i]), _NEVER)
+        if i < len(pairs):
+            pairs[i] = ranks.get((symbols[i], symbols[i + 1]), _NEVER)
     return symbols
 
 
@@ -359,7 +350,7 @@ def _token_bytes(token):
     """The bytes of a token: "Ġlow" -> b" low"."""
     try:
         return bytes(map(_BYTE_OF_SYMBOL.__getitem__, token))
-    except KeyError:  # Not made of byte symbols: an entry that stands alone.
+    except KeyError:  # Not made of byte symbols: an entry that no merge makes.
         return token.encode("utf-8", "surrogatepass")
 
 
@@ -367,65 +358,29 @@ def _is_white_space(text):
     return not text.strip(_WHITE_SPACE)
 
 
-def _read_text(path, what):
-    """The text of a UTF-8 file that is not larger than any real one."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot read the {what} {str(path)!r}: {error.strerror or error}; "
-            "expected the path of RoBERTa's vocab.json and merges.txt"
-        ) from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise errors.UserError(
-            f"the {what} {str(path)!r} has more than {_MAX_FILE_BYTES >> 20} "
-            "MB; RoBERTa's has less than one"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f"the {what} {str(path)!r} is not UTF-8: {error.reason} at byte "
-            f"{error.start}"
-        ) from error
-
-
 def _read_vocabulary(path):
     """dict, token -> id, from vocab.json; ids 0 to V - 1, each once."""
-    text = _read_text(path, "vocabulary")
-    try:
-        ids = files.loads(text)
-    except ValueError as error:
-        raise errors.UserError(
-            f"the vocabulary {str(path)!r} is not JSON: {error}"
-        ) from error
-    if not isinstance(ids, dict):
-        raise errors.UserError(
-            f"the vocabulary {str(path)!r} holds a JSON {type(ids).__name__}; "
-            "expected an object, token to id, such as RoBERTa's vocab.json"
-        )
+    ids = files.read_json(path, "RoBERTa's vocab.json", _MAX_FILE_BYTES)
     _check_ids(ids, path)
     _check_tokens(ids, path)
     return ids
 
 
 def _check_ids(ids, path):
-    taken = {}
+    tokens = {}
     for token, i in ids.items():
-        if type(i) is not int:  # isinstance would take True for 1.
-            problem = "is no whole number"
+        if type(i) is not int:  # isinstance would accept True for 1.
+            problem = "is not a whole number"
         elif not 0 <= i < len(ids):
-            problem = f"is outside of 0 to {len(ids) - 1}"
-        elif i in taken:
-            problem = f"is also that of {taken[i]!r}"
+            problem = f"is not in 0 to {len(ids) - 1}"
+        elif i in tokens:
+            problem = f"is also that of {tokens[i]!r}"
         else:
-            taken[i] = token
+            tokens[i] = token
             continue
         raise errors.UserError(
-            f"the vocabulary {str(path)!r} has {len(ids)} tokens and so needs "
-            f"the ids 0 to {len(ids) - 1}, each once, but the id of "
-            f"{token!r:.40}, {i!r:.40}, {problem}"
+            f"{path}: the id of {token!r:.40}, {i!r:.40}, {problem}; expected "
+            f"each id from 0 to {len(ids) - 1} once for {len(ids)} tokens"
         )
 
 
@@ -433,22 +388,29 @@ def _check_tokens(ids, path):
     missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:
         raise errors.UserError(
-            f"the vocabulary {str(path)!r} lacks {', '.join(missing)}; "
-            f"expected RoBERTa's, which has {', '.join(SPECIAL_TOKENS)} "
-            "(GPT-2's has not)"
+            f"{path}: the vocabulary lacks {', '.join(missing)}; expected "
+            f"RoBERTa's, which has {', '.join(SPECIAL_TOKENS)} (GPT-2's has "
+            "not)"
         )
     missing = [symbol for symbol in _SYMBOL_OF_BYTE if symbol not in ids]
     if missing:
         raise errors.UserError(
-            f"the vocabulary {str(path)!r} lacks {len(missing)} of the 256 "
-            f"byte symbols, such as {missing[0]!r}; a byte-level vocabulary "
-            "has them all"
+            f"{path}: the vocabulary lacks {len(missing)} of the 256 byte "
+            f"symbols, such as {missing[0]!r}; expected a byte-level "
+            "vocabulary, which has them all"
         )
 
 
 def _read_merges(path, ids, vocab_file):
     """dict, (left, right) -> rank, from merges.txt."""
-    lines = _read_text(path, "merges file").replace("\r\n", "\n").split("\n")
+    try:
+        text = files.read_bytes(path, _MAX_FILE_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f"{path}: not UTF-8 at byte {error.start}; expected RoBERTa's "
+            "merges.txt"
+        ) from error
+    lines = text.replace("\r\n", "\n").split("\n")
     if lines[-1] == "":
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
@@ -457,21 +419,19 @@ def _read_merges(path, ids, vocab_file):
         pair = tuple(line.split(" "))
         if len(pair) != 2 or "" in pair:
             raise errors.UserError(
-                f"line {number} of the merges file {str(path)!r} is "
-                f"{line!r:.40}; expected two tokens parted by one space"
+                f"{path}, line {number}: {line!r:.40}; expected two tokens "
+                "separated by one space"
             )
         if pair in ranks:
             raise errors.UserError(
-                f"line {number} of the merges file {str(path)!r} repeats the "
-                f"pair {line!r:.40}; each pair has one rank"
+                f"{path}, line {number}: repeats the pair {line!r:.40}; "
+                "expected each pair once"
             )
         for token in pair + ("".join(pair),):
             if token not in ids:
                 raise errors.UserError(
-                    f"line {number} of the merges file {str(path)!r} needs the "
-                    f"token {token!r:.40}, which the vocabulary "
-                    f"{str(vocab_file)!r} lacks; the two do not belong "
-                    "together: take both from one model"
+                    f"{path}, line {number}: the token {token!r:.40} is not in "
+                    f"{vocab_file}; use the two files of one model"
                 )
         ranks[pair] = len(ranks)
     _check_all_are_made(ranks, ids, path, vocab_file)
@@ -479,14 +439,13 @@ def _read_merges(path, ids, vocab_file):
 
 
 def _check_all_are_made(ranks, ids, path, vocab_file):
-    """Refuses merges that are only a part of those of the vocabulary."""
+    """Rejects merges that are only a part of those of the vocabulary."""
     made = {left + right for left, right in ranks}
     made.update(_SYMBOL_OF_BYTE, SPECIAL_TOKENS)
     unmade = len(ids) - len(made)
     if unmade > _MAX_UNMERGED * len(ids):
         raise errors.UserError(
-            f"the {len(ranks)} merges of {str(path)!r} make all but {unmade} "
-            f"of the {len(ids)} tokens of {str(vocab_file)!r}; the merges file "
-            "is cut short, or the two do not belong together: take both from "
-            "one model"
+            f"{path}: its {len(ranks)} merges make all but {unmade} of the "
+            f"{len(ids)} tokens of {vocab_file}; the file is truncated, or the "
+            "two do not match: use the two files of one model"
         )

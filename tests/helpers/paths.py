@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the repository and the reference data are."""
 
+import os
 import pathlib
 import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-SHARED = REPOSITORY.parent / "shared"
+SHARED = pathlib.Path(
+    os.environ.get("TEST_DATA") or REPOSITORY.parent / "shared"
+)
 GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 
 if str(REPOSITORY) not in sys.path:
