@@ -32,7 +32,7 @@ import run_pretraining
 import run_squad
 import squad as squad_data
 import tokenization
-from common import command_line, errors
+from common import command_line, errors, version
 from training import (
     checkpoints,
     logs,
@@ -171,10 +171,11 @@ class Doctor:
         self._device = environment.create(self._options)
         place = f"{self._device.rank + 1} of {self._device.world_size}"
         versions = [
-            f"{name} {version}"
-            for name, version in self._device.versions().items()
+            f"{name} {release}"
+            for name, release in self._device.versions().items()
         ]
-        return ", ".join([self._device.name, place, *versions])
+        suite = f"suite {version.VERSION}"
+        return ", ".join([self._device.name, place, *versions, suite])
 
     def _model(self):
         self._config = run_config.model_config(self._run)

@@ -9,7 +9,7 @@ import pytest
 
 import configuration
 import tokenization
-from common import errors, files, tf_example, tfrecord
+from common import errors, files, tf_example, tfrecord, version
 from helpers import tiny
 from pretraining_data import manifest as manifests
 from training import masked_lm_batches, preflight
@@ -348,6 +348,7 @@ def doctor_of_records(place, code, **flags):
 
 def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     output = doctor_of_records(tmp_path, 0)
+    assert f", suite {version.VERSION}\n" in output
     assert output.splitlines()[-1] == "all 10 checks passed"
     assert "cpu, 1 of 1, Python 3." in output and "TensorFlow " in output
     assert (
