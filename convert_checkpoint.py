@@ -4,15 +4,15 @@
     python convert_checkpoint.py --from=hf --to=tf \
         --input=roberta-large --output=checkpoints/roberta_large.ckpt
 
-Every tensor of the input is either written or named with the reason why not,
-and every weight that the model needs is filled: a checkpoint in which one is
-missing, renamed or has another shape is refused. One tensor at a time is in
-memory. The output appears under its name only when it is complete.
+Each tensor of the input is written or listed with the reason why not. A
+checkpoint in which a weight of the model is missing, renamed or has another
+shape is an error. One tensor at a time is in memory. The output appears under
+its name when it is complete.
 
   hf       a directory with config.json and model.safetensors or
-           pytorch_model.bin, each also in parts with an index
-  fairseq  model.pt (or the directory with it), dict.txt beside it
-  tf       the prefix of a checkpoint, config.json beside it
+           pytorch_model.bin, both also in parts with an index
+  fairseq  model.pt (or its directory), with dict.txt beside it
+  tf       the prefix of a checkpoint, with config.json beside it
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ import configuration
 from common import command_line, errors, files
 from weights import (
     fairseq_model,
+    hf_model,
     lazy_tensors,
     safetensors_file,
     tf_checkpoint,
-    torch_file,
 )
 from weights import names as weight_names
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
-# What Hugging Face keeps beside a vocabulary; taken along where it is.
+# What Hugging Face keeps beside a vocabulary; copied where it exists.
 _TOKENIZER_EXTRAS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,7 +46,7 @@ _TOKENIZER_EXTRAS = (
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """What is converted into what; --from and --to stand beside it."""
+    """Input and output; their formats are the flags --from and --to."""
 
     input: str = command_line.flag(
         "",
@@ -58,25 +58,25 @@ class ConvertConfig:
     )
     vocab_file: str = command_line.flag(
         "",
-        "vocab.json to go along; the one beside the input if empty. A "
-        "fairseq model's rows are brought into its order.",
+        "vocab.json to copy to the output; the one beside the input if empty. "
+        "The rows of a fairseq model are put into its order.",
     )
     merges_file: str = command_line.flag(
-        "", "merges.txt to go along; the one beside the input if empty."
+        "",
+        "merges.txt to copy to the output; the one beside the input if empty.",
     )
     classification_head: str = command_line.flag(
         "",
-        "Which classification head of a fairseq model to take; the only "
-        "one if empty.",
+        "Classification head of a fairseq model to convert; may be empty if "
+        "there is only one.",
     )
     overwrite: bool = command_line.flag(False, "Replace an existing output.")
 
     def __post_init__(self):
-        for name in ("input", "output"):
+        for name, action in (("input", "convert"), ("output", "write")):
             if not getattr(self, name):
                 raise errors.UserError(
-                    f"--{name} is not given; name what is to be "
-                    f"{ {'input': 'converted', 'output': 'written'}[name] }"
+                    f"--{name} is not given; pass the model to {action}"
                 )
 
 
@@ -86,42 +86,53 @@ class Model(typing.NamedTuple):
     path: str  # for messages
     kind: str  # "hf", "fairseq" or "tf"
     tensors: typing.Dict[str, lazy_tensors.Tensor]
-    values: dict  # of config.json
+    values: typing.Dict[str, typing.Any]  # of config.json
     config_bytes: typing.Optional[bytes]  # the file, if there is one
     config: configuration.RobertaConfig
     parts: typing.Set[str]  # of weight_names.PARTS
-    left_out: list  # (name, reason)
+    left_out: typing.List[typing.Tuple[str, str]]  # (name, reason)
     tokenizer: typing.Dict[str, bytes]  # file name -> content
 
-    def name_of(self, variable):
-        """What the input calls a weight."""
+    @property
+    def variables(self) -> typing.List[weight_names.Variable]:
+        """The weights that a model of these parts has."""
+        return weight_names.variables(self.parts, self.config)
+
+    def name_of(self, variable: weight_names.Variable) -> str:
+        """The name of a weight in the input."""
         if self.kind == "fairseq":
             return fairseq_model.source_name(variable.hf)
         return variable.tf if self.kind == "tf" else variable.hf
 
-    def shape_of(self, variable, shape):
-        """How the input stores a weight of that shape in Hugging Face's."""
-        if self.kind == "tf" and variable.is_kernel:
-            return shape[::-1]
-        return shape
+    def shape_text(
+        self, variable: weight_names.Variable, shape: typing.Sequence
+    ) -> str:
+        """A shape in Hugging Face's order, as the input stores it."""
+        is_transposed = self.kind == "tf" and variable.is_kernel
+        return lazy_tensors.shape_text(shape[::-1] if is_transposed else shape)
 
 
-def convert(source, target, options, report=logging.info):
+def convert(
+    source: str,
+    target: str,
+    options: ConvertConfig,
+    report: typing.Callable[[str], typing.Any] = logging.info,
+) -> None:
     """Reads, checks and writes a model.
 
     Args:
       source: "hf", "fairseq" or "tf".
       target: "hf" or "tf".
-      options: ConvertConfig.
+      options: input and output.
       report: called with each line of the report.
 
     Raises:
-      errors.UserError: the input is incomplete, damaged or no RoBERTa; the
+      errors.UserError: the input is incomplete, damaged or not a RoBERTa; the
         output exists.
       OSError: a file cannot be read or written.
     """
-    model = _without_copies(_READERS[source](options))
-    _check(model)
+    model = without_copies(_READERS[source](options))
+    check(model)
     write = _write_hf if target == "hf" else _write_tf
     write(model, options, report)
     for name, reason in model.left_out:
@@ -132,180 +143,86 @@ def convert(source, target, options, report=logging.info):
     )
 
 
-# Reading.
+# --- Reading ----------------------------------------------------------------
 
 
-def _read_config(path):
-    """(values, bytes) of a config.json."""
+def _read_config(directory):
+    """(values, bytes) of the config.json in a directory."""
+    path = os.path.join(directory, "config.json")
     if not os.path.isfile(path):
         raise errors.UserError(
             f"{path} does not exist; expected the model's config beside its "
             "weights"
         )
     data = files.read_bytes(path)
-    return files.parse_json(data, path), data
+    return files.parse_json(data, path, "a model's config.json"), data
 
 
 def _read_hf(options):
     directory = options.input
     if not os.path.isdir(directory):
         raise errors.UserError(
-            f"--input is {directory}, which is no directory; expected one with "
+            f"--input {directory} is not a directory; expected one with "
             "config.json and model.safetensors"
         )
-    values, config_bytes = _read_config(os.path.join(directory, "config.json"))
-    path, tensors = _hf_tensors(directory)
-    if "embeddings.word_embeddings.weight" in tensors:
-        # A bare RobertaModel is saved without the prefix.
-        tensors = {
-            (
-                "roberta." + name
-                if name.startswith(("embeddings.", "encoder.", "pooler."))
-                else name
-            ): tensor
-            for name, tensor in tensors.items()
-        }
+    values, config_bytes = _read_config(directory)
+    path, tensors = hf_model.load(directory)
     left_out = [
-        (tensors.pop(name).source, "a buffer, no weight")
+        (tensors.pop(name).source, "a buffer, not a weight")
         for name in weight_names.BUFFERS
         if name in tensors
     ]
     config = _roberta_config(path, values, len(tensors))
-    parts = weight_names.parts_in_hf(tensors, config, _architectures(values))
     return Model(
-        path,
-        "hf",
-        tensors,
-        values,
-        config_bytes,
-        config,
-        parts,
-        left_out,
-        _tokenizer_files(directory, options, config),
+        path=path,
+        kind="hf",
+        tensors=tensors,
+        values=values,
+        config_bytes=config_bytes,
+        config=config,
+        parts=weight_names.parts_in_hf(tensors, config, _architectures(values)),
+        left_out=left_out,
+        tokenizer=_tokenizer_files(directory, options, config),
     )
 
 
-def _hf_tensors(directory):
-    """(path, {name: Tensor}) of the weights in a directory."""
-    for name, load in (
-        ("model.safetensors", safetensors_file.load),
-        ("pytorch_model.bin", _load_bin),
-    ):
-        path = os.path.join(directory, name)
-        if os.path.isfile(path):
-            return path, load(path)
-        if os.path.isfile(path + ".index.json"):
-            return path, _load_parts(path + ".index.json", load)
-    raise errors.UserError(
-        f"{directory} has neither model.safetensors nor pytorch_model.bin, nor "
-        "an index of their parts; name the directory of a whole model with "
-        "--input"
-    )
-
-
-def _load_bin(path):
-    values = torch_file.load(path)
-    if not isinstance(values, dict):
-        raise errors.UserError(
-            f"{path} holds no dict of weights; expected one that transformers "
-            "saved"
-        )
-    for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(
-            value, lazy_tensors.Tensor
-        ):
-            raise errors.UserError(
-                f"{path}: {lazy_tensors.quoted(str(name))} is no tensor; "
-                "expected weights alone"
-            )
-    return {name: value._replace(source=name) for name, value in values.items()}
-
-
-def _load_parts(index_file, load):
-    """The tensors of all files that an index names."""
-    places = files.read_json(index_file).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(place, str) for place in places.values()
-    ):
-        raise errors.UserError(
-            f"{index_file} has no weight_map from names to files"
-        )
-    tensors = {}
-    for place in sorted(set(places.values())):
-        if (
-            os.path.basename(place) != place
-            or place in ("", ".", "..")
-            or not place.isprintable()
-        ):
-            raise errors.UserError(
-                f"{index_file} names the file {lazy_tensors.quoted(place)}; "
-                "expected one in its own directory"
-            )
-        part = load(os.path.join(os.path.dirname(index_file), place))
-        for name, _tensor in part.items():
-            if places.get(name) != place:
-                raise errors.UserError(
-                    f"{place} holds {lazy_tensors.quoted(name)}, which "
-                    f"{index_file} does not expect there"
-                )
-        tensors.update(part)
-    for name in places:
-        if name not in tensors:
-            raise errors.UserError(
-                f"{index_file} expects {lazy_tensors.quoted(name)} in "
-                f"{places[name]}, which lacks it"
-            )
-    return tensors
+def _architectures(values):
+    """Hugging Face's classes in a config.json."""
+    names = values.get("architectures")
+    if not isinstance(names, list):
+        return []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _read_fairseq(options):
-    path = options.input
-    if os.path.isdir(path):
-        path = os.path.join(path, "model.pt")
-    directory = os.path.dirname(path)
-
-    def beside(name):
-        file = os.path.join(directory, name)
-        return file if os.path.isfile(file) else None
-
-    for name in (os.path.basename(path), "dict.txt"):
-        if not beside(name):
-            raise errors.UserError(
-                f"{os.path.join(directory, name)} does not exist; expected "
-                "fairseq's model.pt with dict.txt beside it"
-            )
-    vocab_file = options.vocab_file or beside(VOCAB)
-    merges_file = options.merges_file or beside(MERGES) or beside("vocab.bpe")
-    loaded = fairseq_model.load(
-        path,
-        beside("dict.txt"),
-        vocab_file=vocab_file,
-        merges_file=merges_file,
-        encoder_file=beside("encoder.json"),
-        config_file=beside("config.json"),
-        head=options.classification_head or None,
+    model_files = fairseq_model.find_files(
+        options.input, options.vocab_file, options.merges_file
     )
-    config = _roberta_config(path, loaded.config, len(loaded.tensors))
+    loaded = fairseq_model.load(
+        model_files, options.classification_head or None
+    )
+    config = _roberta_config(
+        model_files.model, loaded.config, len(loaded.tensors)
+    )
     tokenizer = {}
-    if vocab_file:
-        tokenizer[VOCAB] = files.read_bytes(vocab_file)
+    if model_files.vocab:
+        tokenizer[VOCAB] = files.read_bytes(model_files.vocab)
     elif loaded.vocabulary:
-        tokenizer[VOCAB] = json.dumps(
-            loaded.vocabulary, ensure_ascii=False
-        ).encode("utf-8")
-    if merges_file:
-        tokenizer[MERGES] = files.read_bytes(merges_file)
-    parts = weight_names.parts_in_hf(loaded.tensors, config, [])
+        text = json.dumps(loaded.vocabulary, ensure_ascii=False)
+        tokenizer[VOCAB] = text.encode("utf-8")
+    if model_files.merges:
+        tokenizer[MERGES] = files.read_bytes(model_files.merges)
+    _warn_of_missing(tokenizer, os.path.dirname(model_files.model))
     return Model(
-        path,
-        "fairseq",
-        loaded.tensors,
-        loaded.config,
-        None,
-        config,
-        parts,
-        loaded.left_out,
-        _warned(tokenizer, directory),
+        path=model_files.model,
+        kind="fairseq",
+        tensors=loaded.tensors,
+        values=loaded.config,
+        config_bytes=None,
+        config=config,
+        parts=weight_names.parts_in_hf(loaded.tensors, config, []),
+        left_out=loaded.left_out,
+        tokenizer=tokenizer,
     )
 
 
@@ -319,43 +236,42 @@ def _read_tf(options):
             "model.ckpt-1000.data-00000-of-00001"
         )
     directory = os.path.dirname(prefix)
-    values, config_bytes = _read_config(os.path.join(directory, "config.json"))
+    values, config_bytes = _read_config(directory)
     stored = tf_checkpoint.load(prefix)
     config = _roberta_config(prefix, values, len(stored))
     parts = weight_names.parts_in_tf(stored, config)
     if {"pooler", "multiple_choice"} <= parts:
         raise errors.UserError(
             f"{prefix} has both bert/pooler and cls/multiple_choice/dense; "
-            "Hugging Face has one place for them, roberta.pooler.dense"
+            "Hugging Face stores both as roberta.pooler.dense, so only one of "
+            "them can be converted"
         )
-    names = {
+    known = {
         variable.tf: variable
         for variable in weight_names.variables(parts, config)
     }
     tensors, left_out = {}, []
     for name, tensor in stored.items():
-        reason = weight_names.training_state(name, names)
-        variable = names.get(name)
+        reason = weight_names.training_state(name, known)
+        variable = known.get(name)
         if reason:
             left_out.append((name, reason))
         elif variable is None:
             tensors[name] = tensor
+        elif variable.is_kernel:
+            tensors[variable.hf] = lazy_tensors.transposed(tensor)
         else:
-            tensors[variable.hf] = (
-                lazy_tensors.transposed(tensor)
-                if variable.is_kernel
-                else tensor
-            )
+            tensors[variable.hf] = tensor
     return Model(
-        prefix,
-        "tf",
-        tensors,
-        values,
-        config_bytes,
-        config,
-        parts,
-        left_out,
-        _tokenizer_files(directory, options, config),
+        path=prefix,
+        kind="tf",
+        tensors=tensors,
+        values=values,
+        config_bytes=config_bytes,
+        config=config,
+        parts=parts,
+        left_out=left_out,
+        tokenizer=_tokenizer_files(directory, options, config),
     )
 
 
@@ -364,47 +280,35 @@ _READERS = {"hf": _read_hf, "fairseq": _read_fairseq, "tf": _read_tf}
 
 def _tokenizer_files(directory, options, config):
     """{file name: content} of a vocabulary, given or beside the input."""
-    companions = {}
     given = {VOCAB: options.vocab_file, MERGES: options.merges_file}
-    names = list(given)
-    if not any(given.values()):
-        names.extend(_TOKENIZER_EXTRAS)
-    for name in names:
+    extras = () if any(given.values()) else _TOKENIZER_EXTRAS
+    contents = {}
+    for name in (*given, *extras):
         path = given.get(name) or os.path.join(directory, name)
         if given.get(name) or os.path.isfile(path):
-            companions[name] = files.read_bytes(path)
+            contents[name] = files.read_bytes(path)
             if name == VOCAB:
                 lazy_tensors.read_vocabulary(path, config.vocab_size)
-    return _warned(companions, directory)
+    _warn_of_missing(contents, directory)
+    return contents
 
 
-def _warned(companions, directory):
-    """The same files; says so when a tokenizer would not be complete."""
-    missing = [name for name in (VOCAB, MERGES) if name not in companions]
+def _warn_of_missing(tokenizer, directory):
+    missing = [name for name in (VOCAB, MERGES) if name not in tokenizer]
     if missing:
         logging.warning(
-            "no %s in %s: the output has no complete tokenizer; give "
+            "no %s in %s: the output has no complete tokenizer; pass "
             "--vocab_file and --merges_file",
             " and ".join(missing),
             directory or ".",
         )
-    return companions
 
 
-# Checking.
-
-
-def _architectures(values):
-    names = values.get("architectures")
-    return (
-        [name for name in names if isinstance(name, str)]
-        if isinstance(names, list)
-        else []
-    )
+# --- Checking ---------------------------------------------------------------
 
 
 def _roberta_config(path, values, tensors):
-    """The RobertaConfig of config.json; refuses what the file cannot hold."""
+    """The RobertaConfig of config.json, with no more layers than tensors."""
     try:
         config = configuration.RobertaConfig.from_dict(values)
     except errors.UserError as error:
@@ -412,14 +316,17 @@ def _roberta_config(path, values, tensors):
     if config.num_hidden_layers > tensors:
         raise errors.UserError(
             f"the config has {config.num_hidden_layers} layers, but {path} "
-            f"holds {tensors} tensors in all; take the config.json that "
-            "belongs to it"
+            f"has only {tensors} tensors; use the config.json of the same model"
         )
     return config
 
 
-def _without_copies(model):
-    """The model without the tensors that are stored a second time."""
+def without_copies(model: Model) -> Model:
+    """The model without the tensors that are stored a second time.
+
+    Raises:
+      errors.UserError: a copy differs.
+    """
     tensors, left_out = dict(model.tensors), list(model.left_out)
     for name, original in weight_names.TIED.items():
         if name not in tensors:
@@ -428,99 +335,78 @@ def _without_copies(model):
         if original not in tensors and original.startswith("lm_head"):
             tensors[original] = copy
         elif original in tensors:
+            source = tensors[original].source
             if not lazy_tensors.same_bytes(copy, tensors[original]):
                 raise errors.UserError(
-                    f"{model.path}: {copy.source} differs from "
-                    f"{tensors[original].source}; RoBERTa's output layer is "
-                    "tied to its embeddings, and a model where it is not "
-                    "cannot be converted"
+                    f"{model.path}: {copy.source} differs from {source}; only "
+                    "a model whose output layer is tied to its embeddings can "
+                    "be converted"
                 )
-            left_out.append(
-                (copy.source, f"the same bytes as {tensors[original].source}")
-            )
+            left_out.append((copy.source, f"the same bytes as {source}"))
     return model._replace(tensors=tensors, left_out=left_out)
 
 
-def _check(model):
-    """Refuses a model whose tensors are not exactly those it needs."""
-    faults = _missing(model) + _unexpected(model) + _misshapen(model)
-    if faults:
-        raise errors.UserError(
-            f"{model.path} does not fit its config: "
-            f"{'; '.join(faults[:5])}{('' if len(faults) < 6 else f'; and {len(faults) - 5} more')}; "
-            "take a whole checkpoint and the config.json that belongs to it"
-        )
-    labels = _labels_found(model)
-    if model.kind == "hf" and labels not in (None, _labels_named(model.values)):
-        raise errors.UserError(
-            f"{model.path} has {labels} labels, but its config.json names "
-            f"{_labels_named(model.values)!r:.40} (id2label); take the "
-            "config.json that belongs to it"
-        )
+def check(model: Model) -> None:
+    """Checks that the tensors are exactly those that the model needs.
 
-
-def _variables(model):
-    return weight_names.variables(model.parts, model.config)
-
-
-def _missing(model):
-    return [
-        "%s %s is missing"
-        % (
-            model.name_of(variable),
-            lazy_tensors.shape_text(model.shape_of(variable, variable.shape)),
-        )
-        for variable in _variables(model)
+    Raises:
+      errors.UserError: names the first that are not.
+    """
+    known = {variable.hf for variable in model.variables}
+    faults = [
+        f"{model.name_of(variable)} "
+        f"{model.shape_text(variable, variable.shape)} is missing"
+        for variable in model.variables
         if variable.hf not in model.tensors
     ]
-
-
-def _unexpected(model):
-    known = {variable.hf for variable in _variables(model)}
-    return [
+    faults += [
         f"{lazy_tensors.quoted(tensor.source)} "
         f"{lazy_tensors.shape_text(tensor.shape)} is not expected"
         for name, tensor in model.tensors.items()
         if name not in known
     ]
-
-
-def _misshapen(model):
-    """Tensors of another shape, or of a type that weights do not have."""
-    faults = []
     for part in model.parts:
-        free = None
-        for variable in weight_names.variables([part], model.config):
-            tensor = model.tensors.get(variable.hf)
-            if tensor is None:
-                continue
-            if free is None and None in variable.shape and tensor.shape:
-                free = tensor.shape[0]
-            shape = tuple(
-                free if size is None else size for size in variable.shape
+        faults += _misshapen(model, part)
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise errors.UserError(
+            f"{model.path} does not match its config: {'; '.join(faults[:5])}"
+            f"{more}; use a complete checkpoint and its own config.json"
+        )
+    labels = _label_count(model)
+    if model.kind == "hf" and labels not in (None, _named_labels(model.values)):
+        raise errors.UserError(
+            f"{model.path} has {labels} labels, but its config.json names "
+            f"{_named_labels(model.values)!r:.40} (id2label); use the "
+            "config.json of the same model"
+        )
+
+
+def _misshapen(model, part):
+    """Tensors of another shape, or of a type that weights do not have."""
+    faults, free = [], None
+    for variable in weight_names.variables([part], model.config):
+        tensor = model.tensors.get(variable.hf)
+        if tensor is None:
+            continue
+        if free is None and None in variable.shape and tensor.shape:
+            free = tensor.shape[0]
+        shape = tuple(free if size is None else size for size in variable.shape)
+        if tensor.shape != shape or not lazy_tensors.count(shape):
+            faults.append(
+                f"{tensor.source} is "
+                f"{model.shape_text(variable, tensor.shape)}, expected "
+                f"{model.shape_text(variable, shape)}"
             )
-            if tensor.shape != shape or not lazy_tensors.count(tensor.shape):
-                faults.append(
-                    "%s is %s, expected %s"
-                    % (
-                        tensor.source,
-                        lazy_tensors.shape_text(
-                            model.shape_of(variable, tensor.shape)
-                        ),
-                        lazy_tensors.shape_text(
-                            model.shape_of(variable, shape)
-                        ),
-                    )
-                )
-            elif tensor.dtype not in ("F32", "F16", "BF16"):
-                faults.append(
-                    f"{tensor.source} is of type {tensor.dtype}, expected F32, "
-                    "F16 or BF16"
-                )
+        elif tensor.dtype not in ("F32", "F16", "BF16"):
+            faults.append(
+                f"{tensor.source} is of type {tensor.dtype}, expected F32, "
+                "F16 or BF16"
+            )
     return faults
 
 
-def _labels_found(model):
+def _label_count(model):
     """Labels of the head that has any, else None."""
     for part in model.parts:
         if weight_names.PARTS[part].has_labels:
@@ -529,161 +415,149 @@ def _labels_found(model):
     return None
 
 
-def _labels_named(values):
-    """Labels of a config.json; two is Hugging Face's default."""
+def _named_labels(values):
+    """Number of labels in a config.json; two is Hugging Face's default."""
     names = values.get("id2label")
     return (
         len(names) if isinstance(names, dict) else values.get("num_labels", 2)
     )
 
 
-# Writing.
+# --- Writing ----------------------------------------------------------------
 
 
 def _config_bytes(model, dtype):
-    """config.json for what is written; the file itself where it fits.
+    """config.json of the output; the input's file where it is the same.
 
     Args:
       dtype: of the tensors written, torch's name for it.
     """
     values = dict(model.values, model_type="roberta")
-    kind = weight_names.architecture(model.parts, _architectures(values))
-    if kind not in _architectures(values):
+    architectures = _architectures(values)
+    kind = weight_names.architecture(model.parts, architectures)
+    if kind not in architectures:
         values["architectures"] = [kind]
-    labels = _labels_found(model)
+    labels = _label_count(model)
     if kind == weight_names.PARTS["question_answering"].architecture:
         labels = 2  # start and end: Hugging Face counts them as labels
-    if labels is not None and labels != _labels_named(values):
+    if labels is not None and labels != _named_labels(values):
         values.pop("num_labels", None)
         names = [f"LABEL_{number}" for number in range(labels)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
-    for key in ("dtype", "torch_dtype"):
-        if key in values:
-            values[key] = dtype
+    for key in {"dtype", "torch_dtype"}.intersection(values):
+        values[key] = dtype
     if values == model.values and model.config_bytes is not None:
         return model.config_bytes
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8")
 
 
 def _small_files(model, directory, dtype, overwrite):
-    """{path: bytes} of config and tokenizer; without what is there already."""
-    contents = {
-        os.path.join(directory, "config.json"): _config_bytes(model, dtype)
+    """{path: bytes} of config and tokenizer, without unchanged files."""
+    contents = {"config.json": _config_bytes(model, dtype), **model.tokenizer}
+    small = {
+        os.path.join(directory, name): data for name, data in contents.items()
     }
-    for name, data in model.tokenizer.items():
-        contents[os.path.join(directory, name)] = data
     return {
         path: data
-        for path, data in contents.items()
-        if overwrite or not _holds(path, data)
+        for path, data in small.items()
+        if overwrite or not _has_content(path, data)
     }
 
 
-def _holds(path, data):
-    """Whether a file has exactly these bytes."""
-    if not os.path.isfile(path):
+def _has_content(path, data):
+    if not os.path.isfile(path) or os.path.getsize(path) != len(data):
         return False
-    with open(path, "rb") as stream:
-        return stream.read(len(data) + 1) == data
+    return files.read_exactly(path, 0, len(data)) == data
 
 
-def _lines(model, tensors, name_of):
-    """{name in the output: line of the report}."""
-    lines = {}
-    for variable in _variables(model):
-        tensor, name = model.tensors[variable.hf], name_of(variable)
-        new = tensors[name]
-        lines[name] = "%s %s %s -> %s %s %s" % (
-            tensor.source,
-            tensor.dtype,
-            lazy_tensors.shape_text(model.shape_of(variable, tensor.shape)),
-            name,
-            new.dtype,
-            lazy_tensors.shape_text(new.shape),
+def _reporter(model, outputs, tensors, report):
+    """A function of an output's name that reports what it was written from.
+
+    Args:
+      outputs: {name in the output: Variable}.
+      tensors: {name in the output: Tensor}.
+    """
+
+    def written(name):
+        variable = outputs[name]
+        old, new = model.tensors[variable.hf], tensors[name]
+        report(
+            f"{old.source} {old.dtype} {model.shape_text(variable, old.shape)} "
+            f"-> {name} {new.dtype} {lazy_tensors.shape_text(new.shape)}"
         )
-    return lines
+
+    return written
 
 
 def _write_tf(model, options, report):
     prefix = options.output
     if not os.path.basename(prefix) or os.path.isdir(prefix):
         raise errors.UserError(
-            f"--output is the directory {prefix}; expected the prefix of a "
+            f"--output {prefix} is a directory; expected the prefix of a "
             f"checkpoint, such as {os.path.join(prefix, 'model.ckpt')}"
         )
+    outputs = {variable.tf: variable for variable in model.variables}
     tensors = {}
-    for variable in _variables(model):
-        tensor = lazy_tensors.float32(model.tensors[variable.hf])
-        tensors[variable.tf] = (
-            lazy_tensors.transposed(tensor) if variable.is_kernel else tensor
-        )
-    lines = _lines(model, tensors, lambda variable: variable.tf)
+    for name, variable in outputs.items():
+        tensors[name] = lazy_tensors.float32(model.tensors[variable.hf])
+        if variable.is_kernel:
+            tensors[name] = lazy_tensors.transposed(tensors[name])
     small = _small_files(
         model, os.path.dirname(prefix), "float32", options.overwrite
     )
-    data, index = (
-        tf_checkpoint.data_file(prefix),
-        tf_checkpoint.index_file(prefix),
-    )
+    data = tf_checkpoint.data_file(prefix)
+    index = tf_checkpoint.index_file(prefix)
     with files.NewFiles(
-        [data] + list(small) + [index], overwrite=options.overwrite
+        [data, *small, index], overwrite=options.overwrite
     ) as output:
         for path, content in small.items():
             output.write(path, content)
         with output.open(data) as stream:
             content = tf_checkpoint.write_data(
-                stream, tensors, lambda name: report(lines[name])
+                stream, tensors, _reporter(model, outputs, tensors, report)
             )
         output.write(index, content)
 
 
 def _write_hf(model, options, report):
-    prefix = "" if weight_names.is_bare(model.parts) else "roberta."
-
-    def name_of(variable):
-        name = variable.hf
-        return (
-            prefix + name[len("roberta.") :]
-            if name.startswith("roberta.")
-            else name
-        )
-
+    start = len("roberta.") if weight_names.is_bare(model.parts) else 0
+    outputs = {variable.hf[start:]: variable for variable in model.variables}
     tensors = {
-        name_of(variable): model.tensors[variable.hf]
-        for variable in _variables(model)
+        name: model.tensors[variable.hf] for name, variable in outputs.items()
     }
-    kinds = sorted({tensor.dtype for tensor in tensors.values()})
-    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[
-        "F32" if len(kinds) > 1 else kinds[0]
-    ]
-    lines = _lines(model, tensors, name_of)
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    dtype = {"F16": "float16", "BF16": "bfloat16"}.get(
+        "".join(kinds), "float32"
+    )
     small = _small_files(model, options.output, dtype, options.overwrite)
     path = os.path.join(options.output, "model.safetensors")
-    with files.NewFiles(
-        list(small) + [path], overwrite=options.overwrite
-    ) as output:
+    with files.NewFiles([*small, path], overwrite=options.overwrite) as output:
         for name, content in small.items():
             output.write(name, content)
         with output.open(path) as stream:
             safetensors_file.write(
-                stream, tensors, lambda name: report(lines[name])
+                stream, tensors, _reporter(model, outputs, tensors, report)
             )
 
 
+def define_flags() -> None:
+    """Declares the flags of this program."""
+    command_line.define(ConvertConfig)
+    flags.DEFINE_enum("from", None, sorted(_READERS), "Format of the input.")
+    flags.DEFINE_enum("to", None, ["hf", "tf"], "Format of the output.")
+    flags.mark_flags_as_required(["from", "to"])
+
+
 def main(_):
-    options = command_line.build(ConvertConfig, flags.FLAGS)
     convert(
         flags.FLAGS["from"].value,
         flags.FLAGS["to"].value,
-        options,
+        command_line.build(ConvertConfig, flags.FLAGS),
         lambda line: sys.stdout.write(line + "\n"),
     )
 
 
 if __name__ == "__main__":
-    command_line.define(ConvertConfig)
-    flags.DEFINE_enum("from", None, sorted(_READERS), "What the input is.")
-    flags.DEFINE_enum("to", None, ["hf", "tf"], "What to write.")
-    flags.mark_flags_as_required(["from", "to"])
+    define_flags()
     command_line.run(main)

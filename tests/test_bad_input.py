@@ -67,7 +67,7 @@ CASES = {
     "convert_checkpoint.py": [
         ("no input", ["--input="], ["--input is not given"]),
         ("no output", ["--output="], ["--output is not given"]),
-        ("no directory", ["--input=$BAD/missing"], ["no directory"]),
+        ("no directory", ["--input=$BAD/missing"], ["not a directory"]),
         ("no config", [], ["config.json does not exist"]),
         ("config is text", ["--input=$BAD/text"], ["JSON"]),
         ("no weights", ["--input=$BAD/weightless"], ["model.safetensors"]),

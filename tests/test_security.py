@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-import convert_checkpoint
 from common import errors
 from pretraining_data import manifest, records
 from training import preflight
+from weights import hf_model
 
 OUTSIDE = (
     "../secret",
@@ -73,7 +73,7 @@ def test_an_index_of_weights_cannot_leave_its_directory(tmp_path, name):
     opened = []
     # A backslash is a letter of a name here, of a file that is not there.
     with pytest.raises((errors.UserError, FileNotFoundError)):
-        convert_checkpoint._load_parts(
+        hf_model.load_parts(
             str(path), opened.append if name != "a\\b" else open
         )
     assert opened == []

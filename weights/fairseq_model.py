@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fairseq's RoBERTa checkpoints in Hugging Face's names and order.
+"""fairseq's RoBERTa checkpoints with Hugging Face's names and order.
 
-A row of fairseq's embeddings belongs to the token that stands in that place in
-dict.txt: `<s>`, `<pad>`, `</s>`, `<unk>`, then the file's lines, then `<mask>`.
-A line names a token by its number in GPT-2's vocabulary ("13 850314647"), or by
-its text where the model's makers chose so. Which text a number means follows
-from GPT-2's encoder.json, or from the merges alone: the 256 bytes come first,
-then one token for each merge, then `<|endoftext|>`.
+Row i of fairseq's embeddings is the token i of dict.txt: `<s>`, `<pad>`,
+`</s>`, `<unk>`, then the file's lines, then `<mask>`. A line names a token by
+its number in GPT-2's vocabulary ("13 850314647"), or by its text, as the
+model's authors chose. The text of a number follows from GPT-2's encoder.json,
+or from the merges alone: first the 256 bytes, then one token for each merge,
+then `<|endoftext|>`.
 
 Source: fairseq/data/dictionary.py, fairseq/models/roberta/model.py,
 fairseq/tasks/masked_lm.py; openai/gpt-2, src/encoder.py.
 """
 
 import itertools
+import os
 import re
 import typing
 
@@ -35,11 +36,14 @@ _LAYER_PARTS = {
     "fc2": "output.dense",
     "final_layer_norm": "output.LayerNorm",
 }
+_EMBEDDINGS = "roberta.embeddings."
+_WORDS = _EMBEDDINGS + "word_embeddings.weight"
+_POSITIONS = _EMBEDDINGS + "position_embeddings.weight"
 _NAMES = {
-    "sentence_encoder.embed_tokens": "roberta.embeddings.word_embeddings",
-    "sentence_encoder.embed_positions": "roberta.embeddings.position_embeddings",
-    "sentence_encoder.emb_layer_norm": "roberta.embeddings.LayerNorm",
-    "sentence_encoder.layernorm_embedding": "roberta.embeddings.LayerNorm",
+    "sentence_encoder.embed_tokens": _EMBEDDINGS + "word_embeddings",
+    "sentence_encoder.embed_positions": _EMBEDDINGS + "position_embeddings",
+    "sentence_encoder.emb_layer_norm": _EMBEDDINGS + "LayerNorm",
+    "sentence_encoder.layernorm_embedding": _EMBEDDINGS + "LayerNorm",
     "lm_head.dense": "lm_head.dense",
     "lm_head.layer_norm": "lm_head.layer_norm",
     "lm_head": "lm_head",
@@ -59,72 +63,107 @@ _BUFFERS = (
 )
 
 
+class Files(typing.NamedTuple):
+    """A checkpoint and the files beside it; None if there is none."""
+
+    model: str  # model.pt
+    dictionary: str  # dict.txt
+    vocab: typing.Optional[str]  # vocab.json, whose order the rows get
+    merges: typing.Optional[str]  # merges.txt, GPT-2's vocab.bpe
+    encoder: typing.Optional[str]  # GPT-2's encoder.json
+    config: typing.Optional[str]  # config.json for sizes that model.pt lacks
+
+
 class Model(typing.NamedTuple):
     """A checkpoint as convert_checkpoint takes it."""
 
     tensors: typing.Dict[str, lazy_tensors.Tensor]  # by Hugging Face's name
-    config: dict  # config.json's keys
-    left_out: list  # (fairseq's name, reason)
-    vocabulary: typing.Optional[dict]  # token -> row, None if not known
+    config: typing.Dict[str, typing.Any]  # config.json's keys
+    left_out: typing.List[typing.Tuple[str, str]]  # (fairseq's name, reason)
+    vocabulary: typing.Optional[typing.Dict[str, int]]  # None if not known
 
 
-def load(
-    path,
-    dictionary_file,
-    *,
-    vocab_file=None,
-    merges_file=None,
-    encoder_file=None,
-    config_file=None,
-    head=None,
-):
+def find_files(path: str, vocab_file: str = "", merges_file: str = "") -> Files:
+    """The files of a checkpoint.
+
+    Args:
+      path: model.pt or its directory.
+      vocab_file, merges_file: files to use instead of those beside it.
+
+    Raises:
+      errors.UserError: model.pt or dict.txt does not exist.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "model.pt")
+
+    def beside(name):
+        file = os.path.join(os.path.dirname(path), name)
+        return file if os.path.isfile(file) else None
+
+    for name in (os.path.basename(path), "dict.txt"):
+        if not beside(name):
+            raise errors.UserError(
+                f"{os.path.join(os.path.dirname(path), name)} does not exist; "
+                "expected fairseq's model.pt with dict.txt beside it"
+            )
+    return Files(
+        model=path,
+        dictionary=beside("dict.txt"),
+        vocab=vocab_file or beside("vocab.json"),
+        merges=merges_file or beside("merges.txt") or beside("vocab.bpe"),
+        encoder=beside("encoder.json"),
+        config=beside("config.json"),
+    )
+
+
+def load(paths: Files, head: typing.Optional[str] = None) -> Model:
     """A checkpoint, its rows in the order of a vocabulary.
 
     Args:
-      path: model.pt.
-      dictionary_file: dict.txt.
-      vocab_file: vocab.json whose order the rows get; None keeps fairseq's.
-      merges_file: merges.txt (GPT-2's vocab.bpe) or None.
-      encoder_file: GPT-2's encoder.json or None.
-      config_file: config.json for sizes that the checkpoint lacks, or None.
-      head: name of the classification head to take, None for the only one.
+      paths: the checkpoint; without a vocabulary the rows keep their order.
+      head: the classification head to convert, None for the only one.
 
     Raises:
-      errors.UserError: what is damaged, missing or does not go together.
+      errors.UserError: a file is damaged, missing or of another model.
     """
-    checkpoint = torch_file.load(path)
+    checkpoint = torch_file.load(paths.model)
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise errors.UserError(
-            f'{path} holds no "model"; expected a checkpoint that fairseq saved'
+            f'{paths.model}: no "model" in it; expected a checkpoint that '
+            "fairseq saved"
         )
-    tensors, left_out = _renamed(path, state, head)
+    tensors, left_out = _renamed(paths.model, state, head)
     left_out += [
-        (name, "no weight of the model")
+        (name, "not a weight of the model")
         for name in checkpoint
         if name != "model"
     ]
-    symbols = read_dictionary(dictionary_file)
-    table = tensors.get("roberta.embeddings.word_embeddings.weight")
+    symbols = read_dictionary(paths.dictionary)
+    table = tensors.get(_WORDS)
     if table is not None and table.shape[:1] != (len(symbols),):
         raise errors.UserError(
-            f"{path} has embeddings of {lazy_tensors.shape_text(table.shape)}, "
-            f"but {dictionary_file} makes {len(symbols)} tokens (4 + its lines "
-            "+ <mask>); take the dict.txt that the model was trained with"
+            f"{paths.model} has embeddings of "
+            f"{lazy_tensors.shape_text(table.shape)}, but {paths.dictionary} "
+            f"gives {len(symbols)} tokens (4 + its lines + <mask>); use the "
+            "dict.txt of the model"
         )
-    tokens = _texts(symbols, merges_file, encoder_file)
-    config = _config(path, checkpoint, tensors, config_file)
+    tokens = _texts(symbols, paths.merges, paths.encoder)
+    config = _config(paths, checkpoint, tensors)
     vocabulary = None
-    if vocab_file:
-        ids = lazy_tensors.read_vocabulary(vocab_file, len(symbols))
+    if paths.vocab:
+        ids = lazy_tensors.read_vocabulary(paths.vocab, len(symbols))
         tensors = _in_order(
-            tensors, row_order(symbols, tokens, ids, vocab_file)
+            tensors, row_order(symbols, tokens, ids, paths.vocab)
         )
-        config.update(_special_ids(ids, vocab_file))
+        config.update(_special_ids(ids, paths.vocab))
     elif tokens:
         vocabulary = {token: row for row, token in enumerate(tokens)}
         if len(vocabulary) != len(tokens):
-            raise errors.UserError(f"{dictionary_file} names a token twice")
+            raise errors.UserError(
+                f"{paths.dictionary} contains a token twice; use the dict.txt "
+                "of the model"
+            )
     return Model(tensors, config, left_out, vocabulary)
 
 
@@ -132,32 +171,21 @@ def _special_ids(ids, vocab_file):
     """config.json's keys for the special tokens of a vocabulary."""
     if ids["<pad>"] != 1:
         raise errors.UserError(
-            f"{vocab_file} gives <pad> the id {ids['<pad>']}; positions of "
-            "fairseq's models start behind 1, so it must be 1"
+            f"{vocab_file}: <pad> has the id {ids['<pad>']}; fairseq's "
+            "positions start after it at 2, so it must be 1"
         )
     return {"bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"]}
 
 
 def _stem(name):
-    """fairseq's name without `encoder.` or, as it once was, `decoder.`."""
-    for prefix in ("encoder.", "decoder."):
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
+    """fairseq's name without `encoder.` or, in old files, `decoder.`."""
+    return re.sub(r"^(encoder|decoder)\.", "", name)
 
 
 def _renamed(path, state, head):
     """({Hugging Face's name: Tensor}, [(fairseq's name, reason)])."""
-    tensors, left_out = {}, []
-    heads = sorted(
-        {
-            match.group(1)
-            for match in map(
-                _HEAD.match, filter(lambda name: isinstance(name, str), state)
-            )
-            if match
-        }
-    )
+    state = torch_file.named(f'{path} under "model"', state)
+    heads = sorted({m.group(1) for m in map(_HEAD.match, state) if m})
     if head is None and len(heads) > 1:
         raise errors.UserError(
             f"{path} has the classification heads {', '.join(heads)}; choose "
@@ -168,15 +196,9 @@ def _renamed(path, state, head):
             f"--classification_head is {head!r}, but {path} has "
             f"{', '.join(heads) or 'no classification head'}"
         )
+    tensors = {}
+    left_out = []
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(
-            value, lazy_tensors.Tensor
-        ):
-            raise errors.UserError(
-                f'{path}: {lazy_tensors.quoted(str(name))} under "model" is '
-                "no tensor; expected weights alone"
-            )
-        value = value._replace(source=name)
         reason = _reason_to_leave_out(name, head)
         if reason:
             left_out.append((name, reason))
@@ -184,8 +206,8 @@ def _renamed(path, state, head):
         for new_name, tensor in _hf_tensors(name, value):
             if new_name in tensors:
                 raise errors.UserError(
-                    f"{path} holds {new_name} in two ways: "
-                    f"{tensors[new_name].source} and {name}"
+                    f"{path} contains {new_name} twice: as "
+                    f"{tensors[new_name].source} and as {name}"
                 )
             tensors[new_name] = tensor
     _add_token_types(tensors)
@@ -194,7 +216,7 @@ def _renamed(path, state, head):
 
 def _reason_to_leave_out(name, head):
     if _stem(name) in _BUFFERS:
-        return "no weight"
+        return "not a weight"
     match = _HEAD.match(name)
     if match and head is not None and match.group(1) != head:
         return "another classification head"
@@ -216,7 +238,8 @@ def _hf_tensors(name, tensor):
         ]
     head = _HEAD.match(name)
     if head:
-        return [("classifier.%s.%s" % head.group(2, 3), tensor)]
+        _, layer, kind = head.groups()
+        return [(f"classifier.{layer}.{kind}", tensor)]
     return [(_hf_name(stem) or name, tensor)]
 
 
@@ -229,32 +252,30 @@ def _hf_name(stem):
         return None
     layer = _LAYER.match(base)
     if layer and layer.group(2) in _LAYER_PARTS:
-        return f"roberta.encoder.layer.{layer.group(1)}.{_LAYER_PARTS[layer.group(2)]}.{kind}"
+        number, part = layer.groups()
+        return f"roberta.encoder.layer.{number}.{_LAYER_PARTS[part]}.{kind}"
     return f"{_NAMES[base]}.{kind}" if base in _NAMES else None
 
 
-def source_name(hf_name):
-    """What fairseq calls a weight, for a message that it is missing."""
-    base, _, kind = hf_name.rpartition(".")
-    match = re.match(r"roberta\.encoder\.layer\.(\d+)\.(.+)$", base)
-    for fairseq, part in _LAYER_PARTS.items():
-        if match and match.group(2) == part:
-            return f"encoder.sentence_encoder.layers.{match.group(1)}.{fairseq}.{kind}"
-    for fairseq, name in _NAMES.items():
-        if base == name:
-            return f"encoder.{fairseq}.{kind}"
+def source_name(hf_name: str) -> str:
+    """fairseq's name of a weight, for a message that it is missing."""
+    layer = re.match(r"roberta\.encoder\.layer\.(\d+)\.", hf_name)
+    stems = list(_NAMES)
+    if layer:
+        start = f"sentence_encoder.layers.{layer.group(1)}."
+        stems = [start + part for part in _LAYER_PARTS]
+    for stem in stems:
+        for kind in (".weight", ".bias"):
+            if _hf_name(stem + kind) == hf_name:
+                return f"encoder.{stem}{kind}"
     return hf_name.replace("classifier.", "classification_heads.*.")
 
 
 def _add_token_types(tensors):
-    """fairseq's RoBERTa has no token types: their one row is zero."""
-    table = tensors.get("roberta.embeddings.word_embeddings.weight")
-    if (
-        table is not None
-        and len(table.shape) == 2
-        and (table.dtype in lazy_tensors.DTYPES)
-    ):
-        tensors["roberta.embeddings.token_type_embeddings.weight"] = (
+    """Adds the row of zeros that stands for fairseq's lack of token types."""
+    table = tensors.get(_WORDS)
+    if table is not None and len(table.shape) == 2:
+        tensors[_EMBEDDINGS + "token_type_embeddings.weight"] = (
             lazy_tensors.zeros(
                 table.dtype,
                 (1, table.shape[1]),
@@ -264,46 +285,51 @@ def _add_token_types(tensors):
 
 
 def _in_order(tensors, order):
-    """The tensors that have one row a token, their rows in another order."""
+    """The tensors, those with a row for each token in another order."""
     if np.array_equal(order, np.arange(len(order))):
         return tensors
     changed = dict(tensors)
-    for name in (
-        "roberta.embeddings.word_embeddings.weight",
-        "lm_head.bias",
-        "lm_head.decoder.weight",
-    ):
+    for name in (_WORDS, "lm_head.bias", "lm_head.decoder.weight"):
         if name in tensors and tensors[name].shape[:1] == (len(order),):
             changed[name] = lazy_tensors.reordered(tensors[name], order)
     return changed
 
 
-def read_dictionary(path):
-    """The symbols of dict.txt in fairseq's order, special ones included.
-
-    Example: the lines "13 850314647" and "262 800385005" give
-    ["<s>", "<pad>", "</s>", "<unk>", "13", "262", "<mask>"].
-    """
+def _read_lines(path, kind):
+    """The lines of a UTF-8 text without the one that the last newline ends."""
     try:
         text = files.read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            f"{path} is not UTF-8 ({error}); expected fairseq's dict.txt"
+            f"{path} is not UTF-8 ({error}); expected {kind}"
         ) from error
+    return text.rstrip("\n").split("\n")
+
+
+def read_dictionary(path: str) -> typing.List[str]:
+    """The symbols of dict.txt in fairseq's order, special ones included.
+
+    Example: the lines "13 850314647" and "262 800385005" give
+    ["<s>", "<pad>", "</s>", "<unk>", "13", "262", "<mask>"].
+
+    Raises:
+      errors.UserError: a line is not a token and its count, or a token is
+        repeated.
+    """
     symbols = list(SPECIAL_TOKENS)
     known = set(symbols)
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
+    for number, line in enumerate(_read_lines(path, "fairseq's dict.txt"), 1):
         match = re.match(r"(.+) \d+( #fairseq:overwrite)?\s*$", line)
         if not match:
             raise errors.UserError(
                 f"{path}, line {number} is {lazy_tensors.quoted(line)}; "
                 "expected a token and its count"
             )
-        symbol = match.group(1)
-        if symbol in known and not match.group(2):
+        symbol, is_overwriting = match.groups()
+        if symbol in known and not is_overwriting:
             raise errors.UserError(
-                f"{path}, line {number} names {lazy_tensors.quoted(symbol)} a "
-                "second time"
+                f"{path}, line {number} repeats {lazy_tensors.quoted(symbol)}; "
+                "use the dict.txt of the model"
             )
         known.add(symbol)
         symbols.append(symbol)
@@ -313,7 +339,7 @@ def read_dictionary(path):
 
 
 def _texts(symbols, merges_file, encoder_file):
-    """The token of each symbol; None where nothing says what numbers mean."""
+    """The text of each symbol; None if the texts of numbers are not known."""
     words = [
         symbol
         for symbol in symbols
@@ -324,39 +350,33 @@ def _texts(symbols, merges_file, encoder_file):
     if not all(re.match(r"[0-9]{1,9}$", word) for word in words):
         return list(symbols)
     if encoder_file:
-        source = encoder_file
-        numbers = {
-            str(number): token
-            for token, number in files.parse_json(
-                files.read_bytes(encoder_file), encoder_file
-            ).items()
-        }
+        ids = files.read_json(encoder_file, "GPT-2's encoder.json")
+        numbers = {str(number): token for token, number in ids.items()}
     elif merges_file:
-        source = merges_file
-        numbers = {
-            str(number): token
-            for number, token in enumerate(gpt2_tokens(merges_file))
-        }
+        numbers = _numbered(gpt2_tokens(merges_file))
     else:
         return None
     for word in words:
         if word not in numbers:
             raise errors.UserError(
-                f"dict.txt names token number {word}, but {source} makes "
-                f"{len(numbers)} tokens; take the file that the model was "
-                "trained with"
+                f"dict.txt has the token number {word}, but "
+                f"{encoder_file or merges_file} gives {len(numbers)} tokens; "
+                "use the file of the model"
             )
     return [numbers.get(symbol, symbol) for symbol in symbols]
 
 
-def gpt2_tokens(merges_file):
-    """GPT-2's tokens in the order of their numbers, from its merges."""
-    try:
-        lines = files.read_bytes(merges_file).decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f"{merges_file} is not UTF-8 ({error}); expected merges.txt"
-        ) from error
+def _numbered(tokens):
+    return {str(number): token for number, token in enumerate(tokens)}
+
+
+def gpt2_tokens(merges_file: str) -> typing.List[str]:
+    """GPT-2's tokens in the order of their numbers, from its merges.
+
+    Raises:
+      errors.UserError: a line is not two tokens.
+    """
+    lines = _read_lines(merges_file, "merges.txt")
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]
@@ -365,27 +385,26 @@ def gpt2_tokens(merges_file):
             f"{merges_file} has a line that is not two tokens; expected "
             "merges.txt"
         )
-    return (
-        _byte_tokens() + ["".join(pair) for pair in pairs] + ["<|endoftext|>"]
-    )
+    return [*_byte_tokens(), *map("".join, pairs), "<|endoftext|>"]
 
 
 def _byte_tokens():
-    """The 256 tokens of one byte: first those that print, then the others."""
-    printable = itertools.chain(
-        range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100)
+    """The 256 tokens of one byte: first printable ones, then the others."""
+    codes = itertools.chain(
+        range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100 + 68)
     )
-    return [
-        chr(code)
-        for code in itertools.chain(printable, range(0x100, 0x100 + 68))
-    ]
+    return list(map(chr, codes))
 
 
-def row_order(symbols, tokens, ids, vocab_file):
-    """Where the row of each id of a vocabulary stands in fairseq's order.
+def row_order(
+    symbols: typing.List[str],
+    tokens: typing.Optional[typing.List[str]],
+    ids: typing.Dict[str, int],
+    vocab_file: str,
+) -> np.ndarray:
+    """The row in fairseq's order of each id of a vocabulary.
 
-    Rows of padding words that the vocabulary lacks take the ids that it leaves
-    free.
+    Rows of padding words that the vocabulary lacks get its unused ids.
 
     Args:
       symbols: those of dict.txt.
@@ -397,32 +416,30 @@ def row_order(symbols, tokens, ids, vocab_file):
       int64 [V].
 
     Raises:
-      errors.UserError: the two do not hold the same tokens.
+      errors.UserError: the two do not contain the same tokens.
     """
-    names = tokens if tokens is not None else symbols
+    names = symbols if tokens is None else tokens
     if tokens is None and not all(symbol in ids for symbol in symbols):
         _check_byte_rows(symbols, ids, vocab_file)
         return np.arange(len(symbols))
-    extra = set(ids).difference(names)
     absent = [row for row, name in enumerate(names) if name not in ids]
-    lacking = [names[row] for row in absent if not _PADDING.match(names[row])]
-    if extra or lacking:
+    differences = [
+        f"{len(words)} are only in {place}, such as "
+        f"{lazy_tensors.quoted(min(words))}"
+        for place, words in (
+            ("vocab.json", set(ids).difference(names)),
+            (
+                "dict.txt",
+                [names[i] for i in absent if not _PADDING.match(names[i])],
+            ),
+        )
+        if words
+    ]
+    if differences:
         raise errors.UserError(
-            "%s and dict.txt do not hold the same tokens: %s; leave "
-            "--vocab_file out and a vocab.json in the model's own order is "
-            "written"
-            % (
-                vocab_file,
-                "; ".join(
-                    f"{len(words)} are only in {place}, such as "
-                    f"{lazy_tensors.quoted(min(words))}"
-                    for words, place in (
-                        (extra, "vocab.json"),
-                        (lacking, "dict.txt"),
-                    )
-                    if words
-                ),
-            )
+            f"{vocab_file} and dict.txt do not contain the same tokens: "
+            f"{'; '.join(differences)}; without --vocab_file, a vocab.json in "
+            "the order of the model is written"
         )
     order = np.full(len(symbols), -1, np.int64)
     for row, name in enumerate(names):
@@ -433,68 +450,61 @@ def row_order(symbols, tokens, ids, vocab_file):
 
 
 def _check_byte_rows(symbols, ids, vocab_file):
-    """Tells by the tokens of one byte that both orders are the same.
+    """Checks by the tokens of single bytes that both orders are the same.
 
-    What a number from 256 on means is said by the merges; the first 256 are
-    the same in every vocabulary of GPT-2's kind.
+    They have the same numbers in each vocabulary of GPT-2's kind; only the
+    merges tell which tokens the numbers from 256 on are.
     """
-    numbers = {
-        str(number): token for number, token in enumerate(_byte_tokens())
-    }
+    numbers = _numbered(_byte_tokens())
     rows = {
         numbers.get(symbol, symbol): row
         for row, symbol in enumerate(symbols)
-        if symbol in numbers or symbol in SPECIAL_TOKENS or symbol == MASK_TOKEN
+        if symbol in (*numbers, *SPECIAL_TOKENS, MASK_TOKEN)
     }
     if len(ids) != len(symbols) or any(
         ids.get(token) != row for token, row in rows.items()
     ):
         raise errors.UserError(
-            f"dict.txt and {vocab_file} hold tokens in different orders, and "
-            "what the numbers in dict.txt mean is not known; give "
+            f"dict.txt and {vocab_file} have tokens in different orders, and "
+            "the tokens of the numbers in dict.txt are not known; pass "
             "--merges_file or put GPT-2's encoder.json beside model.pt"
         )
 
 
 def _options(checkpoint):
-    """The settings of the training: `args` of old, `cfg.model` of new."""
-    options = {}
-    for part in (
-        torch_file.attributes(checkpoint.get("cfg")).get("model"),
-        checkpoint.get("args"),
-    ):
-        options.update(torch_file.attributes(part))
-    return options
+    """The settings of the training: `args`, in newer files `cfg.model`."""
+    config = torch_file.attributes(checkpoint.get("cfg"))
+    return {
+        **torch_file.attributes(config.get("model")),
+        **torch_file.attributes(checkpoint.get("args")),
+    }
 
 
-def _config(path, checkpoint, tensors, config_file):
+def _config(paths, checkpoint, tensors):
     """config.json's keys: sizes from the settings, else from the weights."""
     options = _options(checkpoint)
-    _check_activations(path, options, tensors)
-    known = files.read_json(config_file) if config_file else {}
+    _check_activations(paths.model, options, tensors)
+    known = files.read_json(paths.config) if paths.config else {}
 
     def setting(name, key, default=None):
         value = options.get(name, known.get(key, default))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise errors.UserError(
-                f'{path} does not say {name} in its "args" or "cfg"; put a '
-                f"config.json with {key} beside it"
+                f'{paths.model} does not have {name} in its "args" or "cfg"; '
+                f"put a config.json with {key} beside it"
             )
         return value
 
-    def size(name, row):
-        """A dimension of a weight; 0 where there is no such weight."""
+    def size(name, axis):
+        """A dimension of a weight; 0 if there is no such weight."""
         tensor = tensors.get(name)
-        return tensor.shape[row] if tensor and len(tensor.shape) > row else 0
+        return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
 
-    layers = {
-        name.split(".")[3]
-        for name in tensors
-        if name.startswith("roberta.encoder.layer.")
-    }
-    positions = size("roberta.embeddings.position_embeddings.weight", 0)
+    layers = "roberta.encoder.layer."
+    numbers = {n.split(".")[3] for n in tensors if n.startswith(layers)}
+    positions = size(_POSITIONS, 0)
     if isinstance(options.get("max_positions"), int):
-        # Positions start behind the id of <pad>, which is 1.
+        # Positions start after the id of <pad>, which is 1.
         positions = options["max_positions"] + 2
     pooler_dropout = options.get("pooler_dropout")
     return {
@@ -510,15 +520,13 @@ def _config(path, checkpoint, tensors, config_file):
         "hidden_act": "gelu",
         "hidden_dropout_prob": setting("dropout", "hidden_dropout_prob", 0.1),
         "hidden_size": setting(
-            "encoder_embed_dim",
-            "hidden_size",
-            size("roberta.embeddings.word_embeddings.weight", 1),
+            "encoder_embed_dim", "hidden_size", size(_WORDS, 1)
         ),
         "initializer_range": 0.02,
         "intermediate_size": setting(
             "encoder_ffn_embed_dim",
             "intermediate_size",
-            size("roberta.encoder.layer.0.intermediate.dense.weight", 0),
+            size(layers + "0.intermediate.dense.weight", 0),
         ),
         "layer_norm_eps": 1e-05,
         "max_position_embeddings": positions,
@@ -527,25 +535,25 @@ def _config(path, checkpoint, tensors, config_file):
             "encoder_attention_heads", "num_attention_heads"
         ),
         "num_hidden_layers": setting(
-            "encoder_layers", "num_hidden_layers", len(layers)
+            "encoder_layers", "num_hidden_layers", len(numbers)
         ),
         "pad_token_id": 1,
         "type_vocab_size": 1,
-        "vocab_size": size("roberta.embeddings.word_embeddings.weight", 0),
+        "vocab_size": size(_WORDS, 0),
     }
 
 
 def _check_activations(path, options, tensors):
-    """Refuses a model that Hugging Face's RoBERTa does not compute."""
+    """Rejects a model that Hugging Face's RoBERTa does not compute."""
     name = options.get("activation_fn", "gelu")
     if name != "gelu":
         raise errors.UserError(
-            f"{path} has the activation {lazy_tensors.quoted(str(name))}; "
-            "expected gelu"
+            f"{path} has the activation {lazy_tensors.quoted(name)}; only gelu "
+            "can be converted"
         )
     pooler = options.get("pooler_activation_fn", "tanh")
     if "classifier.dense.weight" in tensors and pooler != "tanh":
         raise errors.UserError(
-            f"{path} has a classification head whose activation is not tanh, "
-            "as Hugging Face's is"
+            f"{path} has a classification head with the activation "
+            f"{lazy_tensors.quoted(pooler)}; only tanh can be converted"
         )

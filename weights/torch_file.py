@@ -464,3 +464,22 @@ def _unwrapped(value):
     if isinstance(value, Inert) and isinstance(value.state, dict):
         return value.state.get("_val", value)
     return value
+
+
+def named(
+    path: str, values: typing.Dict[typing.Any, typing.Any]
+) -> typing.Dict[str, lazy_tensors.Tensor]:
+    """The tensors of a dict by name, each with its name as its source.
+
+    Raises:
+      errors.UserError: a value is not a tensor.
+    """
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(
+            value, lazy_tensors.Tensor
+        ):
+            raise errors.UserError(
+                f"{path}: {lazy_tensors.quoted(name)} is not a tensor; "
+                "expected only weights"
+            )
+    return {name: value._replace(source=name) for name, value in values.items()}

@@ -853,7 +853,7 @@ def _read_fairseq(directory):
         input=str(directory / "fairseq"), output=str(directory / "out")
     )
     model = convert_checkpoint._read_fairseq(options)
-    convert_checkpoint._check(convert_checkpoint._without_copies(model))
+    convert_checkpoint.check(convert_checkpoint.without_copies(model))
     _read_all(model.tensors)
 
 
