@@ -13,12 +13,8 @@ import pytest
 
 import create_pretraining_data as script
 from common import errors
+from helpers.record_builds import command, digests, make_text
 from pretraining_data import record_builder
-from test_create_pretraining_data import (
-    command,
-    digests,
-    make_text,  # pylint: disable=W0611
-)
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(

@@ -21,7 +21,7 @@ import create_pretraining_data as script
 import tokenization
 from common import errors, tf_example, tfrecord, worker_pool
 from helpers import paths
-from helpers.word_vocabulary import WORDS
+from helpers.record_builds import command, digests, make_text
 from pretraining_data import (
     corpus,
     manifest,
@@ -39,20 +39,6 @@ DOCUMENTS = 200
 def tokenizer(vocabulary):
     return tokenization.RobertaTokenizer(
         str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt")
-    )
-
-
-def make_text(documents, seed=0):
-    state = np.random.RandomState(seed)
-    return (
-        "\n\n".join(
-            "\n".join(
-                " ".join(state.choice(WORDS, state.randint(1, 90)))
-                for _ in range(state.randint(1, 6))
-            )
-            for _ in range(documents)
-        )
-        + "\n"
     )
 
 
@@ -93,15 +79,6 @@ def build(vocabulary, text_file, tmp_path):
     return run
 
 
-def command(vocabulary, *arguments):
-    return [
-        sys.executable,
-        str(paths.REPOSITORY / "create_pretraining_data.py"),
-        f"--vocab_file={vocabulary / 'vocab.json'}",
-        f"--merges_file={vocabulary / 'merges.txt'}",
-    ] + list(arguments)
-
-
 def read(path):
     """The records of a file or directory: a list of {name: array}."""
     files = records.expand_inputs(str(path))
@@ -128,13 +105,6 @@ def expected_tokens(tokenizer, text):
         for line in text.splitlines()
         if line.strip()
     ]
-
-
-def digests(folder):
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-    }
 
 
 # --- What is in the records ---------------------------------------------------

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 
 from common import errors
+from helpers.masks import MASK, SPECIAL, V, positions_of, unmasked, word_table
 from pretraining_data import masking
 
-V = 50265
-MASK = V - 1
-SPECIAL = (0, 1, 2, 3, MASK)
 SETTINGS = dict(
     masked_lm_prob=0.15, mask_id=MASK, vocab_size=V, special_ids=SPECIAL
 )
@@ -44,27 +42,6 @@ def draw(
         max_predictions_per_seq=predictions,
         **dict(SETTINGS, **changes),
     )
-
-
-def positions_of(masks, row):
-    used = masks["masked_lm_weights"][row] > 0
-    return masks["masked_lm_positions"][row][used]
-
-
-def unmasked(masks):
-    ids = masks["input_ids"].copy()
-    rows, slots = np.nonzero(masks["masked_lm_weights"])
-    ids[rows, masks["masked_lm_positions"][rows, slots]] = masks[
-        "masked_lm_ids"
-    ][rows, slots]
-    return ids
-
-
-def word_table():
-    """About two thirds of the tokens begin a word."""
-    table = np.random.RandomState(3).rand(V) < 0.67
-    table[list(SPECIAL)] = False
-    return table
 
 
 def splitmix64(state):

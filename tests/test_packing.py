@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 
+from helpers.streams import EOS, pack, stream_of
 from pretraining_data import corpus, packing
-
-EOS = 2
 
 
 def chunk_of(text):
@@ -35,32 +34,6 @@ def word_encoder():
     return lambda text: [
         ids.setdefault(word, 10 + len(ids)) for word in text.split()
     ]
-
-
-def stream_of(*document_lengths):
-    """A token stream: for each document the lengths of its sentences."""
-    ids, starts, ends, document_ends = [], [], [], []
-    for lengths in document_lengths:
-        if ids:
-            ids.append(EOS)
-        for length in lengths:
-            starts.append(len(ids))
-            ids += range(100 + len(ids), 100 + len(ids) + length)
-            ends.append(len(ids))
-        document_ends += [len(ids)] * len(lengths)
-    return packing.TokenStream(
-        np.array(ids, np.int32),
-        starts,
-        ends,
-        document_ends,
-        len(document_lengths),
-        sum(map(sum, document_lengths)),
-    )
-
-
-def pack(stream, kind=packing.FULL_SENTENCES, max_seq_length=7, rooms=None):
-    starts, ends = packing.pack(stream, kind, max_seq_length, rooms)
-    return list(zip(starts.tolist(), ends.tolist()))
 
 
 def test_tokenize_puts_eos_between_documents():

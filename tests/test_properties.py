@@ -7,10 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 import squad
-import test_masking
-import test_packing
-import test_squad
-import test_tokenization
+from helpers import masks, streams, tiny_tokenizer
 from pretraining_data import masking, packing
 from question_answering import squad_decoding
 from tokenization import RobertaTokenizer
@@ -31,7 +28,7 @@ TEXTS = st.text(
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    files = test_tokenization.write(tmp_path_factory.mktemp("tokenizer"))
+    files = tiny_tokenizer.write(tmp_path_factory.mktemp("tokenizer"))
     return [
         RobertaTokenizer(*files, do_lower_case=lowers)
         for lowers in (False, True)
@@ -75,12 +72,12 @@ def test_packing_loses_no_token_and_keeps_their_order(kind):
     @settings
     @hypothesis.given(documents, st.integers(1, 30))
     def check(lengths, longest):
-        stream = test_packing.stream_of(*lengths)
-        cuts = test_packing.pack(stream, kind, longest + 2)
+        stream = streams.stream_of(*lengths)
+        cuts = streams.pack(stream, kind, longest + 2)
         ids = stream.ids
         kept = [token for start, end in cuts for token in ids[start:end]]
-        assert [token for token in kept if token != test_packing.EOS] == [
-            token for token in ids if token != test_packing.EOS
+        assert [token for token in kept if token != streams.EOS] == [
+            token for token in ids if token != streams.EOS
         ]
         assert all(0 < end - start <= longest for start, end in cuts)
 
@@ -88,7 +85,7 @@ def test_packing_loses_no_token_and_keeps_their_order(kind):
 
 
 def test_masks_stay_off_special_tokens_and_can_be_undone():
-    special = test_masking.SPECIAL
+    special = masks.SPECIAL
     token = st.one_of(st.sampled_from(special), st.integers(4, 400))
 
     @settings
@@ -101,7 +98,7 @@ def test_masks_stay_off_special_tokens_and_can_be_undone():
     )
     def check(row, probability, predictions, seed, words):
         ids = np.array([row])
-        masks = masking.mask_batch(
+        masked = masking.mask_batch(
             ids,
             np.array([len(row)]),
             seed=seed,
@@ -109,19 +106,19 @@ def test_masks_stay_off_special_tokens_and_can_be_undone():
             records=np.array([7]),
             masked_lm_prob=probability,
             max_predictions_per_seq=predictions,
-            mask_id=test_masking.MASK,
-            vocab_size=test_masking.V,
+            mask_id=masks.MASK,
+            vocab_size=masks.V,
             special_ids=special,
-            word_starts=test_masking.word_table() if words else None,
+            word_starts=masks.word_table() if words else None,
         )
-        places = test_masking.positions_of(masks, 0)
+        places = masks.positions_of(masked, 0)
         assert len(places) <= predictions
         assert len(set(places)) == len(places)
         assert not set(ids[0, places]) & set(special)
-        changed = np.flatnonzero(masks["input_ids"][0] != ids[0])
+        changed = np.flatnonzero(masked["input_ids"][0] != ids[0])
         assert set(changed) <= set(places)
-        assert test_masking.unmasked(masks).tolist() == ids.tolist()
-        maskable = sum(one not in special for one in row)
+        assert masks.unmasked(masked).tolist() == ids.tolist()
+        maskable = sum(token_id not in special for token_id in row)
         if maskable and not words:
             assert len(places) == min(
                 predictions, max(1, int(round(probability * maskable)))
@@ -152,11 +149,17 @@ def test_an_answer_is_a_piece_of_its_context(tokenizers):
                 [example], tokenizers[0], 24, 4, 10, False
             )
         )
-        results = test_squad.random_results(features, seed)
+        random = np.random.RandomState(seed)
+        results = {
+            feature.unique_id: tuple(random.randn(2, 64).astype(np.float32))
+            for feature in features
+        }
         predictions, nbest, _ = squad_decoding.decode(
             [example], features, results, 5, longest, version_2, 0.0
         )
-        for text in [predictions["q"]] + [one["text"] for one in nbest["q"]]:
+        for text in [predictions["q"]] + [
+            answer["text"] for answer in nbest["q"]
+        ]:
             assert text in context
             assert text == text.strip()
             assert text or version_2
