@@ -10,15 +10,16 @@
 Contenders of a stage take turns, round by round, so that a machine that
 slows down slows them all; the median of the rounds counts. Prints a table,
 writes benchmark.csv and, where matplotlib is installed, benchmark.png.
-Ratios of processor seconds hold where others use the machine too.
+Ratios of processor seconds are valid on a shared machine too.
 
-Peers are timed where they import, each in a process of its own: tokenizers,
+Peers are timed where they import, each in its own process: tokenizers,
 tiktoken, transformers (with PyTorch) and datasets in --peers_python or in this
 Python, google-research/bert from --bert_dir.
 """
 
 import csv
 import dataclasses
+import io
 import os
 import pathlib
 import platform
@@ -32,22 +33,19 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
-from absl import (
-    flags,  # noqa: E402
-    logging,  # noqa: E402
-)
+import numpy as np
+import tqdm
+from absl import flags, logging
 
-import benchmark_contenders  # noqa: E402
-import benchmark_peers  # noqa: E402
-import benchmark_stages  # noqa: E402
-import pictures  # noqa: E402
-from benchmark_stages import OURS  # noqa: E402
-from common import (
-    command_line,  # noqa: E402
-    errors,  # noqa: E402
+from common import command_line, errors, files
+from scripts import (
+    benchmark_contenders,
+    benchmark_peers,
+    benchmark_stages,
+    pictures,
 )
+from scripts.benchmark_contenders import Contender, PeerProcess
+from scripts.benchmark_stages import OURS
 
 FLAGS = flags.FLAGS
 DEMO = REPOSITORY / "demo"
@@ -72,8 +70,8 @@ class BenchmarkConfig:
     )
     draw: str = command_line.flag(
         "",
-        "benchmark.csv of earlier runs, comma separated: joined and drawn "
-        "into output_dir, nothing is timed.",
+        "benchmark.csv of earlier runs, comma separated: join and draw them "
+        "into output_dir, time nothing.",
     )
     rounds: int = command_line.flag(5, "Rounds of each stage.", lower=1)
     output_dir: str = command_line.flag(
@@ -90,12 +88,12 @@ class BenchmarkConfig:
     )
     text_megabytes: float = command_line.flag(
         0.0,
-        "How large a text records are built from: text_file again and "
-        "again, its rare words spelled anew; 0 takes it once.",
+        "Size of the text that records are built from: text_file repeated "
+        "with rare words respelled; 0 takes it once.",
         lower=0.0,
     )
     cold_megabytes: float = command_line.flag(
-        10.0, "Text of the stage cold, made likewise.", lower=0.0
+        10.0, "Text of the stage cold, repeated likewise.", lower=0.0
     )
     record_length: int = command_line.flag(
         512,
@@ -138,7 +136,8 @@ class BenchmarkConfig:
             )
 
     @property
-    def stage_names(self):
+    def stage_names(self) -> typing.List[str]:
+        """The names in --stages."""
         return [name for name in self.stages.split(",") if name]
 
 
@@ -158,20 +157,23 @@ class Row(typing.NamedTuple):
     highest: float
     cpu_ratio: float  # the same for processor seconds
     peak_share: float  # of the machine's matrix-product rate, 0 if unknown
-    megabytes: float  # most of the processes that it started, 0 if none
+    megabytes: float  # peak of the processes that it started, 0 if none
 
 
-def time_stage(stage, title, contenders, rounds, peak):
+def time_stage(
+    stage: str,
+    title: str,
+    contenders: typing.List[Contender],
+    rounds: int,
+    peak: float,
+) -> typing.List[Row]:
     """Times contenders in turns after one warm-up.
 
     Args:
-      stage, title: its name, and what it times.
-      contenders: list of Contender, ours first.
-      rounds: turns of each.
-      peak: floating-point operations a second of a large matrix product.
-
-    Returns:
-      A list of Row.
+      stage, title: its name, and what it measures.
+      contenders: ours first.
+      rounds: turns of each contender.
+      peak: floating-point operations per second of a large matrix product.
     """
     runs = {contender.name: [] for contender in contenders}
     bar = tqdm.tqdm(
@@ -194,12 +196,14 @@ def time_stage(stage, title, contenders, rounds, peak):
     ]
 
 
-def start_peers(stage, settings, work):
-    """PeerProcess of every peer of a stage that is installed."""
+def start_peers(
+    stage: str, settings: BenchmarkConfig, work: str
+) -> typing.Iterator[PeerProcess]:
+    """Starts every peer of a stage that is installed."""
     values = dataclasses.asdict(settings)
     for name in benchmark_peers.PEERS.get(stage, ()):
         for python in filter(None, (settings.peers_python, sys.executable)):
-            peer = benchmark_contenders.PeerProcess(
+            peer = PeerProcess(
                 python, stage, name, values, work, stage == "data"
             )
             if peer.contender:
@@ -237,7 +241,7 @@ def _row(stage, title, contender, ours, runs, peak):
     )
 
 
-def fits(rows):
+def fits(rows: typing.List[Row]) -> typing.Iterator[str]:
     """Lines through the costs of the stage scaling, as texts."""
     own = [row for row in rows if row.stage == "scaling"]
     factors = benchmark_stages.FACTORS + (1,)
@@ -246,17 +250,17 @@ def fits(rows):
         for field, kind in (("ratio", "time"), ("cpu_ratio", "CPU time")):
             costs = [getattr(row, field) for row in scaled + own[:1]]
             slope, start = np.polyfit(factors, costs, 1)
-            off = max(
+            error = max(
                 abs(start + slope * factor - cost) / cost
                 for factor, cost in zip(factors, costs)
             )
             yield (
                 f"{kind} of a step = {start:.2f} + {slope:.2f} x {name}, both "
-                f"relative to the first; off by at most {100 * off:.1f} %"
+                f"relative to the first; off by at most {100 * error:.1f} %"
             )
 
 
-def matmul_rate(size=1536, rounds=8):
+def matmul_rate(size: int = 1536, rounds: int = 8) -> float:
     """Floating-point operations a second of TensorFlow's float32 product."""
     import tensorflow.compat.v1 as tf
 
@@ -272,32 +276,31 @@ def matmul_rate(size=1536, rounds=8):
     return 2.0 * size**3 / min(times)
 
 
-def machine(versions):
+def machine(versions: typing.Dict[str, str]) -> str:
     """One line about the machine and the versions."""
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
-            model = next(
-                (
-                    line.split(":")[1].strip()
-                    for line in lines
-                    if line.startswith("model name")
-                ),
-                model,
-            )
-    about = (
-        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+            models = [
+                line.split(":")[1].strip()
+                for line in lines
+                if line.startswith("model name")
+            ]
+        model = (models or [model])[0]
     if "tensorflow" in sys.modules:
-        versions = dict(
-            versions, tensorflow=sys.modules["tensorflow"].__version__
-        )
+        tensorflow = sys.modules["tensorflow"].__version__
+        versions = {**versions, "tensorflow": tensorflow}
     return ", ".join(
-        [about] + ["%s %s" % item for item in sorted(versions.items())]
+        [
+            model,
+            f"{os.cpu_count()} cores",
+            f"Python {platform.python_version()}",
+        ]
+        + [f"{name} {version}" for name, version in sorted(versions.items())]
     )
 
 
-def table(rows):
+def table(rows: typing.List[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| stage | contender | rate | this suite against it, wall "
@@ -307,39 +310,35 @@ def table(rows):
     ]
     title = None
     for row in rows:
-        share = f"{100 * row.peak_share:.0f} %" if row.peak_share else ""
-        memory = f"{row.megabytes:.0f} MB" if row.megabytes else ""
-        lines.append(
-            "| %s | %s | %s %s | %.2f (%.2f to %.2f) | %.2f | %s | "
-            "%s |"
-            % (
-                "" if row.title == title else row.title,
-                row.contender,
-                f"{row.rate:,.4g}" if row.rate < 1000 else f"{row.rate:,.0f}",
-                row.unit,
-                row.ratio,
-                row.lowest,
-                row.highest,
-                row.cpu_ratio,
-                share,
-                memory,
-            )
+        cells = (
+            "" if row.title == title else row.title,
+            row.contender,
+            f"{_number(row.rate)} {row.unit}",
+            f"{row.ratio:.2f} ({row.lowest:.2f} to {row.highest:.2f})",
+            f"{row.cpu_ratio:.2f}",
+            f"{100 * row.peak_share:.0f} %" if row.peak_share else "",
+            f"{row.megabytes:.0f} MB" if row.megabytes else "",
         )
+        lines.append(f"| {' | '.join(cells)} |")
         title = row.title
     return "\n".join(lines)
 
 
-def write_csv(path, rows):
-    with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+def _number(rate):
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
-def read_csv(path):
-    """The rows of a CSV that `write_csv` wrote."""
+def write_csv(path: str, rows: typing.List[Row]) -> None:
+    """Writes rows to a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([Row._fields, *rows])
+    files.write_text(path, text.getvalue())
+
+
+def read_csv(path: str) -> typing.List[Row]:
+    """The rows of a file that `write_csv` wrote."""
     kinds = typing.get_type_hints(Row)
-    with open(path, newline="") as stream:
+    with open(path, newline="", encoding="utf-8") as stream:
         try:
             return [
                 Row(**{name: kinds[name](text) for name, text in line.items()})
@@ -347,17 +346,19 @@ def read_csv(path):
             ]
         except (TypeError, ValueError, KeyError):
             raise errors.UserError(
-                f"{path} is no benchmark.csv of this version; expected the "
+                f"{path}: is not a benchmark.csv of this version; expected the "
                 f"columns {','.join(Row._fields)}"
             ) from None
 
 
-def draw(path, rows):
-    """Bars of each stage's rates, one panel each; False: no matplotlib."""
-    try:
-        pyplot = pictures.load_pyplot("benchmark.py")
-    except errors.UserError:
-        return False
+def draw(pyplot: typing.Any, path: str, rows: typing.List[Row]) -> None:
+    """Draws a panel for each stage with a bar for each rate.
+
+    Args:
+      pyplot: the module matplotlib.pyplot.
+      path: of the PNG file.
+      rows: at least one.
+    """
     keys = list(dict.fromkeys((row.stage, row.title) for row in rows))
     panels = [
         [row for row in rows if (row.stage, row.title) == key][::-1]
@@ -382,32 +383,24 @@ def draw(path, rows):
     figure.tight_layout()
     pictures.save(figure, path, dpi=110)
     pyplot.close(figure)
-    return True
 
 
 def _draw_panel(axis, title, rows):
-    """One stage: rates as bars, our ratio against each beside it."""
-    most = max(row.rate for row in rows)
+    """One stage: rates as bars, beside them our ratio against each."""
+    highest = max(row.rate for row in rows)
     for place, row in enumerate(rows):
+        width = row.rate / highest
         is_ours = row.contender.startswith(OURS)
         axis.barh(
-            place,
-            row.rate / most,
-            color=pictures.COLOURS[0] if is_ours else "#b3b3b3",
+            place, width, color=pictures.COLOURS[0] if is_ours else "#b3b3b3"
         )
-        against = (
-            ""
-            if place == len(rows) - 1
-            else f"   {row.ratio:.2f} times ({row.lowest:.2f} to "
-            f"{row.highest:.2f})"
-        )
-        axis.text(
-            row.rate / most + 0.01,
-            place,
-            _number(row.rate) + " " + row.unit + against,
-            va="center",
-            fontsize=8,
-        )
+        label = f"{_number(row.rate)} {row.unit}"
+        if place < len(rows) - 1:
+            label += (
+                f"   {row.ratio:.2f} times ({row.lowest:.2f} to "
+                f"{row.highest:.2f})"
+            )
+        axis.text(width + 0.01, place, label, va="center", fontsize=8)
     axis.set_yticks(range(len(rows)))
     axis.set_yticklabels([row.contender for row in rows], fontsize=8)
     axis.set_xlim(0, 1.65)
@@ -417,15 +410,18 @@ def _draw_panel(axis, title, rows):
         axis.spines[side].set_visible(False)
 
 
-def _number(rate):
-    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:,.3g}"
+class Results(typing.NamedTuple):
+    """The measurements of all stages."""
+
+    rows: typing.List[Row]
+    versions: typing.Dict[str, str]  # of the packages
+    peak: float  # rate of matrix products, 0 if not measured
 
 
-def time_all(settings):
-    """(rows, {package: version} of the peers, rate of matrix products)."""
+def time_all(settings: BenchmarkConfig) -> Results:
+    """Times all stages."""
     needs_peak = {"step", "precision", "predict"} & set(settings.stage_names)
-    peak = matmul_rate() if needs_peak else 0.0
-    rows, versions = [], {}
+    results = Results([], {}, matmul_rate() if needs_peak else 0.0)
     for name in settings.stage_names:
         peers = []
         with tempfile.TemporaryDirectory() as work:
@@ -437,43 +433,56 @@ def time_all(settings):
                 title = benchmark_stages.TITLES[name].format(
                     **dataclasses.asdict(settings)
                 )
-                rows += time_stage(
-                    name, title, contenders, settings.rounds, peak
+                results.rows.extend(
+                    time_stage(
+                        name, title, contenders, settings.rounds, results.peak
+                    )
                 )
             finally:
                 for peer in peers:
                     peer.close()
         for contender in contenders:
-            versions.update(contender.versions)
-    return rows, versions, peak
+            results.versions.update(contender.versions)
+    return results
 
 
-def main(_):
+def _measure(settings):
+    """Times all stages and prints the results; the rows."""
+    results = time_all(settings)
+    print(f"{time.strftime('%Y-%m-%d')}, {machine(results.versions)}")
+    print(f"\n{table(results.rows)}")
+    for line in fits(results.rows):
+        print(f"\n{line}")
+    if results.peak:
+        print(f"\nmatrix-product rate: {results.peak / 1e9:.0f} GFLOP/s")
+    return results.rows
+
+
+def main(_: typing.List[str]) -> None:
+    """Times the stages, or joins earlier results; writes both files."""
     settings = command_line.build(BenchmarkConfig, FLAGS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     os.makedirs(settings.output_dir, exist_ok=True)
     if settings.draw:
-        rows = [
-            row for path in settings.draw.split(",") for row in read_csv(path)
-        ]
-        sys.stdout.write(table(rows) + "\n")
+        rows = sum(map(read_csv, settings.draw.split(",")), [])
+        print(table(rows))
     else:
-        rows, versions, peak = time_all(settings)
-        sys.stdout.write(
-            f"{time.strftime('%Y-%m-%d')}, "
-            f"{machine(versions)}\n\n{table(rows)}\n"
-        )
-        sys.stdout.write("".join(f"\n{line}\n" for line in fits(rows)))
-        if peak:
-            sys.stdout.write(
-                f"\nmatrix-product rate: {peak / 1e9:.0f} GFLOP/s\n"
-            )
+        rows = _measure(settings)
     write_csv(os.path.join(settings.output_dir, "benchmark.csv"), rows)
-    if not draw(os.path.join(settings.output_dir, "benchmark.png"), rows):
-        sys.stdout.write("no picture: pip install -r requirements/plots.txt\n")
+    try:
+        pyplot = pictures.load_pyplot("benchmark.py")
+    except errors.UserError as error:
+        print(f"no picture: {error}")
+        return
+    draw(pyplot, os.path.join(settings.output_dir, "benchmark.png"), rows)
+
+
+def define_flags() -> None:
+    """Declares the flags of this script."""
+    command_line.define(BenchmarkConfig)
 
 
 if __name__ == "__main__":
-    command_line.define(BenchmarkConfig)
+    define_flags()
     command_line.run(main)

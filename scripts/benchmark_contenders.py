@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmark.py times, in its own process or in another one.
+"""The contenders of benchmark.py, in its own process or in another one.
 
-Imports no TensorFlow: peers run where there is none.
+Imports no TensorFlow: peers run where it is not installed.
 """
 
 import collections
@@ -21,37 +21,36 @@ import typing
 
 import numpy as np
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-sys.path.append(str(REPOSITORY))
+from common import errors
 
-from common import errors  # noqa: E402
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Run(typing.NamedTuple):
-    """What one call took."""
+    """Time and memory of one call."""
 
     seconds: float
-    cpu_seconds: float  # of its process and those that this one waited for
-    megabytes: float = 0.0  # most that the processes watched had at once
+    cpu_seconds: float  # of its process and of finished child processes
+    megabytes: float = 0.0  # peak of the watched processes
 
 
 class Contender(typing.NamedTuple):
     """Something that is timed: a call that does `amount` units of work.
 
-    A call that ran elsewhere returns a Run; one that starts processes
-    returns the most megabytes they had at once.
+    A call that runs in another process returns a Run; one that starts
+    processes returns their peak memory in megabytes.
     """
 
     name: str
     unit: str
     amount: float
-    call: typing.Callable
+    call: typing.Callable[[], typing.Any]
     flops: float = 0.0  # floating-point operations of a call
-    versions: dict = {}  # {package: version} of what it computes with
+    versions: typing.Dict[str, str] = {}  # of the packages it uses
 
 
-def timed(call):
-    """The Run of a call."""
+def timed(call: typing.Callable[[], typing.Any]) -> Run:
+    """Calls and measures."""
     cpu, start = _cpu_seconds(), time.perf_counter()
     result = call()
     seconds = time.perf_counter() - start
@@ -72,18 +71,27 @@ def _cpu_seconds():
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-# --- Contenders in processes of their own -----------------------------------
+# --- Contenders in their own processes --------------------------------------
 
 
 class PeerProcess:
-    """benchmark_peers.py at work: runs its contender when told to."""
+    """A process of benchmark_peers.py, which runs its contender on demand."""
 
-    def __init__(self, python, stage, name, settings, work, is_watched=False):
-        """
+    def __init__(
+        self,
+        python: str,
+        stage: str,
+        name: str,
+        settings: typing.Dict[str, typing.Any],
+        work: str,
+        is_watched: bool = False,
+    ):
+        """Starts the process.
+
         Args:
           python: the interpreter.
-          stage, name: what of benchmark_peers.PEERS to run.
-          settings: {name: value} of benchmark.BenchmarkConfig.
+          stage, name: of benchmark_peers.PEERS.
+          settings: the fields of benchmark.BenchmarkConfig.
           work: directory for files.
           is_watched: whether memory is measured, at some cost.
 
@@ -109,7 +117,7 @@ class PeerProcess:
         self.about = self._answer()
 
     @property
-    def contender(self):
+    def contender(self) -> typing.Optional[Contender]:
         """The Contender, None where its packages are not installed."""
         return self.about and Contender(
             self._name, call=self._run, **self.about
@@ -132,23 +140,24 @@ class PeerProcess:
             self._errors.seek(0)
             reason = self._errors.read().strip().splitlines() or ["no message"]
             raise errors.UserError(
-                f"the peer {self._name} failed: {reason[-1]}; mend it, or name "
-                "other stages with --stages"
+                f"the peer {self._name} failed: {reason[-1]}; fix it, or "
+                "choose other stages with --stages"
             )
         return json.loads(line)
 
-    def close(self):
+    def close(self) -> None:
+        """Ends the process."""
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._errors.close()
 
 
-def serve(contender):
-    """The other side: answers what it is, then a Run to each line.
+def serve(make_contender: typing.Callable[[], Contender]) -> None:
+    """Runs in the peer's process: writes the contender, a Run for each line.
 
     Args:
-      contender: function giving a Contender; ImportError: not installed.
+      make_contender: raises ImportError where a package is not installed.
     """
     # What the peers print goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
@@ -159,35 +168,30 @@ def serve(contender):
         answers.flush()
 
     try:
-        made = contender()
+        contender = make_contender()
     except ImportError:
         answer(None)
         return
-    answer(
-        {
-            field: getattr(made, field)
-            for field in ("unit", "amount", "flops", "versions")
-        }
-    )
+    fields = ("unit", "amount", "flops", "versions")
+    answer({field: getattr(contender, field) for field in fields})
     for _ in sys.stdin:
-        answer(timed(made.call))
+        answer(timed(contender.call))
 
 
-def versions(*modules):
-    """{name: version} of imported modules."""
+def versions(*modules: typing.Any) -> typing.Dict[str, str]:
+    """The versions of imported modules by name."""
     return {module.__name__: module.__version__ for module in modules}
 
 
 # --- Memory -----------------------------------------------------------------
 
 
-def family_megabytes(process_id):
-    """Memory of a process and of those that it started."""
+def family_megabytes(process_id: int) -> float:
+    """Memory of a process and its descendants; 0 where this is not Linux."""
     return sum(map(_megabytes, _family(process_id)))
 
 
 def _family(process_id):
-    """A process and those that it started, as far as Linux tells."""
     yield process_id
     for path in glob.glob(f"/proc/{process_id}/task/*/children"):
         try:
@@ -200,19 +204,13 @@ def _family(process_id):
 
 
 def _megabytes(process_id):
-    """Memory of a process; of what it shares with others its part alone."""
+    """Memory of a process; shared pages count in proportion."""
     try:
-        with open(f"/proc/{process_id}/smaps_rollup") as lines:
-            return (
-                sum(
-                    int(line.split()[1])
-                    for line in lines
-                    if line.startswith("Pss:")
-                )
-                / 1e3
-            )
+        with open(f"/proc/{process_id}/smaps_rollup") as stream:
+            sizes = re.findall(r"^Pss: +(\d+)", stream.read(), re.MULTILINE)
     except OSError:  # it has ended, or this is not Linux
         return 0.0
+    return sum(map(int, sizes)) / 1e3
 
 
 # --- Text -------------------------------------------------------------------
@@ -221,21 +219,21 @@ def _megabytes(process_id):
 _LETTERS = ("aeiou", "bcdfghjklmnpqrstvwxyz")
 
 
-def grown_text(path, work, megabytes):
-    """A file of about so much text: the text of `path`, again and again.
+def grown_text(path: str, work: str, megabytes: float) -> str:
+    """Writes a file of about this size: the text of `path`, repeated.
 
-    Repeated words are cheap for whoever keeps them, so each repetition spells
-    the words that stand once in `path` anew: vowels become other vowels,
+    Tokenizers that cache words are fast on repeated ones, so each repetition
+    respells the words that occur once in `path`: vowels become other vowels,
     consonants other consonants. New words then keep coming as they do in
     `path`, faster than in a real text of that size.
 
     Args:
       path: text.
       work: directory of the file.
-      megabytes: 0 takes the text once.
+      megabytes: 0 writes the text once.
 
     Returns:
-      The path of the file; written once.
+      The path of the file; an existing one is reused.
     """
     with open(path, encoding="utf-8") as stream:
         text = stream.read()
@@ -245,18 +243,17 @@ def grown_text(path, work, megabytes):
         return grown
     pieces = re.split(r"([A-Za-z]+)", text)
     counts = collections.Counter(pieces[1::2])
-    rare = [
-        place
-        for place in range(1, len(pieces), 2)
-        if counts[pieces[place]] == 1
-    ]
-    originals = [pieces[place] for place in rare]
+    rare = {
+        place: word
+        for place, word in enumerate(pieces)
+        if place % 2 and counts[word] == 1
+    }
     with open(grown, "w", encoding="utf-8") as stream:
-        for number in range(times):
-            if number:
-                letters = _respelling(number)
-                for place, word in zip(rare, originals):
-                    pieces[place] = word.translate(letters)
+        stream.write(text + "\n\n")
+        for number in range(1, times):
+            letters = _respelling(number)
+            for place, word in rare.items():
+                pieces[place] = word.translate(letters)
             stream.write("".join(pieces) + "\n\n")
     return grown
 
@@ -271,40 +268,53 @@ def _respelling(number):
     return str.maketrans(table)
 
 
-def lines_of(path):
+Encode = typing.Callable[[str], typing.Any]
+Work = typing.Tuple[str, float, typing.Callable[[], typing.Any]]
+
+
+def lines_of(path: str) -> typing.List[str]:
+    """The lines of a text that are not empty."""
     with open(path, encoding="utf-8") as text:
         return [line.rstrip("\n") for line in text if line.strip()]
 
 
-def encoding_of(lines, encode):
-    """(unit, megabytes, call) of encoding line by line."""
-    return (
-        "MB/s",
-        sum(len(line.encode("utf-8")) for line in lines) / 1e6,
-        lambda: [encode(line) for line in lines],
-    )
+def encoding_of(
+    lines: typing.List[str], new_encode: typing.Callable[[], Encode]
+) -> Work:
+    """(unit, megabytes, call) of encoding line by line with one encoder."""
+    unit, megabytes, _ = from_nothing(lines, new_encode)
+    encode = new_encode()
+    return unit, megabytes, lambda: [encode(line) for line in lines]
 
 
-def from_nothing(lines, new_encode):
-    """The same with an encoder that is made anew in each call."""
-    unit, megabytes, _ = encoding_of(lines, None)
-    return unit, megabytes, lambda: encoding_of(lines, new_encode())[2]()
+def from_nothing(
+    lines: typing.List[str], new_encode: typing.Callable[[], Encode]
+) -> Work:
+    """The same with a new encoder in each call."""
+    megabytes = sum(len(line.encode("utf-8")) for line in lines) / 1e6
+
+    def call():
+        encode = new_encode()
+        return [encode(line) for line in lines]
+
+    return "MB/s", megabytes, call
 
 
-def cold_lines(settings, work):
+def cold_lines(settings: typing.Any, work: str) -> typing.List[str]:
+    """The lines of the stage cold."""
     return lines_of(
         grown_text(settings.text_file, work, settings.cold_megabytes)
     )
 
 
-def masked_batch(settings):
-    """Random sequences without padding, every position of a mask different."""
-    random = np.random.RandomState(0)
+def masked_batch(settings: typing.Any) -> typing.Dict[str, np.ndarray]:
+    """Random sequences without padding, with distinct masked positions."""
+    generator = np.random.RandomState(0)
     size, length = settings.batch_size, settings.sequence_length
     count = min(settings.predictions, length)
 
     def ids(*shape):
-        return random.randint(4, settings.vocab_size - 1, shape).astype(
+        return generator.randint(4, settings.vocab_size - 1, shape).astype(
             np.int32
         )
 
@@ -313,7 +323,7 @@ def masked_batch(settings):
         "input_mask": np.ones((size, length), np.int32),
         "masked_lm_positions": np.stack(
             [
-                np.sort(random.choice(length, count, replace=False))
+                np.sort(generator.choice(length, count, replace=False))
                 for _ in range(size)
             ]
         ).astype(np.int32),
@@ -322,7 +332,7 @@ def masked_batch(settings):
     }
 
 
-def sizes(settings):
+def sizes(settings: typing.Any) -> typing.Dict[str, int]:
     """A model's sizes by the names of BERT's and RoBERTa's configs."""
     width = settings.hidden_size
     return {

@@ -3,32 +3,35 @@
 
     PYTHON scripts/benchmark_peers.py STAGE PEER SETTINGS WORK
 
-benchmark.py starts it, in its own Python or in that of --peers_python, and
-says over standard input when to run.
+benchmark.py starts it, in its own Python or in that of --peers_python; each
+line on standard input runs the peer once.
 """
 
 import functools
 import json
 import os
+import pathlib
 import shutil
 import sys
 import types
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 import numpy as np
 
-import benchmark_contenders
 import squad
 import tokenization
-from benchmark_contenders import Contender, versions
+from scripts import benchmark_contenders
+from scripts.benchmark_contenders import Contender, versions
 
-# The pattern of GPT-2, which RoBERTa's vocabulary was made with.
+# GPT-2's pattern, with which RoBERTa's vocabulary was made.
 _PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?!\S)|\s+"
 )
 
 
-# --- Tokenizers and what is built with them ---------------------------------
+# --- Tokenizers, records and features ---------------------------------------
 
 
 def _new_tokenizer(settings):
@@ -40,28 +43,32 @@ def _new_tokenizer(settings):
     )
 
 
-def _tokenizers_encode(settings):
-    tokenizer = _new_tokenizer(settings)
-    return lambda line: tokenizer.encode(line).ids
+def _tokenizers(settings):
+    """A function that makes an encoder, and versions."""
+    import tokenizers
+
+    def new():
+        tokenizer = _new_tokenizer(settings)
+        return lambda line: tokenizer.encode(line).ids
+
+    return new, versions(tokenizers)
 
 
-def _tiktoken_encode(settings):
-    """tiktoken with the same vocabulary, ranked by the order of merges."""
+def _tiktoken(settings):
+    """The same for tiktoken, its ranks in the order of the merges."""
     import tiktoken
 
     ours = tokenization.RobertaTokenizer(
         settings.vocab_file, settings.merges_file
     )
     ranks = {bytes([byte]): byte for byte in range(256)}
-    with open(settings.merges_file, encoding="utf-8") as merges:
-        pairs = [
-            line.split()
-            for line in merges
-            if " " in line and not line.startswith("#version")
-        ]
-    for left, right in pairs:
-        token = ours.decode(ours.convert_tokens_to_ids([left + right]))
-        ranks.setdefault(token.encode("utf-8", "surrogateescape"), len(ranks))
+    for line in benchmark_contenders.lines_of(settings.merges_file):
+        if " " in line and not line.startswith("#version"):
+            merged = "".join(line.split())
+            token = ours.decode(ours.convert_tokens_to_ids([merged]))
+            ranks.setdefault(
+                token.encode("utf-8", "surrogateescape"), len(ranks)
+            )
 
     def new():
         return tiktoken.Encoding(
@@ -69,62 +76,24 @@ def _tiktoken_encode(settings):
             pat_str=_PATTERN,
             special_tokens={},
             mergeable_ranks=ranks,
-        )
+        ).encode_ordinary
 
-    return new
+    return new, versions(tiktoken)
 
 
-def _tokenizers(settings, _):
-    import tokenizers
-
+def _warm(tokenizer, settings, _):
+    new, about = tokenizer(settings)
+    lines = benchmark_contenders.lines_of(settings.text_file)
     return Contender(
-        "",
-        *benchmark_contenders.encoding_of(
-            benchmark_contenders.lines_of(settings.text_file),
-            _tokenizers_encode(settings),
-        ),
-        versions=versions(tokenizers),
+        "", *benchmark_contenders.encoding_of(lines, new), versions=about
     )
 
 
-def _tokenizers_cold(settings, work):
-    import tokenizers
-
+def _cold(tokenizer, settings, work):
+    new, about = tokenizer(settings)
+    lines = benchmark_contenders.cold_lines(settings, work)
     return Contender(
-        "",
-        *benchmark_contenders.from_nothing(
-            benchmark_contenders.cold_lines(settings, work),
-            lambda: _tokenizers_encode(settings),
-        ),
-        versions=versions(tokenizers),
-    )
-
-
-def _tiktoken(settings, _):
-    import tiktoken
-
-    return Contender(
-        "",
-        *benchmark_contenders.encoding_of(
-            benchmark_contenders.lines_of(settings.text_file),
-            _tiktoken_encode(settings)().encode_ordinary,
-        ),
-        versions=versions(tiktoken),
-    )
-
-
-def _tiktoken_cold(settings, work):
-    """Without the time that its ranks take to be read."""
-    import tiktoken
-
-    new = _tiktoken_encode(settings)
-    return Contender(
-        "",
-        *benchmark_contenders.from_nothing(
-            benchmark_contenders.cold_lines(settings, work),
-            lambda: new().encode_ordinary,
-        ),
-        versions=versions(tiktoken),
+        "", *benchmark_contenders.from_nothing(lines, new), versions=about
     )
 
 
@@ -253,7 +222,7 @@ def _bert_step(settings, _, next_sentence=True):
     import tensorflow as tf
 
     if not hasattr(tf, "contrib"):
-        raise ImportError("google-research/bert runs on TensorFlow 1 alone")
+        raise ImportError("google-research/bert needs TensorFlow 1")
     sys.path.insert(0, settings.bert_dir)
     import modeling
     import optimization
@@ -297,8 +266,8 @@ def _bert_step(settings, _, next_sentence=True):
 
 
 def _compiled_step(settings, _):
-    """The suite itself: TensorFlow reads once whether it is to use XLA."""
-    import benchmark_stages
+    """The suite itself: TensorFlow reads its XLA setting once a process."""
+    from scripts import benchmark_stages
 
     return Contender(
         "", "tokens/s", *benchmark_stages.training_step(settings, use_xla=True)
@@ -306,8 +275,14 @@ def _compiled_step(settings, _):
 
 
 PEERS = {
-    "tokenizer": {"tokenizers": _tokenizers, "tiktoken": _tiktoken},
-    "cold": {"tokenizers": _tokenizers_cold, "tiktoken": _tiktoken_cold},
+    "tokenizer": {
+        "tokenizers": functools.partial(_warm, _tokenizers),
+        "tiktoken": functools.partial(_warm, _tiktoken),
+    },
+    "cold": {
+        "tokenizers": functools.partial(_cold, _tokenizers),
+        "tiktoken": functools.partial(_cold, _tiktoken),
+    },
     "data": {"datasets": _datasets},
     "features": {"transformers": _transformers_features},
     "step": {
@@ -321,11 +296,12 @@ PEERS = {
 }
 
 
+def main(stage: str, peer: str, values: str, work: str) -> None:
+    """Serves a contender; `values` are settings as JSON."""
+    settings = types.SimpleNamespace(**json.loads(values))
+    benchmark_contenders.serve(lambda: PEERS[stage][peer](settings, work))
+
+
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _stage, _peer, _values, _work = sys.argv[1:]
-    benchmark_contenders.serve(
-        lambda: PEERS[_stage][_peer](
-            types.SimpleNamespace(**json.loads(_values)), _work
-        )
-    )
+    main(*sys.argv[1:])

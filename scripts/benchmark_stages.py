@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmark.py times of the suite, stage by stage."""
+"""The contenders of the suite in each stage of benchmark.py."""
 
 import dataclasses
 import os
@@ -10,15 +10,15 @@ import time
 
 import numpy as np
 
-import benchmark_contenders
 import squad
 import tokenization
-from benchmark_contenders import REPOSITORY, Contender
+from scripts import benchmark_contenders
+from scripts.benchmark_contenders import REPOSITORY, Contender
 
 OURS = "this suite"
 
 
-# --- Stages: each yields its contenders, ours first; `work` is a directory --
+# Each stage yields its contenders, ours first; `work` is a directory.
 
 
 def _encode(settings):
@@ -28,21 +28,18 @@ def _encode(settings):
 
 
 def _tokenizer(settings, _):
+    lines = benchmark_contenders.lines_of(settings.text_file)
     yield Contender(
         OURS,
-        *benchmark_contenders.encoding_of(
-            benchmark_contenders.lines_of(settings.text_file), _encode(settings)
-        ),
+        *benchmark_contenders.encoding_of(lines, lambda: _encode(settings)),
     )
 
 
 def _cold(settings, work):
+    lines = benchmark_contenders.cold_lines(settings, work)
     yield Contender(
         OURS,
-        *benchmark_contenders.from_nothing(
-            benchmark_contenders.cold_lines(settings, work),
-            lambda: _encode(settings),
-        ),
+        *benchmark_contenders.from_nothing(lines, lambda: _encode(settings)),
     )
 
 
@@ -109,20 +106,15 @@ def _scaling(settings, _):
     yield Contender(OURS, "steps/s", 1, training_step(settings)[1])
     for name in SCALED:
         for factor in FACTORS:
-            other = dataclasses.replace(
-                settings,
-                **{name: max(1, int(factor * getattr(settings, name)))},
-            )
+            size = max(1, int(factor * getattr(settings, name)))
+            scaled = dataclasses.replace(settings, **{name: size})
             yield Contender(
-                f"{name}={getattr(other, name)}",
-                "steps/s",
-                1,
-                training_step(other)[1],
+                f"{name}={size}", "steps/s", 1, training_step(scaled)[1]
             )
 
 
 def _pipeline(settings, work):
-    """Batches with masks newly drawn, and the step that consumes them."""
+    """Dynamically masked batches, and the step that consumes them."""
     records = dataclasses.replace(
         settings, record_length=settings.sequence_length
     )
@@ -143,7 +135,7 @@ def _pipeline(settings, work):
 
 
 def _feeding(settings, work, steps):
-    """A call that takes so many batches from the input pipeline."""
+    """A call that takes `steps` batches from the input pipeline."""
     import tensorflow.compat.v1 as tf
 
     from pretraining_data import records
@@ -250,16 +242,16 @@ def training_step(settings, micro_batches=1, **options):
 def _forward_flops(settings, tokens, length, predictions):
     """Floating-point operations of the matrix products of a forward pass.
 
-    The last layer has keys and values of all tokens, and the rest of the
-    predictions alone.
+    The last layer computes keys and values of all tokens, and the rest for
+    the predictions alone.
     """
     width = settings.hidden_size
 
-    def layer(asking):
+    def layer(queries):
         return (
             2 * tokens * 2 * width * width
-            + 2 * asking * 10 * width * width
-            + 4 * asking * length * width
+            + 2 * queries * 10 * width * width
+            + 4 * queries * length * width
         )
 
     head = 2 * predictions * width * (settings.vocab_size + width)
@@ -267,7 +259,7 @@ def _forward_flops(settings, tokens, length, predictions):
 
 
 def _predict(settings, _):
-    """Batches of like length, and all padded."""
+    """Batches of similar length, and all padded to 384."""
     examples = squad.read_examples(settings.squad_file, False, False)
     tokenizer = tokenization.RobertaTokenizer(
         settings.vocab_file, settings.merges_file
@@ -350,7 +342,7 @@ _BUILT = (
     "{text_megabytes:g} MB of text to dynamic records of "
     "{record_length}, all cores, with start-up"
 )
-# What a stage times, as a format of the settings.
+# What a stage measures, as a format of the settings.
 TITLES = {
     "tokenizer": "Tokenizer, warm, one thread",
     "cold": "Tokenizer from nothing, {cold_megabytes:g} MB of text",

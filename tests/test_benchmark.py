@@ -9,12 +9,12 @@ import pytest
 
 from common import errors
 from helpers.paths import REPOSITORY
-
-sys.path.append(str(REPOSITORY / "scripts"))
-import benchmark  # noqa: E402
-import benchmark_contenders  # noqa: E402
-import benchmark_peers  # noqa: E402
-import benchmark_stages  # noqa: E402
+from scripts import (
+    benchmark,
+    benchmark_contenders,
+    benchmark_peers,
+    benchmark_stages,
+)
 
 TEXT = "the cat sat\nthe cat saw an Ant\n"
 
@@ -66,7 +66,7 @@ def test_ratios_are_of_the_same_round_and_the_warm_up_is_left_out():
     assert (peer.cpu_ratio, peer.megabytes) == (0.5, 7.0)
 
 
-def test_a_line_is_put_through_the_costs():
+def test_a_line_is_fitted_to_the_costs():
     def costs(*ratios):
         names = [
             "this suite",
@@ -102,7 +102,7 @@ def test_every_stage_has_a_title_and_every_peer_a_stage():
     assert set(benchmark_peers.PEERS) <= set(benchmark_stages.STAGES)
 
 
-def test_grown_text_spells_rare_words_anew(tmp_path):
+def test_grown_text_respells_rare_words(tmp_path):
     source = tmp_path / "source.txt"
     source.write_text(TEXT)
     path = benchmark_contenders.grown_text(
@@ -123,7 +123,7 @@ def test_rows_survive_a_file(tmp_path):
     benchmark.write_csv(str(path), rows)
     assert benchmark.read_csv(str(path)) == rows
     path.write_text("stage,rate\nstep,fast\n")
-    with pytest.raises(errors.UserError, match="no benchmark.csv"):
+    with pytest.raises(errors.UserError, match="is not a benchmark.csv"):
         benchmark.read_csv(str(path))
 
 
@@ -132,7 +132,7 @@ def test_rows_survive_a_file(tmp_path):
 PEER = """
 import sys
 sys.path.append(%r)
-import benchmark_contenders
+from scripts import benchmark_contenders
 def peer():
     %s
     return benchmark_contenders.Contender(
@@ -144,7 +144,7 @@ benchmark_contenders.serve(peer)
 def start(monkeypatch, tmp_path, statement, watched=False):
     (tmp_path / "scripts").mkdir(exist_ok=True)
     (tmp_path / "scripts" / "benchmark_peers.py").write_text(
-        PEER % (str(REPOSITORY / "scripts"), statement)
+        PEER % (str(REPOSITORY), statement)
     )
     monkeypatch.setattr(benchmark_contenders, "REPOSITORY", tmp_path)
     return benchmark_contenders.PeerProcess(
@@ -155,11 +155,11 @@ def start(monkeypatch, tmp_path, statement, watched=False):
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_peer_runs_in_its_own_process(monkeypatch, tmp_path, watched):
     peer = start(monkeypatch, tmp_path, "pass", watched)
-    made = peer.contender
-    assert (made.name, made.unit, made.amount) == ("peer", "x/s", 3.0)
-    assert made.versions == {"peer": "1.0"}
+    contender = peer.contender
+    assert contender[:3] == ("peer", "x/s", 3.0)
+    assert contender.versions == {"peer": "1.0"}
     for _ in range(2):
-        run = benchmark_contenders.timed(made.call)
+        run = benchmark_contenders.timed(contender.call)
         assert 0 <= run.seconds < 60
     peer.close()
 
@@ -198,7 +198,7 @@ def test_script_times_stages_and_draws_earlier_ones(tmp_path):
     assert "2 masked | this suite |" in printed
     assert "GFLOP/s" in printed
     rows = benchmark.read_csv(str(tmp_path / "benchmark.csv"))
-    assert [one.stage for one in rows] == ["tokenizer", "step"]
+    assert [line.stage for line in rows] == ["tokenizer", "step"]
     assert rows[1].title == (
         "Training step, 1 layers, H 64, V 300, 2 x 8, 2 masked"
     )
