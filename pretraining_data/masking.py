@@ -10,18 +10,20 @@ positions, V the vocabulary's size.
 
 Source:
   Devlin et al. 2019, section 3.1: 15 % of the tokens are predicted; of these
-    80 % become <mask>, 10 % a random token, 10 % stay.
+    80 % become <mask>, 10 % a random token, 10 % are kept.
   Liu et al. 2019, section 4.1: another mask each time a sequence is fed.
   fairseq, data/mask_tokens_dataset.py: seeded by (seed, epoch, index); a
     random token is never a special one.
   google-research/bert, create_pretraining_data.py: how many are masked;
-    whole words are taken in random order, one that no longer fits is passed
-    over; each token of a word draws its own replacement.
+    whole words are taken in random order, one that no longer fits is skipped;
+    each token of a word draws its own replacement.
   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators":
     the hash, splitmix64.
 """
 
+import dataclasses
 import functools
+import typing
 
 import numpy as np
 
@@ -41,8 +43,8 @@ _MASKED_OR_RANDOM_SHARE = 0.9
 _POSITION_BITS = 20
 
 
-def splitmix64(values):
-    """One step of splitmix64 from each state: uint64 array in, same out."""
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """One step of splitmix64 from each state; uint64, the shape is kept."""
     mixed = values + _GAMMA
     mixed ^= mixed >> np.uint64(30)
     mixed *= _MIX_1
@@ -74,48 +76,92 @@ def _vocabulary_tables(vocab_size, special_ids):
     return is_special, np.flatnonzero(~is_special)
 
 
-def mask_batch(
-    input_ids,
-    lengths,
-    *,
-    seed,
-    epochs,
-    records,
-    masked_lm_prob,
-    max_predictions_per_seq,
-    mask_id,
-    vocab_size,
-    special_ids,
-    word_starts=None,
-):
-    """Draws the masks of a batch.
+@dataclasses.dataclass(frozen=True)
+class MaskingRules:
+    """How masks are drawn.
 
     Args:
-      input_ids: [B, S] integers; what stands behind a row's length is kept.
-      lengths: [B] integers, tokens of each row without padding.
-      seed: int.
-      epochs: [B] integers, or one for all: the epoch or duplicate of each row.
-      records: [B] integers: the number of each row's record in the data set.
       masked_lm_prob: share of the maskable tokens to predict.
       max_predictions_per_seq: P.
       mask_id: id of <mask>.
       vocab_size: V.
       special_ids: ids that are never masked and never drawn as a random token;
-        `mask_id` always counts among them.
+        `mask_id` is always one of them.
       word_starts: [V] bool, True where a token begins a word: whole words are
-        masked, and a word longer than what is left of the budget is passed
-        over, so that a row of nothing but such words has no mask. None masks
-        single tokens.
+        masked, and a word longer than the rest of the budget is skipped, so
+        that a row of only such words has no mask. None masks single tokens.
+
+    Raises:
+      errors.UserError: a value is out of range.
+    """
+
+    masked_lm_prob: float
+    max_predictions_per_seq: int
+    mask_id: int
+    vocab_size: int
+    special_ids: typing.Sequence[int]
+    word_starts: typing.Optional[np.ndarray] = None
+
+    def __post_init__(self):
+        if self.max_predictions_per_seq < 1:
+            raise errors.UserError(
+                f"max_predictions_per_seq is {self.max_predictions_per_seq}; "
+                "use 1 or more"
+            )
+        if not 0 < self.masked_lm_prob < 1:
+            raise errors.UserError(
+                f"masked_lm_prob is {self.masked_lm_prob}; use a number above "
+                "0 and below 1"
+            )
+        unmasked = self.unmasked_ids
+        if unmasked[0] < 0 or unmasked[-1] >= self.vocab_size:
+            raise errors.UserError(
+                f"the special tokens have the ids {list(unmasked)}, but the "
+                f"vocabulary has {self.vocab_size} tokens; use the vocabulary "
+                "that the records were built with"
+            )
+        starts = self.word_starts
+        if starts is not None and len(starts) != self.vocab_size:
+            raise errors.UserError(
+                f"word starts are known for {len(starts)} tokens, but the "
+                f"vocabulary has {self.vocab_size}; use the vocabulary that "
+                "the records were built with"
+            )
+
+    @property
+    def unmasked_ids(self) -> typing.Tuple[int, ...]:
+        """The special ids and `mask_id`, ascending."""
+        return tuple(sorted({*map(int, self.special_ids), self.mask_id}))
+
+
+def mask_batch(
+    rules: MaskingRules,
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    seed: int,
+    epochs: typing.Union[int, np.ndarray],
+    records: np.ndarray,
+) -> typing.Dict[str, np.ndarray]:
+    """Draws the masks of a batch.
+
+    Args:
+      rules: the settings, P among them.
+      input_ids: [B, S] integers; ids after a row's length are kept.
+      lengths: [B] integers, tokens of each row without padding.
+      seed: any int.
+      epochs: [B] integers, or one for all: the epoch or duplicate of each row.
+      records: [B] integers: the number of each row's record in the data set.
 
     Returns:
       A dict of arrays: input_ids [B, S], input_mask [B, S], segment_ids [B, S]
       (zeros), masked_lm_positions [B, P] ascending, masked_lm_ids [B, P] (the
-      tokens that stood there), masked_lm_weights [B, P] float32; all others
-      int64. Slots that are not used hold position 0, id 0, weight 0. Of n
-      maskable tokens min(P, max(1, round(masked_lm_prob * n))) are masked.
+      original tokens), masked_lm_weights [B, P] float32; all others int64.
+      Unused slots have position 0, id 0, weight 0. Of n maskable tokens
+      min(P, max(1, round(masked_lm_prob * n))) are masked.
 
     Raises:
-      errors.UserError: P, masked_lm_prob or an id is out of range.
+      errors.UserError: an id is out of range.
 
     Example (<s> is 0, </s> is 2, <mask> is 9, one token masked):
       input_ids [[0, 5, 6, 2]] -> input_ids [[0, 9, 6, 2]],
@@ -125,88 +171,48 @@ def mask_batch(
     lengths = np.asarray(lengths, np.int64)
     columns = np.arange(original.shape[1])
     inside = columns < lengths[:, None]  # [B, S]
-    special_ids = tuple(sorted({int(i) for i in special_ids} | {mask_id}))
-    _check_settings(
-        masked_lm_prob,
-        max_predictions_per_seq,
-        special_ids,
-        vocab_size,
-        word_starts,
+    _check_ids(original, inside, rules.vocab_size)
+    is_special, others = _vocabulary_tables(
+        rules.vocab_size, rules.unmasked_ids
     )
-    _check_ids(original, inside, vocab_size)
-    is_special, others = _vocabulary_tables(vocab_size, special_ids)
-    tokens = np.where(inside, original, mask_id)
+    tokens = np.where(inside, original, rules.mask_id)
     maskable = ~is_special[tokens]  # [B, S]
-    budgets = _budgets(maskable, masked_lm_prob, max_predictions_per_seq)
+    budgets = _budgets(maskable, rules)
     keys = _row_keys(seed, epochs, records)
     ranks = _draw(keys, np.broadcast_to(columns, original.shape), _RANK)
-    # The low bits of a rank tell its position, so that sorting finds both.
+    # The low bits of a rank are its position, so that sorting finds both.
     ranks = ranks & np.uint64(
         _ALL_BITS << _POSITION_BITS & _ALL_BITS
     ) | columns.astype(np.uint64)
-    if word_starts is None:
+    if rules.word_starts is None:
         positions = _choose_tokens(ranks, maskable, budgets)
     else:
-        starts = maskable & np.asarray(word_starts, bool)[tokens]
+        starts = maskable & np.asarray(rules.word_starts, bool)[tokens]
         positions = _choose_words(ranks, maskable, starts, budgets)
-    return _replaced(
-        original,
-        inside,
-        positions,
-        keys,
-        others,
-        mask_id,
-        max_predictions_per_seq,
-    )
-
-
-def _check_settings(
-    masked_lm_prob, max_predictions, special_ids, vocab_size, word_starts
-):
-    if max_predictions < 1:
-        raise errors.UserError(
-            f"max_predictions_per_seq is {max_predictions}; use 1 or more"
-        )
-    if not 0 < masked_lm_prob < 1:
-        raise errors.UserError(
-            f"masked_lm_prob is {masked_lm_prob}; use a number above 0 and "
-            "below 1"
-        )
-    if special_ids[0] < 0 or special_ids[-1] >= vocab_size:
-        raise errors.UserError(
-            f"the special tokens have the ids {list(special_ids)}, but the "
-            f"vocabulary has {vocab_size} tokens; use the vocabulary that the "
-            "records were built with"
-        )
-    if word_starts is not None and len(word_starts) != vocab_size:
-        raise errors.UserError(
-            f"{len(word_starts)} tokens are known to begin a word or not, but "
-            f"the vocabulary has {vocab_size}; use the vocabulary that the "
-            "records were built with"
-        )
+    return _replaced(original, inside, positions, keys, others, rules)
 
 
 def _check_ids(original, inside, vocab_size):
     if original.shape[1] >= 1 << _POSITION_BITS:
         raise errors.UserError(
-            f"sequences of {original.shape[1]} tokens were given; use fewer "
-            f"than {1 << _POSITION_BITS}"
+            f"sequences have {original.shape[1]} tokens; use fewer than "
+            f"{1 << _POSITION_BITS}"
         )
     wrong = inside & ((original < 0) | (original >= vocab_size))
     if wrong.any():
         raise errors.UserError(
-            f"id {original[wrong][0]} stands in a record, but the vocabulary "
-            f"has {vocab_size} tokens; use the vocabulary that the records "
-            "were built with"
+            f"a record contains the id {original[wrong][0]}, but the "
+            f"vocabulary has {vocab_size} tokens; use the vocabulary that the "
+            "records were built with"
         )
 
 
-def _budgets(maskable, masked_lm_prob, max_predictions):
-    """[B] int64: how many tokens of each row are to be masked."""
+def _budgets(maskable, rules):
+    """[B] int64: how many tokens of each row to mask."""
     counts = maskable.sum(axis=1)
-    wanted = np.rint(counts * masked_lm_prob).astype(np.int64)
+    masked = np.rint(counts * rules.masked_lm_prob).astype(np.int64)
     return np.minimum(
-        np.minimum(np.maximum(wanted, 1), counts), max_predictions
+        np.minimum(np.maximum(masked, 1), counts), rules.max_predictions_per_seq
     )
 
 
@@ -234,7 +240,7 @@ def _choose_words(ranks, maskable, starts, budgets):
     starts = starts | (maskable & ~before)  # a word also begins after <s>
     for row in range(len(ranks)):
         begins = np.flatnonzero(starts[row])
-        # Positions of one word follow each other, for a special token ends it.
+        # A special token ends a word, so its positions are consecutive.
         tokens = np.flatnonzero(maskable[row])
         first = np.searchsorted(tokens, begins)
         sizes = np.diff(np.append(first, len(tokens)))
@@ -258,10 +264,10 @@ def _fill(begins, sizes, budget):
     return sorted(chosen)
 
 
-def _replaced(original, inside, chosen, keys, others, mask_id, width):
+def _replaced(original, inside, chosen, keys, others, rules):
     """The dict of `mask_batch` from the positions [B, <= P] to be masked."""
     batch, size = original.shape
-    positions = np.full([batch, width], size, np.int64)
+    positions = np.full([batch, rules.max_predictions_per_seq], size, np.int64)
     positions[:, : chosen.shape[1]] = chosen
     used = positions < size  # [B, P]
     positions[~used] = 0
@@ -276,7 +282,7 @@ def _replaced(original, inside, chosen, keys, others, mask_id, width):
         kept_or_random = np.where(
             share < _MASKED_OR_RANDOM_SHARE, drawn, labels
         )
-    new = np.where(share < _MASKED_SHARE, mask_id, kept_or_random)
+    new = np.where(share < _MASKED_SHARE, rules.mask_id, kept_or_random)
     masked = original.copy()
     row_of, slot_of = np.nonzero(used)
     masked[row_of, positions[row_of, slot_of]] = new[row_of, slot_of]

@@ -32,7 +32,7 @@ class TokenStream:
       ids: [N] int32.
       starts, ends: of each sentence in `ids`, lists of M ints.
       document_ends: end of each sentence's document in `ids`, list of M ints.
-      documents: how many documents begin here (one that goes on from the chunk
+      documents: how many documents begin here (one continued from the chunk
         before is not counted).
       tokens: how many ids are text, not `</s>`.
     """
@@ -45,7 +45,12 @@ class TokenStream:
     tokens: int
 
 
-def tokenize(chunk, encode, eos_id, text_field="text"):
+def tokenize(
+    chunk: corpus.Chunk,
+    encode: typing.Callable[[str], typing.List[int]],
+    eos_id: int,
+    text_field: str = "text",
+) -> TokenStream:
     """The token stream of a chunk.
 
     Args:
@@ -85,7 +90,7 @@ def tokenize(chunk, encode, eos_id, text_field="text"):
 def _parts(text):
     """The text itself, or parts of a giant one with the same tokens.
 
-    Where it has no space for long, its tokens may differ.
+    Without a space near a cut, its tokens may differ.
     """
     start = 0
     while len(text) - start > _PART_CHARACTERS:
@@ -98,7 +103,11 @@ def _parts(text):
     yield text[start:]
 
 
-def rooms(max_seq_length, short_seq_prob=0.0, random_state=None):
+def rooms(
+    max_seq_length: int,
+    short_seq_prob: float = 0.0,
+    random_state: typing.Optional[np.random.RandomState] = None,
+) -> typing.Iterator[int]:
     """Yields for each sequence how many tokens it has room for.
 
     That is max_seq_length - 2, for `<s>` and `</s>`; with the probability
@@ -121,12 +130,17 @@ def _drawn_rooms(room, short_seq_prob, random_state):
         )
 
 
-def pack(stream, packing, max_seq_length, sequence_rooms=None):
+def pack(
+    stream: TokenStream,
+    packing: str,
+    max_seq_length: int,
+    sequence_rooms: typing.Optional[typing.Iterator[int]] = None,
+) -> typing.Tuple[np.ndarray, np.ndarray]:
     """Cuts a token stream into sequences of whole sentences.
 
     A sentence that fits into a sequence is never divided: where the rest of a
     sequence is too short for it, it begins the next one. A longer sentence
-    fills the rest and goes on in the next. Every token of a sentence is in
+    fills the rest and continues in the next. Every token of a sentence is in
     exactly one sequence; a `</s>` between documents is left out where a
     sequence ends between them.
 
@@ -134,7 +148,7 @@ def pack(stream, packing, max_seq_length, sequence_rooms=None):
       become sequences of 5 (2 + 2 + 1), 5 and 1 tokens.
 
     Args:
-      stream: a TokenStream.
+      stream: the tokens.
       packing: FULL_SENTENCES, or DOC_SENTENCES (no sequence crosses documents).
       max_seq_length: at least 3.
       sequence_rooms: an iterator as of `rooms`.
@@ -170,7 +184,16 @@ def pack(stream, packing, max_seq_length, sequence_rooms=None):
     return cuts[:, 0], cuts[:, 1]
 
 
-def padded(stream, starts, ends, max_seq_length, *, bos_id, pad_id, eos_id):
+def padded(
+    stream: TokenStream,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    max_seq_length: int,
+    *,
+    bos_id: int,
+    pad_id: int,
+    eos_id: int,
+) -> typing.Tuple[np.ndarray, np.ndarray]:
     """The ids of K sequences, `<s> ... </s>` and `<pad>` up to the length S.
 
     Returns:

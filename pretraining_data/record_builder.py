@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A chunk of text → serialized records, the same wherever it is done.
+"""A chunk of text → serialized records, the same in any process.
 
 The masks of a static record are drawn from the seed, the duplicate's number
-and the place of the sequence in the input, so no state passes from one chunk
-to the next: any process can build any chunk.
+and the position of the sequence in the input, so chunks share no state: any
+process can build any chunk.
 
 K is the number of sequences, S their padded length, P the masked positions.
 """
@@ -14,7 +14,17 @@ import typing
 import numpy as np
 
 from common import command_line, errors, tf_example
-from pretraining_data import corpus, masking, packing
+from pretraining_data import corpus
+from pretraining_data.masking import MaskingRules, mask_batch
+from pretraining_data.packing import (
+    DOC_SENTENCES,
+    FULL_SENTENCES,
+    pack,
+    padded,
+    rooms,
+    tokenize,
+)
+from tokenization import RobertaTokenizer
 
 DYNAMIC, STATIC = "dynamic", "static"
 
@@ -29,7 +39,7 @@ _BATCH_TOKENS = 1 << 17
 
 @dataclasses.dataclass(frozen=True)
 class RecordConfig:
-    """What the records are to hold; each field is a flag."""
+    """The content of the records; each field is a flag."""
 
     masking: str = command_line.flag(
         STATIC,
@@ -38,10 +48,10 @@ class RecordConfig:
         choices=(STATIC, DYNAMIC),
     )
     packing: str = command_line.flag(
-        packing.FULL_SENTENCES,
+        FULL_SENTENCES,
         "full_sentences fills a sequence across "
         "documents, doc_sentences does not.",
-        choices=(packing.FULL_SENTENCES, packing.DOC_SENTENCES),
+        choices=(FULL_SENTENCES, DOC_SENTENCES),
     )
     max_seq_length: int = command_line.flag(
         128,
@@ -56,7 +66,7 @@ class RecordConfig:
         0.15, "Share of the tokens that are masked, above 0 and below 1."
     )
     do_whole_word_mask: bool = command_line.flag(
-        False, "Mask words as a whole instead of single tokens."
+        False, "Mask entire words instead of single tokens."
     )
     dupe_factor: typing.Optional[int] = command_line.flag(
         None,
@@ -85,16 +95,18 @@ class RecordConfig:
             )
 
     @property
-    def copies(self):
+    def copies(self) -> int:
         """How often each sequence is written."""
         if self.masking == DYNAMIC:
             return 1
         return DUPE_FACTOR if self.dupe_factor is None else self.dupe_factor
 
-    def chunk_limits(self, total_bytes, num_shards):
+    def chunk_limits(
+        self, total_bytes: int, num_shards: int
+    ) -> corpus.ChunkLimits:
         """The corpus.ChunkLimits for an input of `total_bytes` as stored."""
         line_bytes = corpus.BYTES_A_LINE
-        if self.masking == STATIC and self.packing == packing.DOC_SENTENCES:
+        if self.masking == STATIC and self.packing == DOC_SENTENCES:
             # Each document is padded to a whole record.
             record = self.max_seq_length + 2 * self.max_predictions_per_seq
             line_bytes = max(line_bytes, record // 4)
@@ -117,14 +129,11 @@ class ChunkRecords:
 
 
 class RecordBuilder:
-    """Builds the records of one chunk after the other.
+    """Builds the records of one chunk after the other."""
 
-    Args:
-      tokenizer: a RobertaTokenizer.
-      config: a RecordConfig.
-    """
-
-    def __init__(self, tokenizer, config):
+    def __init__(
+        self, tokenizer: RobertaTokenizer, config: RecordConfig
+    ) -> None:
         self._tokenizer = tokenizer
         self._config = config
         self._ids = {
@@ -132,33 +141,32 @@ class RecordBuilder:
             "pad_id": tokenizer.pad_id,
             "eos_id": tokenizer.eos_id,
         }
-        self._mask_options = {
-            "seed": config.random_seed,
-            "masked_lm_prob": config.masked_lm_prob,
-            "max_predictions_per_seq": config.max_predictions_per_seq,
-            "mask_id": tokenizer.mask_id,
-            "vocab_size": tokenizer.vocab_size,
-            "special_ids": list(self._ids.values()) + [tokenizer.unk_id],
-            "word_starts": (
+        self._rules = MaskingRules(
+            masked_lm_prob=config.masked_lm_prob,
+            max_predictions_per_seq=config.max_predictions_per_seq,
+            mask_id=tokenizer.mask_id,
+            vocab_size=tokenizer.vocab_size,
+            special_ids=[*self._ids.values(), tokenizer.unk_id],
+            word_starts=(
                 tokenizer.word_start_table()
                 if config.do_whole_word_mask
                 else None
             ),
-        }
+        )
 
-    def build(self, chunk):
+    def build(self, chunk: corpus.Chunk) -> ChunkRecords:
         """The ChunkRecords of a chunk.
 
         Raises:
           errors.UserError: its text is invalid (see `corpus.sentences`).
         """
-        stream = packing.tokenize(
+        stream = tokenize(
             chunk,
             self._tokenizer.encode,
             self._tokenizer.eos_id,
             self._config.text_field,
         )
-        starts, ends = self.pack(chunk, stream)
+        starts, ends = self._pack(chunk, stream)
         if self._config.masking == DYNAMIC:
             records = self._dynamic_records(stream, starts, ends)
         else:
@@ -174,17 +182,17 @@ class RecordBuilder:
             sequences=len(starts),
         )
 
-    def pack(self, chunk, stream):
+    def _pack(self, chunk, stream):
         """(starts, ends) of the chunk's sequences in its token stream."""
         config = self._config
         state = np.random.RandomState(
             [config.random_seed & 0xFFFFFFFF, chunk.group, chunk.index]
         )
-        rooms = packing.rooms(
-            config.max_seq_length, config.short_seq_prob, state
-        )
-        return packing.pack(
-            stream, config.packing, config.max_seq_length, rooms
+        return pack(
+            stream,
+            config.packing,
+            config.max_seq_length,
+            rooms(config.max_seq_length, config.short_seq_prob, state),
         )
 
     def _dynamic_records(self, stream, starts, ends):
@@ -207,15 +215,16 @@ class RecordBuilder:
         for copy in range(self._config.copies):
             for low in range(0, len(starts), size):
                 rows = slice(low, low + size)
-                input_ids, lengths = packing.padded(
+                input_ids, lengths = padded(
                     stream, starts[rows], ends[rows], length, **self._ids
                 )
-                masked = masking.mask_batch(
+                masked = mask_batch(
+                    self._rules,
                     input_ids,
                     lengths,
-                    epochs=np.full(len(lengths), copy),
+                    seed=self._config.random_seed,
+                    epochs=copy,
                     records=np.arange(len(lengths)) + (first + low),
-                    **self._mask_options,
                 )
                 records += tf_example.encode_examples(
                     {name: _ragged(values) for name, values in masked.items()}

@@ -32,15 +32,14 @@ def draw(
 ):
     if lengths is None:
         lengths = np.full(len(ids), ids.shape[1])
-    return masking.mask_batch(
-        ids,
-        lengths,
-        seed=seed,
-        epochs=epochs,
-        records=np.arange(first, first + len(ids)),
+    rules = masking.MaskingRules(
         word_starts=word_starts,
         max_predictions_per_seq=predictions,
         **dict(SETTINGS, **changes),
+    )
+    records = np.arange(first, first + len(ids))
+    return masking.mask_batch(
+        rules, ids, lengths, seed=seed, epochs=epochs, records=records
     )
 
 
@@ -343,8 +342,8 @@ def test_types():
         (dict(masked_lm_prob=float("nan")), "masked_lm_prob is nan"),
         (dict(mask_id=V), "special tokens have the ids"),
         (dict(special_ids=[-1]), "special tokens have the ids"),
-        (dict(word_starts=np.zeros(5, bool)), "5 tokens are known"),
-        (dict(vocab_size=20, mask_id=3, special_ids=[0]), "id .* in a record"),
+        (dict(word_starts=np.zeros(5, bool)), "word starts are known for 5"),
+        (dict(vocab_size=20, mask_id=3, special_ids=[0]), "contains the id"),
     ],
 )
 def test_bad_settings_are_user_errors(changes, message):

@@ -98,18 +98,21 @@ def test_masks_stay_off_special_tokens_and_can_be_undone():
     )
     def check(row, probability, predictions, seed, words):
         ids = np.array([row])
-        masked = masking.mask_batch(
-            ids,
-            np.array([len(row)]),
-            seed=seed,
-            epochs=3,
-            records=np.array([7]),
+        rules = masking.MaskingRules(
             masked_lm_prob=probability,
             max_predictions_per_seq=predictions,
             mask_id=masks.MASK,
             vocab_size=masks.V,
             special_ids=special,
             word_starts=masks.word_table() if words else None,
+        )
+        masked = masking.mask_batch(
+            rules,
+            ids,
+            np.array([len(row)]),
+            seed=seed,
+            epochs=3,
+            records=np.array([7]),
         )
         places = masks.positions_of(masked, 0)
         assert len(places) <= predictions

@@ -154,18 +154,16 @@ class MaskedLmSource:
         )
         for row, ids in zip(padded, sequences):
             row[: len(ids)] = ids
-        return masking.mask_batch(
-            padded,
-            lengths,
-            seed=seed,
-            epochs=epochs,
-            records=indices,
+        rules = masking.MaskingRules(
             masked_lm_prob=self._probability,
             max_predictions_per_seq=self.settings.max_predictions,
             mask_id=self._mask_id,
             vocab_size=self.settings.vocab_size,
             special_ids=self._special_ids,
             word_starts=self._word_starts,
+        )
+        return masking.mask_batch(
+            rules, padded, lengths, seed=seed, epochs=epochs, records=indices
         )
 
 
