@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -916,6 +917,29 @@ def test_the_command_line_converts_and_reports(tmp_path):
         f"tensors=42 left_out=0 output={tmp_path / 'm'}"
     )
     assert len(tf_arrays(tmp_path / "m")) == 42
+
+
+def test_a_conversion_needs_neither_tensorflow_nor_much_memory(tmp_path):
+    program = (
+        "import runpy, sys\n"
+        "try:\n"
+        "    runpy.run_path('convert_checkpoint.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "assert 'modeling' not in sys.modules\n"
+        "print(open('/proc/self/status').read())\n"
+    )
+    flags = ["--from=hf", "--to=tf", f"--input={GOLDEN / 'masked_lm'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags, f"--output={tmp_path / 'm'}"],
+        cwd=str(REPOSITORY),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)
+    assert int(peak) < 80 * 1024  # 39 MB on Python 3.7, 45 MB on 3.11
 
 
 def test_the_command_line_ends_with_one_line_of_error(tmp_path):

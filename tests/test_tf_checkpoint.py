@@ -7,24 +7,41 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors, tf_example
+from common import errors
+from helpers import tf_index
 from weights import lazy_tensors, tf_checkpoint
 
 
-def tensor(array, dtype="F32"):
-    return lazy_tensors.Tensor(dtype, array.shape, lambda: array, "")
-
-
-def written(directory, arrays):
-    """The prefix of a checkpoint of float32 arrays."""
-    prefix = str(directory / "model.ckpt")
-    with open(tf_checkpoint.data_file(prefix), "wb") as stream:
-        index = tf_checkpoint.write_data(
-            stream, {name: tensor(array) for name, array in arrays.items()}
+def save(prefix, arrays):
+    """Lets TensorFlow write a checkpoint."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(
+            tf.raw_ops.SaveV2(
+                prefix=prefix,
+                tensor_names=list(arrays),
+                shape_and_slices=[""] * len(arrays),
+                tensors=[tf.constant(array) for array in arrays.values()],
+            )
         )
-    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(index)
     return prefix
+
+
+def saved(directory, number):
+    """The prefix of a checkpoint of a few arrays."""
+    return save(str(directory / "model.ckpt"), arrays_of(number))
+
+
+def write_index(directory, data):
+    """Writes an index; the prefix of its checkpoint."""
+    (directory / "model.ckpt.index").write_bytes(data)
+    return str(directory / "model.ckpt")
+
+
+def refused(prefix):
+    """The message of the UserError that a checkpoint gives."""
+    with pytest.raises(errors.UserError) as caught:
+        tf_checkpoint.load(prefix)
+    return str(caught.value)
 
 
 def arrays_of(number):
@@ -38,7 +55,14 @@ def arrays_of(number):
 @pytest.mark.parametrize("number", [1, 2, 3000])
 def test_tensorflow_reads_what_is_written(tmp_path, number):
     arrays = arrays_of(number)
-    prefix = written(tmp_path, arrays)
+    tensors = {
+        name: lazy_tensors.Tensor("F32", array.shape, lambda a=array: a, "")
+        for name, array in arrays.items()
+    }
+    with open(str(tmp_path / "m.data-00000-of-00001"), "wb") as stream:
+        index = tf_checkpoint.write_data(stream, tensors)
+    (tmp_path / "m.index").write_bytes(index)
+    prefix = str(tmp_path / "m")
     reader = tf.train.load_checkpoint(prefix)
     assert set(reader.get_variable_to_shape_map()) == set(arrays)
     for name in list(arrays)[::37]:
@@ -66,17 +90,11 @@ def test_what_tensorflow_writes_is_read(tmp_path):
 
 
 def test_an_index_of_several_blocks_is_read(tmp_path):
-    prefix, number = str(tmp_path / "model.ckpt"), 3000
-    names = [f"{'long_name' * 20}/{i:04d}" for i in range(number)]
-    with tf.Graph().as_default(), tf.Session() as session:
-        session.run(
-            tf.raw_ops.SaveV2(
-                prefix=prefix,
-                tensor_names=names,
-                shape_and_slices=[""] * number,
-                tensors=[tf.fill([2], 5.0)] * number,
-            )
-        )
+    names = [f"{'long_name' * 20}/{i:04d}" for i in range(3000)]
+    prefix = save(
+        str(tmp_path / "model.ckpt"),
+        {name: np.float32([5, 5]) for name in names},
+    )
     tensors = tf_checkpoint.load(prefix)
     assert list(tensors) == names
     np.testing.assert_array_equal(tensors[names[-1]].read(), [5, 5])
@@ -91,24 +109,16 @@ def test_slices_are_refused_by_name(tmp_path):
         with tf.Session() as session:
             session.run(tf.global_variables_initializer())
             tf.train.Saver().save(session, prefix)
-    with pytest.raises(errors.UserError, match="'sliced' is stored in slices"):
-        tf_checkpoint.load(prefix)
+    assert "'sliced' is stored in slices" in refused(prefix)
 
 
 def test_several_data_files_are_read(tmp_path):
     prefix = str(tmp_path / "model.ckpt")
-    parts = []
+    parts = [
+        save(f"{prefix}_part{part}", {f"v{part}": np.float32([part] * 2)})
+        for part in range(3)
+    ]
     with tf.Graph().as_default(), tf.Session() as session:
-        for part in range(3):
-            parts.append(f"{prefix}_part{part}")
-            session.run(
-                tf.raw_ops.SaveV2(
-                    prefix=parts[-1],
-                    tensor_names=[f"v{part}"],
-                    shape_and_slices=[""],
-                    tensors=[tf.fill([2], float(part))],
-                )
-            )
         session.run(
             tf.raw_ops.MergeV2Checkpoints(
                 checkpoint_prefixes=parts, destination_prefix=prefix
@@ -120,9 +130,8 @@ def test_several_data_files_are_read(tmp_path):
 
 
 def test_a_changed_weight_is_noticed_by_name(tmp_path):
-    prefix = written(tmp_path, arrays_of(3))
-    path = tf_checkpoint.data_file(prefix)
-    with open(path, "rb+") as stream:
+    prefix = saved(tmp_path, 3)
+    with open(prefix + ".data-00000-of-00001", "rb+") as stream:
         stream.seek(1)
         stream.write(b"\x7f")
     with pytest.raises(
@@ -132,134 +141,81 @@ def test_a_changed_weight_is_noticed_by_name(tmp_path):
 
 
 def test_a_cut_data_file_is_noticed_before_reading(tmp_path):
-    prefix = written(tmp_path, arrays_of(3))
-    with open(tf_checkpoint.data_file(prefix), "rb+") as stream:
+    prefix = saved(tmp_path, 3)
+    with open(prefix + ".data-00000-of-00001", "rb+") as stream:
         stream.truncate(20)
-    with pytest.raises(errors.UserError, match="has 20 bytes, but"):
-        tf_checkpoint.load(prefix)
+    assert "has 20 bytes, but 'layer_1/kernel' ends at 36" in refused(prefix)
 
 
 def test_a_missing_data_file_is_named(tmp_path):
-    prefix = written(tmp_path, arrays_of(3))
-    os.remove(tf_checkpoint.data_file(prefix))
+    prefix = saved(tmp_path, 3)
+    os.remove(prefix + ".data-00000-of-00001")
     with pytest.raises(OSError) as caught:
         tf_checkpoint.load(prefix)
-    assert caught.value.filename == tf_checkpoint.data_file(prefix)
+    assert caught.value.filename == prefix + ".data-00000-of-00001"
 
 
 def test_every_cut_of_the_index_is_refused(tmp_path):
-    prefix = written(tmp_path, arrays_of(4))
-    path = tf_checkpoint.index_file(prefix)
-    with open(path, "rb") as stream:
-        data = stream.read()
+    data = open(saved(tmp_path, 4) + ".index", "rb").read()
     for size in range(len(data)):
-        with open(path, "wb") as stream:
-            stream.write(data[:size])
-        with pytest.raises(errors.UserError):
-            tf_checkpoint.load(prefix)
+        refused(write_index(tmp_path, data[:size]))
 
 
 def test_every_changed_byte_of_the_index_is_noticed_or_harmless(tmp_path):
-    arrays = arrays_of(4)
-    prefix = written(tmp_path, arrays)
-    path = tf_checkpoint.index_file(prefix)
-    with open(path, "rb") as stream:
-        data = stream.read()
+    data = open(saved(tmp_path, 4) + ".index", "rb").read()
     noticed = 0
     for place in range(len(data)):
         changed = bytearray(data)
         changed[place] ^= 0x41
-        with open(path, "wb") as stream:
-            stream.write(changed)
+        prefix = write_index(tmp_path, changed)
         try:
-            tensors = tf_checkpoint.load(prefix)
+            assert set(tf_checkpoint.load(prefix)) == set(arrays_of(4))
         except errors.UserError:
             noticed += 1
-        else:
-            assert set(tensors) == set(arrays)
     # The footer's padding and the empty block of meta data are not read.
     assert noticed > len(data) - 64
 
 
-def with_entry(prefix, name, fields):
-    """Writes an index with one entry, checksums and all."""
-    entry = b"".join(
-        tf_checkpoint._field(number, value) for number, value in fields
-    )
-    table = tf_checkpoint._table(
-        [(b"", tf_checkpoint._field(1, 1)), (name, entry)]
-    )
-    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(table)
-
-
-SHAPE = tf_checkpoint._field(2, tf_checkpoint._field(1, 2))
+@pytest.mark.parametrize(
+    "entry, expected",
+    [
+        (tf_index.entry(dtype=1, size=9), "size or file of 'x'"),
+        (tf_index.entry(dtype=1, size=8, shard_id=4), "size or file of 'x'"),
+        (tf_index.entry(dtype=99, size=8), "type 99"),
+        (tf_index.entry(dtype=1, size=8, offset=1 << 62), "ends at"),
+        (tf_index.entry(dtype=1, size=8, dims=[-1]), "shape of 'x'"),
+        (tf_index.entry(dtype=1, size=8, dims=[1 << 60] * 2), "shape of 'x'"),
+        # The shape is cut off, a number, and the type is a text.
+        (b"\x08\x01\x12\x01\xff\x28\x08", "not a complete TensorFlow"),
+        (b"\x08\x01\x10\x05\x28\x08", "not a complete TensorFlow"),
+        (b"\x0a\x02ab\x28\x08", "not expected"),
+    ],
+)
+def test_an_entry_that_does_not_add_up_is_refused(tmp_path, entry, expected):
+    prefix = saved(tmp_path, 1)
+    sound = tf_index.entry(dtype=1, size=8, crc32c=5)
+    for value in (sound, entry):
+        write_index(
+            tmp_path, tf_index.table([[(b"", tf_index.HEADER), (b"x", value)]])
+        )
+        if value == sound:
+            assert tf_checkpoint.load(prefix)["x"].shape == (2,)
+    assert expected in refused(prefix)
 
 
 @pytest.mark.parametrize(
-    "fields, expected",
+    "blocks, times, expected",
     [
-        ([(1, 1), (2, SHAPE), (4, 0), (5, 9)], "are not possible"),
-        ([(1, 1), (2, SHAPE), (3, 4), (5, 8)], "are not possible"),
-        ([(1, 99), (2, SHAPE), (5, 8)], "type 99"),
-        ([(1, 1), (2, SHAPE), (4, 1 << 63), (5, 8)], "ends at"),
-        (
-            [
-                (1, 1),
-                (
-                    2,
-                    tf_checkpoint._field(
-                        2, tf_checkpoint._field(1, (1 << 64) - 1)
-                    ),
-                ),
-                (5, 8),
-            ],
-            "shape of 'x' is not possible",
-        ),
-        (
-            [(1, 1), (2, b"\xff"), (5, 8)],
-            "not a complete TensorFlow checkpoint",
-        ),
-        ([(1, 1), (2, 5), (5, 8)], "not a complete TensorFlow checkpoint"),
-        ([(1, b"ab"), (2, SHAPE), (5, 8)], "not expected"),
+        # One block listed a million times would take hours to read.
+        ([[(b"", tf_index.HEADER)]], 1000, "its blocks overlap"),
+        ([[(b"", tf_index.HEADER), (b"b", b""), (b"a", b"")]], 1, "not sorted"),
+        ([[(b"a", b"")]], 1, "no header"),
+        ([[(b"", b"\x08\x00")]], 1, "number of files is wrong"),
+        ([[(b"", b"\x08\x01\x10\x01")]], 1, "big-endian"),
     ],
 )
-def test_an_entry_that_does_not_add_up_is_refused(tmp_path, fields, expected):
-    prefix = written(tmp_path, arrays_of(1))
-    with_entry(prefix, b"x", fields)
-    with pytest.raises(errors.UserError) as caught:
-        tf_checkpoint.load(prefix)
-    assert expected in str(caught.value)
-
-
-def test_blocks_that_overlap_are_refused(tmp_path):
-    # Listing one block a million times would take hours to read.
-    prefix = written(tmp_path, {})
-    header = tf_checkpoint._block([(b"", tf_checkpoint._field(1, 1))])
-    result = bytearray()
-
-    def add(block):
-        handle = tf_example.encode_varint(
-            len(result)
-        ) + tf_example.encode_varint(len(block))
-        result.extend(
-            block
-            + b"\0"
-            + tf_checkpoint.struct.pack(
-                "<I", tf_checkpoint.tfrecord.masked_crc32c(block + b"\0")
-            )
-        )
-        return handle
-
-    handle = add(header)
-    footer = add(tf_checkpoint._block([])) + add(
-        tf_checkpoint._block([(b"%06d" % i, handle) for i in range(1000)])
-    )
-    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(
-            bytes(result)
-            + footer.ljust(40, b"\0")
-            + tf_checkpoint.struct.pack("<Q", tf_checkpoint._MAGIC)
-        )
-    with pytest.raises(errors.UserError, match="its blocks overlap"):
-        tf_checkpoint.load(prefix)
+def test_a_table_that_does_not_add_up_is_refused(
+    tmp_path, blocks, times, expected
+):
+    prefix = write_index(tmp_path, tf_index.table(blocks, times))
+    assert expected in refused(prefix)

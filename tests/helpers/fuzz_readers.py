@@ -27,7 +27,7 @@ import squad
 import test_fairseq_model
 import tokenization
 from common import command_line, errors, tf_example, tfrecord
-from helpers import fuzz_task_readers, mutations, torch_writer
+from helpers import fuzz_task_readers, mutations, tf_index, torch_writer
 from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
@@ -733,8 +733,8 @@ def tf_indexes(directory):
             else:
                 key = mutations.of_bytes(key, random)[: 1 << 12]
             changed[place] = key, value[: 1 << 14]
-        return tf_checkpoint._table(
-            sorted(changed) if random.randrange(4) else changed
+        return tf_index.table(
+            [sorted(changed) if random.randrange(4) else changed]
         )
 
     def read(data):
