@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model in the form that another program serves, compared first.
+"""Exports a trained model for other programs, and compares it first.
 
     saved_model  directory for TensorFlow Serving, free shapes
     frozen       one GraphDef file with weights and fixed shapes, for Ascend's
@@ -7,12 +7,13 @@
     onnx         one file for ONNX Runtime, free shapes
     slim         checkpoint without the optimizer's slots
 
-Every form takes `input_ids`; what is padding follows from the pad id. `export`
-writes under another name, computes random sequences with what it wrote and
-with the graph of training, and gives the name only where both agree.
+All forms take `input_ids`; padding follows from the pad id. `export` writes to
+a scratch directory, computes random sequences with the exported model and with
+the graph of training, and renames the output only if both agree.
 """
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -23,18 +24,23 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import environment
-from common import errors
+from common import errors, files
 from inference import trained_model
+from training import checkpoints
 from weights import names as weight_names
 from weights import tf_checkpoint
 
-# Largest difference of float32 graphs that add in another order; the LM head
-# sums over the hidden size once more.
+# Largest difference of float32 graphs with another order of summation; the LM
+# head sums over the hidden size once more.
 TOLERANCES = {"mlm": 3e-5}
 TOLERANCE = 1e-5
 # ATC takes 11 to 15, ONNX Runtime this one since release 1.6.
 OPSET = 13
 _CPU = tf.ConfigProto(device_count={"GPU": 0})
+# Parts of TensorFlow's messages.
+_FULL_DISK = re.compile(
+    "No space left on device|Disk quota exceeded|File too large"
+)
 
 
 class Shape(typing.NamedTuple):
@@ -42,23 +48,32 @@ class Shape(typing.NamedTuple):
 
     batch_size: typing.Optional[int] = None
     max_seq_length: typing.Optional[int] = None
-    num_choices: typing.Optional[int] = None  # multiple_choice has them
+    num_choices: typing.Optional[int] = None  # of multiple_choice
 
-    def dimensions(self, head):
+    def dimensions(self, head: str) -> typing.List[typing.Optional[int]]:
         if head == "multiple_choice":
             return [self.batch_size, self.num_choices, self.max_seq_length]
         return [self.batch_size, self.max_seq_length]
 
 
+FREE = Shape()
+
+
 class Graph(typing.NamedTuple):
-    """A graph and what can be asked of it."""
+    """A graph and its signatures."""
 
     graph: tf.Graph
     # {signature: ({name: placeholder}, {name: output})}; a head's first.
     signatures: typing.Dict[str, typing.Tuple[dict, dict]]
 
 
-def inference_graph(model, head, shape, input_type=tf.int32, top_k=0):
+def inference_graph(
+    model: trained_model.TrainedModel,
+    head: str,
+    shape: Shape,
+    input_type: tf.DType = tf.int32,
+    top_k: int = 0,
+) -> Graph:
     """The Graph of a head for other programs.
 
     Args:
@@ -66,19 +81,28 @@ def inference_graph(model, head, shape, input_type=tf.int32, top_k=0):
       head: a key of trained_model.HEADS.
       shape: Shape.
       input_type: tf.int32 or tf.int64.
-      top_k: tokens listed by the signature mlm_top_k; 0 leaves the signatures
-        out that are not the head's own.
+      top_k: tokens listed by the signature mlm_top_k; 0 includes only the
+        head's own signature.
     """
     graph = tf.Graph()
     with graph.as_default():
-        given = tf.placeholder(input_type, shape.dimensions(head), "input_ids")
-        input_ids = tf.cast(given, tf.int32)
-        inputs = {"input_ids": given}
+        inputs = {
+            "input_ids": tf.placeholder(
+                input_type, shape.dimensions(head), "input_ids"
+            )
+        }
+        input_ids = tf.cast(inputs["input_ids"], tf.int32)
         outputs = trained_model.build(model, head, input_ids)
         signatures = {head: (inputs, _named(outputs))}
         if top_k:
             with tf.variable_scope("", reuse=True):
-                signatures.update(_more(model, head, inputs, input_ids, top_k))
+                if head == "mlm":
+                    signatures["mlm_top_k"] = _top_k(
+                        model, inputs, input_ids, top_k
+                    )
+                if head not in ("encoder", "multiple_choice"):
+                    hidden = trained_model.build(model, "encoder", input_ids)
+                    signatures["encoder"] = inputs, _named(hidden)
     return Graph(graph, signatures)
 
 
@@ -89,32 +113,21 @@ def _named(outputs):
     }
 
 
-def _more(model, head, inputs, input_ids, top_k):
-    """The signatures that cost nothing beside a head's own."""
-    found = {}
-    if head == "mlm":
-        positions = tf.placeholder(input_ids.dtype, [None, None], "positions")
-        shape = tf.shape(positions)
-        rows = (
-            positions
-            + tf.range(shape[0])[:, tf.newaxis] * tf.shape(input_ids)[1]
-        )
-        best = trained_model.best_tokens(
-            model, input_ids, tf.reshape(rows, [-1]), top_k
-        )
-        found["mlm_top_k"] = (
-            dict(inputs, positions=positions),
-            {
-                name: tf.reshape(value, [shape[0], shape[1], top_k])
-                for name, value in best.items()
-            },
-        )
-    if head not in ("encoder", "multiple_choice"):
-        found["encoder"] = (
-            inputs,
-            _named(trained_model.build(model, "encoder", input_ids)),
-        )
-    return found
+def _top_k(model, inputs, input_ids, top_k):
+    """(inputs, outputs) of the best tokens at some positions, [B, P, K]."""
+    positions = tf.placeholder(input_ids.dtype, [None, None], "positions")
+    shape = tf.shape(positions)
+    rows = (
+        positions + tf.range(shape[0])[:, tf.newaxis] * tf.shape(input_ids)[1]
+    )
+    best = trained_model.best_tokens(
+        model, input_ids, tf.reshape(rows, [-1]), top_k
+    )
+    outputs = {
+        name: tf.reshape(value, [shape[0], shape[1], top_k])
+        for name, value in best.items()
+    }
+    return dict(inputs, positions=positions), outputs
 
 
 # --- The four formats -------------------------------------------------------
@@ -139,8 +152,7 @@ def _write_saved_model(built, model, path):
     _copy_small_files(model, os.path.join(path, "assets.extra"))
 
 
-def _run_saved_model(path, head, ids):
-    del head
+def _run_saved_model(path, _head, ids):
     with tf.Session(graph=tf.Graph(), config=_CPU) as session:
         loaded = tf.saved_model.load(
             session, [tf.saved_model.tag_constants.SERVING], path
@@ -154,7 +166,7 @@ def _run_saved_model(path, head, ids):
 
 def _frozen(built, model):
     """The GraphDef of the first signature, weights as constants."""
-    ((_, outputs),) = list(built.signatures.values())[:1]
+    _, outputs = next(iter(built.signatures.values()))
     names = [tensor.op.name for tensor in outputs.values()]
     with trained_model.restored(model, built.graph, _CPU) as session:
         frozen = tf.graph_util.convert_variables_to_constants(
@@ -168,9 +180,9 @@ def _without_gradients(graph_def):
     sources = {}
     for node in graph_def.node:
         if node.op == "IdentityN":
+            sources[node.name] = node.input[0]
             for number, name in enumerate(node.input):
                 sources[f"{node.name}:{number}"] = name
-            sources[node.name] = node.input[0]
     result = tf.GraphDef()
     result.CopyFrom(graph_def)
     for node in result.node:
@@ -182,15 +194,12 @@ def _without_gradients(graph_def):
 
 
 def _write_frozen(built, model, path):
-    with open(path, "wb") as stream:
-        stream.write(_frozen(built, model).SerializeToString())
+    files.write_bytes(path, _frozen(built, model).SerializeToString())
 
 
-def _run_frozen(path, head, ids):
-    del head
-    graph_def = tf.GraphDef()
+def _run_frozen(path, _head, ids):
     with open(path, "rb") as stream:
-        graph_def.ParseFromString(stream.read())
+        graph_def = tf.GraphDef.FromString(stream.read())
     used = {
         name.split(":")[0] for node in graph_def.node for name in node.input
     }
@@ -202,19 +211,19 @@ def _run_frozen(path, head, ids):
         )
 
 
-def _missing(name):
-    return errors.UserError(
-        f"--format=onnx needs {name}, which is not installed; pip install -r "
-        "requirements/onnx.txt"
-    )
+def _onnx_package(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise errors.UserError(
+            f"--format=onnx needs {name}, which is not installed; pip install "
+            "-r requirements/onnx.txt"
+        ) from None
 
 
 def _write_onnx(built, model, path):
-    try:
-        import tf2onnx
-    except ImportError:
-        raise _missing("tf2onnx") from None
-    ((inputs, outputs),) = list(built.signatures.values())[:1]
+    tf2onnx = _onnx_package("tf2onnx")
+    inputs, outputs = next(iter(built.signatures.values()))
     names = {
         tensor.name: name
         for part in (inputs, outputs)
@@ -232,44 +241,28 @@ def _write_onnx(built, model, path):
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in list(proto.graph.input) + list(proto.graph.output):
         value.name = names.get(value.name, value.name)
-    with open(path, "wb") as stream:
-        stream.write(proto.SerializeToString())
+    files.write_bytes(path, proto.SerializeToString())
 
 
-def _run_onnx(path, head, ids):
-    del head
-    try:
-        import onnxruntime
-    except ImportError:
-        raise _missing("onnxruntime") from None
-    session = onnxruntime.InferenceSession(
+def _run_onnx(path, _head, ids):
+    session = _onnx_package("onnxruntime").InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"input_ids": ids})))
 
 
-def _write_slim(built, model, path):
-    del built
-    known = {
-        variable.tf
-        for variable in weight_names.variables(model.parts, model.config)
-    }
-    tensors = {
-        name: tensor for name, tensor in model.tensors.items() if name in known
-    }
+def _write_slim(_built, model, path):
+    variables = weight_names.variables(model.parts, model.config)
+    names = {variable.tf for variable in variables}
     _copy_small_files(model, path)
-    name = os.path.basename(model.checkpoint)
-    prefix = os.path.join(path, name)
+    prefix = os.path.join(path, os.path.basename(model.checkpoint))
     with open(tf_checkpoint.data_file(prefix), "wb") as stream:
-        index = tf_checkpoint.write_data(stream, tensors)
-    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(index)
-    with open(os.path.join(path, "checkpoint"), "w") as stream:
-        stream.write(
-            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: '
-            f'"{name}"\n'
+        index = tf_checkpoint.write_data(
+            stream, {k: v for k, v in model.tensors.items() if k in names}
         )
+    files.write_bytes(tf_checkpoint.index_file(prefix), index)
+    checkpoints.keep(path, [prefix])
 
 
 def _run_slim(path, head, ids):
@@ -277,14 +270,14 @@ def _run_slim(path, head, ids):
 
 
 def _copy_small_files(model, directory):
-    """config.json and, where there are, the tokenizer's files."""
+    """config.json and, if there are any, the tokenizer's files."""
     os.makedirs(directory, exist_ok=True)
-    beside = os.path.join(model.directory, trained_model.TOKENIZER_CONFIG)
+    tokenizer_config = trained_model.TOKENIZER_CONFIG
     for source, name in (
         (model.config_file, "config.json"),
         (model.vocab_file, trained_model.VOCAB),
         (model.merges_file, trained_model.MERGES),
-        (beside, trained_model.TOKENIZER_CONFIG),
+        (os.path.join(model.directory, tokenizer_config), tokenizer_config),
     ):
         if source and os.path.isfile(source):
             shutil.copyfile(source, os.path.join(directory, name))
@@ -295,8 +288,8 @@ class Format(typing.NamedTuple):
 
     Attributes:
       write: function (Graph, trained_model.TrainedModel, path).
-      run: function (path, head, ids) -> {name: array}: the outputs of what
-        stands at a path, computed by whoever reads such files.
+      run: function (path, head, ids) -> {name: array}: the outputs of the
+        exported model at a path, computed by the program that reads it.
     """
 
     write: typing.Callable
@@ -314,63 +307,72 @@ FORMATS = {
 # --- Comparison -------------------------------------------------------------
 
 
-def trainer_outputs(model, head, ids):
-    """{name: array}: what the graph of training gives without dropout."""
+def trainer_outputs(
+    model: trained_model.TrainedModel, head: str, ids: np.ndarray
+) -> typing.Dict[str, np.ndarray]:
+    """{name: array}: the outputs of the graph of training, without dropout."""
     device = environment.create(environment.DeviceConfig(accelerator="cpu"))
     graph = tf.Graph()
     with graph.as_default():
-        given = tf.placeholder(tf.int32, [None] * ids.ndim)
-        outputs = trained_model.build(model, head, given, device.kernels)
+        input_ids = tf.placeholder(tf.int32, [None] * ids.ndim)
+        outputs = trained_model.build(model, head, input_ids, device.kernels)
     with trained_model.restored(model, graph, _CPU) as session:
-        return session.run(outputs, {given: ids})
+        return session.run(outputs, {input_ids: ids})
 
 
-def random_ids(model, dimensions, seed=0):
+def random_ids(
+    model: trained_model.TrainedModel,
+    dimensions: typing.Sequence[int],
+    seed: int = 0,
+) -> np.ndarray:
     """Random sequences, padded on the right, the first one full: int32."""
     random = np.random.RandomState(seed)
     pad = model.config.pad_token_id
     ids = random.randint(0, model.config.vocab_size - 1, dimensions)
-    ids += ids >= pad  # any id but the pad's
+    ids += ids >= pad  # all ids except the pad's
     rows = ids.reshape(-1, dimensions[-1])
     for row in rows[1:]:
         row[random.randint(1, dimensions[-1]) :] = pad
     return rows.reshape(dimensions).astype(np.int32)
 
 
-def difference(found, wanted, ids, pad_token_id):
+def difference(
+    outputs: typing.Dict[str, np.ndarray],
+    expected: typing.Dict[str, np.ndarray],
+    ids: np.ndarray,
+    pad_token_id: int,
+) -> float:
     """The largest absolute difference of outputs, at tokens only.
 
     Args:
-      found, wanted: {name: array}.
+      outputs, expected: {name: array}.
       ids: int [B, S] or [B, C, S].
+      pad_token_id: int.
 
     Returns:
-      float; infinity where outputs are missing, of another shape, not finite,
-      or answers may begin at padding.
+      Infinity where outputs are missing, of another shape, not finite, or
+      answers may begin at padding.
     """
-    if set(found) != set(wanted):
+    if set(outputs) != set(expected):
         return np.inf
-    largest, tokens = 0.0, ids != pad_token_id
-    for name, value in wanted.items():
-        other = found[name]
-        if other.shape != value.shape:
+    differences, tokens = [0.0], ids != pad_token_id
+    for name, reference in expected.items():
+        output = outputs[name]
+        if output.shape != reference.shape:
             return np.inf
-        if value.shape[: ids.ndim] == ids.shape:
-            if (
-                value.shape == ids.shape
-                and not (other[~tokens] < 0.5 * trained_model.NO_ANSWER).all()
-            ):
-                return np.inf
-            other, value = other[tokens], value[tokens]
-        each = np.abs(other.astype(np.float64) - value)
-        largest = max(
-            largest, each.max() if np.isfinite(each).all() else np.inf
-        )
-    return float(largest)
+        if reference.shape == ids.shape and not (
+            (output[~tokens] < 0.5 * trained_model.NO_ANSWER).all()
+        ):
+            return np.inf
+        if reference.shape[: ids.ndim] == ids.shape:
+            output, reference = output[tokens], reference[tokens]
+        error = np.abs(output.astype(np.float64) - reference)
+        differences.append(error.max() if np.isfinite(error).all() else np.inf)
+    return float(max(differences))
 
 
 def _sizes(model, head, shape):
-    """Two sizes of input_ids to compare with; of a fixed shape two inputs."""
+    """Two sizes of input_ids to compare with; a fixed shape twice."""
     most = model.config.max_sequence_length
     return [
         [
@@ -384,24 +386,27 @@ def _sizes(model, head, shape):
     ]
 
 
-def compare(model, head, form, path, shape, input_type):
+def compare(
+    model: trained_model.TrainedModel,
+    head: str,
+    form: str,
+    path: str,
+    shape: Shape,
+    input_type: tf.DType,
+) -> float:
     """The largest difference of an exported model from training's graph.
 
-    Args: see `export`; path is where the exported model stands.
+    Args: see `export`; path is that of the exported model.
     """
     differences = []
     for seed, dimensions in enumerate(_sizes(model, head, shape)):
         ids = random_ids(model, dimensions, seed)
-        found = FORMATS[form].run(
+        outputs = FORMATS[form].run(
             path, head, ids.astype(input_type.as_numpy_dtype)
         )
+        expected = trainer_outputs(model, head, ids)
         differences.append(
-            difference(
-                found,
-                trainer_outputs(model, head, ids),
-                ids,
-                model.config.pad_token_id,
-            )
+            difference(outputs, expected, ids, model.config.pad_token_id)
         )
     return max(differences)
 
@@ -409,74 +414,57 @@ def compare(model, head, form, path, shape, input_type):
 # --- Export -----------------------------------------------------------------
 
 
-# Words of TensorFlow's messages.
-_NO_ROOM = re.compile(
-    "No space left on device|Disk quota exceeded|File too large"
-)
-
-
 @contextlib.contextmanager
 def _new_path(path, overwrite):
-    """A path to write to, which becomes `path` when all went well."""
+    """A path to write to, which becomes `path` if all went well."""
     if os.path.lexists(path) and not overwrite:
         raise errors.UserError(
-            f"{path} exists already; pass --overwrite to replace it or choose "
-            "another --output"
+            f"--output={path}: already exists; pass --overwrite to replace it "
+            "or choose another --output"
         )
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary, old = path + ".incomplete", path + ".replaced"
-    _remove(temporary)
     try:
-        yield temporary
-        if os.path.lexists(path):
-            os.replace(path, old)
-        os.replace(temporary, path)
+        with files.scratch_directory(path) as directory:
+            temporary = os.path.join(directory, os.path.basename(path))
+            yield temporary
+            if os.path.lexists(path):
+                os.replace(path, os.path.join(directory, "replaced"))
+            os.replace(temporary, path)
     except OSError as error:
         error.filename = error.filename or path
         raise
     except tf.errors.OpError as error:
-        found = _NO_ROOM.search(str(error))
-        if not found:
+        full_disk = _FULL_DISK.search(str(error))
+        if not full_disk:
             raise
         raise errors.UserError(
-            f"{path} cannot be written: {found.group()}; free some space, or "
-            "choose another --output"
+            f"{path}: cannot be written: {full_disk.group()}; free some space "
+            "or choose another --output"
         ) from error
-    finally:
-        _remove(temporary)
-        _remove(old)
-
-
-def _remove(path):
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.remove(path)
 
 
 def _check_place(path, model):
-    """Refuses a place whose replacement would take the model away."""
-    place = os.path.realpath(path)
-    home = os.path.realpath(model.directory)
-    if os.path.commonpath([place, home]) == place:
+    """Rejects a path whose replacement would remove the model."""
+    target = os.path.realpath(path)
+    source = os.path.realpath(model.directory)
+    if os.path.commonpath([target, source]) == target:
         raise errors.UserError(
-            f"--output={path} holds the model that is exported; give another "
+            f"--output={path}: contains the model to export; choose another "
             "--output"
         )
 
 
 def export(
-    model,
-    head,
-    form,
-    path,
+    model: trained_model.TrainedModel,
+    head: str,
+    form: str,
+    path: str,
     *,
-    shape=Shape(),
-    input_type=tf.int32,
-    top_k=5,
-    tolerance=None,
-    overwrite=False,
-):
+    shape: Shape = FREE,
+    input_type: tf.DType = tf.int32,
+    top_k: int = 5,
+    tolerance: typing.Optional[float] = None,
+    overwrite: bool = False,
+) -> typing.Tuple[float, typing.Dict[str, typing.Tuple[dict, dict]]]:
     """Writes a model and compares it with the graph of training.
 
     Args:
@@ -484,19 +472,20 @@ def export(
       head: a key of trained_model.HEADS.
       form: a key of FORMATS.
       path: file (frozen, onnx) or directory to write.
-      shape: Shape; whole for frozen.
-      input_type: tf.int32 or tf.int64; not of slim.
+      shape: Shape; without None for frozen.
+      input_type: tf.int32 or tf.int64; ignored by slim.
       top_k: tokens that the SavedModel's signature mlm_top_k lists.
       tolerance: largest difference allowed; None takes TOLERANCES'.
-      overwrite: whether what stands at path may be replaced.
+      overwrite: whether to replace an existing file or directory.
 
     Returns:
       (largest difference, the signatures' {name: (inputs, outputs)}).
 
     Raises:
       errors.UserError: the head or a package is missing, or outputs differ by
-        more than the tolerance; nothing is left behind then.
+        more than the tolerance; nothing is written then.
     """
+    path = os.path.normpath(path)
     model.check_head(head)
     _check_place(path, model)
     if tolerance is None:
@@ -510,26 +499,27 @@ def export(
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):
             raise errors.UserError(
-                f"{path} was not written: outputs of {model.checkpoint} are "
-                "NaN or infinite; the model has diverged, give an earlier "
-                "checkpoint"
+                f"{path}: not written: outputs of {model.checkpoint} are NaN "
+                "or infinite; the model has diverged, use an earlier checkpoint"
             )
         if not largest <= tolerance:
             raise errors.UserError(
-                f"{path} was not written: its outputs differ from those of "
-                f"training by {largest:.3g}, allowed is {tolerance:.3g}; if "
-                "that is good enough, give a larger --tolerance"
+                f"{path}: not written: its outputs differ from those of "
+                f"training by {largest:.3g}, more than {tolerance:.3g}; to "
+                "accept this, pass a larger --tolerance"
             )
     return largest, built.signatures
 
 
-def atc_command(path, built_signature, soc_version):
-    """The command that makes an offline model of a frozen graph.
+def atc_command(
+    path: str, built_signature: typing.Tuple[dict, dict], soc_version: str
+) -> str:
+    """The command that converts a frozen graph to an offline model.
 
     Args:
       path: of the frozen graph, in .pb.
       built_signature: (inputs, outputs) of `export`.
-      soc_version: the NPU's, such as Ascend310P3.
+      soc_version: the NPU's name, such as Ascend310P3.
 
     Source: Huawei, CANN 8.0, ATC parameters (framework 3 is TensorFlow).
     """
