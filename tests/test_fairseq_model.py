@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -11,128 +10,25 @@ import safetensors.numpy
 
 import convert_checkpoint
 from common import errors
-from helpers import torch_writer
+from helpers import fairseq_files, torch_writer
+from helpers.fairseq_files import (
+    FAIRSEQ_TOKENS,
+    ORDER,
+    TEXTS,
+    VOCABULARY,
+    checkpoint,
+    fairseq_state,
+    golden,
+    lines_of,
+)
+from helpers.paths import GOLDEN
 from weights import fairseq_model
-
-GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
-SIZES = dict(
-    encoder_layers=2,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=64,
-    encoder_attention_heads=4,
-    max_positions=64,
-    dropout=0.1,
-    attention_dropout=0.1,
-    pooler_dropout=0.0,
-    activation_fn="gelu",
-    pooler_activation_fn="tanh",
-    arch="roberta_base",
-)
-
-# 256 bytes + 38 merges + <|endoftext|> + 5 special tokens = 300 tokens.
-MERGES = [f"Ġ {chr(97 + i)}" for i in range(26)] + [
-    f"{chr(97 + i)} e" for i in range(12)
-]
-BYTES = [
-    chr(c)
-    for c in list(range(33, 127))
-    + list(range(161, 173))
-    + list(range(174, 256))
-    + list(range(256, 324))
-]
-TEXTS = BYTES + [pair.replace(" ", "") for pair in MERGES] + ["<|endoftext|>"]
-# dict.txt's order, by the number of a token in GPT-2's vocabulary.
-ORDER = np.random.RandomState(5).permutation(295).tolist()
-FAIRSEQ_TOKENS = (
-    ["<s>", "<pad>", "</s>", "<unk>"]
-    + [TEXTS[number] for number in ORDER]
-    + ["<mask>"]
-)
-# vocab.json's order: another one.
-VOCABULARY = {
-    token: i
-    for i, token in enumerate(
-        ["<s>", "<pad>", "</s>", "<unk>"] + TEXTS + ["<mask>"]
-    )
-}
-
-
-def golden(name="masked_lm"):
-    return safetensors.numpy.load_file(str(GOLDEN / name / "model.safetensors"))
-
-
-def fairseq_state(arrays, *, is_old, head="mnli"):
-    """The same weights by fairseq's names, rows in dict.txt's order."""
-    order = [VOCABULARY[token] for token in FAIRSEQ_TOKENS]
-    first = "decoder." if is_old else "encoder."
-    body = first + "sentence_encoder."
-    state = {body + "version": np.zeros(1, np.float32) + 3}
-    for name, array in arrays.items():
-        for new, old in (
-            ("roberta.embeddings.word_embeddings", body + "embed_tokens"),
-            (
-                "roberta.embeddings.position_embeddings",
-                body + "embed_positions",
-            ),
-            (
-                "roberta.embeddings.LayerNorm",
-                body + ("emb_layer_norm" if is_old else "layernorm_embedding"),
-            ),
-            ("roberta.encoder.layer.", body + "layers."),
-            ("attention.output.LayerNorm", "self_attn_layer_norm"),
-            ("attention.output.dense", "self_attn.out_proj"),
-            ("attention.self.query", "self_attn.q_proj"),
-            ("attention.self.key", "self_attn.k_proj"),
-            ("attention.self.value", "self_attn.v_proj"),
-            ("intermediate.dense", "fc1"),
-            ("output.LayerNorm", "final_layer_norm"),
-            ("output.dense", "fc2"),
-            ("lm_head", first + "lm_head"),
-            ("classifier", "classification_heads." + head),
-        ):
-            name = name.replace(new, old)
-        if array.shape[0] == 300:
-            array = array[order]
-        if "token_type" not in name:
-            state[name] = array
-    if is_old:
-        for layer in range(2):
-            for kind in ("weight", "bias"):
-                stem = body + f"layers.{layer}.self_attn."
-                state[stem + "in_proj_" + kind] = np.concatenate(
-                    [state.pop(f"{stem}{part}_proj.{kind}") for part in "qkv"]
-                )
-    if first + "lm_head.bias" in state:
-        state[first + "lm_head.weight"] = state[body + "embed_tokens.weight"]
-    return state
-
-
-def checkpoint(state, **settings):
-    return {
-        "args": argparse.Namespace(**dict(SIZES, **settings)),
-        "model": state,
-        "optimizer_history": [{"num_updates": 5}],
-        "last_optimizer_state": {"state": {0: np.zeros(3, np.float32)}},
-    }
-
-
-def lines_of(order):
-    return "".join(f"{number} {1000 - i}\n" for i, number in enumerate(order))
 
 
 @pytest.fixture
 def model(tmp_path):
     """A directory with model.pt, dict.txt and merges.txt."""
-    directory = tmp_path / "fairseq"
-    directory.mkdir()
-    (directory / "dict.txt").write_text(lines_of(ORDER))
-    (directory / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8"
-    )
-    torch_writer.save(
-        directory / "model.pt",
-        checkpoint(fairseq_state(golden(), is_old=False)),
-    )
+    directory = fairseq_files.write(tmp_path / "fairseq")
     (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
     return directory
 
@@ -161,17 +57,17 @@ def hf_arrays(directory):
     return safetensors.numpy.load_file(str(directory / "model.safetensors"))
 
 
-def assert_golden(found, name="masked_lm", order=None):
+def assert_golden(arrays, name="masked_lm", order=None):
     """Equality with a reference model; fairseq knows no token types."""
     expected = golden(name)
     key = "roberta.embeddings.token_type_embeddings.weight"
     expected[key] = np.zeros_like(expected[key])
-    assert set(found) == set(expected)
+    assert set(arrays) == set(expected)
     for key, array in expected.items():
         if order is not None and array.shape[0] == 300:
             array = array[order]
-        assert array.dtype == found[key].dtype
-        np.testing.assert_array_equal(found[key], array, err_msg=key)
+        assert array.dtype == arrays[key].dtype
+        np.testing.assert_array_equal(arrays[key], array, err_msg=key)
 
 
 @pytest.mark.parametrize("is_old", [True, False])
@@ -310,11 +206,11 @@ def test_padding_words_take_the_ids_that_are_free(tmp_path, model):
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     convert(model, tmp_path / "hf", vocab_file=str(tmp_path / "vocab.json"))
     name = "roberta.embeddings.word_embeddings.weight"
-    expected, found = golden()[name], hf_arrays(tmp_path / "hf")[name]
+    expected, rows = golden()[name], hf_arrays(tmp_path / "hf")[name]
     used = sorted(vocabulary.values())
-    np.testing.assert_array_equal(found[used], expected[used])
+    np.testing.assert_array_equal(rows[used], expected[used])
     free = sorted(VOCABULARY[text] for text in texts)
-    assert sorted(map(bytes, found[free])) == sorted(map(bytes, expected[free]))
+    assert sorted(map(bytes, rows[free])) == sorted(map(bytes, expected[free]))
 
 
 def test_real_dictionary_gives_the_real_vocabulary(shared):
@@ -383,23 +279,23 @@ def test_settings_of_newer_checkpoints_are_found(tmp_path, model, form):
     elif form == "namespace":
         given["cfg"] = {"model": argparse.Namespace(**settings)}
     else:
-        pickler = torch_writer._Pickler(False)
+        pickler = torch_writer.Pickler(False)
         nodes = {
             name: (
                 b"comegaconf.nodes\nAnyNode\n)\x81"
-                + pickler._value({"_val": value})
+                + pickler.value({"_val": value})
                 + b"b"
             )
             for name, value in settings.items()
         }
         config = (
             b"comegaconf\nDictConfig\n)\x81"
-            + pickler._value({"_content": nodes})
+            + pickler.value({"_content": nodes})
             + b"b"
         )
         given["cfg"] = (
             b"comegaconf\nDictConfig\n)\x81"
-            + pickler._value({"_content": {"model": config}})
+            + pickler.value({"_content": {"model": config}})
             + b"b"
         )
     torch_writer.save(model / "model.pt", given)

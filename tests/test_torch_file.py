@@ -64,14 +64,14 @@ def test_a_namespace_keeps_its_attributes_as_data(tmp_path, writer):
 def test_omegaconf_nodes_are_unwrapped(tmp_path):
     node = (
         b"comegaconf.nodes\nAnyNode\n)\x81}("
-        + torch_writer._text("_val")
+        + torch_writer.text("_val")
         + b"K\x07ub"
     )
     config = (
         b"comegaconf\nDictConfig\n)\x81}("
-        + torch_writer._text("_content")
+        + torch_writer.text("_content")
         + b"}("
-        + torch_writer._text("layers")
+        + torch_writer.text("layers")
         + node
         + b"uub"
     )
@@ -82,7 +82,7 @@ def test_omegaconf_nodes_are_unwrapped(tmp_path):
 def test_a_config_that_holds_itself_ends(tmp_path):
     config = (
         b"comegaconf\nDictConfig\n)\x81}q\x01("
-        + torch_writer._text("_content")
+        + torch_writer.text("_content")
         + b"h\x01ub"
     )
     read = torch_file.load(saved(tmp_path, {"cfg": config}))
@@ -147,12 +147,12 @@ def tensor(
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
         + b"("
-        + torch_writer._text("storage")
+        + torch_writer.text("storage")
         + b"ctorch\n"
         + storage
         + b"\n"
-        + torch_writer._text(key)
-        + torch_writer._text("cpu")
+        + torch_writer.text(key)
+        + torch_writer.text("cpu")
         + b"K"
         + bytes([size])
         + b"tQ"

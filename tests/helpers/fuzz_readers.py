@@ -7,6 +7,7 @@ damage is done first and the checksum made to fit. `read(data)` takes the file
 as a script would, to its last byte.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -24,10 +25,15 @@ import configuration
 import convert_checkpoint
 import predict
 import squad
-import test_fairseq_model
 import tokenization
 from common import command_line, errors, tf_example, tfrecord
-from helpers import fuzz_task_readers, mutations, tf_index, torch_writer
+from helpers import (
+    fairseq_files,
+    fuzz_task_readers,
+    mutations,
+    tf_index,
+    torch_writer,
+)
 from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
@@ -654,13 +660,13 @@ _OPCODES = [
 
 def _read_torch(path, data):
     path.write_bytes(data)
-    found = torch_file.load(str(path))
-    torch_file.attributes(found)
-    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+    saved = torch_file.load(str(path))
+    torch_file.attributes(saved)
+    if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
         _read_all(
             {
                 name: value
-                for name, value in found["model"].items()
+                for name, value in saved["model"].items()
                 if isinstance(value, lazy_tensors.Tensor)
             }
         )
@@ -672,7 +678,7 @@ def _state():
             "w": np.arange(12, dtype=np.float32).reshape(3, 4),
             "h": np.float16([1, 2]),
         },
-        "args": torch_writer.argparse.Namespace(layers=2, rate=0.5),
+        "args": argparse.Namespace(layers=2, rate=0.5),
         "list": [1, -2, None, True, "ä"],
     }
 
@@ -778,22 +784,8 @@ def checkpoint_lists(directory):
     )
 
 
-def _write_fairseq(directory):
-    helper = test_fairseq_model
-    directory.mkdir()
-    (directory / "dict.txt").write_text(helper.lines_of(helper.ORDER))
-    (directory / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(helper.MERGES) + "\n", "utf-8"
-    )
-    torch_writer.save(
-        directory / "model.pt",
-        helper.checkpoint(helper.fairseq_state(helper.golden(), is_old=True)),
-    )
-    return directory
-
-
 def fairseq_dictionaries(directory):
-    model = _write_fairseq(directory / "fairseq")
+    model = fairseq_files.write(directory / "fairseq")
     sound = (model / "dict.txt").read_bytes()
 
     def read(data):
@@ -817,10 +809,10 @@ def fairseq_dictionaries(directory):
 
 
 def fairseq_encoders(directory):
-    model = _write_fairseq(directory / "fairseq")
+    model = fairseq_files.write(directory / "fairseq")
     (model / "merges.txt").unlink()
     numbers = {
-        token: number for number, token in enumerate(test_fairseq_model.TEXTS)
+        token: number for number, token in enumerate(fairseq_files.TEXTS)
     }
 
     def read(data):
@@ -831,7 +823,7 @@ def fairseq_encoders(directory):
 
 
 def fairseq_models(directory):
-    model = _write_fairseq(directory / "fairseq")
+    model = fairseq_files.write(directory / "fairseq")
     members = _members(model / "model.pt")
 
     def make(random):

@@ -2,7 +2,7 @@
 """Files as torch.save writes them, made without torch.
 
 Values: dicts, lists, texts, numbers, argparse.Namespace and numpy arrays, which
-become tensors; bytes are put into the pickle as they are, opcodes of one's own.
+become tensors; bytes are put into the pickle as they are, as opcodes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _STORAGES = {
 }
 
 
-def _text(value):
+def text(value):
     data = value.encode("utf-8")
     return b"X" + struct.pack("<I", len(data)) + data
 
@@ -28,7 +28,7 @@ def _tuple(parts):
     return b"(" + b"".join(parts) + b"t"
 
 
-class _Pickler:
+class Pickler:
     """Opcodes of a value; the arrays in it are collected as storages."""
 
     def __init__(self, is_legacy):
@@ -36,9 +36,9 @@ class _Pickler:
         self._is_legacy = is_legacy
 
     def dump(self, value):
-        return b"\x80\x02" + self._value(value) + b"."
+        return b"\x80\x02" + self.value(value) + b"."
 
-    def _value(self, value):
+    def value(self, value):
         if isinstance(value, bytes):
             return value
         if value is None or isinstance(value, bool):
@@ -48,19 +48,19 @@ class _Pickler:
         if isinstance(value, float):
             return b"G" + struct.pack(">d", value)
         if isinstance(value, str):
-            return _text(value)
+            return text(value)
         if isinstance(value, list):
-            return b"](" + b"".join(map(self._value, value)) + b"e"
+            return b"](" + b"".join(map(self.value, value)) + b"e"
         if isinstance(value, argparse.Namespace):
             return (
-                b"cargparse\nNamespace\n)\x81" + self._value(vars(value)) + b"b"
+                b"cargparse\nNamespace\n)\x81" + self.value(vars(value)) + b"b"
             )
         if isinstance(value, np.ndarray):
             return self._tensor(value)
         return (
             b"}("
             + b"".join(
-                self._value(part) for pair in value.items() for part in pair
+                self.value(part) for pair in value.items() for part in pair
             )
             + b"u"
         )
@@ -72,11 +72,11 @@ class _Pickler:
         storage = (
             _tuple(
                 [
-                    _text("storage"),
+                    text("storage"),
                     b"ctorch\n%s\n" % _STORAGES[str(array.dtype)].encode(),
-                    _text(str(len(self.storages) - 1)),
-                    _text("cpu"),
-                    self._value(array.size),
+                    text(str(len(self.storages) - 1)),
+                    text("cpu"),
+                    self.value(array.size),
                 ]
                 + [b"N"] * self._is_legacy
             )
@@ -87,9 +87,9 @@ class _Pickler:
             + _tuple(
                 [
                     storage,
-                    self._value(0),
-                    _tuple(map(self._value, array.shape)),
-                    _tuple(map(self._value, strides)),
+                    self.value(0),
+                    _tuple(map(self.value, array.shape)),
+                    _tuple(map(self.value, strides)),
                     b"\x89",
                     b"ccollections\nOrderedDict\n)R",
                 ]
@@ -100,7 +100,7 @@ class _Pickler:
 
 def save(path, value, *, compression=zipfile.ZIP_STORED):
     """The zip archive of torch 1.6 and later."""
-    pickler = _Pickler(False)
+    pickler = Pickler(False)
     with zipfile.ZipFile(str(path), "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickler.dump(value))
         archive.writestr("archive/byteorder", "little")
@@ -111,10 +111,10 @@ def save(path, value, *, compression=zipfile.ZIP_STORED):
 
 def save_legacy(path, value):
     """The chain of pickles of torch before 1.6."""
-    pickler = _Pickler(True)
+    pickler = Pickler(True)
     data = pickler.dump(value)
     magic = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-    plain = _Pickler(True).dump
+    plain = Pickler(True).dump
     with open(str(path), "wb") as stream:
         stream.write(
             b"\x80\x02\x8a\x0a"
