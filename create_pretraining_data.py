@@ -61,20 +61,18 @@ _IDS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
 class BuildConfig:
     """What is built from what, and how; each field is a flag."""
 
-    input_file: typing.Optional[str] = command_line.flag(
-        None,
+    input_file: str = command_line.flag(
+        "",
         "Text (.txt or any name, .jsonl, both also .gz): files, globs "
         "and directories, comma separated. A line is a sentence or paragraph, "
         "a blank line ends a document; of .jsonl each line is a document.",
     )
-    output_file: typing.Optional[str] = command_line.flag(
-        None, "A file, when it ends in .tfrecord, else a directory of shards."
+    output_file: str = command_line.flag(
+        "", "A file, when it ends in .tfrecord, else a directory of shards."
     )
-    vocab_file: typing.Optional[str] = command_line.flag(
-        None, "The vocabulary, vocab.json."
-    )
-    merges_file: typing.Optional[str] = command_line.flag(
-        None, "The merges of the byte-pair encoding, merges.txt."
+    vocab_file: str = command_line.flag("", "The vocabulary, vocab.json.")
+    merges_file: str = command_line.flag(
+        "", "The merges of the byte-pair encoding, merges.txt."
     )
     do_lower_case: bool = command_line.flag(
         False, "Lower-case the text; RoBERTa's vocabulary is cased."
@@ -108,7 +106,7 @@ class BuildConfig:
 
     def __post_init__(self):
         for name in ("input_file", "output_file", "vocab_file", "merges_file"):
-            if getattr(self, name) is None:
+            if not getattr(self, name):
                 raise errors.UserError(f"--{name} is missing; see --help")
         if self.is_single and (self.num_shards or 1) > 1:
             raise errors.UserError(

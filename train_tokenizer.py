@@ -41,16 +41,16 @@ _SPARE = 100
 class TokenizerConfig:
     """What is trained from what; each field is a flag."""
 
-    input_file: typing.Optional[str] = command_line.flag(
-        None,
+    input_file: str = command_line.flag(
+        "",
         "Text (.txt or any name, .jsonl, both also .gz): files, globs "
         "and directories, comma separated.",
     )
     text_field: str = command_line.flag(
         "text", "The field of a .jsonl line that is the text."
     )
-    output_dir: typing.Optional[str] = command_line.flag(
-        None, "Directory that vocab.json and merges.txt are written to."
+    output_dir: str = command_line.flag(
+        "", "Directory that vocab.json and merges.txt are written to."
     )
     vocab_size: int = command_line.flag(
         50265,
@@ -138,8 +138,10 @@ def train_merges(
         trained.model.save(folder)
         merges = pathlib.Path(folder, FILES[1]).read_text("utf-8")
     # The first line names the version; no token contains a line break.
-    pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:-1]]
-    return usable_merges(pairs, config.vocab_size - _SMALLEST)
+    pairs = (line.split(" ") for line in merges.split("\n")[1:-1])
+    return usable_merges(
+        ((left, right) for left, right in pairs), config.vocab_size - _SMALLEST
+    )
 
 
 def usable_merges(
@@ -151,7 +153,9 @@ def usable_merges(
     `<s>`, as it would from web pages with struck-out words. Merges that use
     the product of a dropped merge are dropped too.
     """
-    dropped, made, kept = set(tokenization.SPECIAL_TOKENS), set(), []
+    dropped = set(tokenization.SPECIAL_TOKENS)
+    made: typing.Set[str] = set()
+    kept = []
     for left, right in pairs:
         token = left + right
         if {left, right, token} & dropped:

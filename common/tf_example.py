@@ -321,7 +321,7 @@ def decode_example(data: bytes) -> typing.Dict[str, np.ndarray]:
         raise RecordError(
             f"{len(data)} bytes are more than the limit of {MAX_RECORD_BYTES}"
         )
-    features = {}
+    features: typing.Dict[str, np.ndarray] = {}
     for number, wire, start, stop in read_fields(data, 0, len(data)):
         if number != 1 or wire != DELIMITED:
             continue

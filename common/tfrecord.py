@@ -77,7 +77,7 @@ def _crc_offsets():
     return np.arange(_CRC_BLOCK - 1, -1, -1, dtype=np.int64) * 256
 
 
-def crc32c(data: bytes) -> int:
+def crc32c(data: typing.Union[bytes, memoryview]) -> int:
     """The CRC32C of bytes, an int of 32 bits.
 
     Example: crc32c(b"123456789") == 0xE3069283
@@ -100,7 +100,7 @@ def crc32c(data: bytes) -> int:
     return state ^ 0xFFFFFFFF
 
 
-def masked_crc32c(data: bytes) -> int:
+def masked_crc32c(data: typing.Union[bytes, memoryview]) -> int:
     """CRC32C as frames store it: rotated, so that a CRC of a CRC is safe."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

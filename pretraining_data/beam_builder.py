@@ -121,7 +121,7 @@ def expand_inputs(text: str) -> typing.List[text_files.TextFile]:
     Raises:
       errors.UserError: a part matches no readable file, or there is no text.
     """
-    inputs = []
+    inputs: typing.List[typing.Any] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         expand = _match_remote if is_remote(part) else text_files.expand_inputs
         inputs += expand(part)

@@ -243,8 +243,9 @@ def read_manifest(
     """
     # A manifest must list at least one of the files; of a directory, any.
     is_directory = isinstance(inputs, str)
-    directories = [inputs] if is_directory else map(os.path.dirname, inputs)
-    paths = set() if is_directory else set(map(os.path.realpath, inputs))
+    names = [os.path.join(inputs, "")] if isinstance(inputs, str) else inputs
+    directories = [os.path.dirname(name) for name in names]
+    paths = {os.path.realpath(name) for name in names}
     merged, merged_path = None, None
     for directory in dict.fromkeys(directories):
         path = os.path.join(directory, MANIFEST)

@@ -250,7 +250,7 @@ def f1(prediction: str, gold: str, *, empty_score: float = 1) -> float:
 
 def scores(
     gold: typing.Dict[str, typing.List[str]], predictions: typing.Dict[str, str]
-) -> typing.Tuple[typing.Dict[str, int], typing.Dict[str, float]]:
+) -> typing.Tuple[typing.Dict[str, float], typing.Dict[str, float]]:
     """Exact match and F1 of each predicted question by v2.0's rules.
 
     Args:
@@ -261,7 +261,8 @@ def scores(
     Returns:
       Two dicts {id: score}, in the order of `gold`: 0 or 1, and 0 to 1.
     """
-    exact_scores, f1_scores = {}, {}
+    exact_scores: typing.Dict[str, float] = {}
+    f1_scores: typing.Dict[str, float] = {}
     for question_id, texts in gold.items():
         if question_id not in predictions:
             continue
@@ -278,7 +279,9 @@ def by_null_odds(
     null_odds: typing.Dict[str, float], known: typing.Container[str]
 ) -> typing.List[str]:
     """Ids in `known` by rising null odds, ties in the order of `null_odds`."""
-    return sorted((k for k in null_odds if k in known), key=null_odds.get)
+    return sorted(
+        (k for k in null_odds if k in known), key=lambda k: null_odds[k]
+    )
 
 
 def best_threshold(
@@ -302,7 +305,8 @@ def best_threshold(
       (best score in percent, threshold). The threshold is 0.0 when answering
       nothing at all is best, as in the official script.
     """
-    score = best = sum(1 for k in gold if not gold[k] and k in predictions)
+    score = float(sum(not gold[k] and k in predictions for k in gold))
+    best = score
     threshold = 0.0
     for question_id in by_null_odds(null_odds, question_scores):
         if gold[question_id]:
