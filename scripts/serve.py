@@ -159,18 +159,23 @@ def _first_problem(error):
     )
 
 
+def query_rejection(
+    question: str, text: str, options: ServeConfig
+) -> _Rejection:
+    """The rejection of a question or its text, None where both are valid."""
+    return text_rejection(
+        "question", question, options.max_question_characters
+    ) or text_rejection("text", text, options.max_text_characters)
+
+
 # --- The application --------------------------------------------------------
 
 
 def create_app(model: predictor.Predictor, options: ServeConfig) -> typing.Any:
-    """The FastAPI application.
+    """The FastAPI application of a predictor for "answer".
 
     The functions that compute are not coroutines: FastAPI runs each call in
     a thread, and threads may share a Predictor.
-
-    Args:
-      model: predictor.Predictor of "answer".
-      options: ServeConfig.
     """
     fastapi, pydantic, _ = _import()
     from fastapi import responses
@@ -203,9 +208,7 @@ def create_app(model: predictor.Predictor, options: ServeConfig) -> typing.Any:
     @app.post("/answer")
     def answer(query: Query):
         """The answer, its place in characters, and the n-best list."""
-        rejection = text_rejection(
-            "question", query.question, options.max_question_characters
-        ) or text_rejection("text", query.text, options.max_text_characters)
+        rejection = query_rejection(query.question, query.text, options)
         if rejection:
             return reject(*rejection)
         try:
@@ -216,15 +219,12 @@ def create_app(model: predictor.Predictor, options: ServeConfig) -> typing.Any:
         return responses.JSONResponse(result, headers=_HEADERS)
 
     page = PAGE.read_text("utf-8")
-    headers = {
-        **_HEADERS,
-        "Content-Security-Policy": content_security_policy(page),
-    }
+    policy = {"Content-Security-Policy": content_security_policy(page)}
 
     @app.get("/", response_class=responses.HTMLResponse)
     def show():
         """The page."""
-        return responses.HTMLResponse(page, headers=headers)
+        return responses.HTMLResponse(page, headers={**_HEADERS, **policy})
 
     if options.host in _LOOPBACK:
         # Otherwise another site's page could send requests here, under a

@@ -2,6 +2,7 @@
 """The checks before the first step, and scripts/doctor.py, which makes all."""
 
 import json
+import logging
 import types
 
 import numpy as np
@@ -12,6 +13,7 @@ import tokenization
 from common import errors, files, tf_example, tfrecord, version
 from helpers import tiny
 from pretraining_data import manifest as manifests
+from scripts import doctor as doctor_script
 from training import masked_lm_batches, preflight
 
 
@@ -387,6 +389,16 @@ def test_what_may_go_wrong_is_a_warning(folder, tmp_path):
     assert len(warned) == 2
     assert "no manifest.json beside the records" in warned[0]
     assert "--num_accumulation_steps=" in warned[1]
+
+
+def test_warnings_of_a_check_are_collected_instead_of_logged(caplog):
+    with doctor_script.collected_warnings() as warnings:
+        for logger in map(logging.getLogger, ("absl", "tensorflow")):
+            logger.warning("from %s", logger.name)
+            logger.debug("detail")
+    logging.getLogger("absl").warning("later")
+    assert warnings == ["from absl", "from tensorflow"]
+    assert "from" not in caplog.text and "later" in caplog.text
 
 
 def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
