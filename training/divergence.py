@@ -27,10 +27,8 @@ LEAST_DEVIATION = 0.05
 NORM_JUMP = 10.0
 # A dynamic loss scale falls from 2**15 to 1 in 15 overflows.
 OVERFLOW_STREAK = 20
-# Usual observations in a row after which a spike has ended ...
-CALM = 3
-# ... and observations after which the guard no longer waits for its end.
-PATIENCE = 20
+# Batches from the first bad one on that a rollback skips.
+SKIPPED = 20
 
 
 class Observation(typing.NamedTuple):
@@ -52,34 +50,17 @@ class Observation(typing.NamedTuple):
     gradient_norm: float
 
 
-class Spike(typing.NamedTuple):
-    """The batches `first` to `end - 1`, in which a run diverged.
+class Diverged(Exception):
+    """Ends a training loop that is to be rolled back.
 
     Attributes:
       first: number of the first bad batch.
-      end: number after the last bad batch.
-      step: global step after the first bad batch.
-      reason: the first unusual value.
+      end: number of the batch to resume at.
     """
 
-    first: int
-    end: int
-    step: int
-    reason: str
-
-    def __str__(self):
-        return (
-            f"{self.reason} at step {self.step} (batches {self.first} to "
-            f"{self.end - 1})"
-        )
-
-
-class Diverged(Exception):
-    """Ends a training loop that is to be rolled back."""
-
-    def __init__(self, spike: Spike):
-        super().__init__(str(spike))
-        self.spike = spike
+    def __init__(self, reason: str, first: int, end: int):
+        super().__init__(reason)
+        self.first, self.end = first, end
 
 
 class Guard:
@@ -99,81 +80,58 @@ class Guard:
         self.mode = mode
         self.skipped = 0
         self._deviations = deviations
+        self._overflows = 0
         self._losses = collections.deque(maxlen=WINDOW)
         self._log_norms = collections.deque(maxlen=WINDOW)
-        self.reset()
 
-    def reset(self) -> None:
-        """Forgets the spike, after a rollback, and keeps what was usual."""
-        self._spike = None
-        self._overflows = self._observed = self._calm = 0
-
-    def observe(self, seen: Observation) -> str:
-        """Takes an observation; returns what is unusual about it, or "".
-
-        A spike is acted upon once its extent is known: the run is calm again,
-        or was not for PATIENCE observations, or the loss is not finite.
+    def observe(self, seen: Observation) -> None:
+        """Takes an observation.
 
         Raises:
-          errors.UserError: the run diverged, mode "stop".
-          Diverged: the run diverged, mode "rollback".
+          errors.UserError: it is unusual, mode "stop".
+          Diverged: it is unusual, mode "rollback".
         """
-        if self.mode == "off":
-            return ""
-        reason, is_final = self._judge(seen)
-        if reason:
-            self._extend_spike(seen, reason)
-        elif self._spike is not None and seen.updates:
-            self._calm += 1
-        if self._spike is not None:
-            self._observed += 1
-            if is_final or self._calm >= CALM or self._observed >= PATIENCE:
-                self._act()
-        return reason
-
-    def _act(self):
+        reason = self._judge(seen) if self.mode != "off" else ""
+        if not reason:
+            return
+        end = seen.batch + seen.batches
+        first = end - self._overflows if self._overflows else seen.batch
+        self._overflows = 0  # what was usual stays known after a rollback
+        reason += f" at step {seen.step} (batch {first})"
         if self.mode == "rollback":
-            raise Diverged(self._spike)
+            raise Diverged(reason, first, max(end, first + SKIPPED))
         raise errors.UserError(
-            f"the run diverged: {self._spike}; restart from a checkpoint "
-            "before it with a lower --learning_rate, or pass "
-            "--divergence_guard=rollback"
+            f"the run diverged: {reason}; restart from a checkpoint before it "
+            "with a lower --learning_rate, or pass --divergence_guard=rollback"
         )
 
-    def _extend_spike(self, seen, reason):
-        self._calm = 0
-        end = seen.batch + seen.batches
-        if self._spike is None:
-            first = end - self._overflows if self._overflows else seen.batch
-            self._spike = Spike(first, end, seen.step, reason)
-        self._spike = self._spike._replace(end=end)
-
     def _judge(self, seen):
-        """(what is unusual or "", whether to act without waiting)."""
+        """The unusual value in an observation, or ""."""
         if not seen.updates:
             self._overflows += seen.batches
             if self._overflows < OVERFLOW_STREAK:
-                return "", False
-            return f"{self._overflows} overflows in a row", True
+                return ""
+            return f"{self._overflows} overflows in a row"
         self._overflows = 0
-        if not math.isfinite(seen.loss):
-            return f"loss is {seen.loss}", True
-        if not math.isfinite(seen.gradient_norm):
-            return f"gradient norm is {seen.gradient_norm}", True
+        for name, value in (
+            ("loss", seen.loss),
+            ("gradient norm", seen.gradient_norm),
+        ):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
         log_norm = math.log(max(seen.gradient_norm, 1e-30))
-        reason = self._judge_loss(seen.loss) or self._judge_norm(log_norm)
-        if not reason and self._spike is None:
-            self._losses.append(seen.loss)
-            self._log_norms.append(log_norm)
-        return reason, False
+        if len(self._losses) >= WARM_UP:
+            reason = self._judge_loss(seen.loss) or self._judge_norm(log_norm)
+            if reason:
+                return reason
+        self._losses.append(seen.loss)
+        self._log_norms.append(log_norm)
+        return ""
 
     def _judge_loss(self, loss):
-        if len(self._losses) < WARM_UP:
-            return ""
         mean, deviation = np.mean(self._losses), np.std(self._losses)
-        # A spike ends at half the distance at which it begins.
-        allowed = self._deviations * (0.5 if self._spike is not None else 1.0)
-        if loss <= mean + allowed * max(deviation, LEAST_DEVIATION * abs(mean)):
+        unit = max(deviation, LEAST_DEVIATION * abs(mean))
+        if loss <= mean + self._deviations * unit:
             return ""
         return (
             f"loss {loss:.4f} is far above its mean {mean:.4f} (deviation "
@@ -181,12 +139,9 @@ class Guard:
         )
 
     def _judge_norm(self, log_norm):
-        if len(self._log_norms) < WARM_UP:
-            return ""
         mean, deviation = np.mean(self._log_norms), np.std(self._log_norms)
-        if log_norm <= mean + max(
-            self._deviations * deviation, math.log(NORM_JUMP)
-        ):
+        jump = max(self._deviations * deviation, math.log(NORM_JUMP))
+        if log_norm <= mean + jump:
             return ""
         return (
             f"gradient norm {math.exp(log_norm):.4g} is far above its mean "

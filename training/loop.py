@@ -58,7 +58,7 @@ def train(
                 _train_from_newest(estimator, batches, training, stop)
                 break
             except divergence.Diverged as diverged:
-                _roll_back(training, diverged.spike)
+                _roll_back(training, diverged)
     if stop.has_stopped:
         device.agree(0)  # rank 0 has saved
     if stop.has_stopped or signals.number:
@@ -87,7 +87,7 @@ def _check_guard(run, device):
 
 
 def _train_from_newest(estimator, batches, training, stop):
-    """Trains from the newest checkpoint to the end, a signal or a spike."""
+    """Trains from the newest checkpoint; Diverged asks for a rollback."""
     run, device = training.run, training.device
     latest = checkpoints.newest(run.output_dir)
     first, skipped = rollback.resume(
@@ -112,14 +112,13 @@ def _train_from_newest(estimator, batches, training, stop):
     )
 
 
-def _roll_back(training, spike):
+def _roll_back(training, diverged):
     """Restores a checkpoint on rank 0; all processes fail together."""
     problem = None
     if training.device.rank == 0:
         try:
-            rollback.roll_back(training.run, spike)
+            rollback.roll_back(training.run, diverged)
         except (errors.UserError, OSError) as error:
             problem = error
     if training.device.agree(int(problem is not None)):
-        raise problem or errors.UserError(f"the run diverged: {spike}")
-    training.guard.reset()
+        raise problem or errors.UserError(f"the run diverged: {diverged}")

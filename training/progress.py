@@ -148,9 +148,7 @@ class ProgressHook(tf.train.SessionRunHook):
             float(values["loss"]),
             float(values["gradient_norm"]),
         )
-        reason = self._training.guard.observe(seen)
-        if reason and self._writer is not None:
-            tf.logging.warning("step=%d batch=%d %s", step, batches - 1, reason)
+        self._training.guard.observe(seen)
         self._check(values, seen)
         if math.isfinite(seen.loss):
             self._losses.append(seen.loss)

@@ -43,11 +43,11 @@ def resume(directory: str, seen: int) -> typing.Tuple[int, int]:
     )
 
 
-def roll_back(run: run_config.RunConfig, spike: divergence.Spike) -> None:
-    """Makes a checkpoint from before the spike the newest one.
+def roll_back(run: run_config.RunConfig, diverged: divergence.Diverged) -> None:
+    """Makes a checkpoint from before the first bad batch the newest one.
 
-    A checkpoint that a rollback has restored already, without a newer one
-    before the next spike, is not restored again while there is an older one.
+    A checkpoint from which the run diverged again is not restored a second
+    time while there is an older one.
 
     Raises:
       errors.UserError: no such checkpoint, or too many rollbacks.
@@ -55,7 +55,7 @@ def roll_back(run: run_config.RunConfig, spike: divergence.Spike) -> None:
     rollbacks, jumps = _read(run.output_dir)
     if rollbacks >= run.divergence_max_rollbacks:
         raise errors.UserError(
-            f"the run diverged: {spike}; rollbacks so far: {rollbacks}, and "
+            f"the run diverged: {diverged}; rollbacks so far: {rollbacks}, and "
             f"--divergence_max_rollbacks is {run.divergence_max_rollbacks}; "
             "use a lower --learning_rate or a longer warm-up"
         )
@@ -64,17 +64,17 @@ def roll_back(run: run_config.RunConfig, spike: divergence.Spike) -> None:
         for path in checkpoints.listed(run.output_dir)
         if not checkpoints.damage(path)
     ]
-    older = [(seen, path) for seen, path in older if seen <= spike.first]
+    older = [(seen, path) for seen, path in older if seen <= diverged.first]
     if not older:
         raise errors.UserError(
-            f"the run diverged: {spike}, and all checkpoints left are newer; "
+            f"the run diverged: {diverged}, and all checkpoints left are newer; "
             "keep more with --keep_checkpoint_max, or restart with a lower "
             "--learning_rate"
         )
     if len(older) > 1 and older[-1][0] in dict(jumps):
         older.pop()
     seen, path = older[-1]
-    jumps = [jump for jump in jumps if jump[0] < seen] + [(seen, spike.end)]
+    jumps = [jump for jump in jumps if jump[0] < seen] + [(seen, diverged.end)]
     files.write_json(
         os.path.join(run.output_dir, _STATE_FILE),
         {"rollbacks": rollbacks + 1, "skipped": jumps},
@@ -85,8 +85,8 @@ def roll_back(run: run_config.RunConfig, spike: divergence.Spike) -> None:
         rollbacks + 1,
         run.divergence_max_rollbacks,
         path,
-        spike,
-        spike.end,
+        diverged,
+        diverged.end,
     )
 
 

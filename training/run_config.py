@@ -136,8 +136,8 @@ class RunConfig:
             raise errors.UserError("no output directory; pass --output_dir")
         if _PATTERN.search(self.output_dir):
             raise errors.UserError(
-                f"--output_dir={self.output_dir!r}: TensorFlow reads *, ?, [, ] "
-                "and \\ in the name of a checkpoint as a pattern and could "
+                f"--output_dir={self.output_dir!r}: TensorFlow reads *, ?, [, "
+                "] and \\ in the name of a checkpoint as a pattern and could "
                 "not resume from it; use a name without them and without "
                 "control characters"
             )

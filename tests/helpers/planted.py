@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training in which some batches are bad, so that the loss jumps.
 
-    horovodrun -np 2 --gloo python tests/helpers/planted.py FOLDER STEPS FIRST END
+    horovodrun -np 2 --gloo python tests/helpers/planted.py DIR STEPS FIRST END
 
-trains FOLDER/two on FOLDER's model and records, which Pretraining.write has
+trains DIR/two on DIR's model and records, which Pretraining.write has
 put there, with a spike planted in the batches from FIRST to before END.
 """
 
