@@ -21,7 +21,7 @@ def report_results(
         global_step, else that of the checkpoint evaluated.
     """
     tf.logging.info(
-        "%s", " ".join("%s=%.6g" % item for item in sorted(results.items()))
+        "%s", " ".join(f"{k}={v:.6g}" for k, v in sorted(results.items()))
     )
     write_results(os.path.join(run.output_dir, "eval_results.txt"), results)
     step = results.get("global_step")

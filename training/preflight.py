@@ -8,14 +8,18 @@ Training commands make the cheap checks, scripts/doctor.py all of them.
 import errno
 import os
 import shutil
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import configuration
+import device as devices
+import tokenization
 from common import errors, files
 from pretraining_data import manifest as manifests
 from pretraining_data import records
-from training import checkpoints
+from training import checkpoints, masked_lm_batches, run_config
 from weights import lazy_tensors
 from weights import names as weight_names
 
@@ -33,8 +37,10 @@ _RECOMPUTED = 0.6  # share of it with --recompute_layers
 _FILLED = 0.9
 
 
-def check_length(max_seq_length, config, config_file):
-    """Whether the model has positions for --max_seq_length."""
+def check_length(
+    max_seq_length: int, config: configuration.RobertaConfig, config_file: str
+) -> str:
+    """Checks that the model has positions for --max_seq_length."""
     most = config.max_sequence_length
     if max_seq_length > most:
         raise errors.UserError(
@@ -50,25 +56,30 @@ def check_length(max_seq_length, config, config_file):
     )
 
 
-def check_vocabulary(tokenizer, vocab_file, config, config_file):
-    """Whether a vocabulary is the model's: its size, the id of `<pad>`."""
-    if tokenizer.vocab_size != config.vocab_size:
-        raise errors.UserError(
-            f"{vocab_file} has {tokenizer.vocab_size} entries, but "
-            f"{config_file} has vocab_size {config.vocab_size}; use the "
-            "vocabulary of that model"
-        )
-    if tokenizer.pad_id != config.pad_token_id:
-        raise errors.UserError(
-            f"{vocab_file} has <pad> at {tokenizer.pad_id}, but {config_file} "
-            f"has pad_token_id {config.pad_token_id}; use the vocabulary of "
-            "that model"
-        )
+def check_vocabulary(
+    tokenizer: tokenization.RobertaTokenizer,
+    vocab_file: str,
+    config: configuration.RobertaConfig,
+    config_file: str,
+) -> str:
+    """Checks that a vocabulary is the model's: its size, the id of `<pad>`."""
+    for actual, text, key in (
+        (tokenizer.vocab_size, "{} entries", "vocab_size"),
+        (tokenizer.pad_id, "<pad> at {}", "pad_token_id"),
+    ):
+        if actual != getattr(config, key):
+            raise errors.UserError(
+                f"{vocab_file} has {text.format(actual)}, but {config_file} "
+                f"has {key} {getattr(config, key)}; use the vocabulary of "
+                "that model"
+            )
     return f"{tokenizer.vocab_size} entries, <pad> is {tokenizer.pad_id}"
 
 
-def check_vocabulary_of_records(inputs, vocab_file, merges_file):
-    """Whether records were built with these tokenizer files."""
+def check_vocabulary_of_records(
+    inputs: str, vocab_file: str, merges_file: str
+) -> str:
+    """Checks that records were built with these tokenizer files."""
     manifest = manifests.read_manifest(records.expand_inputs(inputs))
     if manifest is None:
         return f"no {manifests.MANIFEST} beside {inputs}: nothing to compare"
@@ -86,8 +97,8 @@ def check_vocabulary_of_records(inputs, vocab_file, merges_file):
     return f"the records in {inputs} were built with these files"
 
 
-def check_shards(inputs):
-    """Whether files hold what manifest.json says: records, bytes, sha256."""
+def check_shards(inputs: str) -> str:
+    """Checks files against manifest.json: records, bytes, sha256."""
     paths = records.expand_inputs(inputs)
     manifest = manifests.read_manifest(paths)
     if manifest is None:
@@ -111,21 +122,23 @@ def check_shards(inputs):
 
 
 def _check_shard(path, shard):
-    found = manifests.summarize_file(path)
+    actual = manifests.summarize_file(path)
     for key in ("bytes", "records", "sha256"):
-        if found[key] != shard[key]:
+        if actual[key] != shard[key]:
             raise errors.UserError(
-                f"{path} has {key} {found[key]}, but its {manifests.MANIFEST} "
+                f"{path} has {key} {actual[key]}, but its {manifests.MANIFEST} "
                 f"says {shard[key]}; copy the file again or build the records "
                 "again"
             )
 
 
-def check_records(source, most=0):
-    """Whether records are whole and their ids below the vocabulary's size.
+def check_records(
+    source: masked_lm_batches.MaskedLmSource, most: int = 0
+) -> str:
+    """Checks that records are valid and their ids below the vocabulary's size.
 
     Args:
-      source: input_pipeline.MaskedLmSource.
+      source: the records.
       most: records to read, evenly over all of them; 0 reads them all.
     """
     total = len(source)
@@ -134,13 +147,13 @@ def check_records(source, most=0):
     for start in range(0, count, 256):
         source.check(indices[start : start + 256])
     return (
-        f"{count} of {total} {('dynamic' if source.dynamic else 'static')} "
+        f"{count} of {total} {'dynamic' if source.dynamic else 'static'} "
         "records read"
     )
 
 
-def parameters(config, head):
-    """Trainable numbers of a model with one head (weight_names.PARTS).
+def parameters(config: configuration.RobertaConfig, head: str) -> int:
+    """Number of weights of a model with one head (weight_names.PARTS).
 
     A head whose number of labels is free counts with one label.
     """
@@ -152,86 +165,87 @@ def parameters(config, head):
     )
 
 
-def checkpoint_bytes(config, head):
+def checkpoint_bytes(config: configuration.RobertaConfig, head: str) -> int:
     """Size of one checkpoint: the weights and two moments, in float32."""
     return 3 * 4 * parameters(config, head)
 
 
-def check_disk(directory, size, keep):
-    """Whether the checkpoints of a run fit onto the disk.
+def check_disk(directory: str, size: int, keep: int) -> str:
+    """Checks that the checkpoints of a run fit on the disk.
 
-    One more than are kept is there while the newest is written.
+    While the newest is written, there is one more than are kept.
 
     Args:
       directory: of the run.
       size: bytes of a checkpoint.
       keep: how many are kept.
+
+    Raises:
+      errors.UserError: not even the next checkpoint fits.
+      OSError: the directory cannot be made.
     """
-    place = _usable(directory)
-    free = shutil.disk_usage(place).free
-    there = len(checkpoints.listed(directory))
-    wanted = size * max(1, keep + 1 - there)
+    path = _writable(directory)
+    free = shutil.disk_usage(path).free
+    written = len(checkpoints.listed(directory))
+    needed = size * max(1, keep + 1 - written)
     text = (
-        f"{gigabytes(free)} free at {place}; a checkpoint takes "
+        f"{gigabytes(free)} free at {path}; a checkpoint takes "
         f"{gigabytes(size)}, {keep} are kept"
     )
-    if free < size * (2 if there < 2 else 1):
+    if free < size * (2 if written < 2 else 1):
         raise errors.UserError(
-            f"{text}; free {gigabytes(wanted - free)}, or name another "
+            f"{text}; free {gigabytes(needed - free)}, or use another "
             "--output_dir"
         )
-    if free < wanted:
+    if free < needed:
         tf.logging.warning(
             "%s: the disk will be full; free %s, or use a "
             "smaller --keep_checkpoint_max",
             text,
-            gigabytes(wanted - free),
+            gigabytes(needed - free),
         )
     return text
 
 
-def _usable(directory):
-    """The part of a directory's path that is there.
+def _writable(directory):
+    """The longest part of a path that exists.
 
     Raises:
       OSError: no file or directory can be made in it.
     """
-    place = os.path.abspath(directory)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place):
-        number = errno.ENOTDIR
-    elif not os.access(place, os.W_OK | os.X_OK):
-        number = errno.EACCES
-    else:
-        return place
-    raise OSError(number, os.strerror(number), place)
+    path = os.path.abspath(directory)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):
+        return path
+    number = errno.EACCES if os.path.isdir(path) else errno.ENOTDIR
+    raise OSError(number, os.strerror(number), path)
 
 
-def gigabytes(size):
+def gigabytes(size: float) -> str:
     """`1.5 GB`."""
     return f"{size / 1e9:.3g} GB"
 
 
 def memory_bytes(
-    config,
-    head,
+    config: configuration.RobertaConfig,
+    head: str,
     *,
-    batch_size,
-    max_seq_length,
-    predictions,
-    accumulates,
-    recompute_layers=False,
-    half=False,
-):
+    batch_size: int,
+    max_seq_length: int,
+    predictions: int,
+    accumulates: bool,
+    recompute_layers: bool = False,
+    half: bool = False,
+) -> int:
     """An estimate of the memory that training takes on a device.
 
     Args:
-      config: modeling.RobertaConfig.
+      config: of the model.
       head: see `parameters`.
       batch_size: sequences of a micro-batch.
       max_seq_length: tokens of a sequence.
-      predictions: rows of logits of a sequence, 0 without an LM head.
+      predictions: rows of logits per sequence, 0 without an LM head.
       accumulates: whether there are several micro-batches.
       recompute_layers: see modeling.RobertaModel.
       half: whether the encoder computes in fp16.
@@ -249,68 +263,84 @@ def memory_bytes(
     return int(_RUNTIME + state + batch_size * (encoder + logits))
 
 
-def check_memory(estimate, available, run):
-    """Proposes a smaller batch where the one asked for will not fit.
+def check_memory(
+    estimate: typing.Callable[[int, bool], int],
+    available: typing.Optional[int],
+    run: run_config.RunConfig,
+) -> str:
+    """Warns with a smaller batch where --train_batch_size will not fit.
 
     Args:
       estimate: function of a batch size and whether there are several
         micro-batches, giving bytes.
-      available: bytes of the device, None where they are not known.
-      run: training.RunConfig.
+      available: bytes of the device, None where they are unknown.
+      run: flags.
     """
-    wanted = estimate(run.train_batch_size, run.num_accumulation_steps > 1)
+    needed = estimate(run.train_batch_size, run.num_accumulation_steps > 1)
     text = (
-        f"about {gigabytes(wanted)} for {run.train_batch_size} sequences of "
+        f"about {gigabytes(needed)} for {run.train_batch_size} sequences of "
         f"{run.max_seq_length} tokens"
     )
     if available is None:
-        return text + "; the device's memory is not known"
+        return text + "; the device's memory is unknown"
     text += f", the device has {gigabytes(available)}"
     size = fitting_batch(estimate, run.batch_size, _FILLED * available)
     proposal = (
         f"--train_batch_size={size} "
         f"--num_accumulation_steps={run.batch_size // max(size, 1)}"
     )
-    if wanted <= available:
-        return (
-            f"{text}; {proposal} would do"
-            if (size > run.train_batch_size)
-            else text
+    if needed > available:
+        tf.logging.warning(
+            "%s; %s",
+            text,
+            f"{proposal} has the same result in less memory"
+            if size
+            else "use a smaller model, shorter sequences or --recompute_layers",
         )
-    tf.logging.warning(
-        "%s; %s",
-        text,
-        f"{proposal} has the same result in less memory"
-        if size
-        else "this model does not fit, use a smaller "
-        "one, shorter sequences or --recompute_layers",
-    )
+    elif size > run.train_batch_size:
+        return f"{text}; {proposal} fits too"
     return text
 
 
-def fitting_batch(estimate, batch_size, available):
+def fitting_batch(
+    estimate: typing.Callable[[int, bool], int],
+    batch_size: int,
+    available: float,
+) -> int:
     """The largest divisor of batch_size that fits, 0 when 1 does not."""
     small = [
         size
         for size in range(1, int(batch_size**0.5) + 1)
         if batch_size % size == 0
     ]
-    for size in [batch_size // size for size in small] + small[::-1]:
-        if estimate(size, size < batch_size) <= available:
-            return size
-    return 0
+    return next(
+        (
+            size
+            for size in [batch_size // size for size in small] + small[::-1]
+            if estimate(size, size < batch_size) <= available
+        ),
+        0,
+    )
 
 
-def check_run(run, config, device, head, *, predictions, choices=1):
-    """What the run scripts check: cheap, and before anything is written.
+def check_run(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    device: devices.Device,
+    head: str,
+    *,
+    predictions: int,
+    choices: int = 1,
+) -> typing.List[str]:
+    """The checks of training commands: cheap, before anything is written.
 
     Args:
-      run: training.RunConfig.
-      config: modeling.RobertaConfig.
-      device: an environment's device.
+      run: flags.
+      config: of the model.
+      device: from environment.create.
       head: see `parameters`.
       predictions: see `memory_bytes`.
-      choices: sequences of --max_seq_length that count as one of a batch.
+      choices: sequences of --max_seq_length per example.
 
     Returns:
       Lines about disk and memory.
@@ -326,16 +356,26 @@ def check_run(run, config, device, head, *, predictions, choices=1):
     ]
 
 
-def check_room(run, config, head):
-    """`check_disk` of a run; arguments as of `check_run`."""
-    _usable(run.log_dir)
+def check_room(
+    run: run_config.RunConfig, config: configuration.RobertaConfig, head: str
+) -> str:
+    """`check_disk` of a run; arguments as for `check_run`."""
+    _writable(run.log_dir)
     return check_disk(
         run.output_dir, checkpoint_bytes(config, head), run.keep_checkpoint_max
     )
 
 
-def check_need(run, config, device, head, *, predictions, choices=1):
-    """`check_memory` of a run; arguments as of `check_run`."""
+def check_need(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    device: devices.Device,
+    head: str,
+    *,
+    predictions: int,
+    choices: int = 1,
+) -> str:
+    """`check_memory` of a run; arguments as for `check_run`."""
     return check_memory(
         lambda size, accumulates: memory_bytes(
             config,
@@ -352,11 +392,16 @@ def check_need(run, config, device, head, *, predictions, choices=1):
     )
 
 
-def schedule(run, world_size, sequences, num_train_steps):
-    """What a run's steps are in passes over the records, as a text.
+def schedule(
+    run: run_config.RunConfig,
+    world_size: int,
+    sequences: int,
+    num_train_steps: int,
+) -> str:
+    """Describes a run's steps in passes over the records.
 
     Args:
-      run: training.RunConfig.
+      run: flags.
       world_size: devices.
       sequences: records to train on.
       num_train_steps: updates.
@@ -365,6 +410,6 @@ def schedule(run, world_size, sequences, num_train_steps):
     return (
         f"{sequences} records, {batch} in an update ({run.train_batch_size} x "
         f"{run.num_accumulation_steps} x {world_size}: sequences, "
-        f"micro-batches, devices); {num_train_steps} updates pass over them "
-        f"{f'{num_train_steps * batch / sequences:,.1f}'} times"
+        f"micro-batches, devices); {num_train_steps} updates read them "
+        f"{num_train_steps * batch / sequences:,.1f} times"
     )
