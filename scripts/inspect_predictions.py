@@ -218,13 +218,18 @@ def pieces(
     context: str, gold: typing.Set[_Span], predicted: typing.Optional[_Span]
 ) -> typing.Iterator[typing.Tuple[str, bool, bool]]:
     """Yields the context as (text, whether accepted, whether predicted)."""
-    spans = list(gold) + ([predicted] if predicted else [])
-    cuts = sorted({0, len(context)} | {cut for span in spans for cut in span})
+    predictions = {predicted} if predicted else set()
+    edges = {edge for span in gold | predictions for edge in span}
+    cuts = sorted(edges | {0, len(context)})
+
+    def is_in(spans, start, end):
+        return any(first <= start and end <= last for first, last in spans)
+
     for start, end in zip(cuts, cuts[1:]):
         yield (
             context[start:end],
-            any(first <= start and end <= last for first, last in gold),
-            bool(predicted) and predicted[0] <= start and end <= predicted[1],
+            is_in(gold, start, end),
+            is_in(predictions, start, end),
         )
 
 

@@ -210,19 +210,18 @@ def _write_table(options):
     write(options.output, rank_table(options.hosts, addresses))
 
 
-def main(arguments: typing.List[str]) -> typing.Optional[str]:
-    """Writes the file; returns the message for a mistake."""
+def main(arguments: typing.List[str]) -> int:
+    """Writes the file; a mistake is one line on standard error and code 1."""
     try:
         _write_table(parse(arguments))
+        return 0
     except Mistake as mistake:
-        return f"make_rank_table.py: error: {mistake}"
+        message = str(mistake)
     except OSError as error:
-        return (
-            f"make_rank_table.py: error: cannot use {error.filename!r}: "
-            f"{error.strerror}"
-        )
-    return None
+        message = f"cannot use {error.filename!r}: {error.strerror}"
+    sys.stderr.write(f"make_rank_table.py: error: {message}\n")
+    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))  # a message goes to standard error, code 1
+    sys.exit(main(sys.argv[1:]))
