@@ -121,8 +121,8 @@ class BuildConfig:
             )
         if self.runner not in (None, "DirectRunner") and self.num_workers:
             raise errors.UserError(
-                f"--num_workers only applies to one machine; pass {self.runner} "
-                "its number of workers in --beam_options"
+                "--num_workers only applies to one machine; pass the number of "
+                f"workers of {self.runner} in --beam_options"
             )
 
     @property
@@ -295,7 +295,7 @@ def _beam_builder(runner):
 
 
 def _new_output(build, num_shards, settings, source):
-    """The output of a build, not yet begun."""
+    """The output of a build, not begun yet."""
     if build.runner is not None and "://" in build.output_file:
         return _beam_builder(build.runner).RemoteOutput(
             build.output_file, num_shards, settings

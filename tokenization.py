@@ -42,7 +42,8 @@ _PIECE = regex.compile(
 # Chunks are whole pieces, several where punctuation touches a word: the same
 # boundaries at white space as _PIECE has, found three times as fast.
 _CHUNK = re.compile(
-    f" ?[^{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+(?![^{_WHITE_SPACE}])|[{_WHITE_SPACE}]+"
+    f" ?[^{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+(?![^{_WHITE_SPACE}])"
+    f"|[{_WHITE_SPACE}]+"
 )
 
 # The heap costs more than it saves on words shorter than this many bytes.
@@ -59,7 +60,7 @@ _NEVER = float("inf")
 
 
 def _byte_symbols():
-    """The printable character that stands for each byte: 256 strings.
+    """The printable character of each byte: 256 strings.
 
     Bytes that print as themselves keep their character; the others take
     U+0100, U+0101, ... in turn. Source: GPT-2, encoder.py, bytes_to_unicode.
@@ -69,9 +70,10 @@ def _byte_symbols():
             range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100)
         )
     )
-    others = itertools.count(0x100)
+    substitutes = itertools.count(0x100)
     return [
-        chr(byte if byte in printable else next(others)) for byte in range(256)
+        chr(byte if byte in printable else next(substitutes))
+        for byte in range(256)
     ]
 
 
@@ -143,7 +145,7 @@ class RobertaTokenizer:
     def encode_with_offsets(
         self, text: str
     ) -> typing.Tuple[typing.List[int], typing.List[typing.Tuple[int, int]]]:
-        """The ids of a text and where each stands in it.
+        """The ids of a text and their places in it.
 
         " a cafe" -> ([10, 16381], [(1, 2), (3, 7)])
 

@@ -13,36 +13,41 @@ import os
 import signal
 import threading
 import time
+import typing
 from concurrent.futures import process
 
 from common import errors
 
-# Items that are on their way, by worker: enough to keep it busy, and a bound
-# for memory.
-_ITEMS_A_WORKER = 2
+# Pending items per worker: enough to keep it busy, and a bound for memory.
+_ITEMS_PER_WORKER = 2
 _WATCH_SECONDS = 0.5
-# More are a slip of the pen, and would be the end of the machine.
+# A larger value is certainly a typo and would exhaust the machine.
 MAX_WORKERS = 1024
 
 _function = None  # of a worker, what `create` returned
 
 
 class WorkerError(errors.UserError):
-    """A worker process ended by itself or was killed."""
+    """A worker process exited or was killed."""
 
 
-def available_cores():
-    """How many cores this process may use."""
+def available_cores() -> int:
+    """Number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def map_ordered(items, create, arguments, num_workers):
+def map_ordered(
+    items: typing.Iterable[typing.Any],
+    create: typing.Callable[..., typing.Callable[[typing.Any], typing.Any]],
+    arguments: typing.Tuple[typing.Any, ...],
+    num_workers: int,
+) -> typing.Iterator[typing.Any]:
     """Yields create(*arguments)(item) for each item, in their order.
 
     Items are taken from their iterator only as results are asked for. Close
-    the generator to end the workers before it is exhausted.
+    the generator to end the workers early.
 
     Args:
       items: an iterator of picklable items.
@@ -51,8 +56,8 @@ def map_ordered(items, create, arguments, num_workers):
       num_workers: processes; 1 does all work in this process.
 
     Raises:
-      WorkerError: a worker has died.
-      Exception: whatever the function raises for an item.
+      WorkerError: a worker exited.
+      Exception: any exception of the function for an item.
     """
     if num_workers == 1:
         yield from map(create(*arguments), items)
@@ -64,7 +69,7 @@ def map_ordered(items, create, arguments, num_workers):
     try:
         for item in items:
             pending.append(executor.submit(_call, item))
-            if len(pending) > _ITEMS_A_WORKER * num_workers:
+            if len(pending) > _ITEMS_PER_WORKER * num_workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -81,7 +86,7 @@ def map_ordered(items, create, arguments, num_workers):
 
 
 def _initialize(create, arguments):
-    """Prepares a worker: it ends with its parent, not by Ctrl-C."""
+    """Prepares a worker: it exits with its parent and ignores Ctrl-C."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -90,7 +95,7 @@ def _initialize(create, arguments):
 
 
 def _watch(parent):
-    """Ends this process when its parent was killed."""
+    """Ends this process when its parent has exited."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
     os._exit(1)

@@ -7,8 +7,8 @@ give the same sequences. Chunks are numbered within a group of files: a large
 file is a group of its own, small ones share one.
 
 Like fairseq's encoder, each line is stripped of the white space around it and
-encoded by itself, so a line begins without a leading space, and nothing stands
-for the line break. WikiText-2's validation text then has 251,354 tokens. (Lower
+encoded by itself, so a line begins without a leading space, and line breaks are
+not encoded. WikiText-2's validation text then has 251,354 tokens. (Lower
 case: 262,785; stripped at the right only, it would be 262,649.)
 
 Source: fairseq/examples/roberta/multiprocessing_bpe_encoder.py.
@@ -43,7 +43,8 @@ class FileGroup:
     files: typing.Tuple[text_files.TextFile, ...]
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """Bytes of the files."""
         return sum(f.size for f in self.files)
 
 
@@ -52,7 +53,7 @@ class Segment:
     """Bytes of one file, cut after a whole character.
 
     `offset` (bytes) and `line` (from 1) say where in the uncompressed file it
-    begins. `ends_in_line`, `document_goes_on`: in the next segment.
+    begins. `ends_in_line`, `ends_in_document`: in the next segment.
     """
 
     path: str
@@ -63,11 +64,11 @@ class Segment:
     continues_document: bool
     continues_line: bool
     ends_in_line: bool
-    document_goes_on: bool = False
+    ends_in_document: bool = False
 
     @property
-    def lines(self):
-        """How many lines end here."""
+    def lines(self) -> int:
+        """Number of lines that end here."""
         return self.data.count(b"\n")
 
 
@@ -96,17 +97,22 @@ class ChunkLimits:
     size: int
     line_bytes: int = BYTES_A_LINE
 
-    def weight(self, length, lines):
-        """What so many bytes and lines count as."""
+    def weight(self, length: int, lines: int) -> int:
+        """The size that these bytes and lines count as."""
         return max(length, lines * self.line_bytes)
 
 
-def chunk_limits(total_bytes, num_shards=1, copies=1, line_bytes=BYTES_A_LINE):
+def chunk_limits(
+    total_bytes: int,
+    num_shards: int = 1,
+    copies: int = 1,
+    line_bytes: int = BYTES_A_LINE,
+) -> ChunkLimits:
     """The limits for an input of `total_bytes` as stored.
 
     Small inputs are cut finer, so that all workers and shards get some; many
-    copies of each sequence (dupe_factor) mean smaller chunks, so that what a
-    chunk becomes stays bounded.
+    copies of each sequence (dupe_factor) mean smaller chunks, which bounds the
+    size of their records.
     """
     size = min(
         CHUNK_BYTES * 4 // max(4, copies), total_bytes // (4 * num_shards)
@@ -114,7 +120,9 @@ def chunk_limits(total_bytes, num_shards=1, copies=1, line_bytes=BYTES_A_LINE):
     return ChunkLimits(max(MIN_CHUNK_BYTES, size), line_bytes)
 
 
-def group_files(files, limits):
+def group_files(
+    files: typing.Iterable[text_files.TextFile], limits: ChunkLimits
+) -> typing.List[FileGroup]:
     """Divides files into groups whose chunks do not depend on each other.
 
     A file of at least `limits.size` bytes is a group of its own; smaller ones
@@ -134,7 +142,9 @@ def group_files(files, limits):
     return groups
 
 
-def read_chunks(group, limits, text_field="text"):
+def read_chunks(
+    group: FileGroup, limits: ChunkLimits, text_field: str = "text"
+) -> typing.Iterator[Chunk]:
     """Cuts the files of a group into chunks.
 
     Raises:
@@ -168,14 +178,16 @@ def _segments(file, limits, text_field):
         buffer += block
         lines += block.count(b"\n")
         while limits.weight(len(buffer), lines) >= limits.size:
-            length, goes_on, line_goes_on = cut(buffer, limits, before)
+            length, ends_in_document, ends_in_line = cut(buffer, limits, before)
             if file.is_json:
                 _check_json_line(
                     file.path, before.line + before.lines, length or len(buffer)
                 )
             if not length:
                 break
-            segment = _following(before, buffer[:length], goes_on, line_goes_on)
+            segment = _following(
+                before, buffer[:length], ends_in_document, ends_in_line
+            )
             for part in _without_giants(segment, limits, text_field):
                 yield stored if file.is_gzip else segment.offset, part
             before, stored = segment, position
@@ -193,7 +205,7 @@ def _segments(file, limits, text_field):
             yield stored if file.is_gzip else segment.offset, part
 
 
-def _following(before, data, document_goes_on, line_goes_on):
+def _following(before, data, ends_in_document, ends_in_line):
     """The Segment after another one of the same file."""
     return Segment(
         before.path,
@@ -201,10 +213,10 @@ def _following(before, data, document_goes_on, line_goes_on):
         before.line + before.lines,
         bytes(data),
         before.is_json,
-        before.document_goes_on,
+        before.ends_in_document,
         before.ends_in_line,
-        line_goes_on,
-        document_goes_on,
+        ends_in_line,
+        ends_in_document,
     )
 
 
@@ -227,15 +239,15 @@ def _without_giants(segment, limits, text_field):
     parts, start = [], 0
     while start < len(text):
         window = bytearray(text[start : start + limits.size])
-        length, line_goes_on = len(text) - start, False
+        length, ends_in_line = len(text) - start, False
         if limits.weight(length, window.count(b"\n")) > limits.size:
-            length, _, line_goes_on = _cut_text(window, limits, part)
+            length, _, ends_in_line = _cut_text(window, limits, part)
         part = dataclasses.replace(
             part,
             data=text[start : start + length],
             continues_document=start > 0,
             continues_line=part.ends_in_line,
-            ends_in_line=line_goes_on,
+            ends_in_line=ends_in_line,
         )
         parts.append(part)
         start += length
@@ -246,13 +258,13 @@ def _check_json_line(path, line, length):
     if length > MAX_JSON_LINE_BYTES:
         raise errors.UserError(
             f"line {line} of {path!r} is longer than the limit of "
-            f"{MAX_JSON_LINE_BYTES} bytes; divide the document, or give the "
-            "file as plain text"
+            f"{MAX_JSON_LINE_BYTES} bytes; divide the document, or write "
+            "the file as plain text"
         )
 
 
 def _window(buffer, limits):
-    """`limits.size`, or the end of the line that is one too many."""
+    """`limits.size`, or the end of the last line that fits."""
     most = max(1, limits.size // limits.line_bytes)
     if buffer.count(b"\n", 0, limits.size) < most:
         return min(limits.size, len(buffer))
@@ -275,7 +287,7 @@ def _cut_text(buffer, limits, before):
     Args:
       buffer: a bytearray.
       limits: ChunkLimits.
-      before: the Segment before; it tells whether its last line goes on.
+      before: the Segment before; it tells whether its last line continues.
 
     Returns:
       (length, in the middle of a document, in the middle of a line): after the
@@ -305,7 +317,9 @@ def _cut_text(buffer, limits, before):
     return max(1, window - 1), True, True
 
 
-def sentences(chunk, text_field="text"):
+def sentences(
+    chunk: Chunk, text_field: str = "text"
+) -> typing.Iterator[typing.Tuple[str, bool]]:
     """Yields (text, begins a document) for each line that is not blank.
 
     Text has no white space around it, except where a giant line was cut.
@@ -328,15 +342,11 @@ def _decode(segment):
         return segment.data[skipped:].decode("utf-8")
     except UnicodeDecodeError as error:
         where = error.start + skipped
+        line = segment.line + segment.data.count(b"\n", 0, where)
         raise errors.UserError(
-            "%r is not UTF-8: byte 0x%02x at offset %d, in line %d; convert "
-            "it, for example with iconv -t UTF-8"
-            % (
-                segment.path,
-                segment.data[where],
-                segment.offset + where,
-                segment.line + segment.data.count(b"\n", 0, where),
-            )
+            f"{segment.path!r} is not UTF-8: byte "
+            f"0x{segment.data[where]:02x} at offset {segment.offset + where}, "
+            f"in line {line}; convert it, for example with iconv -t UTF-8"
         ) from error
 
 
@@ -345,12 +355,12 @@ def _text_sentences(segment, text):
     begins = not segment.continues_document
     for number, line in enumerate(lines):
         continues = segment.continues_line and number == 0
-        goes_on = segment.ends_in_line and number == len(lines) - 1
+        ends_in_document = segment.ends_in_line and number == len(lines) - 1
         if line.strip():
             line = line if continues else line.lstrip()
-            yield line if goes_on else line.rstrip(), begins
+            yield line if ends_in_document else line.rstrip(), begins
             begins = False
-        elif not (continues or goes_on):
+        elif not (continues or ends_in_document):
             begins = True
 
 

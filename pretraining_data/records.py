@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training records: their schema, their files, their order, their manifest.
+"""The training records: their schema, their files, their order.
 
-A static record carries its masks, a dynamic one only its tokens. S is the
+A static record contains its masks, a dynamic one only its tokens. S is the
 length of a sequence, P the number of masked positions, N of records.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import threading
+import typing
 
 import numpy as np
 from absl import logging
@@ -56,7 +57,7 @@ class _OpenFile(io.FileIO):
 
 
 class _Recent:
-    """At most `limit` units of values, the least recently used ones go."""
+    """A cache of at most `limit` units; drops the least recently used ones."""
 
     def __init__(self, limit, size=lambda value: 1):
         self._limit = limit
@@ -66,7 +67,7 @@ class _Recent:
         self._lock = threading.Lock()
 
     def get(self, key, make):
-        """The value of a key, from `make()` when it is not held."""
+        """The value of a key, from `make()` when it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -86,23 +87,28 @@ class ShardedRecords:
     """Random access to the records of many TFRecord files.
 
     A record's index counts through the files in the order given. A file is
-    indexed when a record of it is first read; files and indexes that were
-    least recently used are let go. Safe to use from many threads.
+    indexed when a record of it is first read; the least recently used files and
+    indexes are closed and dropped. Safe to use from many threads.
 
     Args:
       paths: the files.
       counts: records of each file (None for a file: counted at once), from
-        the manifest, so that starting reads nothing; None counts all files.
+        the manifest, so that starting reads no file; None counts all files.
       skip_corrupt: read another record in place of a corrupt one, and count.
 
     Raises:
       RecordError: names the file, the record's number in it, its byte offset
         and what is wrong. Without `skip_corrupt` also when a file does not
-        hold as many records as `counts` says.
+        contain as many records as `counts` says.
       OSError: a file cannot be read.
     """
 
-    def __init__(self, paths, counts=None, skip_corrupt=False):
+    def __init__(
+        self,
+        paths: typing.Iterable[str],
+        counts: typing.Optional[typing.Sequence[typing.Optional[int]]] = None,
+        skip_corrupt: bool = False,
+    ) -> None:
         self.paths = list(paths)
         self._skip_corrupt = skip_corrupt
         self._corrupt = set()
@@ -114,8 +120,7 @@ class ShardedRecords:
         self.counts = list(counts or [None] * len(self.paths))
         if len(self.counts) != len(self.paths):
             raise ValueError(
-                f"{len(self.counts)} counts were given for {len(self.paths)} "
-                "files"
+                f"got {len(self.counts)} counts for {len(self.paths)} files"
             )
         for shard, count in enumerate(self.counts):
             if count is None:
@@ -126,21 +131,23 @@ class ShardedRecords:
         return self._starts[-1]
 
     @property
-    def skipped(self):
-        """How many corrupt records were met so far (with `skip_corrupt`)."""
+    def skipped(self) -> int:
+        """Number of corrupt records so far (with `skip_corrupt`)."""
         return len(self._corrupt)
 
-    def locate(self, index):
-        """(path, number of the record in that file), for messages."""
-        shard, number = self._split(index)
-        return self.paths[shard], number
-
-    def read(self, indices):
-        """The bytes of the records with these indices, a list."""
+    def read(self, indices: typing.Iterable[int]) -> typing.List[bytes]:
+        """The bytes of the records with these indices."""
         return [self._read_one(int(index), bytes) for index in indices]
 
-    def read_examples(self, indices, lengths=None, vocab_size=None):
-        """The decoded records with these indices, a list of {name: array}.
+    def read_examples(
+        self,
+        indices: typing.Iterable[int],
+        lengths: typing.Optional[
+            typing.Dict[str, typing.Tuple[int, int]]
+        ] = None,
+        vocab_size: typing.Optional[int] = None,
+    ) -> typing.List[typing.Dict[str, np.ndarray]]:
+        """The decoded records with these indices, {name: array} for each.
 
         Args:
           indices: record indices.
@@ -172,8 +179,8 @@ class ShardedRecords:
                 random = _generator("replacement", index)
             index = int(random.randint(len(self)))
         raise RecordError(
-            f"{_MAX_REPLACEMENTS} records of {len(self.paths)} files were "
-            "tried and none can be read; build them again"
+            f"none of {_MAX_REPLACEMENTS} records of {len(self.paths)} files "
+            "can be read; build them again"
         )
 
     def _note_corrupt(self, index, error):
@@ -229,13 +236,13 @@ class ShardedRecords:
         path, expected = self.paths[shard], self.counts[shard]
         opened = self._open(shard)
         offsets, error = tfrecord.index_frames(opened.fileno(), path)
-        found = len(offsets) - 1
-        if error is None and expected is not None and found != expected:
+        count = len(offsets) - 1
+        if error is None and expected not in (None, count):
             error = tfrecord.damage(
                 path,
-                found,
+                count,
                 int(offsets[-1]),
-                f"the file ends here, but it should hold {expected} records",
+                f"the file ends here, expected {expected} records",
             )
         if error is not None and not self._skip_corrupt:
             raise error
@@ -244,10 +251,10 @@ class ShardedRecords:
     def _count(self, shard):
         offsets, error = self._index(shard)
         if error is not None:
-            # How many records are lost behind it nobody knows: one at least.
+            # The number of lost records is unknown; count it as one.
             self._note_corrupt(-1 - shard, error)
         if len(offsets) == 1:
-            logging.warning("%r holds no record", self.paths[shard])
+            logging.warning("%r contains no records", self.paths[shard])
         return len(offsets) - 1
 
 
@@ -257,7 +264,7 @@ class RecordOrder:
     In each epoch the files are shuffled, their concatenation is cut into
     windows, and each window is shuffled: as random as a shuffle buffer of that
     size, close to sequential for the disk, and a pure function of (seed,
-    epoch), so that a resumed run begins where it was without reading on.
+    epoch), so that a resumed run continues without reading earlier records.
 
     Args:
       counts_per_shard: records of each file.
@@ -268,7 +275,12 @@ class RecordOrder:
       errors.UserError: there are no records.
     """
 
-    def __init__(self, counts_per_shard, seed, window=100000):
+    def __init__(
+        self,
+        counts_per_shard: typing.Sequence[int],
+        seed: int,
+        window: int = 100000,
+    ) -> None:
         self._counts = np.array(counts_per_shard, np.int64).reshape(-1)
         self._starts = np.cumsum(self._counts) - self._counts
         self._total = int(self._counts.sum())
@@ -276,19 +288,21 @@ class RecordOrder:
         self._window = int(window)
         if self._total < 1:
             raise errors.UserError(
-                f"the {len(self._counts)} files of records hold no record; "
-                "build them from a text that is not empty"
+                f"the {len(self._counts)} files of records contain no "
+                "records; build them from a text that is not empty"
             )
         if self._window < 1:
             raise errors.UserError(
-                f"a shuffle window of {window} records was given; use 1 or more"
+                f"the shuffle window is {window} records; use 1 or more"
             )
         self._windows = _Recent(4)
 
     def __len__(self):
         return self._total
 
-    def indices(self, first, number):
+    def indices(
+        self, first: int, number: int
+    ) -> typing.Tuple[np.ndarray, np.ndarray]:
         """The records at stream positions first .. first + number - 1.
 
         Args:
@@ -325,17 +339,21 @@ class RecordOrder:
         return _generator(self._seed, epoch, window).permutation(records)
 
 
-def check_example(features, lengths, vocab_size=None):
+def check_example(
+    features: typing.Dict[str, np.ndarray],
+    lengths: typing.Dict[str, typing.Tuple[int, int]],
+    vocab_size: typing.Optional[int] = None,
+) -> None:
     """Checks a decoded record against what the run expects.
 
     Args:
       features: {name: array}, from `decode_example`.
-      lengths: {name: (least, most)}, the features that must be there; without
+      lengths: {name: (fewest, most)}, the required features; without
         "masked_lm_positions" the record must be a dynamic one.
-      vocab_size: ids must be below it; None does not look at them.
+      vocab_size: ids must be below it; None skips this check.
 
     Raises:
-      errors.UserError: what was found, what was expected.
+      errors.UserError: the record does not match.
     """
     if is_static(features) and "masked_lm_positions" not in lengths:
         raise errors.UserError(
@@ -343,45 +361,42 @@ def check_example(features, lengths, vocab_size=None):
             "build the records with --masking=dynamic"
         )
     if not set(lengths) <= set(features):
+        masking = "static" if "masked_lm_positions" in lengths else "dynamic"
         raise errors.UserError(
-            "found the features %s, expected %s; build the records with "
-            "create_pretraining_data.py --masking=%s"
-            % (
-                ", ".join(sorted(features)) or "(none)",
-                ", ".join(sorted(lengths)),
-                "static" if "masked_lm_positions" in lengths else "dynamic",
-            )
+            f"found the features {', '.join(sorted(features)) or '(none)'}, "
+            f"expected {', '.join(sorted(lengths))}; build the records with "
+            f"create_pretraining_data.py --masking={masking}"
         )
-    for name, (least, most) in lengths.items():
-        _check_feature(name, features[name], least, most)
+    for name, (fewest, most) in lengths.items():
+        _check_feature(name, features[name], fewest, most)
     if vocab_size is not None:
         _check_range("input_ids", features, vocab_size)
         _check_range("masked_lm_ids", features, vocab_size)
     _check_range("masked_lm_positions", features, len(features["input_ids"]))
 
 
-def is_static(features):
-    """Whether a decoded record carries its masks."""
+def is_static(features: typing.Dict[str, np.ndarray]) -> bool:
+    """Whether a decoded record contains its masks."""
     return "masked_lm_positions" in features
 
 
-def _check_feature(name, values, least, most):
+def _check_feature(name, values, fewest, most):
     dtype = np.dtype(STATIC_FEATURES[name])
     if values.dtype != dtype:
         raise errors.UserError(
-            f"{name} holds {values.dtype}, expected {dtype}; build the records "
-            "again"
+            f"{name} has the type {values.dtype}, expected {dtype}; build the "
+            "records again"
         )
-    if not least <= len(values) <= most:
-        wanted = str(most) if least == most else f"{least} to {most}"
+    if not fewest <= len(values) <= most:
+        expected = most if fewest == most else f"{fewest} to {most}"
         flag = (
             "max_predictions_per_seq"
             if name.startswith("masked_lm")
             else "max_seq_length"
         )
         raise errors.UserError(
-            f"{name} has length {len(values)}, expected {wanted}; change "
-            f"--{flag} or build the records again with another one"
+            f"{name} has length {len(values)}, expected {expected}; change "
+            f"--{flag} or build the records again with that length"
         )
 
 
@@ -389,13 +404,13 @@ def _check_range(name, features, limit):
     values = features.get(name, ())
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise errors.UserError(
-            f"{name} goes from {values.min()} to {values.max()}, expected 0 to "
+            f"{name} ranges from {values.min()} to {values.max()}, expected 0 to "
             f"{limit - 1}; use the vocabulary and the length that the records "
             "were built with"
         )
 
 
-def expand_inputs(text):
+def expand_inputs(text: typing.Optional[str]) -> typing.List[str]:
     """The files that a flag names.
 
     Args:
@@ -403,51 +418,40 @@ def expand_inputs(text):
         the *.tfrecord in it are taken.
 
     Returns:
-      Paths, sorted within each item, no file twice.
+      Paths, sorted within each item, each file once.
 
     Raises:
-      errors.UserError: an item names nothing, a directory lacks a file that
+      errors.UserError: an item names no file, a directory lacks a file that
         its manifest.json lists, or its build was interrupted.
     """
     items = [item.strip() for item in (text or "").split(",") if item.strip()]
     if not items:
         raise errors.UserError(
-            "no file of records was given; name directories,"
-            " files or globs, comma separated"
+            "no file of records was given; name directories, files or globs, "
+            "comma separated"
         )
     if os.path.exists(text):  # a name with a comma in it
         items = [text]
-    found = collections.OrderedDict()
+    paths: typing.Dict[str, str] = {}
     for item in items:
         for path in _expand_item(item):
-            found.setdefault(os.path.realpath(path), path)
-    for path in found.values():
+            paths.setdefault(os.path.realpath(path), path)
+    for path in paths.values():
         manifest.check_finished(path)
-    return list(found.values())
+    return list(paths.values())
 
 
 def _expand_item(item):
-    if os.path.isdir(item):
-        paths = [
-            os.path.join(item, name)
-            for name in os.listdir(item)
-            if name.endswith(".tfrecord") and not name.startswith(".")
-        ]
-        paths = sorted(path for path in paths if os.path.isfile(path))
-        manifest.check_complete(item)
-        if not paths:
-            raise errors.UserError(
-                f"directory {item!r} holds no *.tfrecord file; give the "
-                "directory that create_pretraining_data.py wrote"
-            )
-        return paths
     if os.path.isfile(item):
         return [item]
-    paths = sorted(
-        path for path in glob.glob(item, recursive=True) if os.path.isfile(path)
-    )
+    pattern = item
+    if os.path.isdir(item):
+        manifest.check_complete(item)
+        pattern = os.path.join(glob.escape(item), "*.tfrecord")
+    paths = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not paths:
         raise errors.UserError(
-            f"{item!r} matches no file; expected a directory, a file or a glob"
+            f"{item!r} matches no file of records; expected a directory that "
+            "create_pretraining_data.py wrote, a file or a glob"
         )
     return paths

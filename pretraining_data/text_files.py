@@ -172,7 +172,7 @@ def json_text(path: str, number: int, line: str, text_field: str) -> str:
         ) from None
     except ValueError as error:
         raise errors.UserError(
-            f"{where} is not JSON ({error}); expected one object per line, like "
+            f"{where} is not JSON ({error}); expected an object, like "
             f'{{"{text_field}": "..."}}'
         ) from error
     if not isinstance(value, dict) or text_field not in value:

@@ -518,29 +518,22 @@ def test_a_killed_build_goes_on_and_leaves_no_process(
     )
     for shards in (1, 4):
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        wait_for(
-            lambda: (
-                process.poll() is not None
-                or len(list((tmp_path / "records").glob("*.tfrecord")))
-                >= shards
-            )
-        )
+        while process.poll() is None and shards > len(
+            list((tmp_path / "records").glob("*.tfrecord"))
+        ):
+            time.sleep(0.02)
         workers = children(process.pid)
         process.kill()
         process.wait()
         assert process.returncode == -signal.SIGKILL and len(workers) == 2
-        wait_for(lambda: not any(map(is_running, workers)))
+        end = time.time() + 30
+        while any(map(is_running, workers)):
+            assert time.time() < end
+            time.sleep(0.02)
     result = subprocess.run(arguments, stderr=subprocess.PIPE, check=True)
     assert b"resuming an interrupted build" in result.stderr
     build("through", input_file=big, num_shards=8, dupe_factor=4)
     assert digests(tmp_path / "records") == digests(tmp_path / "through")
-
-
-def wait_for(condition, seconds=30):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.02)
 
 
 def children(process):
@@ -829,7 +822,7 @@ def test_mistakes_are_one_line_and_exit_code_1(vocabulary, text_file, tmp_path):
         results = pool.map(
             lambda changed: run_script(
                 vocabulary,
-                *["--%s=%s" % item for item in dict(good, **changed).items()],
+                *[f"--{n}={v}" for n, v in dict(good, **changed).items()],
             ),
             [changed for changed, _ in cases],
         )

@@ -366,7 +366,6 @@ def test_random_access(three_files, counts):
     assert [number_of(data) for data in opened.read(order)] == order.tolist()
     examples = opened.read_examples(order)
     assert [int(e["input_ids"][0]) for e in examples] == order.tolist()
-    assert opened.locate(12) == (three_files[2], 2)
     for index in (-1, 35):
         with pytest.raises(IndexError):
             opened.read([index])
@@ -511,7 +510,7 @@ def test_record_that_is_no_example_is_damage(tmp_path):
 def test_nothing_readable_is_an_error(tmp_path):
     path = write(tmp_path / "a", [b"\n\x05"] * 3)
     opened = records.ShardedRecords([path], skip_corrupt=True)
-    with pytest.raises(tf_example.RecordError, match="none can be read"):
+    with pytest.raises(tf_example.RecordError, match="none of .* can be read"):
         opened.read_examples([0])
 
 
@@ -590,18 +589,18 @@ def test_record_as_expected_passes():
         (
             {"masked_lm_positions": np.arange(28, 33)},
             STATIC_LENGTHS,
-            "masked_lm_positions goes from 28 to 32, expected 0 to 31",
+            "masked_lm_positions ranges from 28 to 32, expected 0 to 31",
         ),
         (
             {"masked_lm_ids": np.array([0, 1, 2, 3, 50265])},
             STATIC_LENGTHS,
-            "masked_lm_ids goes from 0 to 50265",
+            "masked_lm_ids ranges from 0 to 50265",
         ),
-        ({"input_ids": np.arange(-1, 31)}, STATIC_LENGTHS, "goes from -1"),
+        ({"input_ids": np.arange(-1, 31)}, STATIC_LENGTHS, "ranges from -1"),
         (
             {"masked_lm_weights": np.arange(5)},
             STATIC_LENGTHS,
-            "holds int64, expected float32",
+            "has the type int64, expected float32",
         ),
     ],
 )
@@ -702,7 +701,7 @@ def test_order_of_nothing_is_an_error():
     for counts in ([], [0, 0]):
         with pytest.raises(errors.UserError, match="no record"):
             records.RecordOrder(counts, 1)
-    with pytest.raises(errors.UserError, match="window of 0"):
+    with pytest.raises(errors.UserError, match="window is 0"):
         records.RecordOrder([1], 1, 0)
 
 
@@ -762,9 +761,9 @@ def test_expand_inputs(tmp_path):
         ("", "no file of records was given"),
         (None, "no file"),
         (" , ", "no file"),
-        ("{0}/absent", "absent' matches no file"),
+        ("{0}/absent", "absent' matches no file of records"),
         ("{0}/full,{0}/*.xyz", "xyz' matches no file"),
-        ("{0}/empty", "empty' holds no \\*.tfrecord"),
+        ("{0}/empty", "empty' matches no file of records"),
         ("{0}/partial", "lists 'a.tfrecord', which is missing"),
     ],
 )
