@@ -184,7 +184,7 @@ BIG = b"\x8a\x06" + b"\0\0\0\0\0\1"
         ),
         (tensor(shape=b"]"), "not described as torch does"),
         (tensor(storage=b"QInt8Storage"), "type that is not supported"),
-        (tensor(size=5), "bytes, expected"),
+        (tensor(size=5), "described in two ways"),
         (tensor(key="7"), "storage '7' is missing"),
         (tensor(key="../data.pkl"), "is missing"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "required positional"),
@@ -276,6 +276,16 @@ def test_a_compressed_archive_is_refused(tmp_path):
         compression=zipfile.ZIP_DEFLATED,
     )
     assert "is compressed" in refused(str(tmp_path / "file"))
+
+
+def test_a_storage_of_another_size_is_refused(tmp_path):
+    with zipfile.ZipFile(saved(tmp_path, {"a": STORED})) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["archive/data/0"] += b"1234"
+    with zipfile.ZipFile(str(tmp_path / "file"), "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert "has 20 bytes, expected 16" in refused(str(tmp_path / "file"))
 
 
 def test_another_archive_is_refused(tmp_path):

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weight of RoBERTa has which name and shape, here and there.
+"""Names and shapes of RoBERTa's weights in Hugging Face and TensorFlow.
 
 Hugging Face names a weight `roberta.encoder.layer.0.output.dense.weight` and
 stores it [out, in]; a TensorFlow checkpoint of BERT's family names it
 `bert/encoder/layer_0/output/dense/kernel` and stores it [in, out]. One list
-holds both, so that neither direction can know a weight the other does not.
+contains both, so that both directions know the same weights.
 """
 
 import typing
 
 BASE = "encoder"
 
-# Buffers of Hugging Face's older versions, which hold no weight.
+# Buffers of Hugging Face's older versions, which are not weights.
 BUFFERS = (
     "roberta.embeddings.position_ids",
     "roberta.embeddings.token_type_ids",
 )
-# Copies that Hugging Face's .bin files hold: name -> what it is a copy of.
+# Copies in Hugging Face's .bin files: name -> the name of the original.
 TIED = {
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
@@ -34,13 +34,8 @@ _TRAINING_STATE = frozenset(
         "beta2_power",
     )
 )
-_SLOTS = (
-    "/adam_m",
-    "/adam_v",
-    "/Adam",
-    "/Adam_1",
-    "/LAMBOptimizer",
-    "/LAMBOptimizer_1",
+_SLOTS = frozenset(
+    ("adam_m", "adam_v", "Adam", "Adam_1", "LAMBOptimizer", "LAMBOptimizer_1")
 )
 # BERT's next-sentence head: RoBERTa is not trained with it.
 _NEXT_SENTENCE = (
@@ -58,7 +53,8 @@ class Variable(typing.NamedTuple):
     is_kernel: bool  # stored transposed in TensorFlow
 
     @property
-    def tf_shape(self):
+    def tf_shape(self) -> typing.Tuple[typing.Optional[int], ...]:
+        """TensorFlow's shape; None: free."""
         return self.shape[::-1] if self.is_kernel else self.shape
 
 
@@ -80,69 +76,45 @@ def _norm(hf, tf, size):
     ]
 
 
-def _embeddings(config):
-    hf, tf = "roberta.embeddings.", "bert/embeddings/"
-    width = config.hidden_size
-    return (
-        _table(
-            hf + "word_embeddings.weight",
-            tf + "word_embeddings",
-            config.vocab_size,
-            width,
-        )
-        + _table(
-            hf + "position_embeddings.weight",
-            tf + "position_embeddings",
-            config.max_position_embeddings,
-            width,
-        )
-        + _table(
-            hf + "token_type_embeddings.weight",
-            tf + "token_type_embeddings",
-            config.type_vocab_size,
-            width,
-        )
-        + _norm(hf + "LayerNorm", tf + "LayerNorm", width)
+def _encoder(config):
+    hf, tf, width = (
+        "roberta.embeddings.",
+        "bert/embeddings/",
+        config.hidden_size,
     )
+    variables = _norm(hf + "LayerNorm", tf + "LayerNorm", width)
+    for name, size in (
+        ("word_embeddings", config.vocab_size),
+        ("position_embeddings", config.max_position_embeddings),
+        ("token_type_embeddings", config.type_vocab_size),
+    ):
+        variables += _table(f"{hf}{name}.weight", tf + name, size, width)
+    for number in range(config.num_hidden_layers):
+        variables += _layer(config, number)
+    return variables
 
 
 def _layer(config, number):
-    hf = f"roberta.encoder.layer.{number}."
-    tf = f"bert/encoder/layer_{number}/"
     width, inner = config.hidden_size, config.intermediate_size
+
+    def names(part):
+        return (
+            f"roberta.encoder.layer.{number}.{part}",
+            f"bert/encoder/layer_{number}/{part.replace('.', '/')}",
+        )
+
     variables = []
-    for part in ("query", "key", "value"):
-        variables += _dense(
-            hf + "attention.self." + part,
-            tf + "attention/self/" + part,
-            width,
-            width,
-        )
-    return (
-        variables
-        + _dense(
-            hf + "attention.output.dense",
-            tf + "attention/output/dense",
-            width,
-            width,
-        )
-        + _norm(
-            hf + "attention.output.LayerNorm",
-            tf + "attention/output/LayerNorm",
-            width,
-        )
-        + _dense(
-            hf + "intermediate.dense", tf + "intermediate/dense", width, inner
-        )
-        + _dense(hf + "output.dense", tf + "output/dense", inner, width)
-        + _norm(hf + "output.LayerNorm", tf + "output/LayerNorm", width)
-    )
-
-
-def _encoder(config):
-    variables = _embeddings(config)
-    for number in range(config.num_hidden_layers):
-        variables += _layer(config, number)
+    for part, inputs, outputs in (
+        ("attention.self.query", width, width),
+        ("attention.self.key", width, width),
+        ("attention.self.value", width, width),
+        ("attention.output.dense", width, width),
+        ("intermediate.dense", width, inner),
+        ("output.dense", inner, width),
+    ):
+        variables += _dense(*names(part), inputs, outputs)
+    for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+        variables += _norm(*names(part), width)
     return variables
 
 
@@ -170,7 +142,7 @@ def _question_answering(config):
 
 
 def _answerable(config):
-    # No class of Hugging Face has this head; it keeps its weights all the same.
+    # No class of Hugging Face has this head, but its weights are kept.
     return _dense(
         "answerable", "cls/squad/answerable", config.hidden_size, None
     )
@@ -184,7 +156,7 @@ def _classification(config):
 
 
 def _multiple_choice(config):
-    # What Hugging Face calls the pooler is the first layer of this head.
+    # Hugging Face's pooler is the first layer of this head.
     width, tf = config.hidden_size, "cls/multiple_choice/"
     return _dense("roberta.pooler.dense", tf + "dense", width, width) + _dense(
         "classifier", tf + "out_proj", width, 1
@@ -196,7 +168,7 @@ def _tagging(config):
 
 
 class Part(typing.NamedTuple):
-    """Weights that are there together or not at all."""
+    """Weights that a model has all of or none of."""
 
     variables: typing.Callable  # RobertaConfig -> [Variable]
     architecture: typing.Optional[str]  # Hugging Face's class for it
@@ -222,32 +194,38 @@ PARTS = {
 }
 
 
-def parts_in_hf(names, config, architectures):
-    """The parts that weights with Hugging Face's names belong to.
+Names = typing.Container[str]
+
+
+def parts_in_hf(
+    names: typing.Mapping[str, typing.Any],
+    config: typing.Any,
+    architectures: typing.List[str],
+) -> typing.Set[str]:
+    """The parts of a model with Hugging Face's names.
 
     A `classifier` layer is a tagging head, or with a pooler a multiple-choice
-    head; where `architectures` of config.json does not say which, a pooler and
+    head; if `architectures` of config.json does not say which, a pooler and
     a single output mean the latter.
 
     Args:
-      names: {name: weights.Tensor}.
+      names: {name: lazy_tensors.Tensor}.
       config: RobertaConfig.
       architectures: the list in config.json, [] if there is none.
     """
-    found = {BASE}
-    for part, (variables, architecture, _) in PARTS.items():
-        if part in ("multiple_choice", "tagging"):
-            continue
-        if architecture in architectures or any(
-            variable.hf in names for variable in variables(config)
-        ):
-            found.add(part)
-    head = _classifier_kind(names, "pooler" in found, architectures)
-    if head:
-        found.add(head)
+    parts = {
+        part
+        for part, (variables, architecture, _) in PARTS.items()
+        if part not in ("multiple_choice", "tagging")
+        and (
+            architecture in architectures
+            or any(variable.hf in names for variable in variables(config))
+        )
+    }
+    head = _classifier_kind(names, "pooler" in parts, architectures)
     if head == "multiple_choice":
-        found.discard("pooler")
-    return found
+        parts.discard("pooler")
+    return parts | {BASE} | ({head} if head else set())
 
 
 def _classifier_kind(names, has_pooler, architectures):
@@ -261,8 +239,8 @@ def _classifier_kind(names, has_pooler, architectures):
     return "multiple_choice" if has_pooler and single else "tagging"
 
 
-def parts_in_tf(names, config):
-    """The parts that variables of a TensorFlow checkpoint belong to."""
+def parts_in_tf(names: Names, config: typing.Any) -> typing.Set[str]:
+    """The parts of a TensorFlow checkpoint with variables of these names."""
     return {BASE} | {
         part
         for part, (variables, _, _) in PARTS.items()
@@ -270,7 +248,9 @@ def parts_in_tf(names, config):
     }
 
 
-def variables(parts, config):
+def variables(
+    parts: typing.Container[str], config: typing.Any
+) -> typing.List[Variable]:
     """The Variables of some parts, in a fixed order."""
     return [
         variable
@@ -280,13 +260,15 @@ def variables(parts, config):
     ]
 
 
-def is_bare(parts):
-    """Whether Hugging Face saves the names without their first word."""
+def is_bare(parts: typing.Iterable[str]) -> bool:
+    """Whether Hugging Face saves the names without `roberta.`."""
     return set(parts) <= {BASE, "pooler"}
 
 
-def architecture(parts, architectures):
-    """Hugging Face's class for a model: the one named if its head is there."""
+def architecture(
+    parts: typing.Container[str], architectures: typing.List[str]
+) -> str:
+    """Hugging Face's class for a model: a named one if it has its head."""
     fitting = [
         PARTS[part].architecture
         for part in PARTS
@@ -298,8 +280,8 @@ def architecture(parts, architectures):
     return fitting[0] if fitting else "RobertaModel"
 
 
-def training_state(name, known):
-    """Why a variable of a TensorFlow checkpoint is no weight, None if it is.
+def training_state(name: str, known: Names) -> typing.Optional[str]:
+    """Why a variable of a TensorFlow checkpoint is not a weight, else None.
 
     Args:
       name: its name.
@@ -307,11 +289,9 @@ def training_state(name, known):
     """
     if name in _TRAINING_STATE:
         return "state of the training"
-    for slot in _SLOTS:
-        if name.endswith(slot) and (
-            name[: -len(slot)] in known or name[: -len(slot)] in _NEXT_SENTENCE
-        ):
-            return "slot of the optimizer"
+    stem, _, slot = name.rpartition("/")
+    if slot in _SLOTS and (stem in known or stem in _NEXT_SENTENCE):
+        return "slot of the optimizer"
     if name in _NEXT_SENTENCE:
         return "BERT's next-sentence head, which RoBERTa does not have"
     return None

@@ -132,14 +132,45 @@ class _Storage(typing.NamedTuple):
 
     dtype: str
     size: int  # elements
-    read: typing.Callable  # (first element, elements) -> array [elements]
+    key: str
+    # key -> (first element, elements) -> array; filled after unpickling.
+    readers: typing.Dict[str, typing.Callable]
 
 
 class _RebuiltTensor(Inert):
     """torch._utils._rebuild_tensor: gives a lazy_tensors.Tensor."""
 
     def __new__(cls, storage, offset, shape, strides, *_):
-        return _tensor(storage, offset, shape, strides)
+        """The tensor; it stays within its storage and repeats nothing."""
+        if (
+            not isinstance(storage, _Storage)
+            or not lazy_tensors.is_shape((offset,))
+            or not lazy_tensors.is_shape(shape)
+            or not lazy_tensors.is_shape(strides)
+            or len(shape) != len(strides)
+        ):
+            raise TypeError("a tensor is not described as torch does")
+        count, span = lazy_tensors.count(shape), 0
+        if count:
+            span = 1 + sum(
+                (size - 1) * stride for size, stride in zip(shape, strides)
+            )
+        if max(offset + span, count) > storage.size:
+            raise ValueError(
+                f"a tensor of shape {lazy_tensors.shape_text(shape)} does not "
+                f"fit into its storage of {storage.size} numbers"
+            )
+
+        def read():
+            numbers = storage.readers[storage.key](offset, span)
+            return np.lib.stride_tricks.as_strided(
+                numbers,
+                shape,
+                [stride * numbers.itemsize for stride in strides],
+                writeable=False,
+            )
+
+        return lazy_tensors.Tensor(storage.dtype, tuple(shape), read, "")
 
 
 class _RebuiltParameter(Inert):
@@ -163,18 +194,16 @@ _CLASSES = {
 class _Unpickler(pickle.Unpickler):  # noqa: S301 - see find_class
     """Runs opcodes that `_checked` let through.
 
-    Args:
-      opcodes: bytes.
-      reader: function of a storage's key, dtype and size giving its `read`.
-
     Attributes:
       storages: {key: _Storage}.
+      readers: {key: function of a first element and a count giving numbers},
+        to be filled for each storage.
     """
 
-    def __init__(self, opcodes, reader):
+    def __init__(self, opcodes: bytes):
         super().__init__(io.BytesIO(opcodes), encoding="latin-1")
-        self._reader = reader
-        self.storages = {}
+        self.storages: typing.Dict[str, _Storage] = {}
+        self.readers: typing.Dict[str, typing.Callable] = {}
 
     def find_class(self, module, name):
         """Imports nothing: a stand-in, or the dtype of a kind of storage."""
@@ -193,14 +222,12 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - see find_class
             raise ValueError(
                 "a storage is a view of another one, as torch 0.3 wrote them"
             )
-        if key not in self.storages:
-            read = self._reader(key, dtype, size)
-            self.storages[key] = _Storage(dtype, size, read)
-        if self.storages[key][:2] != (dtype, size):
+        storage = _Storage(dtype, size, key, self.readers)
+        if self.storages.setdefault(key, storage)[:2] != (dtype, size):
             raise ValueError(
                 f"storage {lazy_tensors.quoted(key)} is described in two ways"
             )
-        return self.storages[key]
+        return storage
 
 
 def _checked(stream):
@@ -238,39 +265,6 @@ def _checked(stream):
     raise ValueError(f"the pickled part has more than {_MAX_OPCODES} opcodes")
 
 
-def _tensor(storage, offset, shape, strides):
-    """A Tensor; it stays within its storage and repeats nothing."""
-    if (
-        not isinstance(storage, _Storage)
-        or not lazy_tensors.is_shape((offset,))
-        or not lazy_tensors.is_shape(shape)
-        or not lazy_tensors.is_shape(strides)
-        or len(shape) != len(strides)
-    ):
-        raise TypeError("a tensor is not described as torch does")
-    span = 0
-    if lazy_tensors.count(shape):
-        span = 1 + sum(
-            (size - 1) * stride for size, stride in zip(shape, strides)
-        )
-    if max(offset + span, lazy_tensors.count(shape)) > storage.size:
-        raise ValueError(
-            f"a tensor of shape {lazy_tensors.shape_text(shape)} does not fit "
-            f"into its storage of {storage.size} numbers"
-        )
-
-    def read():
-        numbers = storage.read(offset, span)
-        return np.lib.stride_tricks.as_strided(
-            numbers,
-            shape,
-            [stride * numbers.itemsize for stride in strides],
-            writeable=False,
-        )
-
-    return lazy_tensors.Tensor(storage.dtype, tuple(shape), read, "")
-
-
 def load(path: str) -> typing.Any:
     """The value that was saved, its tensors as `lazy_tensors.Tensor`s.
 
@@ -292,8 +286,8 @@ def load(path: str) -> typing.Any:
             # The zip module seeks to where a damaged file tells it to.
             reason = error.strerror or str(error)
     raise errors.UserError(
-        f"{path}: cannot be read without running its code: {reason}; copy the "
-        "file again, or save the weights as model.safetensors"
+        f"{path}: not a torch.save file of weights: {reason}; copy the file "
+        "again, or save the weights as model.safetensors"
     )
 
 
@@ -317,17 +311,18 @@ def _load_zip(archive, path):
     ):
         raise ValueError("it was saved on a big-endian machine")
 
-    def reader(key, dtype, size):
-        info = members.get(folder + "data/" + key)
-        if info is None:
-            raise ValueError(f"storage {lazy_tensors.quoted(key)} is missing")
-        return _zip_reader(path, info, dtype, size)
-
     info = members[pickles[0]]
     if info.file_size > _MAX_PICKLE_BYTES:
         raise ValueError(f"data.pkl has more than {_MAX_PICKLE_BYTES} bytes")
     data = _member(path, info, 0, info.file_size)
-    return _Unpickler(_checked(io.BytesIO(data)), reader).load()
+    unpickler = _Unpickler(_checked(io.BytesIO(data)))
+    value = unpickler.load()
+    for key, storage in unpickler.storages.items():
+        info = members.get(folder + "data/" + key)
+        if info is None:
+            raise ValueError(f"storage {lazy_tensors.quoted(key)} is missing")
+        unpickler.readers[key] = _zip_reader(path, info, storage)
+    return value
 
 
 def _member(path, info, offset, size):
@@ -349,8 +344,9 @@ def _member(path, info, offset, size):
     return data
 
 
-def _zip_reader(path, info, dtype, size):
-    expected = size * lazy_tensors.DTYPES[dtype].itemsize
+def _zip_reader(path, info, storage):
+    kind = lazy_tensors.DTYPES[storage.dtype]
+    expected = storage.size * kind.itemsize
     if info.file_size != expected:
         raise ValueError(
             f"storage {lazy_tensors.quoted(info.filename)} has "
@@ -360,7 +356,6 @@ def _zip_reader(path, info, dtype, size):
         _member(path, info, expected - 1, 1)
 
     def read(first, elements):
-        kind = lazy_tensors.DTYPES[dtype]
         data = _member(
             path, info, first * kind.itemsize, elements * kind.itemsize
         )
@@ -377,61 +372,47 @@ def _load_legacy(stream, path):
         raise ValueError("the end of its zip archive is missing")
     if pickles.getvalue()[:1] != b"\x80":
         raise ValueError("it is neither a zip archive nor a pickle")
-    starts = {}
-
-    def reader(key, dtype, size):
-        def read(first, elements):
-            offset = first * lazy_tensors.DTYPES[dtype].itemsize
-            return lazy_tensors.read_numbers(
-                path, starts[key] + offset, dtype, elements
-            )
-
-        return read
-
-    def unpickler():
-        return _Unpickler(_checked(pickles), reader)
-
     for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
-        if unpickler().load() != expected:
+        if _Unpickler(_checked(pickles)).load() != expected:
             raise ValueError("it does not begin as torch.save's files do")
-    machine = unpickler().load()
+    machine = _Unpickler(_checked(pickles)).load()
     if not isinstance(machine, dict) or not machine.get("little_endian"):
         raise ValueError("it was saved on a big-endian machine")
-    main = unpickler()
-    value = main.load()
-    keys = unpickler().load()
-    starts.update(_located(path, pickles.tell(), keys, main.storages))
-    return value
-
-
-def _located(path, position, keys, storages):
-    """{key: where the bytes of its storage begin}.
-
-    Args:
-      position: where the first storage begins.
-      keys: the storages in the order of the file.
-      storages: {key: _Storage} that the tensors need.
-    """
+    unpickler = _Unpickler(_checked(pickles))
+    value = unpickler.load()
+    keys, storages = _Unpickler(_checked(pickles)).load(), unpickler.storages
     if (
         not isinstance(keys, list)
         or not all(isinstance(key, str) for key in keys)
         or sorted(keys) != sorted(storages)
     ):
         raise ValueError("the storages are not those that the tensors need")
-    starts = {}
+    position = pickles.tell()
     for key in keys:
-        dtype, expected, _ = storages[key]
-        (size,) = struct.unpack("<q", files.read_exactly(path, position, 8))
-        if size != expected:
-            raise ValueError(
-                f"storage {lazy_tensors.quoted(key)} has {size} numbers, "
-                f"expected {expected}"
-            )
-        starts[key] = position + 8
-        position += 8 + size * lazy_tensors.DTYPES[dtype].itemsize
+        unpickler.readers[key] = _legacy_reader(path, position, storages[key])
+        itemsize = lazy_tensors.DTYPES[storages[key].dtype].itemsize
+        position += 8 + storages[key].size * itemsize
     if position > os.path.getsize(path):
         raise ValueError(f"the file is cut off: expected {position} bytes")
-    return starts
+    return value
+
+
+def _legacy_reader(path, position, storage):
+    """Checks the size before a storage's numbers."""
+    (size,) = struct.unpack("<q", files.read_exactly(path, position, 8))
+    if size != storage.size:
+        raise ValueError(
+            f"storage {lazy_tensors.quoted(storage.key)} has {size} numbers, "
+            f"expected {storage.size}"
+        )
+
+    def read(first, elements):
+        offset = first * lazy_tensors.DTYPES[storage.dtype].itemsize
+        return lazy_tensors.read_numbers(
+            path, position + 8 + offset, storage.dtype, elements
+        )
+
+    return read
 
 
 def attributes(value: typing.Any) -> typing.Dict[str, typing.Any]:
