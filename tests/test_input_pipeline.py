@@ -123,15 +123,15 @@ def test_ranks_share_one_global_batch(dynamic):
 def test_every_sequence_is_fed_once_an_epoch_with_new_masks(dynamic):
     batches = training_batches(source_of(dynamic), batch_size=13)
     first, second = as_dict(batches, 0), as_dict(batches, 1)
-    wanted = {tuple(ids) for ids in sequences_of(13)}
+    expected = {tuple(ids) for ids in sequences_of(13)}
     masks = []
     for batch in (first, second):
-        found = unmasked(batch)
-        assert {tuple(row[row != 1]) for row in found} == wanted
+        rows = unmasked(batch)
+        assert {tuple(row[row != 1]) for row in rows} == expected
         masks.append(
             {
                 row[1]: tuple(positions)
-                for row, positions in zip(found, batch["masked_lm_positions"])
+                for row, positions in zip(rows, batch["masked_lm_positions"])
             }
         )
     differing = sum(masks[0][key] != masks[1][key] for key in masks[0])
