@@ -272,7 +272,7 @@ def source_name(hf_name: str) -> str:
 
 
 def _add_token_types(tensors):
-    """Adds the row of zeros that stands for fairseq's lack of token types."""
+    """Adds the one token type that fairseq does not have: a row of zeros."""
     table = tensors.get(_WORDS)
     if table is not None and len(table.shape) == 2:
         tensors[_EMBEDDINGS + "token_type_embeddings.weight"] = (

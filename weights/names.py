@@ -82,13 +82,14 @@ def _encoder(config):
         "bert/embeddings/",
         config.hidden_size,
     )
-    variables = _norm(hf + "LayerNorm", tf + "LayerNorm", width)
+    variables = []
     for name, size in (
         ("word_embeddings", config.vocab_size),
         ("position_embeddings", config.max_position_embeddings),
         ("token_type_embeddings", config.type_vocab_size),
     ):
         variables += _table(f"{hf}{name}.weight", tf + name, size, width)
+    variables += _norm(hf + "LayerNorm", tf + "LayerNorm", width)
     for number in range(config.num_hidden_layers):
         variables += _layer(config, number)
     return variables
@@ -270,9 +271,7 @@ def architecture(
 ) -> str:
     """Hugging Face's class for a model: a named one if it has its head."""
     fitting = [
-        PARTS[part].architecture
-        for part in PARTS
-        if part in parts and PARTS[part].architecture
+        kind for part, (_, kind, _) in PARTS.items() if part in parts and kind
     ]
     for name in architectures:
         if name in fitting or (name == "RobertaModel" and not fitting):
