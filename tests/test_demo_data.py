@@ -110,8 +110,8 @@ def test_answers_stand_at_answer_start(version, part):
             start = answer["answer_start"]
             end = start + len(answer["text"])
             assert context[start:end] == answer["text"] != "", qa
-            # A whole word, and the only place where it stands.
-            assert re.findall(r"\b%s\b" % answer["text"], context) == [
+            # A whole word, in one place only.
+            assert re.findall(rf"\b{answer['text']}\b", context) == [
                 answer["text"]
             ], qa
     assert len({qa["id"] for _, qa in pairs}) == len(pairs)

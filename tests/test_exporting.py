@@ -226,7 +226,8 @@ def test_a_full_disk_is_one_line_that_names_the_place(
             "sys\nsignal.signal(signal.SIGXFSZ, "
             "signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, "
             "(20000, 20000))\nsys.path.insert(0, "
-            f"{str(REPOSITORY)!r})\nrunpy.run_path({str(REPOSITORY / 'export_model.py')!r}, "
+            f"{str(REPOSITORY)!r})\nrunpy.run_path("
+            f"{str(REPOSITORY / 'export_model.py')!r}, "
             "run_name='__main__')\n"
         )
     log = forked(

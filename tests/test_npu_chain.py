@@ -284,7 +284,7 @@ def test_two_ranks_train_as_one_with_both_batches(runs):
     )
     tiny.run(
         ["bash", REPOSITORY / "scripts" / "run_8p.sh", "pretraining"]
-        + ["--%s=%s" % item for item in flags.items()],
+        + [f"--{name}={value}" for name, value in flags.items()],
         tiny.environment(
             PYTHON=sys.executable,
             OUT_DIR=str(folder / "out"),
@@ -331,8 +331,8 @@ def old(runs):
     (folder / "corpus").mkdir()
     (folder / "corpus" / "test_bookscorpus.txt").write_text(
         "".join(
-            "The river %d runs past the town of number %d.\n%s"
-            % (n, n * 7, "\n" * (n % 5 == 0))
+            f"The river {n} runs past the town of number {n * 7}.\n"
+            + "\n" * (n % 5 == 0)
             for n in range(400)
         )
     )
@@ -475,8 +475,8 @@ def test_old_squad_runs_unchanged(old, version, variables):
             False,
             ["--accelerator=npu"],
             {},
-            "--accelerator=npu, but the Python package npu_bridge does not import; "
-            "install CANN and its TensorFlow adapter",
+            "--accelerator=npu, but the Python package npu_bridge does not "
+            "import; install CANN and its TensorFlow adapter",
         ),
         (
             True,

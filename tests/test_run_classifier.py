@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts with labels and numbers, from files to scores; labels of checkpoints."""
+"""Texts with labels and numbers, from files to scores; checkpoint labels."""
 
 import json
 import re

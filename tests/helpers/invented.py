@@ -180,7 +180,8 @@ def write_conll(folder):
         lines = ["-DOCSTART- -X- O", ""]
         for _ in range(count):
             lines += [
-                "%s NN %s" % row for row in tagged_sentence(chance, scheme)
+                f"{word} NN {label}"
+                for word, label in tagged_sentence(chance, scheme)
             ] + [""]
         (folder / (name + ".txt")).write_text("\n".join(lines))
     return folder

@@ -205,14 +205,16 @@ def _written(value, numbers, target, random):
     if next(numbers) == target:
         return _changed(value, random)
     if isinstance(value, dict):
-        return "{%s}" % ",".join(
+        members = ",".join(
             f"{json.dumps(key)}:{_written(item, numbers, target, random)}"
             for key, item in value.items()
         )
+        return f"{{{members}}}"
     if isinstance(value, list):
-        return "[%s]" % ",".join(
+        items = ",".join(
             _written(item, numbers, target, random) for item in value
         )
+        return f"[{items}]"
     return json.dumps(value)
 
 

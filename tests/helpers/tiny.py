@@ -194,7 +194,7 @@ def command(script, flags, **named):
     return (
         [sys.executable, str(REPOSITORY / script)]
         + list(flags)
-        + ["--%s=%s" % item for item in named.items()]
+        + [f"--{name}={value}" for name, value in named.items()]
     )
 
 

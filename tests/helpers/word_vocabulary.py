@@ -23,5 +23,5 @@ def write(folder):
         json.dumps({token: i for i, token in enumerate(tokens)})
     )
     (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join("%s %s\n" % p for p in pairs), "utf-8"
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs), "utf-8"
     )
