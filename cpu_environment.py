@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 import device
 
-# A container's own limit of memory, by version of Linux's control groups.
+# A container's own memory limit, by version of Linux's control groups.
 _CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -19,8 +19,9 @@ class Cpu(device.Device):
     """The CPU."""
 
     name = "cpu"
+    stores_half = False  # products are computed from float32 copies
 
-    def memory_bytes(self):
+    def memory_bytes(self) -> int:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
         for path in _CONTAINER_LIMITS:
             if os.path.exists(path):
@@ -30,23 +31,41 @@ class Cpu(device.Device):
                     limits.append(int(text))
         return min(limits)
 
-    @staticmethod
-    def _matmul(a, b, transpose_b=False):
-        """Half operands and results, products summed in float32.
+    @property
+    def kernels(self):
+        return super().kernels._replace(matmul=_matmul)
 
-        The numerics of tensor cores; TF 1.15's own fp16 product on a CPU
-        takes a hundred times as long.
-        """
-        product = (
-            _tall_matmul
-            if transpose_b and _is_tall(b)
-            else (functools.partial(tf.matmul, transpose_b=transpose_b))
+
+def create(options: device.DeviceConfig, processes: device.Processes) -> Cpu:
+    """The CPU; logs what the fp16 flags do on it."""
+    if options.use_fp16:
+        tf.logging.warning(
+            "--use_fp16 has no effect on a CPU: TensorFlow rewrites graphs to "
+            "fp16 for GPUs only"
         )
-        if a.dtype != tf.float16:
-            return product(a, b)
-        return tf.cast(
-            product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)), tf.float16
+    if options.manual_fp16:
+        tf.logging.info(
+            "fp16 on a CPU: operands and results are fp16, "
+            "products are summed in float32; slower than float32"
         )
+    return Cpu(options, processes)
+
+
+def _matmul(a, b, transpose_b=False):
+    """Product with operands and result in their dtype, summed in float32.
+
+    The numerics of tensor cores; TF 1.15's own fp16 product on a CPU takes a
+    hundred times as long.
+    """
+    if transpose_b and _is_tall(b):
+        product = _tall_matmul
+    else:
+        product = functools.partial(tf.matmul, transpose_b=transpose_b)
+    if a.dtype != tf.float16:
+        return product(a, b)
+    return tf.cast(
+        product(tf.cast(a, tf.float32), tf.cast(b, tf.float32)), tf.float16
+    )
 
 
 def _is_tall(matrix):
@@ -55,7 +74,7 @@ def _is_tall(matrix):
 
 
 def _tall_matmul(a, b):
-    """a [N, H] times the transpose of a tall b [V, H], as the LM head does.
+    """a [N, H] times the transpose of a tall b [V, H], as in the LM head.
 
     TensorFlow's CPU product takes 2.4 times as long to read a tall matrix
     transposed on the right as untransposed on the left (160 x 512 x 50265).

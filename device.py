@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does its own way, behind one contract, and its flags.
+"""The base class of all devices, in plain TensorFlow, and their flags.
 
 environment.create chooses a device. Every device has
 
-    name              "cpu", "gpu" or "npu"
-    rank, world_size  this process among those that train together
-    kernels           Kernels
-    static_shapes     whether every batch must have the same shape
-    stops_together    whether all processes can end after the same step
-    runs_between_steps  whether another graph runs between two steps at no
-                      cost to speak of
-    average(tensors)  their means over all processes
-    agree(number)     rank 0's number, in every process
-    micro_batches(optimizer, losses, run)   the innermost optimizer
-    wrap_optimizer(optimizer, run)   averages, scales the loss
-    overflow(optimizer)         what the hook reports of the loss scale
-    without_nan(loss)           the loss as TensorFlow may see it
+    name                "cpu", "gpu" or "npu"
+    rank, world_size    this process among those that train together
+    kernels             Kernels
+    static_shapes       whether all batches must have the same shape
+    stops_together      whether all processes can stop after the same step
+    runs_between_steps  whether a second graph may run between two steps
+    saturates           whether an overflow gives the largest number, not inf
+    stores_half         whether activations are stored in 16 bits
+    average(tensors)    their means over all processes
+    agree(number)       rank 0's number, in every process
+    micro_batches(optimizer, losses, run)       the innermost optimizer
+    wrap_optimizer(optimizer, run)              averaging and loss scale
+    overflow(optimizer)                         tensors of the loss scale
+    without_nan(loss)                           the loss for TensorFlow's hooks
     estimator(model_fn, run, num_train_steps)   trains, evaluates, predicts
-    hooks()           session hooks it needs in training
-    stores_half       whether activations are kept in 16 bits
-    memory_bytes()    its memory, None where it is not known
-    versions()        {name: version} of what it computes with
+    session_config()    tf.ConfigProto of its sessions
+    hooks()             session hooks for training
+    memory_bytes()      its memory, None if unknown
+    versions()          {name: version} of its software
+    close()             removes temporary files
 """
 
 import dataclasses
@@ -43,13 +45,13 @@ class DeviceConfig:
 
     accelerator: str = command_line.flag(
         "auto",
-        "Where to compute; auto takes an NPU, else a GPU, else the CPU.",
+        "Device to compute on; auto selects an NPU, else a GPU, else the CPU.",
         choices=("auto", "cpu", "gpu", "npu"),
     )
     cpu_threads: int = command_line.flag(
         0,
-        "CPU threads of an operation; 0 takes all cores. Sums are rounded "
-        "alike only with the same number.",
+        "CPU threads per operation; 0 uses all cores. Floating-point "
+        "summation order depends on the number of threads.",
         lower=0,
         upper=1024,
     )
@@ -71,16 +73,16 @@ class DeviceConfig:
         "Default: 0 with half precision, else -1.",
     )
     init_loss_scale_value: float = command_line.flag(
-        2.0**15, "First value of a dynamic loss scale.", lower=1
+        2.0**15, "Initial value of a dynamic loss scale.", lower=1
     )
     horovod: bool = command_line.flag(
         False, "Train in several processes with Horovod (CPU, GPU)."
     )
     distributed: bool = command_line.flag(
-        False, "Train on RANK_SIZE NPUs, this process being RANK_ID."
+        False, "Train on RANK_SIZE NPUs; this process is RANK_ID."
     )
     npu_bert_fused_gelu: bool = command_line.flag(
-        False, "NPU: its own GELU, the tanh form, up to 5e-4 off the exact one."
+        False, "NPU: its own GELU, the tanh form; differs by up to 5e-4."
     )
     npu_bert_npu_dropout: bool = command_line.flag(
         True, "NPU: its own dropout instead of TensorFlow's stateless one."
@@ -89,46 +91,45 @@ class DeviceConfig:
         True, "NPU: embedding look-ups with a dense gradient."
     )
     npu_bert_use_tdt: bool = command_line.flag(
-        True, "NPU: hand batches to the device ahead of time."
+        True, "NPU: send batches to the device ahead of time."
     )
     npu_bert_job_start_file: str = command_line.flag(
-        "", "NPU: job file of an older launcher; empty reads the environment."
+        "", "NPU: job file of an older launcher; empty: environment variables."
     )
     hcom_parallel: bool = command_line.flag(
-        True, "NPU: average gradients while the backward pass goes on."
+        True, "NPU: average gradients during the backward pass."
     )
     npu_gradient_split: str = command_line.flag(
         "",
-        "NPU: shares of the gradients that are averaged together, in per "
-        "cent, comma separated, summing to 100. Default: the adapter's.",
+        "NPU: sizes of the groups of gradients that are averaged together, "
+        "in percent, comma separated, sum 100. Default: the adapter's.",
     )
     precision_mode: str = command_line.flag(
         "",
         "NPU: precision mode of the graph compiler. Default: "
         "must_keep_origin_dtype with manual_fp16, allow_mix_precision with "
-        "use_fp16, else the adapter's own (products in fp16 on an Ascend "
-        "910).",
+        "use_fp16, else the adapter's (products in fp16 on an Ascend 910).",
     )
     profiling: bool = command_line.flag(
-        False, "NPU: write a profile into output_dir/profiling."
+        False, "NPU: write a profile to output_dir/profiling."
     )
     data_dump: bool = command_line.flag(
-        False, "NPU: dump operators' outputs into output_dir/dump."
+        False, "NPU: dump operators' outputs to output_dir/dump."
     )
     over_dump: bool = command_line.flag(
-        False, "NPU: dump operators that overflow into output_dir/dump."
+        False, "NPU: dump operators that overflow to output_dir/dump."
     )
 
     def __post_init__(self):
         if self.manual_fp16 and self.use_fp16:
             raise errors.UserError(
                 "--manual_fp16 and --use_fp16 are both given; they are two "
-                "ways to compute in fp16, take one of them"
+                "ways to compute in fp16, use one of them"
             )
         if self.data_dump and self.over_dump:
             raise errors.UserError(
                 "--data_dump and --over_dump are both given; CANN writes one "
-                "of the two dumps at a time, run again for the other"
+                "of the two dumps at a time, so run again for the other"
             )
         scale = self.npu_bert_loss_scale
         if scale is not None and not (scale in (-1, 0) or scale >= 1):
@@ -140,12 +141,12 @@ class DeviceConfig:
             _check_split(self.npu_gradient_split)
 
     @property
-    def half_precision(self):
-        """Whether anything is computed in fp16."""
+    def half_precision(self) -> bool:
+        """Whether any part is computed in fp16."""
         return self.manual_fp16 or self.use_fp16 or self.use_fp16_cls
 
     @property
-    def loss_scale(self):
+    def loss_scale(self) -> float:
         """-1 off, 0 dynamic, >= 1 fixed."""
         if self.npu_bert_loss_scale is None:
             return 0 if self.half_precision else -1
@@ -165,68 +166,51 @@ def _check_split(text):
 
 
 class Processes:
-    """One process; the base of those that are several."""
+    """A single process; base class of several that train together."""
 
     rank = 0
     world_size = 1
     local_rank = 0
 
-    def average(self, tensors):
-        """Their means over all processes, as a list."""
+    def average(
+        self, tensors: typing.Iterable[tf.Tensor]
+    ) -> typing.List[tf.Tensor]:
+        """The tensors' means over all processes."""
         return list(tensors)
 
-    def agree(self, number):
-        """Rank 0's whole number, in every process."""
+    def agree(self, number: int) -> int:
+        """Rank 0's number, in every process."""
         return number
 
-    def hooks(self):
-        """Hooks that give every process the same start."""
+    def hooks(self) -> typing.List[tf.train.SessionRunHook]:
+        """Hooks that give every process the same initial state."""
         return []
 
 
 class Device:
-    """What all devices share: plain TensorFlow, nothing device-specific."""
+    """Plain TensorFlow; devices add what they do differently."""
 
     name = ""
     static_shapes = False
     stops_together = True
     runs_between_steps = True
+    saturates = False
+    averages_micro_batches = True  # where --allreduce_post_accumulation=False
 
-    def __init__(self, options, processes):
-        """
-        Args:
-          options: DeviceConfig.
-          processes: Processes.
-        """
+    def __init__(self, options: DeviceConfig, processes: Processes):
         self._options = options
         self._processes = processes
-        self._scratch = None
+        self._scratch: typing.Optional[str] = None
+        self.rank = processes.rank
+        self.world_size = processes.world_size
+        self.average = processes.average
+        self.agree = processes.agree
+        self.hooks = processes.hooks
 
-    @property
-    def rank(self):
-        return self._processes.rank
-
-    @property
-    def world_size(self):
-        return self._processes.world_size
-
-    def average(self, tensors):
-        return self._processes.average(tensors)
-
-    def agree(self, number):
-        return self._processes.agree(number)
-
-    def hooks(self):
-        return self._processes.hooks()
-
-    @property
-    def stores_half(self):
-        return False
-
-    def memory_bytes(self):
+    def memory_bytes(self) -> typing.Optional[int]:
         return None
 
-    def versions(self):
+    def versions(self) -> typing.Dict[str, str]:
         return {
             "Python": platform.python_version(),
             "TensorFlow": tf.__version__,
@@ -234,42 +218,61 @@ class Device:
         }
 
     @property
-    def kernels(self):
+    def kernels(self) -> Kernels:
         options = self._options
-        half = tf.float16
         return Kernels(
-            matmul=self._matmul,
-            compute_dtype=half if options.manual_fp16 else tf.float32,
-            head_dtype=half if options.use_fp16_cls else tf.float32,
+            compute_dtype=tf.float16 if options.manual_fp16 else tf.float32,
+            head_dtype=tf.float16 if options.use_fp16_cls else tf.float32,
             variable_getter=float32_variable,
         )
 
-    @staticmethod
-    def _matmul(a, b, transpose_b=False):
-        return tf.matmul(a, b, transpose_b=transpose_b)
-
     def micro_batches(self, optimizer, losses, run):
-        """The innermost optimizer: gradients of one update's micro-batches."""
-        each = None if run.allreduce_post_accumulation else self.average
+        """The innermost optimizer: gradients of one update's micro-batches.
+
+        Args:
+          optimizer: tf.train.Optimizer.
+          losses: see optimization.MicroBatches.
+          run: run_config.RunConfig.
+
+        Returns:
+          optimization.MicroBatches.
+        """
+        reduce_each = None
+        if not run.allreduce_post_accumulation:
+            if self.averages_micro_batches:
+                reduce_each = self.average
+            else:
+                tf.logging.info(
+                    "device=%s averages gradients once per update, after "
+                    "accumulation",
+                    self.name,
+                )
         return optimization.MicroBatches(
-            optimizer, losses, run.num_accumulation_steps, each
+            optimizer, losses, run.num_accumulation_steps, reduce_each
         )
 
     def wrap_optimizer(self, optimizer, run):
-        """The chain around an optimizer: averaging, then the loss scale."""
-        if run.allreduce_post_accumulation:
-            optimizer = optimization.Averaged(optimizer, self.average)
+        """The optimizer, with averaging over processes and the loss scale."""
+        optimizer = self._averaged(optimizer, run)
         if self._options.loss_scale < 0:
             return optimizer
-        return optimization.LossScaled(optimizer, self._loss_scale())
+        return self._loss_scaled(optimizer)
 
-    def _loss_scale(self):
+    def _averaged(self, optimizer, run):
+        if not run.allreduce_post_accumulation:
+            return optimizer
+        return optimization.Averaged(optimizer, self.average)
+
+    def _loss_scaled(self, optimizer):
         fixed = self._options.loss_scale
-        return optimization.LossScale(
-            fixed or self._options.init_loss_scale_value, dynamic=not fixed
+        return optimization.LossScaled(
+            optimizer,
+            optimization.LossScale(
+                fixed or self._options.init_loss_scale_value, dynamic=not fixed
+            ),
         )
 
-    def overflow(self, optimizer):
+    def overflow(self, optimizer) -> typing.Dict[str, tf.Tensor]:
         """{"loss_scale": scalar, "finite": bool [G]}, or {} without a scale.
 
         G counts the gradients in the order of compute_gradients.
@@ -278,15 +281,18 @@ class Device:
             return {}
         return {"loss_scale": optimizer.loss_scale, "finite": optimizer.finite}
 
-    def without_nan(self, loss):
-        """The loss that TensorFlow watches: a step that overflows is no end.
+    def without_nan(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss, 0 where it is not finite.
 
-        The progress hook stops a run whose loss is lost for good.
+        TensorFlow stops at the first nan, but a step that overflows is only
+        skipped; the progress hook stops a run that does not recover.
         """
+        if self.saturates:
+            return loss
         return tf.where(tf.is_finite(loss), loss, tf.zeros_like(loss))
 
-    def session_config(self):
-        """tf.ConfigProto of every session."""
+    def session_config(self) -> tf.ConfigProto:
+        """The configuration of every session."""
         options = self._options
         config = tf.ConfigProto(
             allow_soft_placement=True,
@@ -296,16 +302,14 @@ class Device:
             config.graph_options.optimizer_options.global_jit_level = (
                 tf.OptimizerOptions.ON_1
             )
-        if options.use_fp16:
-            rewriter = config.graph_options.rewrite_options
-            rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
         return config
 
-    def estimator(self, model_fn, run, num_train_steps):
+    def estimator(
+        self, model_fn: typing.Callable, run, num_train_steps: int
+    ) -> tf.estimator.Estimator:
         """A TPUEstimator that computes on this device.
 
-        Ranks other than 0 save nothing and work in a directory that goes with
-        the process.
+        Only rank 0 saves; the other ranks work in a temporary directory.
         """
         del num_train_steps
         saves = self.rank == 0
@@ -335,14 +339,14 @@ class Device:
             self._scratch = tempfile.mkdtemp(prefix="roberta_rank_")
         return self._scratch
 
-    def close(self):
-        """Removes what the process left behind."""
+    def close(self) -> None:
+        """Removes temporary files."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
-    """Variable getter: weights live in float32, whatever is asked for.
+    """Variable getter: stores weights in float32, whatever the dtype.
 
     Source: Micikevicius et al. 2017 (arXiv:1710.03740), section 3.1.
     """

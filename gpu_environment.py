@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA GPUs, and Horovod, which trains CPUs and GPUs alike."""
+"""NVIDIA GPUs, and Horovod, for training on several CPUs or GPUs."""
 
 import logging
 import subprocess
+import typing
 
 import tensorflow.compat.v1 as tf
 
@@ -11,20 +12,20 @@ from common import errors
 
 
 class Gpu(device.Device):
-    """One GPU a process: fp16 as the graph says, memory as it is needed."""
+    """One GPU per process; allocates memory as needed."""
 
     name = "gpu"
 
     @property
-    def stores_half(self):
+    def stores_half(self) -> bool:
         return self._options.half_precision
 
-    def memory_bytes(self):
+    def memory_bytes(self) -> typing.Optional[int]:
         text = self._ask("memory.total")
         return int(text) << 20 if text.isdigit() else None
 
     def versions(self):
-        # TensorFlow 1.15 does not tell; its wheels are built with CUDA 10.0.
+        # TensorFlow 1.15 lacks the function; its wheels use CUDA 10.0.
         build = getattr(tf.sysconfig, "get_build_info", dict)()
         return dict(
             super().versions(),
@@ -35,7 +36,7 @@ class Gpu(device.Device):
         )
 
     def _ask(self, field):
-        """A field that nvidia-smi knows of this process's GPU, or ""."""
+        """A field of nvidia-smi for this process's GPU, "" if unknown."""
         command = [
             "nvidia-smi",
             "--query-gpu=" + field,
@@ -52,18 +53,21 @@ class Gpu(device.Device):
         except (OSError, subprocess.SubprocessError):
             return ""
         lines = text.strip().splitlines()
-        place = self._processes.local_rank
-        return lines[place].strip() if place < len(lines) else ""
+        index = self._processes.local_rank
+        return lines[index].strip() if index < len(lines) else ""
 
     def session_config(self):
         config = super().session_config()
         config.gpu_options.allow_growth = True
         config.gpu_options.visible_device_list = str(self._processes.local_rank)
+        if self._options.use_fp16:
+            rewriter = config.graph_options.rewrite_options
+            rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
         return config
 
 
 class HorovodProcesses(device.Processes):
-    """Processes started by horovodrun, one a device."""
+    """Processes started by horovodrun, one per device."""
 
     def __init__(self):
         """
@@ -74,8 +78,8 @@ class HorovodProcesses(device.Processes):
             import horovod.tensorflow as hvd
         except ImportError as error:
             raise errors.UserError(
-                f"--horovod, but Horovod does not import ({error}); build it "
-                "with scripts/setup.sh --horovod, or leave the flag out"
+                f"--horovod: Horovod does not import ({error}); build it with "
+                "scripts/setup.sh --horovod, or omit the flag"
             ) from error
         hvd.init()
         self._hvd = hvd
@@ -84,10 +88,10 @@ class HorovodProcesses(device.Processes):
         self.world_size = hvd.size()
         logger = tf.get_logger()
         if self.rank and not logger.isEnabledFor(logging.DEBUG):
-            logger.setLevel(logging.WARNING)  # rank 0 tells of all
+            logger.setLevel(logging.WARNING)  # rank 0 logs for all
 
     def average(self, tensors):
-        """Means over the processes; Horovod fuses what is ready together."""
+        """Means over the processes; Horovod fuses small tensors."""
         return [
             self._hvd.allreduce(tensor, op=self._hvd.Average)
             for tensor in tensors

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ascend NPUs, through Huawei's TensorFlow adapter.
 
-The only file that names npu_bridge, and it imports it only when an NPU is
-asked for. It keeps to the names and arguments that the adapter has in all of
-its releases from 2021 on.
+The only module that names npu_bridge; it imports it when an NPU is used. It
+uses only names and arguments that all releases of the adapter since 2021 have.
 
 Source: Ascend/tensorflow (Apache 2.0), tf_adapter/python/npu_bridge; the
 vendor's TensorFlow 1.15 porting guide.
 """
 
-import dataclasses
+import importlib
 import importlib.util
 import json
 import os
 import re
+import types
+import typing
 
 import tensorflow.compat.v1 as tf
 
@@ -21,8 +22,9 @@ import device
 from common import errors
 from kernels import gather
 
+_ADAPTER = "npu_bridge"
 _DEVICES_PER_SERVER = 8
-# Precision modes that lower no float32 to fp16.
+# Precision modes that never lower float32 to fp16.
 _KEEPS_RANGE = (
     "must_keep_origin_dtype",
     "force_fp32",
@@ -31,41 +33,47 @@ _KEEPS_RANGE = (
 )
 
 
-def missing():
-    """What an NPU lacks here, as a message for the user; "" if nothing."""
-    if importlib.util.find_spec("npu_bridge") is not None:
+def missing() -> str:
+    """A message about what an NPU lacks here; "" if nothing."""
+    if importlib.util.find_spec(_ADAPTER) is not None:
         return ""
     return (
-        "--accelerator=npu, but the Python package npu_bridge does not "
-        "import; install CANN and its TensorFlow adapter, and source its "
-        "set_env.sh (docs/ascend.md)"
+        "--accelerator=npu: the npu_bridge package does not import; install "
+        "CANN and its TensorFlow adapter, and source its set_env.sh "
+        "(docs/ascend.md)"
     )
 
 
-def create(options, environ):
-    """The NPU that the process's variables name.
+def _adapter(module: str) -> types.ModuleType:
+    """A module of the adapter, by its name below the package."""
+    return importlib.import_module(f"{_ADAPTER}.{module}")
+
+
+def create(
+    options: device.DeviceConfig, environ: typing.MutableMapping[str, str]
+) -> "Npu":
+    """The NPU that the environment variables select.
 
     Args:
-      options: device.DeviceConfig.
-      environ: the process's variables; what the adapter insists on and is
-        not set is added to them.
+      options: DeviceConfig.
+      environ: the process's environment variables; those that the adapter
+        requires are added if unset.
 
     Raises:
-      errors.UserError: flags and variables do not go together.
+      errors.UserError: flags and variables contradict each other.
     """
     if options.horovod:
         raise errors.UserError(
-            "--horovod is for CPUs and GPUs; on NPUs give --distributed=True "
-            "and start one process a device with scripts/run_8p.sh"
+            "--horovod is for CPUs and GPUs; on NPUs pass --distributed=True "
+            "and start one process per device with scripts/run_8p.sh"
         )
     if options.use_xla:
         raise errors.UserError(
-            "--use_xla is for GPUs and CPUs; an NPU has "
-            "its own compiler, leave the flag out"
+            "--use_xla is for GPUs and CPUs; an NPU has its own compiler, so "
+            "omit the flag"
         )
     rank, world_size = _ranks(options, environ)
-    # The adapter fails without a job's name, and releases of 2021 without a
-    # number of ranks.
+    # The adapter fails without JOB_ID, and releases of 2021 without RANK_SIZE.
     environ.setdefault("JOB_ID", "10086")
     environ.setdefault("RANK_SIZE", "1")
     environ.setdefault(
@@ -88,18 +96,18 @@ def _ranks(options, environ):
         )
     if not os.path.exists(environ["RANK_TABLE_FILE"]):
         raise errors.UserError(
-            f"RANK_TABLE_FILE is {environ['RANK_TABLE_FILE']!r}, which is not "
-            "there; write it with scripts/make_rank_table.py"
+            f"RANK_TABLE_FILE is {environ['RANK_TABLE_FILE']!r}, which does not "
+            "exist; write it with scripts/make_rank_table.py"
         )
     if not options.distributed:
         raise errors.UserError(
-            f"RANK_SIZE is {size}, but --distributed is False; give "
+            f"RANK_SIZE is {size}, but --distributed is False; pass "
             "--distributed=True, or unset RANK_SIZE for one device"
         )
     rank = _number(environ, "RANK_ID", None, 0)
     if rank >= size:
         raise errors.UserError(
-            f"RANK_ID is {rank}, but RANK_SIZE is {size}; ranks count from 0"
+            f"RANK_ID is {rank}, but RANK_SIZE is {size}; expected 0 to {size - 1}"
         )
     return rank, size
 
@@ -125,49 +133,48 @@ class _NpuProcesses(device.Processes):
     def average(self, tensors):
         if self.world_size == 1:
             return list(tensors)
-        from npu_bridge.hccl import hccl_ops
-
-        # Without fusion they are no part of the gradients' split strategy.
+        allreduce = _adapter("hccl.hccl_ops").allreduce
+        # The split strategy of the gradients counts only fused tensors.
         return [
-            hccl_ops.allreduce(tensor, "sum", fusion=0) / self.world_size
+            allreduce(tensor, "sum", fusion=0) / self.world_size
             for tensor in tensors
         ]
 
 
 class Npu(device.Device):
-    """One NPU a process; ranks share the output directory."""
+    """One NPU per process; ranks share the output directory."""
 
     name = "npu"
     static_shapes = True
-    runs_between_steps = False  # it would compile that graph, for minutes
+    runs_between_steps = False  # compiling a second graph takes minutes
+    saturates = True  # and lacks the operator is_finite
+    averages_micro_batches = False
 
-    def __init__(self, options, processes):
+    def __init__(
+        self, options: device.DeviceConfig, processes: device.Processes
+    ):
         super().__init__(options, processes)
         self._manager = None
+        # A signal reaches the ranks in different loops of the device, and one
+        # that stops early leaves the others waiting for its gradients.
+        self.stops_together = self.world_size == 1
 
     @property
-    def stores_half(self):
-        # Left to itself, the adapter computes products in fp16 and keeps
-        # what goes between them in float32.
+    def stores_half(self) -> bool:
+        # By default the adapter computes products in fp16 and stores
+        # activations in float32.
         return self._options.half_precision
 
     def versions(self):
         return dict(super().versions(), CANN=_cann_version())
 
     @property
-    def stops_together(self):
-        # A signal reaches the ranks in different loops of the device, and
-        # one that ends early leaves the others waiting for its gradients.
-        return self.world_size == 1
-
-    @property
     def kernels(self):
         options = self._options
         kernels = super().kernels._replace(normalize=_normalize, embed=_embed)
         if options.npu_bert_fused_gelu:
-            from npu_bridge.estimator.npu_unary_ops import npu_unary_ops
-
-            kernels = kernels._replace(gelu=npu_unary_ops.gelu)
+            native = _adapter("estimator.npu_unary_ops").npu_unary_ops
+            kernels = kernels._replace(gelu=native.gelu)
         if options.npu_bert_npu_dropout:
             kernels = kernels._replace(dropout=_dropout)
         if not options.npu_gather:
@@ -177,81 +184,51 @@ class Npu(device.Device):
             )
         return kernels
 
-    def without_nan(self, loss):
-        # The NPU saturates instead of giving inf or nan, and has no operator
-        # that looks for them.
-        return loss
-
-    def micro_batches(self, optimizer, losses, run):
-        if not run.allreduce_post_accumulation:
-            tf.logging.info(
-                "NPUs average gradients once an update, after accumulation"
-            )
-        return super().micro_batches(
-            optimizer,
-            losses,
-            dataclasses.replace(run, allreduce_post_accumulation=True),
-        )
-
     def wrap_optimizer(self, optimizer, run):
-        """Averaging while the loss is scaled, then the loss scale."""
-        del run
         self._warn_of_underflow()
-        distributed = self.world_size > 1
-        if distributed:
-            from npu_bridge.estimator.npu.npu_optimizer import (
-                NPUDistributedOptimizer,
-            )
+        return super().wrap_optimizer(optimizer, run)
 
-            self._split_gradients()
-            optimizer = NPUDistributedOptimizer(optimizer)
-        if self._options.loss_scale < 0:
+    def _averaged(self, optimizer, run):
+        if self.world_size == 1:
             return optimizer
-        from npu_bridge.estimator.npu.npu_loss_scale_optimizer import (
-            NPULossScaleOptimizer,
-        )
+        if self._options.npu_gradient_split:
+            from hccl.split.api import set_split_strategy_by_size
 
+            sizes = self._options.npu_gradient_split.split(",")
+            set_split_strategy_by_size([float(size) for size in sizes])
+        npu_optimizer = _adapter("estimator.npu.npu_optimizer")
+        return npu_optimizer.NPUDistributedOptimizer(optimizer)
+
+    def _loss_scaled(self, optimizer):
+        scaling = _adapter("estimator.npu.npu_loss_scale_optimizer")
         self._manager = self._loss_scale_manager()
-        return NPULossScaleOptimizer(
-            optimizer, self._manager, is_distributed=distributed
+        return scaling.NPULossScaleOptimizer(
+            optimizer, self._manager, is_distributed=self.world_size > 1
         )
 
     def _warn_of_underflow(self):
         mode = self._precision_mode()
         if self._options.loss_scale < 0 and mode not in _KEEPS_RANGE:
             tf.logging.warning(
-                "the NPU computes in fp16 (precision_mode=%s) and there is no "
-                "loss scale, so that small gradients may become 0; give "
+                "the NPU computes in fp16 (precision_mode=%s) without a loss "
+                "scale: small gradients may become 0; pass "
                 "--npu_bert_loss_scale=0, or "
                 "--precision_mode=must_keep_origin_dtype for float32",
-                mode or "the adapter's own",
+                mode or "the adapter's default",
             )
 
     def _loss_scale_manager(self):
-        from npu_bridge.estimator.npu.npu_loss_scale_manager import (
-            ExponentialUpdateLossScaleManager,
-            FixedLossScaleManager,
-        )
-
+        managers = _adapter("estimator.npu.npu_loss_scale_manager")
         fixed = self._options.loss_scale
         if fixed:
-            return FixedLossScaleManager(loss_scale=fixed)
-        return ExponentialUpdateLossScaleManager(
+            return managers.FixedLossScaleManager(loss_scale=fixed)
+        return managers.ExponentialUpdateLossScaleManager(
             init_loss_scale=self._options.init_loss_scale_value,
             incr_every_n_steps=1000,
             decr_every_n_nan_or_inf=1,
             incr_ratio=2,
             decr_ratio=0.5,
         )
-
-    def _split_gradients(self):
-        """Tells HCCL into which parts to cut the gradients it averages."""
-        text = self._options.npu_gradient_split
-        if not text:
-            return
-        from hccl.split.api import set_split_strategy_by_size
-
-        set_split_strategy_by_size([float(part) for part in text.split(",")])
 
     def overflow(self, optimizer):
         del optimizer
@@ -260,32 +237,29 @@ class Npu(device.Device):
         return {"loss_scale": self._manager.get_loss_scale()}
 
     def estimator(self, model_fn, run, num_train_steps):
-        """An NPUEstimator; every rank restores from the same directory.
+        """An NPUEstimator; all ranks restore from the same directory.
 
-        The adapter sends the trainable variables alone from rank 0, so a
-        resumed run needs one directory that all ranks read.
+        From rank 0 the adapter broadcasts only the trainable variables.
         """
-        from npu_bridge.estimator.npu.npu_config import NPURunConfig
-        from npu_bridge.estimator.npu.npu_estimator import NPUEstimator
-
         loop = loop_length(
             run.iterations_per_loop, num_train_steps, run.save_checkpoints_steps
         )
         if loop != run.iterations_per_loop:
             tf.logging.info(
-                "iterations_per_loop=%d, the largest number up to %d that "
-                "divides %d steps and fits into %d between checkpoints",
+                "iterations_per_loop=%d: the largest number up to %d that "
+                "divides %d steps and is at most %d, the steps between "
+                "checkpoints",
                 loop,
                 run.iterations_per_loop,
                 num_train_steps,
                 run.save_checkpoints_steps,
             )
         save_steps = run.save_checkpoints_steps // loop * loop
-        config = NPURunConfig(
+        config = _adapter("estimator.npu.npu_config").NPURunConfig(
             model_dir=run.output_dir,
             tf_random_seed=run.random_seed,
-            session_config=tf.ConfigProto(allow_soft_placement=True),
-            # 0 and not None, which would save every 100 steps.
+            session_config=self.session_config(),
+            # None would save every 100 steps.
             save_checkpoints_steps=save_steps if self.rank == 0 else 0,
             save_summary_steps=0,
             log_step_count_steps=None,
@@ -295,7 +269,7 @@ class Npu(device.Device):
             hcom_parallel=self._options.hcom_parallel,
             **self._optional_arguments(run),
         )
-        return NPUEstimator(
+        return _adapter("estimator.npu.npu_estimator").NPUEstimator(
             model_fn=model_fn,
             config=config,
             params={},
@@ -303,7 +277,7 @@ class Npu(device.Device):
         )
 
     def _precision_mode(self):
-        """The graph compiler's, "" for the adapter's own."""
+        """The graph compiler's precision mode, "" for the default."""
         options = self._options
         if options.precision_mode:
             return options.precision_mode
@@ -312,7 +286,7 @@ class Npu(device.Device):
         return "allow_mix_precision" if options.use_fp16 else ""
 
     def _optional_arguments(self, run):
-        """Arguments that a plain run leaves to the adapter."""
+        """Arguments that not every run passes."""
         options, arguments = self._options, {}
         precision = self._precision_mode()
         if precision:
@@ -329,16 +303,16 @@ class Npu(device.Device):
 
 
 def _cann_version():
-    """What the toolkit that this process imports says of itself."""
-    spec = importlib.util.find_spec("npu_bridge")
+    """The version of the CANN toolkit that this process imports."""
+    spec = importlib.util.find_spec(_ADAPTER)
     folder = os.path.dirname(spec.origin) if spec and spec.origin else os.sep
     while os.path.dirname(folder) != folder:
         for name in ("version.info", "version.cfg"):
             path = os.path.join(folder, name)
             if os.path.exists(path):
                 with open(path, encoding="utf-8", errors="replace") as stream:
-                    found = re.search(r"\d+(\.\w+)+", stream.read(1 << 16))
-                return found.group() if found else "unknown"
+                    version = re.search(r"\d+(\.\w+)+", stream.read(1 << 16))
+                return version.group() if version else "unknown"
         folder = os.path.dirname(folder)
     return "unknown"
 
@@ -346,47 +320,46 @@ def _cann_version():
 def _dropout(x, rate, seed):
     """The NPU's dropout; its seed is the graph's."""
     del seed
-    from npu_bridge.estimator import npu_ops
-
-    return npu_ops.dropout(x, keep_prob=1.0 - rate)
+    return _adapter("estimator.npu_ops").dropout(x, keep_prob=1.0 - rate)
 
 
 def _normalize(x, gamma, beta, epsilon):
-    """LayerNorm in the operations that the NPU's compiler fuses."""
+    """LayerNorm in the operations that the NPU's compiler can fuse."""
     mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
     return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
 
 
 def _embed(table, ids):
-    """Rows and table with a dense gradient by a sum the NPU has."""
+    """Rows and table, with a dense gradient by a supported operator."""
     return gather(table, ids), table
 
 
-def loop_length(wanted, num_train_steps, save_checkpoints_steps):
-    """Steps of one call of the device.
+def loop_length(
+    iterations_per_loop: int, num_train_steps: int, save_checkpoints_steps: int
+) -> int:
+    """Steps per call of the device.
 
-    The device stops only between two calls, so their length divides the steps
-    of the run; checkpoints are written between two calls too.
+    The run ends and checkpoints are written between two calls only.
 
     Args:
-      wanted: --iterations_per_loop.
+      iterations_per_loop: the flag.
       num_train_steps: steps of the run.
       save_checkpoints_steps: steps between two checkpoints.
 
     Returns:
       The largest divisor of num_train_steps that is at most the other two.
     """
-    most = min(wanted, save_checkpoints_steps, num_train_steps)
+    longest = min(iterations_per_loop, save_checkpoints_steps, num_train_steps)
     return next(
-        length for length in range(most, 0, -1) if num_train_steps % length == 0
+        length
+        for length in range(longest, 0, -1)
+        if num_train_steps % length == 0
     )
 
 
 def _profiling(directory):
-    from npu_bridge.estimator.npu.npu_config import ProfilingConfig
-
     os.makedirs(directory, exist_ok=True)
-    return ProfilingConfig(
+    return _adapter("estimator.npu.npu_config").ProfilingConfig(
         enable_profiling=True,
         profiling_options=json.dumps(
             {
@@ -401,10 +374,8 @@ def _profiling(directory):
 
 
 def _dump(directory, options):
-    from npu_bridge.estimator.npu.npu_config import DumpConfig
-
     os.makedirs(directory, exist_ok=True)
-    return DumpConfig(
+    return _adapter("estimator.npu.npu_config").DumpConfig(
         enable_dump=options.data_dump,
         dump_path=directory,
         dump_mode="all",

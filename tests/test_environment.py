@@ -104,7 +104,7 @@ def test_distributed_on_many_cpus_needs_horovod():
 
 
 def test_both_fp16_flags_are_an_error():
-    with pytest.raises(errors.UserError, match="take one of them"):
+    with pytest.raises(errors.UserError, match="use one of them"):
         environment.DeviceConfig(manual_fp16=True, use_fp16=True)
 
 
@@ -133,7 +133,7 @@ def test_loss_scale_by_default_goes_with_half_precision(options, wanted):
 @pytest.mark.parametrize(
     "options, name, warns",
     [
-        ({"use_fp16": True}, "changes nothing on a CPU", True),
+        ({"use_fp16": True}, "has no effect on a CPU", True),
         ({"manual_fp16": True}, "fp16 on a CPU", True),
         ({}, "fp16", False),
     ],

@@ -475,8 +475,8 @@ def test_old_squad_runs_unchanged(old, version, variables):
             False,
             ["--accelerator=npu"],
             {},
-            "--accelerator=npu, but the Python package npu_bridge does not "
-            "import; install CANN and its TensorFlow adapter",
+            "--accelerator=npu: the npu_bridge package does not import; "
+            "install CANN and its TensorFlow adapter",
         ),
         (
             True,
@@ -513,7 +513,7 @@ def test_horovod_that_is_missing_is_said_in_one_line(runs, tmp_path):
         line, tiny.environment(npu=False, PYTHONPATH=str(tmp_path)), code=1
     )
     assert re.search(
-        r"error: --horovod, but Horovod does not import .*"
+        r"error: --horovod: Horovod does not import .*"
         r"scripts/setup.sh --horovod",
         output.splitlines()[-1],
     )
