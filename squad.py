@@ -223,8 +223,9 @@ def _checked_answer(where, context, answer):
     else:
         first = max(start, 0)
         problem = (
-            f"answer_start {start} has {context[first : first + len(text)]!r:.50}"
-            f", expected the answer {text!r:.50}"
+            f"answer_start {start} has "
+            f"{context[first : first + len(text)]!r:.50}, expected the answer "
+            f"{text!r:.50}"
         )
         if text in context:
             problem += f", which is at {context.find(text)}"

@@ -404,8 +404,8 @@ def _check_range(name, features, limit):
     values = features.get(name, ())
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise errors.UserError(
-            f"{name} ranges from {values.min()} to {values.max()}, expected 0 to "
-            f"{limit - 1}; use the vocabulary and the length that the records "
+            f"{name} ranges from {values.min()} to {values.max()}, expected 0 "
+            f"to {limit - 1}; use the vocabulary and the length that the records "
             "were built with"
         )
 
@@ -430,7 +430,7 @@ def expand_inputs(text: typing.Optional[str]) -> typing.List[str]:
             "no file of records was given; name directories, files or globs, "
             "comma separated"
         )
-    if os.path.exists(text):  # a name with a comma in it
+    if text and os.path.exists(text):  # a name with a comma in it
         items = [text]
     paths: typing.Dict[str, str] = {}
     for item in items:

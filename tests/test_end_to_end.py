@@ -621,7 +621,7 @@ WRONG_FOR_PRETRAINING = [
     (
         "output is a pattern",
         ["--output_dir=$BAD/../refused[1]"],
-        ["for a pattern", "--output_dir"],
+        ["as a pattern", "--output_dir"],
     ),
     ("log directory is a file", ["--out_log_dir=$BAD/file"], ["file"]),
     ("not a number", ["--train_batch_size=many"], ["a whole number from 1 to"]),
