@@ -20,7 +20,7 @@ opcodes.
 
 import io
 import os
-import pickle  # noqa: S403 - only _Unpickler, which imports nothing
+import pickle
 import pickletools
 import struct
 import typing
@@ -191,7 +191,7 @@ _CLASSES = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301 - see find_class
+class _Unpickler(pickle.Unpickler):
     """Runs opcodes that `_checked` let through.
 
     Attributes:
