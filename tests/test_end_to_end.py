@@ -634,7 +634,7 @@ WRONG_FOR_PRETRAINING = [
     (
         "a batch beyond devices",
         ["--train_batch_size=1000000000"],
-        ["tokens an update"],
+        ["tokens per update"],
     ),
     (
         "a space for =",
