@@ -7,7 +7,7 @@
       --do_train=True --do_eval=True --do_predict=True --output_dir=output
 
 GLUE's tasks are read in their own formats; --task=generic reads any table by
-the names of its columns.
+its column names.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
+import device as devices
 import environment
 import modeling
 from common import command_line, errors, files
@@ -38,11 +39,11 @@ GENERIC = "generic"
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig(finetuning.TaskConfig):
-    """Flags of this script, those of every fine-tuning script among them."""
+    """Flags of this script, including those of every fine-tuning script."""
 
     task: str = command_line.flag(
         GENERIC,
-        "A task of GLUE, or generic for tables of your own.",
+        "A task of GLUE, or generic for your own tables.",
         choices=(GENERIC, *glue.TASKS),
     )
     do_eval: bool = command_line.flag(
@@ -54,7 +55,7 @@ class ClassifierConfig(finetuning.TaskConfig):
     diagnostic_file: str = command_line.flag(
         "",
         "MNLI: the diagnostic set (AX). Default: diagnostic.tsv in "
-        "data_dir, or in diagnostic or AX beside it, if there.",
+        "data_dir, or in diagnostic or AX beside it, if it exists.",
     )
     train_file: str = command_line.flag(
         "", "Table to train on: .tsv, .csv or .jsonl."
@@ -83,7 +84,7 @@ class ClassifierConfig(finetuning.TaskConfig):
         "the checkpoint's, else those of train_file, sorted.",
     )
     regression: bool = command_line.flag(
-        False, "Whether labels are numbers to come close to."
+        False, "Whether labels are numbers to predict."
     )
     metrics: str = command_line.flag(
         "",
@@ -93,7 +94,7 @@ class ClassifierConfig(finetuning.TaskConfig):
     )
 
     def __post_init__(self):
-        own = [
+        generic = [
             name
             for name in (
                 "train_file",
@@ -105,194 +106,180 @@ class ClassifierConfig(finetuning.TaskConfig):
             )
             if getattr(self, name)
         ]
-        if self.is_glue and own:
+        if self.is_glue and generic:
             raise errors.UserError(
-                f"--{own[0]} is given with --task={self.task}, whose files and "
-                "labels are GLUE's; give --data_dir alone, or --task=generic"
+                f"--{generic[0]} is given with --task={self.task}, which has "
+                "GLUE's files and labels; pass --data_dir alone, or "
+                "--task=generic"
             )
         if self.data_dir and not self.is_glue:
             raise errors.UserError(
-                "--data_dir is given with --task=generic; name one of GLUE's "
-                "tasks with --task, or files with --train_file, --eval_file "
-                "and --predict_file"
+                "--data_dir is given with --task=generic; pass --task with one "
+                "of GLUE's tasks, or --train_file, --eval_file and "
+                "--predict_file"
             )
         if self.label_column in (self.text_column, self.text_pair_column):
             raise errors.UserError(
-                f"--label_column={self.label_column} is also a column of "
-                "texts; a model would read the label off the text"
+                f"--label_column={self.label_column} is also a text column, "
+                "where the model would read the label; pass another column"
             )
         if self.labels and self.regression:
             raise errors.UserError(
-                "--labels and --regression are both given; "
-                "a regression has numbers, no labels"
+                "--labels and --regression are both given; a regression has "
+                "numbers, no labels: pass one of them"
             )
 
     @property
     def is_glue(self):
         return self.task != GENERIC
 
-    def metrics_for(self, labels):
-        """Names of the metrics for some classification.Labels."""
-        given = tuple(filter(None, self.metrics.split(",")))
-        if given:
-            return given
+    def metrics_for(
+        self, labels: classification.Labels
+    ) -> typing.Tuple[str, ...]:
+        """Names of the metrics for the labels of a run."""
+        if self.metrics:
+            return tuple(filter(None, self.metrics.split(",")))
         if self.is_glue:
             return glue.TASKS[self.task].metrics
         return task_scores.OF_NUMBERS if labels.is_regression else ("accuracy",)
 
 
+_Examples = typing.List[classification.Example]
+
+
 class Data(typing.NamedTuple):
-    """Examples to train on, to score and to predict."""
+    """Examples for training, evaluation and prediction."""
 
-    train: list
-    evaluation: list  # of (suffix of the metrics, examples)
-    predict: list  # of (file name, examples)
+    train: _Examples
+    # (suffix of the metrics, examples)
+    evaluation: typing.List[typing.Tuple[str, _Examples]]
+    # (file name, examples)
+    predict: typing.List[typing.Tuple[str, _Examples]]
 
 
-def read_data(run, task):
-    """The Data that the flags ask for."""
-    if task.is_glue:
-        if not task.data_dir:
-            raise errors.UserError(
-                f"--data_dir is not given; name the directory of {task.task}'s "
-                "files"
-            )
-        return Data(
-            glue.read_train(task.task, task.data_dir) if run.do_train else [],
-            glue.read_evaluation(task.task, task.data_dir)
-            if task.do_eval
-            else [],
-            glue.read_test(task.task, task.data_dir, task.diagnostic_file)
-            if task.do_predict
-            else [],
-        )
+def read_data(run: run_config.RunConfig, task: ClassifierConfig) -> Data:
+    """Reads the files that the flags name."""
+    read = _read_glue if task.is_glue else _read_tables
+    train, evaluation, predicted = read(task)
     return Data(
-        _read_table(task, "train_file", True) if run.do_train else [],
-        [("", _read_table(task, "eval_file", True))] if task.do_eval else [],
-        [("predictions.jsonl", _read_table(task, "predict_file", False))]
-        if task.do_predict
-        else [],
+        train() if run.do_train else [],
+        evaluation() if task.do_eval else [],
+        predicted() if task.do_predict else [],
     )
 
 
-def _read_table(task, flag, is_labelled):
+def _read_glue(task):
+    """Functions that read the parts of Data."""
+    name, directory = task.task, task.data_dir
+    if not directory:
+        raise errors.UserError(
+            f"--data_dir is not given; pass the directory of {name}'s files"
+        )
+    return (
+        lambda: glue.read_train(name, directory),
+        lambda: glue.read_evaluation(name, directory),
+        lambda: glue.read_test(name, directory, task.diagnostic_file),
+    )
+
+
+def _read_tables(task):
+    """Functions that read the parts of Data."""
+    return (
+        lambda: _read_table(task, "train_file"),
+        lambda: [("", _read_table(task, "eval_file"))],
+        lambda: [("predictions.jsonl", _read_table(task, "predict_file"))],
+    )
+
+
+def _read_table(task, flag):
     path = getattr(task, flag)
     if not path:
         raise errors.UserError(
-            f"--{flag} is not given; name a .tsv, .csv or .jsonl file"
+            f"--{flag} is not given; pass a .tsv, .csv or .jsonl file"
         )
     return classification.examples_of(
         table_files.read(path, quoting=task.quoting),
         classification.Columns(
             task.text_column,
             task.text_pair_column or None,
-            task.label_column if is_labelled else None,
+            None if flag == "predict_file" else task.label_column,
             task.index_column or None,
         ),
     )
 
 
-def decide_labels(run, task, train):
-    """The classification.Labels of a run.
-
-    A checkpoint's labels keep their order; only a new run's can be found in
-    the training data.
+def decide_labels(
+    run: run_config.RunConfig, task: ClassifierConfig, train: _Examples
+) -> classification.Labels:
+    """The labels of a run.
 
     Raises:
-      errors.UserError: the labels wanted are not the checkpoint's.
+      errors.UserError: the requested labels are not the checkpoint's.
     """
-    wanted = None
+    requested = None
     if task.regression:
-        wanted = classification.Labels(())
+        requested = classification.Labels(())
     elif task.labels:
-        wanted = classification.Labels(classification.named_labels(task.labels))
+        requested = classification.named_labels(task.labels)
     elif task.is_glue:
-        wanted = classification.Labels(glue.TASKS[task.task].labels)
-    values = finetuning.trained_config(run)
-    saved = None if values is None else classification.labels_of_config(values)
-    if saved is None:
-        if wanted is None and not train:
-            raise errors.UserError(
-                f"{run.bert_config_file} names no labels (id2label); give them "
-                "with --labels, in the order of their ids, or "
-                "--regression=True"
-            )
-        return wanted or classification.labels_in(train)
-    if wanted is None:
-        return saved
-    by_name = {name.lower(): name for name in wanted.names}
-    if set(by_name) == {name.lower() for name in saved.names}:
-        return classification.Labels(
-            tuple(by_name[name.lower()] for name in saved.names)
-        )
-    if len(wanted.names) == len(saved.names) and all(
-        name.startswith("LABEL_") for name in saved.names
-    ):
-        return wanted
-    raise errors.UserError(
-        "the checkpoint tells apart %s, but %s is wanted; train another one "
-        "in another --output_dir"
-        % tuple(
-            ", ".join(labels.names) or "numbers (a regression)"
-            for labels in (saved, wanted)
-        )
-    )
+        requested = classification.Labels(glue.TASKS[task.task].labels)
+    saved = classification.labels_of_config(finetuning.trained_config(run))
+    if train and saved is None and requested is None:
+        return classification.labels_in(train)
+    return classification.decide_labels(saved, requested, run.bert_config_file)
 
 
-def build_model(config, run, labels, device, chance=None):
-    """The finetuning.Model: cross entropy, or the squared error of numbers.
+def build_model(
+    setup: finetuning.Setup,
+    device: devices.Device,
+    labels: classification.Labels,
+    chance: typing.Optional[float] = None,
+) -> finetuning.Model:
+    """The model with cross entropy, or with a regression's squared error.
 
     Source: Devlin et al. 2018, section 4.1; Liu et al. 2019, section 5.1.
     """
 
-    def outputs(features, dropout_seed=None, **options):
-        model = modeling.RobertaModel(
-            config,
-            input_ids=features["input_ids"],
-            kernels=device.kernels,
-            is_training=dropout_seed is not None,
-            dropout_seed=dropout_seed,
-            **options,
-        )
-        return modeling.classification_logits(
-            config,
-            model.get_sequence_output(),
+    def outputs(features, hidden, dropout_seed):
+        del features
+        logits = modeling.classification_logits(
+            setup.config,
+            hidden,
             labels.outputs,
             device.kernels,
             dropout_seed=dropout_seed,
         )
+        return {"outputs": logits}  # [B, L]
 
-    def losses(features, is_training, dropout_seed):
-        drops = is_training and not run.npu_bert_debug
-        logits = outputs(
-            features,
-            dropout_seed if drops else None,
-            recompute_layers=run.recompute_layers,
-        )
-        label = features["label"]
+    def sums(features, outputs):
+        logits, label = outputs["outputs"], features["label"]
         if labels.is_regression:
             return {"loss": tf.reduce_sum(tf.square(logits[:, 0] - label))}
-        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=label, logits=logits
-        )
-        right = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), label)
-        return {
-            "loss": tf.reduce_sum(entropies),
-            "accuracy": tf.reduce_sum(tf.cast(right, tf.float32)),
-        }
+        return finetuning.label_sums(logits, label)
 
-    return finetuning.Model(
-        losses, lambda features: {"outputs": outputs(features)}, chance=chance
-    )
+    head = finetuning.Head("classification", outputs, sums, chance=chance)
+    return finetuning.Model(setup, device, head)
 
 
-def sequences_of(name, examples, tokenizer, run, task, labels=None):
-    """finetuning.Sequences of examples, with their label ids if asked for."""
+def sequences_of(
+    name: str,
+    examples: _Examples,
+    setup: finetuning.Setup,
+    labels: typing.Optional[classification.Labels] = None,
+) -> finetuning.Sequences:
+    """Sequences of examples, with the ids of their labels if given.
+
+    Args:
+      name: for the log.
+      examples: texts and pairs.
+      setup: the run.
+      labels: all labels.
+    """
     encoded = sequences.encode(
         [(example.text, example.pair) for example in examples],
-        tokenizer,
-        run.max_seq_length,
-        num_workers=task.num_workers,
+        setup.tokenizer,
+        setup.run.max_seq_length,
+        num_workers=setup.task.num_workers,
     )
     tf.logging.info(
         "%s: examples=%d truncated=%d cut_tokens=%d",
@@ -308,41 +295,27 @@ def sequences_of(name, examples, tokenizer, run, task, labels=None):
     )
 
 
-def predict(tuning, sets, tokenizer, run, task, outputs):
-    """The model's outputs for several lists of examples, in one pass.
+def evaluation_results(
+    labels: classification.Labels,
+    metrics: typing.Iterable[str],
+    sets: typing.Sequence[typing.Tuple[str, _Examples]],
+    outputs: typing.Sequence[np.ndarray],
+) -> typing.Dict[str, float]:
+    """{metric with its set's suffix: score}, including the loss.
 
     Args:
-      sets: lists of examples.
-      outputs: numbers an example.
-
-    Returns:
-      A list of float32 [n, outputs], one a list of examples.
-    """
-    examples = [example for each in sets for example in each]
-    found = np.zeros([len(examples), outputs], np.float32)
-    for index, values in tuning.predict(
-        sequences_of(
-            "evaluation and prediction", examples, tokenizer, run, task
-        )
-    ):
-        found[index] = values["outputs"]
-    return np.split(found, np.cumsum([len(each) for each in sets])[:-1])
-
-
-def evaluation_results(labels, metrics, sets, outputs):
-    """{metric with its set's suffix: score}, the loss among them.
-
-    Args:
-      sets: list of (suffix, examples).
-      outputs: list of float [n, L].
+      labels: all labels.
+      metrics: names of task_scores.METRICS.
+      sets: (suffix, examples).
+      outputs: float [n, L] of each set.
     """
     results = {}
     for (suffix, examples), values in zip(sets, outputs):
         ids = labels.ids(examples)
-        answers = (
+        predicted = (
             values[:, 0] if labels.is_regression else values.argmax(axis=1)
         )
-        scores = task_scores.scores(metrics, ids, answers)
+        scores = task_scores.scores(metrics, ids, predicted)
         scores.update(
             loss=classification.mean_loss(labels, values, ids),
             examples=len(ids),
@@ -351,36 +324,44 @@ def evaluation_results(labels, metrics, sets, outputs):
     return results
 
 
-def write_predictions(run, task, labels, name, examples, outputs):
-    """A file for GLUE's server, or JSON lines."""
+def predictions_text(
+    task: ClassifierConfig,
+    labels: classification.Labels,
+    examples: _Examples,
+    outputs: np.ndarray,
+) -> str:
+    """The text of a file for GLUE's server, or JSON lines."""
     if task.is_glue:
-        text = glue.submission(
+        return glue.submission(
             glue.TASKS[task.task],
             examples,
             classification.predicted(labels, outputs),
         )
-    else:
-        text = "".join(
-            json.dumps(line, ensure_ascii=False) + "\n"
-            for line in classification.prediction_lines(
-                labels, examples, outputs
-            )
-        )
-    path = os.path.join(run.output_dir, name)
-    files.write_text(path, text)
-    tf.logging.info("%d predictions in %s", len(examples), path)
+    return "".join(
+        json.dumps(line, ensure_ascii=False) + "\n"
+        for line in classification.prediction_lines(labels, examples, outputs)
+    )
 
 
-def evaluate_and_predict(tuning, data, labels, metrics, tokenizer, run, task):
-    """eval_results.txt and the files of predictions."""
-    pairs = data.evaluation + data.predict
-    outputs = predict(
-        tuning,
-        [examples for _, examples in pairs],
-        tokenizer,
-        run,
-        task,
-        labels.outputs,
+def evaluate_and_predict(
+    tuning: finetuning.FineTuning,
+    data: Data,
+    labels: classification.Labels,
+    metrics: typing.Iterable[str],
+) -> None:
+    """Writes eval_results.txt and the files of predictions."""
+    run, task = tuning.setup.run, tuning.setup.task
+    sets = [examples for _, examples in data.evaluation + data.predict]
+    outputs = np.split(
+        tuning.outputs(
+            sequences_of(
+                "evaluation and prediction",
+                [example for examples in sets for example in examples],
+                tuning.setup,
+            ),
+            labels.outputs,
+        ),
+        np.cumsum([len(examples) for examples in sets])[:-1],
     )
     if data.evaluation:
         results = evaluation_results(labels, metrics, data.evaluation, outputs)
@@ -388,55 +369,13 @@ def evaluate_and_predict(tuning, data, labels, metrics, tokenizer, run, task):
     for (name, examples), values in zip(
         data.predict, outputs[len(data.evaluation) :]
     ):
-        write_predictions(run, task, labels, name, examples, values)
+        path = os.path.join(run.output_dir, name)
+        files.write_text(path, predictions_text(task, labels, examples, values))
+        tf.logging.info("%d predictions in %s", len(examples), path)
 
 
-def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(ClassifierConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
-    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
-    # All input is read, and refused, before anything is written.
-    data = read_data(run, task)
-    labels = decide_labels(run, task, data.train)
-    for examples in [data.train] + [each for _, each in data.evaluation]:
-        labels.ids(examples)
-    metrics = task.metrics_for(labels) if task.do_eval else ()
-    task_scores.check(metrics, len(labels.names))
-    warm_start.check(
-        run,
-        config,
-        ["classification"],
-        finetuning.required(run, "cls/classification/"),
-        labels=labels.outputs,
-    )
-    device = environment.create(options)
-    train = chance = None
-    if run.do_train:
-        train = sequences_of(
-            "training", data.train, tokenizer, run, task, labels
-        )
-        chance = classification.chance_loss(labels, train.values["label"])
-    tuning = finetuning.FineTuning(
-        build_model(config, run, labels, device, chance),
-        train,
-        config=config,
-        run=run,
-        task=task,
-        device=device,
-        head="classification",
-        config_values=labels.config_values(),
-    )
-    if run.do_train:
-        tuning.train()
-    if (task.do_eval or task.do_predict) and device.rank == 0:
-        evaluate_and_predict(
-            tuning, data, labels, metrics, tokenizer, run, task
-        )
-    device.close()
-
-
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Declares the flags of this script."""
     command_line.define(
         run_config.RunConfig,
         learning_rate=1e-5,
@@ -445,4 +384,43 @@ if __name__ == "__main__":
     )
     command_line.define(ClassifierConfig, num_train_epochs=10.0)
     command_line.define(environment.DeviceConfig)
+
+
+def main(_):
+    run = command_line.build(run_config.RunConfig, FLAGS)
+    task = command_line.build(ClassifierConfig, FLAGS)
+    options = command_line.build(environment.DeviceConfig, FLAGS)
+    setup = finetuning.begin(run, task)
+    # All input is read and checked before anything is written.
+    data = read_data(run, task)
+    labels = decide_labels(run, task, data.train)
+    for examples in [data.train] + [part for _, part in data.evaluation]:
+        labels.ids(examples)
+    metrics = task.metrics_for(labels) if task.do_eval else ()
+    task_scores.check(metrics, len(labels.names))
+    warm_start.check(
+        run,
+        setup.config,
+        ["classification"],
+        finetuning.required(run, "cls/classification/"),
+        labels=labels.outputs,
+    )
+    device = environment.create(options)
+    train = chance = None
+    if run.do_train:
+        train = sequences_of("training", data.train, setup, labels)
+        chance = classification.chance_loss(labels, train.values["label"])
+    tuning = finetuning.FineTuning(
+        build_model(setup, device, labels, chance),
+        train,
+        labels.config_values(),
+    )
+    tuning.train()
+    if (task.do_eval or task.do_predict) and device.rank == 0:
+        evaluate_and_predict(tuning, data, labels, metrics)
+    device.close()
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

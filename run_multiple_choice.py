@@ -10,11 +10,13 @@
 import dataclasses
 import math
 import os
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
+import device as devices
 import environment
 import modeling
 from common import command_line, errors, files
@@ -26,12 +28,12 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoiceConfig(finetuning.TaskConfig):
-    """Flags of this script, those of every fine-tuning script among them."""
+    """Flags of this script, including those of every fine-tuning script."""
 
     data_dir: str = command_line.flag(
         "",
-        "RACE's directory, with train, dev and test, each of them middle "
-        "and high.",
+        "RACE's directory, with train, dev and test, each with middle and "
+        "high.",
     )
     do_eval: bool = command_line.flag(
         False, "Whether to score the questions of eval_part."
@@ -46,77 +48,59 @@ class MultipleChoiceConfig(finetuning.TaskConfig):
     def __post_init__(self):
         if not self.data_dir:
             raise errors.UserError(
-                "--data_dir is not given; name RACE's directory, which holds "
+                "--data_dir is not given; pass RACE's directory, with "
                 "train, dev and test"
             )
 
 
-def build_model(config, run, device):
-    """The finetuning.Model: cross entropy over the options.
+def build_model(
+    setup: finetuning.Setup, device: devices.Device
+) -> finetuning.Model:
+    """The model with cross entropy over the options.
 
     Source: Liu et al. 2019, section 5.3.
     """
 
-    def outputs(features, dropout_seed=None, **options):
-        ids = features["input_ids"]  # [B, C, S]
-        model = modeling.RobertaModel(
-            config,
-            input_ids=tf.reshape(ids, _flat_shape(ids)),
-            kernels=device.kernels,
-            is_training=dropout_seed is not None,
-            dropout_seed=dropout_seed,
-            **options,
-        )
-        return modeling.multiple_choice_logits(
-            config,
-            model.get_sequence_output(),
+    def outputs(features, hidden, dropout_seed):
+        del features
+        logits = modeling.multiple_choice_logits(
+            setup.config,
+            hidden,
             race.CHOICES,
             device.kernels,
             dropout_seed=dropout_seed,
         )
+        return {"outputs": logits}  # [B, C]
 
-    def losses(features, is_training, dropout_seed):
-        drops = is_training and not run.npu_bert_debug
-        logits = outputs(
-            features,
-            dropout_seed if drops else None,
-            recompute_layers=run.recompute_layers,
-        )
-        label = features["label"]
-        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=label, logits=logits
-        )
-        right = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), label)
-        return {
-            "loss": tf.reduce_sum(entropies),
-            "accuracy": tf.reduce_sum(tf.cast(right, tf.float32)),
-        }
+    def sums(features, outputs):
+        return finetuning.label_sums(outputs["outputs"], features["label"])
 
-    return finetuning.Model(
-        losses,
-        lambda features: {"outputs": outputs(features)},
-        chance=math.log(race.CHOICES),
+    head = finetuning.Head(
+        "multiple_choice", outputs, sums, chance=math.log(race.CHOICES)
     )
+    return finetuning.Model(setup, device, head)
 
 
-def _flat_shape(ids):
-    """[B * C, S] of [B, C, S], static where it is known."""
-    rows, _, length = ids.shape.as_list()
-    return [
-        -1 if rows is None else rows * race.CHOICES,
-        tf.shape(ids)[2] if length is None else length,
-    ]
+_Questions = typing.List[race.Question]
 
 
-def questions_of(articles):
+def questions_of(articles: typing.Iterable[race.Article]) -> _Questions:
     """All questions, in their order."""
     return [question for article in articles for question in article.questions]
 
 
-def sequences(part, articles, tokenizer, run, task, is_training=False):
-    """finetuning.Sequences of all questions, with their answers to train."""
+def sequences(
+    part: str,
+    articles: typing.Sequence[race.Article],
+    setup: finetuning.Setup,
+    is_training: bool = False,
+) -> finetuning.Sequences:
+    """Sequences of all questions, with their answers in training."""
     encoded = race.Sequences(
-        articles, tokenizer, run.max_seq_length, num_workers=task.num_workers
+        articles,
+        setup.tokenizer,
+        setup.run.max_seq_length,
+        num_workers=setup.task.num_workers,
     )
     tf.logging.info(
         "%s: articles=%d questions=%d truncated_articles=%d "
@@ -129,58 +113,46 @@ def sequences(part, articles, tokenizer, run, task, is_training=False):
     )
     values = {}
     if is_training:
-        values["label"] = np.array(
-            [question.answer for question in questions_of(articles)], np.int32
-        )
+        answers = [question.answer for question in questions_of(articles)]
+        values["label"] = np.array(answers, np.int32)
     return finetuning.Sequences(
         encoded.__getitem__, encoded.lengths, values, choices=race.CHOICES
     )
 
 
-def predict(tuning, part, articles, tokenizer, run, task):
-    """Scores of the options of all questions: float32 [n, CHOICES]."""
-    found = np.zeros([len(questions_of(articles)), race.CHOICES], np.float32)
-    for index, values in tuning.predict(
-        sequences(part, articles, tokenizer, run, task)
-    ):
-        found[index] = values["outputs"]
-    return found
-
-
-def evaluation_results(questions, outputs):
+def evaluation_results(
+    questions: _Questions, outputs: np.ndarray
+) -> typing.Dict[str, float]:
     """{"accuracy", "accuracy_middle", "accuracy_high", "loss", "questions"}.
 
     Args:
-      questions: list of race.Question.
+      questions: with answers.
       outputs: float [n, CHOICES].
     """
     answers = np.array([question.answer for question in questions])
-    right = outputs.argmax(axis=1) == answers
+    levels = np.array([question.level for question in questions])
+    is_correct = outputs.argmax(axis=1) == answers
     results = {
-        "accuracy": float(right.mean()),
+        "accuracy": float(is_correct.mean()),
         "questions": len(questions),
         "loss": classification.mean_cross_entropy(outputs, answers),
     }
-    levels = np.array([question.level for question in questions])
-    results.update(
-        {
-            "accuracy_" + level: float(right[levels == level].mean())
-            for level in race.LEVELS
-            if (levels == level).any()
-        }
-    )
+    for level in race.LEVELS:
+        if level in levels:
+            share = is_correct[levels == level].mean()
+            results["accuracy_" + level] = float(share)
     return results
 
 
-def predictions_of(questions, outputs):
+def predictions_of(
+    questions: _Questions, outputs: np.ndarray
+) -> typing.Dict[str, typing.Dict[str, typing.Any]]:
     """{question id: {"answer": letter, "probabilities": {letter: share}}}."""
+    letters = [race.letter(choice) for choice in range(race.CHOICES)]
     return {
         question.question_id: {
             "answer": race.letter(row.argmax()),
-            "probabilities": {
-                race.letter(place): round(float(share), 6)
-                for place, share in enumerate(row)
-            },
+            "probabilities": classification.shares(letters, row),
         }
         for question, row in zip(
             questions, classification.probabilities(outputs)
@@ -188,78 +160,49 @@ def predictions_of(questions, outputs):
     }
 
 
-def evaluate(tuning, articles, tokenizer, run, task):
-    """Scores eval_part: eval_results.txt, a log line, scalars."""
-    outputs = predict(tuning, task.eval_part, articles, tokenizer, run, task)
-    results = evaluation_results(questions_of(articles), outputs)
-    eval_results.report_results(run, results)
-
-
-def answer(tuning, articles, tokenizer, run, task):
-    """Writes predictions.json."""
+def evaluate_and_predict(
+    tuning: finetuning.FineTuning,
+    part: str,
+    articles: typing.Sequence[race.Article],
+    is_evaluation: bool,
+) -> None:
+    """Writes eval_results.txt, or predictions.json."""
+    run = tuning.setup.run
+    outputs = tuning.outputs(
+        sequences(part, articles, tuning.setup), race.CHOICES
+    )
     questions = questions_of(articles)
-    outputs = predict(tuning, task.predict_part, articles, tokenizer, run, task)
+    if is_evaluation:
+        results = evaluation_results(questions, outputs)
+        eval_results.report_results(run, results)
+        return
     path = os.path.join(run.output_dir, "predictions.json")
     files.write_json(path, predictions_of(questions, outputs))
     tf.logging.info("%d answers in %s", len(questions), path)
 
 
-def read_data(run, task):
-    """{flag's name: articles} of what the flags ask for."""
-    wanted = {
-        "do_train": (run.do_train, "train"),
-        "do_eval": (task.do_eval, task.eval_part),
-        "do_predict": (task.do_predict, task.predict_part),
-    }
+def read_data(
+    run: run_config.RunConfig, task: MultipleChoiceConfig
+) -> typing.Dict[str, typing.List[race.Article]]:
+    """{flag: articles} of the actions that the flags name."""
+    parts = {}
+    if run.do_train:
+        parts["do_train"] = "train"
+    if task.do_eval:
+        parts["do_eval"] = task.eval_part
+    if task.do_predict:
+        parts["do_predict"] = task.predict_part
     return {
-        name: race.read(
+        flag: race.read(
             os.path.join(task.data_dir, part),
-            needs_answers=name != "do_predict",
+            needs_answers=flag != "do_predict",
         )
-        for name, (is_wanted, part) in wanted.items()
-        if is_wanted
+        for flag, part in parts.items()
     }
 
 
-def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(MultipleChoiceConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
-    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
-    warm_start.check(
-        run,
-        config,
-        ["multiple_choice"],
-        finetuning.required(run, "cls/multiple_choice/"),
-    )
-    # All input is read, and refused, before anything is written.
-    data = read_data(run, task)
-    device = environment.create(options)
-    train = None
-    if run.do_train:
-        train = sequences(
-            "train", data["do_train"], tokenizer, run, task, is_training=True
-        )
-    tuning = finetuning.FineTuning(
-        build_model(config, run, device),
-        train,
-        config=config,
-        run=run,
-        task=task,
-        device=device,
-        head="multiple_choice",
-        config_values={"architectures": ["RobertaForMultipleChoice"]},
-    )
-    if run.do_train:
-        tuning.train()
-    if device.rank == 0:
-        for name, write in (("do_eval", evaluate), ("do_predict", answer)):
-            if name in data:
-                write(tuning, data[name], tokenizer, run, task)
-    device.close()
-
-
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Declares the flags of this script."""
     command_line.define(
         run_config.RunConfig,
         learning_rate=1e-5,
@@ -268,4 +211,40 @@ if __name__ == "__main__":
     )
     command_line.define(MultipleChoiceConfig, num_train_epochs=4.0)
     command_line.define(environment.DeviceConfig)
+
+
+def main(_):
+    run = command_line.build(run_config.RunConfig, FLAGS)
+    task = command_line.build(MultipleChoiceConfig, FLAGS)
+    options = command_line.build(environment.DeviceConfig, FLAGS)
+    setup = finetuning.begin(run, task)
+    warm_start.check(
+        run,
+        setup.config,
+        ["multiple_choice"],
+        finetuning.required(run, "cls/multiple_choice/"),
+    )
+    # All input is read and checked before anything is written.
+    data = read_data(run, task)
+    device = environment.create(options)
+    train = None
+    if run.do_train:
+        train = sequences("train", data["do_train"], setup, is_training=True)
+    tuning = finetuning.FineTuning(
+        build_model(setup, device),
+        train,
+        {"architectures": ["RobertaForMultipleChoice"]},
+    )
+    tuning.train()
+    if task.do_eval and device.rank == 0:
+        evaluate_and_predict(tuning, task.eval_part, data["do_eval"], True)
+    if task.do_predict and device.rank == 0:
+        evaluate_and_predict(
+            tuning, task.predict_part, data["do_predict"], False
+        )
+    device.close()
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
+import device as devices
 import environment
-import modeling
 import squad
 from common import command_line, errors, files
 from inference import trained_model
@@ -84,40 +84,22 @@ class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
             )
 
 
-def _span_logits(config, task, features, kernels, **options):
-    """The outputs of trained_model.span_logits."""
-    model = modeling.RobertaModel(
-        config, input_ids=features["input_ids"], kernels=kernels, **options
-    )
-    return trained_model.span_logits(
-        config,
-        model.get_sequence_output(),
-        features["input_ids"],
-        kernels,
-        task.answerability_head,
-    )
-
-
 def span_sums(
-    config, task, features, kernels, dropout_seed, run
+    features: typing.Mapping[str, tf.Tensor],
+    outputs: typing.Mapping[str, tf.Tensor],
 ) -> typing.Dict[str, tf.Tensor]:
     """The loss summed over a batch, and the number of exact spans.
 
     Source: Devlin et al. 2018, section 4.2 (mean of start's and end's cross
     entropy); Liu et al. 2019, section 5.2 (answerability loss added).
 
+    Args:
+      features: of a micro-batch.
+      outputs: from trained_model.span_logits.
+
     Returns:
       {"loss", "span_accuracy": float32 scalar}.
     """
-    outputs = _span_logits(
-        config,
-        task,
-        features,
-        kernels,
-        is_training=not run.npu_bert_debug,
-        dropout_seed=dropout_seed,
-        recompute_layers=run.recompute_layers,
-    )
     spans = [
         (features["start_position"], outputs["start_logits"]),
         (features["end_position"], outputs["end_logits"]),
@@ -129,7 +111,7 @@ def span_sums(
         for labels, logits in spans
     ]
     loss = 0.5 * tf.reduce_sum(entropies[0] + entropies[1])
-    if task.answerability_head:
+    if "answerable_logits" in outputs:
         has_answer = tf.cast(features["start_position"] > 0, tf.float32)
         loss += tf.reduce_sum(
             tf.nn.sigmoid_cross_entropy_with_logits(
@@ -166,23 +148,32 @@ def chance_loss(data: Data) -> float:
 
 
 def build_model(
-    config, run, task, device, chance: typing.Optional[float] = None
+    setup: finetuning.Setup,
+    device: devices.Device,
+    chance: typing.Optional[float] = None,
 ) -> finetuning.Model:
-    """The finetuning.Model.
+    """The model with the heads of SQuAD.
 
     Args:
+      setup: the run.
+      device: from environment.create.
       chance: `chance_loss` of the training data, None without training.
     """
-    kernels = device.kernels
 
-    def losses(features, is_training, dropout_seed):
-        del is_training
-        return span_sums(config, task, features, kernels, dropout_seed, run)
+    def outputs(features, hidden, dropout_seed):
+        del dropout_seed
+        return trained_model.span_logits(
+            setup.config,
+            hidden,
+            features["input_ids"],
+            device.kernels,
+            setup.task.answerability_head,
+        )
 
-    def predictions(features):
-        return _span_logits(config, task, features, kernels, is_training=False)
-
-    return finetuning.Model(losses, predictions, chance=chance)
+    head = finetuning.Head(
+        "question_answering", outputs, span_sums, chance=chance
+    )
+    return finetuning.Model(setup, device, head)
 
 
 def read_examples(
@@ -339,31 +330,25 @@ def main(_: typing.List[str]) -> None:
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    config, tokenizer = finetuning.begin(run, task)
+    setup = finetuning.begin(run, task)
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
-    warm_start.check(run, config, heads, finetuning.required(run, "cls/squad/"))
+    warm_start.check(
+        run, setup.config, heads, finetuning.required(run, "cls/squad/")
+    )
     if task.feature_cache_dir:
         tf.logging.info("--feature_cache_dir: ignored; there is no cache")
     # All input is read, and rejected, before anything is written.
     train = test = None
     if run.do_train:
-        train = read_data(task.train_file, tokenizer, run, task, True)
+        train = read_data(task.train_file, setup.tokenizer, run, task, True)
     if task.do_predict:
-        test = read_data(task.predict_file, tokenizer, run, task, False)
+        test = read_data(task.predict_file, setup.tokenizer, run, task, False)
     device = environment.create(options)
     tuning = finetuning.FineTuning(
-        build_model(
-            config, run, task, device, chance_loss(train) if train else None
-        ),
+        build_model(setup, device, chance_loss(train) if train else None),
         sequences(train, True) if train else None,
-        config=config,
-        run=run,
-        task=task,
-        device=device,
-        head="question_answering",
     )
-    if run.do_train:
-        tuning.train()
+    tuning.train()
     if task.do_predict and device.rank == 0:
         write_predictions(test, *predict(tuning, test), run, task)
     device.close()

@@ -7,8 +7,8 @@
       --init_checkpoint=roberta.ckpt --do_train=True --do_eval=True \
       --do_predict=True --output_dir=output
 
-Files have one word a line and a blank line after each sentence, as CoNLL's
-shared tasks have them.
+Files have one word per line and a blank line after each sentence, as in CoNLL's
+shared tasks.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
+import device as devices
 import environment
 import modeling
 from common import command_line, errors, files
-from tasks import classification, conll, finetuning, task_scores, word_windows
+from tasks import classification, conll, finetuning, sequences, task_scores
 from training import eval_results, run_config, warm_start
 
 FLAGS = flags.FLAGS
-# At tokens that no label belongs to.
-IGNORED = -1
+IGNORED = -1  # at tokens without a label
 
 
 @dataclasses.dataclass(frozen=True)
 class TaggerConfig(finetuning.TaskConfig):
-    """Flags of this script, those of every fine-tuning script among them."""
+    """Flags of this script, including those of every fine-tuning script."""
 
     train_file: str = command_line.flag("", "Labelled words to train on.")
     do_eval: bool = command_line.flag(False, "Whether to score eval_file.")
@@ -54,147 +54,114 @@ class TaggerConfig(finetuning.TaskConfig):
     )
 
 
+_Sentences = typing.List[conll.Sentence]
+
+
 class Data(typing.NamedTuple):
-    """Lists of conll.Sentence; empty where nothing is asked for."""
+    """Sentences for training, evaluation and prediction; often empty."""
 
-    train: list
-    evaluation: list
-    predict: list
+    train: _Sentences
+    evaluation: _Sentences
+    predict: _Sentences
 
 
-def read_data(run, task):
-    """The Data that the flags ask for.
+def read_data(run: run_config.RunConfig, task: TaggerConfig) -> Data:
+    """Reads the files that the flags name.
 
     Raises:
-      errors.UserError: a file is not given, or is none of labelled words.
+      errors.UserError: a file is not given, or not in the format.
     """
-
-    def read(is_wanted, flag, label_column):
-        if not is_wanted:
-            return []
-        path = getattr(task, flag)
-        if not path:
-            raise errors.UserError(
-                f"--{flag} is not given; name a file of one word a line"
-            )
-        sentences, converted = conll.to_bio(
-            conll.read(
-                path, token_column=task.token_column, label_column=label_column
-            )
-        )
-        if converted:
-            tf.logging.info("%s", converted)
-        return sentences
-
     return Data(
-        read(run.do_train, "train_file", task.label_column),
-        read(task.do_eval, "eval_file", task.label_column),
-        read(task.do_predict, "predict_file", None),
+        _read(task, "train_file", task.label_column) if run.do_train else [],
+        _read(task, "eval_file", task.label_column) if task.do_eval else [],
+        _read(task, "predict_file", None) if task.do_predict else [],
     )
 
 
-def decide_labels(run, task, train):
-    """Names of a run's labels, in the order of their ids.
+def _read(task, flag, label_column):
+    path = getattr(task, flag)
+    if not path:
+        raise errors.UserError(
+            f"--{flag} is not given; pass a file of one word per line"
+        )
+    sentences, converted = conll.to_bio(
+        conll.read(
+            path, token_column=task.token_column, label_column=label_column
+        )
+    )
+    if converted:
+        tf.logging.info("%s: labels converted to BIO: %d", path, converted)
+    return sentences
 
-    Those of a checkpoint stay; only a new run's are found in its data.
+
+def decide_labels(
+    run: run_config.RunConfig, task: TaggerConfig, train: _Sentences
+) -> classification.Labels:
+    """The labels of a run.
 
     Raises:
-      errors.UserError: there are none, or not those that are wanted.
+      errors.UserError: the requested labels are not the checkpoint's.
     """
-    wanted = classification.named_labels(task.labels) if task.labels else ()
-    values = finetuning.trained_config(run)
-    saved = values and classification.labels_of_config(values)
-    if not saved or saved.is_regression:
-        if not wanted and not train:
-            raise errors.UserError(
-                f"{run.bert_config_file} names no labels (id2label); give them "
-                "with --labels, in the order of their ids"
-            )
-        return wanted or conll.labels_in(train)
-    is_unnamed = all(name.startswith("LABEL_") for name in saved.names)
-    if wanted and is_unnamed and len(wanted) == len(saved.names):
-        return wanted
-    if wanted not in ((), saved.names):
-        raise errors.UserError(
-            f"the checkpoint tells apart {', '.join(saved.names)}, but "
-            f"--labels are {', '.join(wanted)}; train another one in another "
-            "--output_dir"
-        )
-    return saved.names
+    requested = (
+        classification.named_labels(task.labels) if task.labels else None
+    )
+    saved = classification.labels_of_config(finetuning.trained_config(run))
+    if saved and saved.is_regression:
+        saved = None
+    if train and saved is None and requested is None:
+        return conll.labels_in(train)
+    return classification.decide_labels(saved, requested, run.bert_config_file)
 
 
-def config_values(names):
-    """What Hugging Face's config.json says of labels."""
-    return {
-        "architectures": ["RobertaForTokenClassification"],
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
-
-
-def build_model(config, run, labels, device, chance=None):
-    """The finetuning.Model: cross entropy over the labelled tokens.
+def build_model(
+    setup: finetuning.Setup,
+    device: devices.Device,
+    labels: int,
+    chance: typing.Optional[float] = None,
+) -> finetuning.Model:
+    """The model with cross entropy over the labelled tokens.
 
     Args:
+      setup: the run.
+      device: from environment.create.
       labels: how many there are.
+      chance: see finetuning.Head.
 
     Source: Devlin et al. 2018, section 5.3 (first tokens).
     """
 
-    def outputs(features, dropout_seed=None, **options):
-        model = modeling.RobertaModel(
-            config,
-            input_ids=features["input_ids"],
-            kernels=device.kernels,
-            is_training=dropout_seed is not None,
-            dropout_seed=dropout_seed,
-            **options,
-        )
-        return modeling.tagging_logits(
-            config,
-            model.get_sequence_output(),
+    def outputs(features, hidden, dropout_seed):
+        del features
+        logits = modeling.tagging_logits(
+            setup.config,
+            hidden,
             labels,
             device.kernels,
             dropout_seed=dropout_seed,
         )
+        return {"outputs": logits}  # [B, S, L]
 
-    def losses(features, is_training, dropout_seed):
-        drops = is_training and not run.npu_bert_debug
-        logits = outputs(
-            features,
-            dropout_seed if drops else None,
-            recompute_layers=run.recompute_layers,
-        )  # [B, S, L]
-        label, counts = features["label"], labelled(features)  # [B, S]
-        # A product, for shapes that are known beforehand.
-        entropies = counts * tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=tf.maximum(label, 0), logits=logits
-        )
-        right = tf.equal(tf.argmax(logits, 2, output_type=tf.int32), label)
-        return {
-            "loss": tf.reduce_sum(entropies),
-            "accuracy": tf.reduce_sum(tf.cast(right, tf.float32)),
-        }
+    def sums(features, outputs):
+        return finetuning.label_sums(outputs["outputs"], features["label"])
 
-    return finetuning.Model(
-        losses,
-        lambda features: {"outputs": outputs(features)},
-        weight=lambda features: tf.reduce_sum(labelled(features)),
-        chance=chance,
-    )
+    def weight(features):
+        return tf.reduce_sum(finetuning.labelled(features["label"]))
+
+    head = finetuning.Head("tagging", outputs, sums, weight, chance)
+    return finetuning.Model(setup, device, head)
 
 
-def labelled(features):
-    """float32 [B, S]: 1 at tokens with a label, else 0."""
-    return tf.cast(tf.not_equal(features["label"], IGNORED), tf.float32)
-
-
-def sequences(name, encoded, ids=None):
-    """finetuning.Sequences of windows, with their words' labels if given.
+def sequences_of(
+    name: str,
+    encoded: sequences.Windows,
+    ids: typing.Optional[np.ndarray] = None,
+) -> finetuning.Sequences:
+    """Sequences of windows, with the labels of their words if given.
 
     Args:
-      encoded: word_windows.Encoded.
-      ids: int32 [words].
+      name: for the log.
+      encoded: the windows.
+      ids: int32 [words], labels of the words of all windows.
     """
     windows = encoded.windows
     tf.logging.info(
@@ -209,8 +176,7 @@ def sequences(name, encoded, ids=None):
     def labels_of(index):
         window = windows[index]
         labels = np.full(len(window.ids), IGNORED, np.int32)
-        first = window.first_word
-        labels[window.places] = ids[first : first + len(window.places)]
+        labels[window.places] = ids[window.words]
         return labels
 
     return finetuning.Sequences(
@@ -220,154 +186,154 @@ def sequences(name, encoded, ids=None):
     )
 
 
-def encode(sentences, tokenizer, run, task):
-    return word_windows.encode(
-        sentences, tokenizer, run.max_seq_length, num_workers=task.num_workers
+def encode(sentences: _Sentences, setup: finetuning.Setup) -> sequences.Windows:
+    """The windows of sentences."""
+    return sequences.encode_words(
+        sentences,
+        setup.tokenizer,
+        setup.run.max_seq_length,
+        num_workers=setup.task.num_workers,
     )
 
 
-def predict(tuning, encoded, outputs):
-    """The model's outputs for all words: float32 [words, outputs]."""
+def predict(
+    tuning: finetuning.FineTuning, encoded: sequences.Windows, size: int
+) -> np.ndarray:
+    """The model's outputs for all words: float32 [words, size]."""
     windows = encoded.windows
-    words = windows[-1].first_word + len(windows[-1].places)
-    found = np.zeros([words, outputs], np.float32)
+    outputs = np.zeros([windows[-1].words.stop, size], np.float32)
     for index, values in tuning.predict(
-        sequences("evaluation and prediction", encoded)
+        sequences_of("evaluation and prediction", encoded)
     ):
         window = windows[index]
-        first = window.first_word
-        found[first : first + len(window.places)] = values["outputs"][
-            window.places
-        ]
-    return found
+        outputs[window.words] = values["outputs"][window.places]
+    return outputs
 
 
-def with_labels(sentences, names, outputs):
+def with_labels(
+    sentences: _Sentences, names: typing.Sequence[str], outputs: np.ndarray
+) -> _Sentences:
     """Sentences with the best label of each word; of entities in BIO.
 
     Args:
-      sentences: list of conll.Sentence.
+      sentences: their labels are replaced.
       names: of the labels.
       outputs: float [words, L].
     """
-    best = [names[place] for place in outputs.argmax(axis=1)]
-    has_entities = conll.has_entities(names)
-    found, first = [], 0
-    for sentence in sentences:
-        labels = best[first : first + len(sentence.words)]
-        first += len(labels)
-        found.append(
-            sentence._replace(
-                labels=tuple(conll.bio(labels) if has_entities else labels)
-            )
+    best = iter(outputs.argmax(axis=1))
+    convert = conll.bio if conll.has_entities(names) else list
+    return [
+        sentence._replace(
+            labels=tuple(convert(names[next(best)] for _ in sentence.words))
         )
-    return found
+        for sentence in sentences
+    ]
 
 
-def evaluation_results(names, sentences, outputs):
+def evaluation_results(
+    names: typing.Sequence[str], sentences: _Sentences, outputs: np.ndarray
+) -> typing.Dict[str, float]:
     """{"accuracy", "loss", "words", "sentences"} and the scores of entities.
 
     Args:
       names: of the labels.
-      sentences: list of conll.Sentence, labelled.
+      sentences: with labels.
       outputs: float [words, L].
     """
-    expected, predicted = (
-        [one.labels for one in each]
-        for each in (sentences, with_labels(sentences, names, outputs))
-    )
-    pairs = [pair for both in zip(expected, predicted) for pair in zip(*both)]
+    expected = [list(s.labels) for s in sentences]
+    predicted = [list(s.labels) for s in with_labels(sentences, names, outputs)]
+    is_correct = np.concatenate(expected) == np.concatenate(predicted)
     results = {
-        "accuracy": float(np.mean([label == other for label, other in pairs])),
+        "accuracy": float(is_correct.mean()),
         "loss": classification.mean_cross_entropy(
             outputs, conll.label_ids(sentences, names)
         ),
-        "words": len(pairs),
+        "words": len(is_correct),
         "sentences": len(sentences),
     }
     if conll.has_entities(names):
-        results.update(
-            task_scores.entity_scores(
-                *(
-                    [list(labels) for labels in each]
-                    for each in (expected, predicted)
-                )
-            )
-        )
+        results.update(task_scores.entity_scores(expected, predicted))
     return results
 
 
-def evaluate_and_predict(tuning, data, names, encoded, run):
-    """eval_results.txt and predictions.txt, of what is asked for.
+def evaluate_and_predict(
+    tuning: finetuning.FineTuning,
+    data: Data,
+    names: typing.Sequence[str],
+    encoded: sequences.Windows,
+) -> None:
+    """Writes eval_results.txt and predictions.txt, as far as requested.
 
     Args:
-      encoded: word_windows.Encoded of both files' sentences.
+      tuning: the run.
+      data: its sentences.
+      names: of the labels.
+      encoded: windows of the sentences for evaluation and prediction.
     """
+    run = tuning.setup.run
     outputs = predict(tuning, encoded, len(names))
-    scored = sum(len(sentence.words) for sentence in data.evaluation)
+    evaluated = sum(len(sentence.words) for sentence in data.evaluation)
     if data.evaluation:
-        results = evaluation_results(names, data.evaluation, outputs[:scored])
+        results = evaluation_results(
+            names, data.evaluation, outputs[:evaluated]
+        )
         eval_results.report_results(run, results)
     if data.predict:
         path = os.path.join(run.output_dir, "predictions.txt")
-        files.write_text(
-            path,
-            conll.text_of(with_labels(data.predict, names, outputs[scored:])),
+        labelled = with_labels(data.predict, names, outputs[evaluated:])
+        files.write_text(path, conll.text_of(labelled))
+        tf.logging.info(
+            "%d labelled words in %s", len(outputs) - evaluated, path
         )
-        tf.logging.info("%d labelled words in %s", len(outputs) - scored, path)
+
+
+def define_flags() -> None:
+    """Declares the flags of this script."""
+    command_line.define(
+        run_config.RunConfig, learning_rate=2e-5, train_batch_size=16
+    )
+    command_line.define(TaggerConfig, num_train_epochs=3.0)
+    command_line.define(environment.DeviceConfig)
 
 
 def main(_):
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(TaggerConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    config, tokenizer = finetuning.begin(run, task, others=("do_eval",))
-    # All input is read, and refused, before anything is written.
+    setup = finetuning.begin(run, task)
+    # All input is read and checked before anything is written.
     data = read_data(run, task)
-    names = decide_labels(run, task, data.train)
+    labels = decide_labels(run, task, data.train)
+    names = labels.names
     train_ids = conll.label_ids(data.train, names)
     conll.label_ids(data.evaluation, names)
     if task.do_eval and conll.has_entities(names):
         task_scores.check_entities()
     warm_start.check(
         run,
-        config,
+        setup.config,
         ["tagging"],
         finetuning.required(run, "cls/tagging/"),
         labels=len(names),
     )
-    train_windows, others = (
-        encode(each, tokenizer, run, task) if each else None
-        for each in (data.train, data.evaluation + data.predict)
-    )
+    to_train = encode(data.train, setup)
+    to_predict = encode(data.evaluation + data.predict, setup)
     device = environment.create(options)
     train = chance = None
     if run.do_train:
-        train = sequences("training", train_windows, train_ids)
-        chance = classification.chance_loss(
-            classification.Labels(names), train_ids
-        )
+        train = sequences_of("training", to_train, train_ids)
+        chance = classification.chance_loss(labels, train_ids)
     tuning = finetuning.FineTuning(
-        build_model(config, run, len(names), device, chance),
+        build_model(setup, device, len(names), chance),
         train,
-        config=config,
-        run=run,
-        task=task,
-        device=device,
-        head="tagging",
-        config_values=config_values(names),
+        classification.label_config("RobertaForTokenClassification", names),
     )
-    if run.do_train:
-        tuning.train()
-    if others and device.rank == 0:
-        evaluate_and_predict(tuning, data, names, others, run)
+    tuning.train()
+    if to_predict.windows and device.rank == 0:
+        evaluate_and_predict(tuning, data, names, to_predict)
     device.close()
 
 
 if __name__ == "__main__":
-    command_line.define(
-        run_config.RunConfig, learning_rate=2e-5, train_batch_size=16
-    )
-    command_line.define(TaggerConfig, num_train_epochs=3.0)
-    command_line.define(environment.DeviceConfig)
+    define_flags()
     command_line.run(main)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Examples and labels of text classification and regression.
 
-A label is a text, whatever the file: `0`, `entailment`. A regression's is a
+A label is a text in every file format: `0`, `entailment`. A regression's is a
 number.
 """
 
@@ -14,9 +14,11 @@ from absl import logging
 from common import errors
 from tasks import table_files
 
+MAX_LABELS = 1000
+
 
 class Columns(typing.NamedTuple):
-    """The columns that an example is made of; None where there is none."""
+    """The columns of an example's parts; None for a part without one."""
 
     text: str
     pair: typing.Optional[str] = None
@@ -34,28 +36,31 @@ class Example(typing.NamedTuple):
     place: str  # "file, line 3", for messages
 
 
-def examples_of(table, columns):
-    """The examples in a table_files.Table.
-
-    Rows that were left out are counted in one line.
+def examples_of(
+    table: table_files.Table, columns: Columns
+) -> typing.List[Example]:
+    """The examples in a table; rows that were skipped are counted in a warning.
 
     Raises:
-      errors.UserError: a column is not there or holds no text.
+      errors.UserError: a column is missing or does not contain text.
     """
-    _check_columns(table, columns)
+    for name in columns:
+        if name is not None and name not in table.columns:
+            raise errors.UserError(
+                f"{table.path}: no column {name!r}; its columns are "
+                f"{', '.join(map(repr, table.columns))}"
+            )
 
     def value(row, column):
-        return (
-            None if column is None else table_files.text_of(table, row, column)
-        )
+        return column and table_files.text_of(table, row, column)
 
     if table.irregular:
         logging.warning(
-            "%s: rows left out because their number of fields is not %d: %d "
-            "(line %d first)",
+            "%s: skipped %d rows that do not have %d fields, the first one in "
+            "line %d",
             table.path,
-            len(table.columns),
             len(table.irregular),
+            len(table.columns),
             table.irregular[0],
         )
     return [
@@ -70,17 +75,45 @@ def examples_of(table, columns):
     ]
 
 
-def _check_columns(table, columns):
-    for name in columns:
-        if name is not None and name not in table.columns:
+# --- Labels -----------------------------------------------------------------
+
+
+def label_ids(
+    names: typing.Sequence[str], labels: typing.Iterable[typing.Tuple[str, str]]
+) -> np.ndarray:
+    """Ids of labels: int32 [n].
+
+    Args:
+      names: of all labels, in the order of their ids.
+      labels: (label, its place for a message).
+
+    Raises:
+      errors.UserError: a label is not one of the names.
+    """
+    ids = {name: number for number, name in enumerate(names)}
+    labels = list(labels)
+    for label, place in labels:
+        if label not in ids:
             raise errors.UserError(
-                f"{table.path} has no column {name!r}; its columns are "
-                f"{', '.join(repr(found) for found in table.columns)}"
+                f"{place}: label {label!r}; expected one of "
+                f"{', '.join(map(repr, names))}"
             )
+    return np.array([ids[label] for label, _ in labels], np.int32)
+
+
+def label_config(
+    architecture: str, names: typing.Sequence[str]
+) -> typing.Dict[str, typing.Any]:
+    """The keys about labels in Hugging Face's config.json."""
+    return {
+        "architectures": [architecture],
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 class Labels(typing.NamedTuple):
-    """What a model tells apart.
+    """The classes of a model.
 
     Attributes:
       names: in the order of their ids; () means a regression.
@@ -88,43 +121,38 @@ class Labels(typing.NamedTuple):
 
     names: typing.Tuple[str, ...]
 
+    def __str__(self) -> str:
+        return ", ".join(self.names) or "numbers (a regression)"
+
     @property
-    def is_regression(self):
+    def is_regression(self) -> bool:
         return not self.names
 
     @property
-    def outputs(self):
-        """Numbers that the model gives."""
+    def outputs(self) -> int:
+        """The size of the model's output."""
         return len(self.names) or 1
 
-    def ids(self, examples):
+    def ids(self, examples: typing.Iterable[Example]) -> np.ndarray:
         """Labels as int32 [n], or float32 [n] of a regression.
 
         Raises:
-          errors.UserError: one is not among the names, or is no number.
+          errors.UserError: a label is not one of the names, or not a number.
         """
         if self.is_regression:
             return np.array([_number(e) for e in examples], np.float32)
-        places = {name: place for place, name in enumerate(self.names)}
-        for example in examples:
-            if example.label not in places:
-                raise errors.UserError(
-                    f"{example.place} has the label {example.label!r}; "
-                    f"expected one of {', '.join(map(repr, self.names))}"
-                )
-        return np.array([places[e.label] for e in examples], np.int32)
+        return label_ids(self.names, ((e.label, e.place) for e in examples))
 
-    def config_values(self):
-        """What Hugging Face's config.json says of them."""
-        names = self.names or ("LABEL_0",)
-        return {
-            "architectures": ["RobertaForSequenceClassification"],
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": "regression"
+    def config_values(self) -> typing.Dict[str, typing.Any]:
+        """The keys about a classifier in Hugging Face's config.json."""
+        return dict(
+            label_config(
+                "RobertaForSequenceClassification", self.names or ("LABEL_0",)
+            ),
+            problem_type="regression"
             if self.is_regression
             else "single_label_classification",
-        }
+        )
 
 
 def _number(example):
@@ -134,56 +162,58 @@ def _number(example):
         value = math.nan
     if not math.isfinite(value):
         raise errors.UserError(
-            f"{example.place} has the label {example.label!r}; a regression "
-            "expects a number"
+            f"{example.place}: label {example.label!r}; a regression expects "
+            "a number"
         )
     return value
 
 
-def labels_in(examples):
-    """Labels of the examples, sorted, as numbers where all are whole ones.
+def labels_in(examples: typing.Sequence[Example]) -> Labels:
+    """Labels of the examples, sorted, as numbers if all are integers.
 
     Raises:
-      errors.UserError: there are fewer than two.
+      errors.UserError: there are fewer than two or more than 1,000.
     """
     names = {example.label for example in examples}
+    path = examples[0].place.rpartition(",")[0]
     if len(names) < 2:
         raise errors.UserError(
-            f"{examples[0].place.rpartition(',')[0]}: the only label is "
-            f"{next(iter(names))!r}; expected at least two (is it a "
-            "regression? then give --regression=True)"
+            f"{path}: the only label is {next(iter(names))!r}; expected at "
+            "least two (for a regression pass --regression=True)"
         )
-    if len(names) > 1000:
+    if len(names) > MAX_LABELS:
         raise errors.UserError(
-            f"{examples[0].place.rpartition(',')[0]}: there are {len(names)} "
-            "labels; is it the right --label_column, or a regression "
-            "(--regression=True)?"
+            f"{path}: {len(names)} different labels; check --label_column, or "
+            "pass --regression=True for a regression"
         )
-    is_whole = all(name.lstrip("-").isdigit() for name in names)
-    return Labels(tuple(sorted(names, key=int if is_whole else None)))
+    is_integer = all(name.lstrip("-").isdigit() for name in names)
+    return Labels(tuple(sorted(names, key=int if is_integer else None)))
 
 
-def named_labels(text):
-    """The names in --labels: comma separated, each once.
+def named_labels(text: str) -> Labels:
+    """The labels in --labels: comma separated.
 
     Raises:
-      errors.UserError: a name is empty or stands there twice.
+      errors.UserError: a name is empty or repeated.
     """
     names = tuple(text.split(","))
     if not all(names) or len(set(names)) < len(names) or len(names) < 2:
         raise errors.UserError(
-            f"--labels={text}; expected at least two different names, comma "
+            f"--labels={text}: expected at least two different names, comma "
             "separated, in the order of their ids"
         )
-    return names
+    return Labels(names)
 
 
-def labels_of_config(values):
-    """Labels that a config.json names, None where it names none.
+def labels_of_config(
+    values: typing.Optional[typing.Mapping[str, typing.Any]],
+) -> typing.Optional[Labels]:
+    """Labels in the object of a config.json, None if there are none.
 
-    Args:
-      values: the JSON object.
+    Raises:
+      errors.UserError: their ids are not 0, 1, 2, ...
     """
+    values = values or {}
     if values.get("problem_type") == "regression":
         return Labels(())
     names = values.get("id2label")
@@ -193,36 +223,82 @@ def labels_of_config(values):
         return Labels(tuple(str(names[str(i)]) for i in range(len(names))))
     except KeyError as error:
         raise errors.UserError(
-            f"id2label lacks {error}; expected a label for each number from 0 "
-            f"to {len(names) - 1}"
+            f"id2label: no label for {error}; expected one for each number "
+            f"from 0 to {len(names) - 1}"
         ) from error
 
 
-def chance_loss(labels, ids):
-    """The loss of a model that looks at no text but knows all labels.
+def decide_labels(
+    saved: typing.Optional[Labels],
+    requested: typing.Optional[Labels],
+    config_file: str,
+) -> Labels:
+    """The labels of a run that does not take those of its training data.
 
-    The entropy of their shares; the variance of a regression's.
+    A checkpoint's labels keep their order; their spelling is the requested
+    one. Names such as LABEL_0 are replaced by the requested ones.
+
+    Args:
+      saved: the checkpoint's, from `labels_of_config`.
+      requested: those of the flags or of the task.
+      config_file: the config.json without labels, for a message.
+
+    Raises:
+      errors.UserError: there are none, or the requested ones are not the
+        checkpoint's.
+    """
+    if requested is None:
+        if saved is None:
+            raise errors.UserError(
+                f"{config_file}: no labels (id2label); pass --labels, in the "
+                "order of their ids, or for a regression --regression=True"
+            )
+        return saved
+    if saved is None or set(saved.names) == set(requested.names):
+        return saved or requested
+    spelling = {name.lower(): name for name in requested.names}
+    lower = [name.lower() for name in saved.names]
+    if sorted(lower) == sorted(name.lower() for name in requested.names):
+        return Labels(tuple(spelling[name] for name in lower))
+    if len(requested.names) == len(saved.names) and all(
+        name.startswith("LABEL_") for name in saved.names
+    ):
+        return requested
+    raise errors.UserError(
+        f"the checkpoint was trained with labels {saved}, but {requested} were "
+        "requested; use another --output_dir to train another model"
+    )
+
+
+# --- Losses and predictions -------------------------------------------------
+
+
+def chance_loss(labels: Labels, ids: np.ndarray) -> float:
+    """The lowest loss of a model that ignores its input.
+
+    The entropy of the labels' frequencies; a regression's variance.
     """
     if labels.is_regression:
         return float(np.var(ids))
-    shares = np.bincount(ids) / len(ids)
-    shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum())
+    frequencies = np.bincount(ids) / len(ids)
+    frequencies = frequencies[frequencies > 0]
+    return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def mean_loss(labels, outputs, ids):
+def mean_loss(labels: Labels, outputs: np.ndarray, ids: np.ndarray) -> float:
     """Mean cross entropy, or mean squared error of a regression.
 
     Args:
+      labels: all labels.
       outputs: float [n, L].
-      ids: [n], what `Labels.ids` gives.
+      ids: [n], from `Labels.ids`.
     """
     if labels.is_regression:
         return float(np.mean((outputs[:, 0].astype(np.float64) - ids) ** 2))
     return mean_cross_entropy(outputs, ids)
 
 
-def mean_cross_entropy(outputs, ids):
+def mean_cross_entropy(outputs: np.ndarray, ids: np.ndarray) -> float:
     """The mean over n of -log softmax(outputs)[id].
 
     Args:
@@ -232,7 +308,7 @@ def mean_cross_entropy(outputs, ids):
     return float(-np.mean(_log_softmax(outputs)[np.arange(len(ids)), ids]))
 
 
-def probabilities(outputs):
+def probabilities(outputs: np.ndarray) -> np.ndarray:
     """Softmax over the last axis: float64 of the same shape."""
     return np.exp(_log_softmax(outputs))
 
@@ -242,30 +318,39 @@ def _log_softmax(outputs):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def predicted(labels, outputs):
+def shares(
+    names: typing.Iterable[str], probabilities: np.ndarray
+) -> typing.Dict[str, float]:
+    """{name: probability}, rounded for a file of predictions."""
+    return {
+        name: round(float(value), 6)
+        for name, value in zip(names, probabilities)
+    }
+
+
+def predicted(
+    labels: Labels, outputs: np.ndarray
+) -> typing.List[typing.Union[str, float]]:
     """[n] labels, or numbers of a regression."""
     if labels.is_regression:
         return [float(value) for value in outputs[:, 0]]
-    return [labels.names[place] for place in outputs.argmax(axis=1)]
+    return [labels.names[number] for number in outputs.argmax(axis=1)]
 
 
-def prediction_lines(labels, examples, outputs):
-    """One JSON object an example: its index, label and probabilities.
+def prediction_lines(
+    labels: Labels, examples: typing.Sequence[Example], outputs: np.ndarray
+) -> typing.Iterator[typing.Dict[str, typing.Any]]:
+    """An object per example: its index, label and probabilities.
 
     A regression's has its value instead.
     """
-    if labels.is_regression:
-        for example, value in zip(examples, outputs[:, 0]):
-            yield {"index": example.index, "value": round(float(value), 6)}
-        return
-    for example, name, row in zip(
-        examples, predicted(labels, outputs), probabilities(outputs)
-    ):
-        yield {
-            "index": example.index,
-            "label": name,
-            "probabilities": {
-                label: round(float(share), 6)
-                for label, share in zip(labels.names, row)
-            },
-        }
+    results = zip(examples, predicted(labels, outputs), probabilities(outputs))
+    for example, value, row in results:
+        if labels.is_regression:
+            yield {"index": example.index, "value": round(value, 6)}
+        else:
+            yield {
+                "index": example.index,
+                "label": value,
+                "probabilities": shares(labels.names, row),
+            }

@@ -2,32 +2,32 @@
 """What the fine-tuning scripts share: flags, steps, batches, training and
 prediction.
 
-A script brings its flags, its data and its graph:
+A script declares its flags and its head:
 
     @dataclasses.dataclass(frozen=True)
-    class MyConfig(finetuning.TaskConfig):      # its flags come on top
+    class MyConfig(finetuning.TaskConfig):      # adds flags
         train_file: str = command_line.flag("", "...")
 
-    def losses(features, is_training, dropout_seed):   # features: see Sequences
+    # features: see input_pipeline.FeatureBatches
+    def outputs(features, hidden, dropout_seed):
+        return {"outputs": [B, ...]}
+
+    def sums(features, outputs):
         return {"loss": a sum over the batch, "accuracy": another sum}
 
-    def predictions(features):
-        return {"logits": [B, ...]}
+and its `main` is then, with run and task from the flags:
 
-and its `main` is then, with run, task and device from the flags:
-
-    config, tokenizer = finetuning.begin(run, task)     # before data is read
-    warm_start.check(run, config, ["tagging"],
+    setup = finetuning.begin(run, task)     # before data is read
+    warm_start.check(run, setup.config, ["tagging"],
                      finetuning.required(run, "cls/tagging/"), labels=5)
     train = Sequences(...) if run.do_train else None
+    head = finetuning.Head("tagging", outputs, sums)
     tuning = finetuning.FineTuning(
-        finetuning.Model(losses, predictions), train, config=config, run=run,
-        task=task, device=device, head="tagging")
-    if run.do_train:
-        tuning.train()
+        finetuning.Model(setup, device, head), train)
+    tuning.train()                          # nothing without do_train
     if task.do_predict and device.rank == 0:
         for index, outputs in tuning.predict(test):
-            outputs["logits"]                          # [...]
+            outputs["outputs"]              # [...]
     device.close()
 """
 
@@ -40,6 +40,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 import tqdm
 
+import configuration
+import device as devices
+import modeling
 import tokenization
 from common import command_line, errors, worker_pool
 from training import (
@@ -75,7 +78,7 @@ class TaskConfig:
     )
     warmup_proportion: float = command_line.flag(
         0.06,
-        "Share of the steps over which the learning rate rises.",
+        "Fraction of the steps over which the learning rate rises.",
         lower=0,
         upper=1,
     )
@@ -90,60 +93,37 @@ class TaskConfig:
 Sequences = input_pipeline.Sequences
 
 
-def count_sequences(features):
-    """The weight of a batch whose loss is a mean over its features."""
-    return tf.cast(tf.shape(features["input_ids"])[0], tf.float32)
+class Setup(typing.NamedTuple):
+    """What a run starts from; `begin` makes it."""
+
+    run: run_config.RunConfig
+    task: TaskConfig
+    config: configuration.RobertaConfig
+    tokenizer: tokenization.RobertaTokenizer
 
 
-class Model(typing.NamedTuple):
-    """A task's graph.
-
-    Attributes:
-      losses: function (features of one micro-batch, is_training,
-        dropout_seed int32 [2]) -> {name: float32 scalar}, sums over the
-        micro-batch, "loss" among them.
-      predictions: function (features) -> {name: [B, ...]}.
-      weight: function (features) -> float32 scalar, what the sums are divided
-        by: the number of sequences, or of labelled tokens.
-      chance: the loss of a model that looks at no text, where a run that is
-        stuck there should be noticed.
-    """
-
-    losses: typing.Callable
-    predictions: typing.Callable
-    weight: typing.Callable = count_sequences
-    chance: typing.Optional[float] = None
-
-
-def begin(run, task, *, others=()):
+def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
     """Sets up logging and reads the model's config and tokenizer.
 
-    Flags that do not go together are refused, before data is read.
-
-    Args:
-      run: training.RunConfig.
-      task: TaskConfig.
-      others: names of flags beside do_train and do_predict that are work to
-        do, such as do_eval.
-
-    Returns:
-      (modeling.RobertaConfig, tokenization.RobertaTokenizer).
+    Rejects flags that contradict each other before data is read.
 
     Raises:
-      errors.UserError: there is nothing to do, no checkpoint to do it with, or
-        vocabulary, lengths and model do not belong together.
+      errors.UserError: there is nothing to do, no checkpoint to predict with,
+        or vocabulary, lengths and model do not match.
     """
     logs.set_up_logging(run)
     config = run_config.model_config(run)
     tokenizer = tokenization.RobertaTokenizer(
         task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case
     )
-    wanted = ("do_train", *others, "do_predict")
-    if not (run.do_train or any(getattr(task, name) for name in wanted[1:])):
-        raise errors.UserError(
-            "nothing to do: give "
-            f"{' or '.join('--%s=True' % name for name in wanted)}"
+    actions = [
+        name for name in ("do_eval", "do_predict") if hasattr(task, name)
+    ]
+    if not (run.do_train or any(getattr(task, name) for name in actions)):
+        choices = " or ".join(
+            f"--{name}=True" for name in ("do_train", *actions)
         )
+        raise errors.UserError(f"nothing to do: pass {choices}")
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     preflight.check_vocabulary(
         tokenizer, task.vocab_file, config, run.bert_config_file
@@ -154,53 +134,50 @@ def begin(run, task, *, others=()):
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
-            f"{run.output_dir} holds no checkpoint to predict with; name one "
-            "with --init_checkpoint, or train with --do_train=True"
+            f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
+            "or train first with --do_train=True"
         )
-    return config, tokenizer
+    return Setup(run, task, config, tokenizer)
 
 
-def required(run, head):
-    """The pattern of variables that --init_checkpoint must hold.
+def required(run: run_config.RunConfig, head: str) -> typing.Pattern[str]:
+    """The pattern of variables that --init_checkpoint must contain.
 
-    Without training, an untrained head would answer at random.
+    Without training that includes the head: an untrained one predicts at
+    random.
 
     Args:
-      run: training.RunConfig.
-      head: how the names of the head's variables begin, such as "cls/squad/".
+      run: flags.
+      head: prefix of the names of the head's variables, such as "cls/squad/".
     """
     if run.do_train:
         return warm_start.ENCODER
     return re.compile(warm_start.ENCODER.pattern + "|" + re.escape(head))
 
 
-def trained_config(run):
-    """config.json of the checkpoint that is gone on with or predicted with.
+def trained_config(
+    run: run_config.RunConfig,
+) -> typing.Optional[typing.Dict[str, typing.Any]]:
+    """config.json of the checkpoint that is resumed or predicted with.
 
     Returns:
-      The JSON object; None where training begins, and labels with it.
+      The JSON object; None in a new training run, which has no labels yet.
     """
     if checkpoints.newest(run.output_dir):
         return model_directory.read_config(
             os.path.join(run.output_dir, "config.json")
         )
-    return (
-        None
-        if run.do_train
-        else model_directory.read_config(run.bert_config_file)
-    )
+    if run.do_train:
+        return None
+    return model_directory.read_config(run.bert_config_file)
 
 
-def schedule(count, run, task, device):
-    """(num_train_steps, num_warmup_steps), counted in features.
-
-    Args:
-      count: features of the training data.
-      run: training.RunConfig.
-      task: TaskConfig.
-      device: an environment's device.
-    """
-    global_batch = run.batch_size * device.world_size
+def schedule(
+    count: int, setup: Setup, device: devices.Device
+) -> typing.Tuple[int, int]:
+    """(num_train_steps, num_warmup_steps) for `count` training features."""
+    task = setup.task
+    global_batch = setup.run.batch_size * device.world_size
     steps = max(1, int(count * task.num_train_epochs / global_batch))
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
@@ -213,8 +190,11 @@ def schedule(count, run, task, device):
     return steps, warmup
 
 
-def train_batches(sequences, config, run, device):
-    """input_pipeline.FeatureBatches of like lengths, in a random order."""
+def train_batches(
+    sequences: Sequences, setup: Setup, device: devices.Device
+) -> input_pipeline.FeatureBatches:
+    """Batches of sequences of similar lengths, in a random order."""
+    run = setup.run
     order = input_pipeline.LengthPools(
         sequences.lengths,
         batch_size=run.batch_size * device.world_size,
@@ -224,66 +204,176 @@ def train_batches(sequences, config, run, device):
     return input_pipeline.FeatureBatches(
         sequences,
         order,
-        pad_token_id=config.pad_token_id,
+        pad_token_id=setup.config.pad_token_id,
         batch_size=run.batch_size,
         max_length=run.max_seq_length if device.static_shapes else None,
         rank=device.rank,
     )
 
 
-def predict_batches(sequences, config, run, task, device):
-    """(FeatureBatches of all sequences, each once, and how many batches).
-
-    The graph sees their ids alone.
-    """
-    order = input_pipeline.LongestFirst(
-        sequences.lengths, task.predict_batch_size
-    )
+def predict_batches(
+    sequences: Sequences, setup: Setup, device: devices.Device
+) -> typing.Tuple[input_pipeline.FeatureBatches, int]:
+    """(batches of all sequences, once each, without labels; how many)."""
+    run, batch_size = setup.run, setup.task.predict_batch_size
+    order = input_pipeline.LongestFirst(sequences.lengths, batch_size)
     batches = input_pipeline.FeatureBatches(
         sequences._replace(values={}, token_values={}),
         order,
-        pad_token_id=config.pad_token_id,
-        batch_size=task.predict_batch_size,
+        pad_token_id=setup.config.pad_token_id,
+        batch_size=batch_size,
         max_length=run.max_seq_length if device.static_shapes else None,
     )
     return batches, order.steps
 
 
-class FineTuning:
-    """One fine-tuning run: trains a task's model, and predicts with it.
+# --- Graph ------------------------------------------------------------------
 
-    Making one checks memory and disk, and makes the output directory.
+
+def count_sequences(features: typing.Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """The weight of a batch whose loss is a mean over its features."""
+    return tf.cast(tf.shape(features["input_ids"])[0], tf.float32)
+
+
+def labelled(labels: tf.Tensor) -> tf.Tensor:
+    """float32 of the shape of int32 labels: 0 where one is negative, else 1."""
+    return tf.cast(tf.greater_equal(labels, 0), tf.float32)
+
+
+def label_sums(
+    logits: tf.Tensor, labels: tf.Tensor
+) -> typing.Dict[str, tf.Tensor]:
+    """Cross entropy and correct predictions, summed over all labels.
+
+    Args:
+      logits: float32 [..., L].
+      labels: int32 [...]; a negative one does not count.
+
+    Returns:
+      {"loss", "accuracy": float32 scalar}.
+    """
+    # A product, which keeps shapes static.
+    entropies = labelled(
+        labels
+    ) * tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.maximum(labels, 0), logits=logits
+    )
+    is_correct = tf.equal(tf.argmax(logits, -1, output_type=tf.int32), labels)
+    return {
+        "loss": tf.reduce_sum(entropies),
+        "accuracy": tf.reduce_sum(tf.cast(is_correct, tf.float32)),
+    }
+
+
+class Head(typing.NamedTuple):
+    """A task's layer on top of the encoder.
+
+    Attributes:
+      name: a key of weight_names.PARTS.
+      outputs: function (features, hidden [B, S, H], dropout_seed int32 [2] or
+        None) -> {name: [B, ...]}.
+      sums: function (features of one micro-batch, outputs) -> {name: float32
+        scalar}, sums over the micro-batch, "loss" among them.
+      weight: function (features) -> float32 scalar that the sums are divided
+        by: the number of sequences, or of labelled tokens.
+      chance: the loss of a model that ignores its input; a run that is stuck
+        there is reported.
+    """
+
+    name: str
+    outputs: typing.Callable
+    sums: typing.Callable
+    weight: typing.Callable = count_sequences
+    chance: typing.Optional[float] = None
+
+
+class Model(typing.NamedTuple):
+    """The encoder with a task's head, as a graph."""
+
+    setup: Setup
+    device: devices.Device
+    head: Head
+
+    def predictions(
+        self,
+        features: typing.Mapping[str, tf.Tensor],
+        dropout_seed: typing.Optional[tf.Tensor] = None,
+        recompute_layers: bool = False,
+    ) -> typing.Dict[str, tf.Tensor]:
+        """{name: [B, ...]}, with dropout if there is a seed (int32 [2])."""
+        model = modeling.RobertaModel(
+            self.setup.config,
+            input_ids=_flat(features["input_ids"]),
+            kernels=self.device.kernels,
+            is_training=dropout_seed is not None,
+            dropout_seed=dropout_seed,
+            recompute_layers=recompute_layers,
+        )
+        return self.head.outputs(
+            features, model.get_sequence_output(), dropout_seed
+        )
+
+    def losses(
+        self,
+        features: typing.Mapping[str, tf.Tensor],
+        is_training: bool,
+        dropout_seed: tf.Tensor,
+    ) -> typing.Dict[str, tf.Tensor]:
+        """{name: float32 scalar}, sums over a micro-batch."""
+        run = self.setup.run
+        drops = is_training and not run.npu_bert_debug
+        outputs = self.predictions(
+            features, dropout_seed if drops else None, run.recompute_layers
+        )
+        return self.head.sums(features, outputs)
+
+
+def _flat(ids):
+    """[B * choices, S] of [B, choices, S], static where that is known."""
+    if ids.shape.ndims == 2:
+        return ids
+    rows, choices, length = ids.shape.as_list()
+    return tf.reshape(
+        ids,
+        [
+            -1 if rows is None else rows * choices,
+            tf.shape(ids)[2] if length is None else length,
+        ],
+    )
+
+
+# --- Runs -------------------------------------------------------------------
+
+
+class FineTuning:
+    """One fine-tuning run: trains a task's model and predicts with it.
+
+    Checks memory and disk, and creates the output directory.
     """
 
     def __init__(
         self,
-        model,
-        train,
-        *,
-        config,
-        run,
-        task,
-        device,
-        head,
-        config_values=None,
+        model: Model,
+        train: typing.Optional[Sequences],
+        config_values: typing.Optional[typing.Mapping] = None,
     ):
         """
         Args:
-          model: Model.
-          train: Sequences to train on, None without training.
-          config: modeling.RobertaConfig.
-          run: training.RunConfig.
-          task: TaskConfig.
-          device: an environment's device.
-          head: the model's head, a key of weight_names.PARTS.
-          config_values: {key: value} that config.json holds besides the
-            model's own, such as the labels.
+          model: graph and flags.
+          train: what to train on, None without training.
+          config_values: {key: value} for config.json besides the model's own
+            values, such as the labels.
         """
-        self._config, self._run, self._task = config, run, task
-        self._device, self._model, self._train = device, model, train
-        choices = train.choices if train is not None else None
+        self._model, self._train = model, train
+        run, task, config, _ = self.setup = model.setup
+        device = model.device
         for line in preflight.check_run(
-            run, config, device, head, predictions=0, choices=choices or 1
+            run,
+            config,
+            device,
+            model.head.name,
+            predictions=0,
+            choices=(train.choices if train else None) or 1,
         ):
             tf.logging.info("%s", line)
         model_directory.prepare_output(
@@ -297,12 +387,13 @@ class FineTuning:
         )
         steps, warmup = 1, 0
         if train is not None:
-            steps, warmup = schedule(len(train.lengths), run, task, device)
-        head_names = [
-            variable.tf for variable in weight_names.variables({head}, config)
+            steps, warmup = schedule(len(train.lengths), self.setup, device)
+        head = [
+            variable.tf
+            for variable in weight_names.variables({model.head.name}, config)
         ]
         self._training = run_config.Training(
-            config, run, device, steps, warmup, head_names
+            config, run, device, steps, warmup, head
         )
         self._estimator = device.estimator(self._model_fn, run, steps)
 
@@ -310,32 +401,39 @@ class FineTuning:
         del labels, params
         model = self._model
         if mode == tf.estimator.ModeKeys.TRAIN:
-            losses = train_step.Losses(model.losses, model.weight, model.chance)
+            losses = train_step.Losses(
+                model.losses, model.head.weight, model.head.chance
+            )
             return train_step.train_spec(losses, features, self._training)
         outputs = dict(model.predictions(features), index=features["index"])
-        warm_start.load_initial(self._run)
+        warm_start.load_initial(self.setup.run)
         return tf.estimator.EstimatorSpec(mode, predictions=outputs)
 
-    def train(self):
-        """Trains, resuming a run in output_dir."""
-        batches = train_batches(
-            self._train, self._config, self._run, self._device
-        )
-        loop.train(self._estimator, batches, self._training)
+    def train(self) -> None:
+        """Trains, resuming a run in output_dir; nothing without do_train."""
+        if self._train is not None:
+            batches = train_batches(self._train, self.setup, self._model.device)
+            loop.train(self._estimator, batches, self._training)
 
-    def predict(self, sequences):
-        """Goes once through all sequences, the longest ones first.
+    def outputs(self, sequences: Sequences, size: int) -> np.ndarray:
+        """Predictions named "outputs": float32 [n, size]."""
+        outputs = np.zeros([len(sequences.lengths), size], np.float32)
+        for index, values in self.predict(sequences):
+            outputs[index] = values["outputs"]
+        return outputs
 
-        Each call builds the graph anew: predict several files in one.
+    def predict(
+        self, sequences: Sequences
+    ) -> typing.Iterator[typing.Tuple[int, typing.Dict[str, np.ndarray]]]:
+        """Predicts for all sequences once, the longest ones first.
 
-        Args:
-          sequences: Sequences.
+        Each call builds the graph again: predict several files in one call.
 
         Yields:
-          (index, {name: array [...]}), what the model's `predictions` gave.
+          (index, {name: array [...]}), the head's outputs.
         """
         batches, steps = predict_batches(
-            sequences, self._config, self._run, self._task, self._device
+            sequences, self.setup, self._model.device
         )
         with tensorflow_errors.reported(batches):
             outputs = self._estimator.predict(

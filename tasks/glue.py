@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLUE's tasks: their files, columns, labels, metrics and the server's names.
+"""GLUE's tasks: files, columns, labels, metrics and names of submissions.
 
-The files are those that GLUE's download script leaves in one directory a task;
-MRPC also in the form that its authors publish. Nothing in them is quoted. Lines
-of QQP's training and development set that have another number of fields are
-left out and counted, as fairseq does.
+The files are those that GLUE's download script puts into one directory per
+task; MRPC also in the form that its authors publish. Nothing in them is quoted.
+Lines of QQP's training and development set with another number of fields are
+skipped and counted, as in fairseq.
 
 Source: Wang et al. 2018 (arXiv:1804.07461), table 1 (metrics); fairseq,
 examples/roberta/preprocess_GLUE_tasks.sh (columns).
@@ -22,7 +22,7 @@ class Split(typing.NamedTuple):
 
     file: str
     submission: str = ""  # the server's name for predictions of a test set
-    suffix: str = ""  # of its metrics' names, where a task has several
+    suffix: str = ""  # of its metrics' names if a task has several
 
 
 class Task(typing.NamedTuple):
@@ -54,40 +54,37 @@ def _test(name):
     return (Split("test.tsv", name + ".tsv"),)
 
 
-def _columns(text, pair, label):
-    return classification.Columns(text, pair, label)
-
-
-_SENTENCES = _columns("sentence1", "sentence2", "label")
+_Columns = classification.Columns
+_SENTENCES = _Columns("sentence1", "sentence2", "label")
 TASKS = {
     "CoLA": Task(
         _ZERO_ONE,
-        _columns("sentence", None, "label"),
+        _Columns("sentence", None, "label"),
         ("matthews_correlation",),
         test=_test("CoLA"),
         header=("source", "label", "star", "sentence"),
     ),
     "SST-2": Task(
         _ZERO_ONE,
-        _columns("sentence", None, "label"),
+        _Columns("sentence", None, "label"),
         ("accuracy",),
         test=_test("SST-2"),
     ),
     "MRPC": Task(
         _ZERO_ONE,
-        _columns("#1 String", "#2 String", "Quality"),
+        _Columns("#1 String", "#2 String", "Quality"),
         ("accuracy", "f1"),
         test=_test("MRPC"),
     ),
     "STS-B": Task(
         (),
-        _columns("sentence1", "sentence2", "score"),
+        _Columns("sentence1", "sentence2", "score"),
         ("pearson", "spearman"),
         test=_test("STS-B"),
     ),
     "QQP": Task(
         _ZERO_ONE,
-        _columns("question1", "question2", "is_duplicate"),
+        _Columns("question1", "question2", "is_duplicate"),
         ("accuracy", "f1"),
         test=_test("QQP"),
         index="id",
@@ -95,7 +92,7 @@ TASKS = {
     # In the order of the published roberta-large-mnli.
     "MNLI": Task(
         ("contradiction", "neutral", "entailment"),
-        _columns("sentence1", "sentence2", "gold_label"),
+        _Columns("sentence1", "sentence2", "gold_label"),
         ("accuracy",),
         (
             Split("dev_matched.tsv", suffix="_matched"),
@@ -108,14 +105,14 @@ TASKS = {
     ),
     "QNLI": Task(
         _ENTAILMENT,
-        _columns("question", "sentence", "label"),
+        _Columns("question", "sentence", "label"),
         ("accuracy",),
         test=_test("QNLI"),
     ),
     "RTE": Task(_ENTAILMENT, _SENTENCES, ("accuracy",), test=_test("RTE")),
     "WNLI": Task(_ZERO_ONE, _SENTENCES, ("accuracy",), test=_test("WNLI")),
 }
-# The diagnostic set that a model of MNLI answers, and where it may stand.
+# The diagnostic set for models of MNLI, and where it may be.
 DIAGNOSTIC = Split("", "AX.tsv")
 _DIAGNOSTIC_FILES = (
     "diagnostic.tsv",
@@ -131,62 +128,70 @@ _MRPC_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
 _MRPC_IDS = ("#1 ID", "#2 ID")
 
 
-def read_train(name, data_dir):
+_Examples = typing.List[classification.Example]
+
+
+def read_train(name: str, data_dir: str) -> _Examples:
     """The labelled examples of a task's training set.
 
     Raises:
-      errors.UserError: a file is not of the task's format.
+      errors.UserError: a file is not in the task's format.
       OSError: it cannot be read.
     """
-    return _read_labelled(name, data_dir, "train.tsv", is_dev=False)
+    return _read_labelled(name, data_dir, "train.tsv")
 
 
-def read_evaluation(name, data_dir):
+def read_evaluation(
+    name: str, data_dir: str
+) -> typing.List[typing.Tuple[str, _Examples]]:
     """[(suffix, labelled examples)] of a task's development sets."""
     return [
-        (split.suffix, _read_labelled(name, data_dir, split.file, is_dev=True))
+        (split.suffix, _read_labelled(name, data_dir, split.file))
         for split in TASKS[name].evaluation
     ]
 
 
-def read_test(name, data_dir, diagnostic_file=""):
+def read_test(
+    name: str, data_dir: str, diagnostic_file: str = ""
+) -> typing.List[typing.Tuple[str, _Examples]]:
     """[(the server's file name, examples)] of a task's test sets.
 
     Args:
       name: a key of TASKS.
       data_dir: the task's directory.
-      diagnostic_file: MNLI's diagnostic set; "" looks for it in and beside
+      diagnostic_file: MNLI's diagnostic set; "" searches for it in and beside
         data_dir.
     """
-    task = TASKS[name]
-    found = []
-    for split in task.test:
-        path = os.path.join(data_dir, split.file)
-        if name == "MRPC" and not os.path.exists(path):
-            path = os.path.join(data_dir, _MRPC_FILES["test"])
-        found.append((split.submission, _read_unlabelled(task, path)))
-    if name == "MNLI":
-        path = diagnostic_file or next(
-            (
-                path
-                for path in (
-                    os.path.normpath(os.path.join(data_dir, place))
-                    for place in _DIAGNOSTIC_FILES
-                )
-                if os.path.exists(path)
-            ),
-            "",
+    paths = {
+        split.submission: os.path.join(data_dir, split.file)
+        for split in TASKS[name].test
+    }
+    if name == "MRPC":
+        paths["MRPC.tsv"] = (
+            _first_file(data_dir, "test.tsv", _MRPC_FILES["test"])
+            or paths["MRPC.tsv"]
         )
+    if name == "MNLI":
+        path = diagnostic_file or _first_file(data_dir, *_DIAGNOSTIC_FILES)
         if path:
-            found.append((DIAGNOSTIC.submission, _read_unlabelled(task, path)))
-    return found
+            paths[DIAGNOSTIC.submission] = path
+    return [
+        (submission, _read_unlabelled(TASKS[name], path))
+        for submission, path in paths.items()
+    ]
 
 
-def _read_labelled(name, data_dir, file, is_dev):
+def _first_file(directory, *names):
+    """The first path below a directory that exists, else None."""
+    paths = [os.path.normpath(os.path.join(directory, name)) for name in names]
+    return next(filter(os.path.exists, paths), None)
+
+
+def _read_labelled(name, data_dir, file):
     task = TASKS[name]
     path = os.path.join(data_dir, file)
     if name == "MRPC" and not os.path.exists(path):
-        return _read_mrpc(data_dir, is_dev)
+        return _read_mrpc(data_dir, is_dev=file == "dev.tsv")
     table = table_files.read(
         path, header=task.header, quoting="none", skips_irregular=True
     )
@@ -197,36 +202,24 @@ def _read_mrpc(data_dir, is_dev):
     """Training or development part of the file that MRPC's authors publish."""
     path = os.path.join(data_dir, _MRPC_FILES["train"])
     table = table_files.read(path, quoting="none")
-    ids = next(
-        (
-            ids
-            for ids in (os.path.join(data_dir, name) for name in _MRPC_DEV_IDS)
-            if os.path.exists(ids)
-        ),
-        None,
-    )
+    ids = _first_file(data_dir, *_MRPC_DEV_IDS)
     if ids is None:
         raise errors.UserError(
-            f"{data_dir} has neither train.tsv and dev.tsv nor "
-            f"{_MRPC_DEV_IDS[0]}, which says which pairs of "
-            f"{_MRPC_FILES['train']} are GLUE's development set; get GLUE's "
+            f"{data_dir}: neither train.tsv and dev.tsv nor "
+            f"{_MRPC_DEV_IDS[0]}, which lists the pairs of "
+            f"{_MRPC_FILES['train']} in GLUE's development set; get GLUE's "
             "mrpc_dev_ids.tsv"
         )
     dev = {
         tuple(row.values.values())
         for row in table_files.read(ids, header=_MRPC_IDS, quoting="none").rows
     }
-    rows = [
-        row
-        for row in table.rows
-        if is_dev
-        == (
-            tuple(
-                table_files.text_of(table, row, column) for column in _MRPC_IDS
-            )
-            in dev
-        )
-    ]
+
+    def is_in_dev(row):
+        pair = [table_files.text_of(table, row, name) for name in _MRPC_IDS]
+        return tuple(pair) in dev
+
+    rows = [row for row in table.rows if is_in_dev(row) == is_dev]
     return classification.examples_of(
         table._replace(rows=rows), TASKS["MRPC"].columns
     )
@@ -241,20 +234,21 @@ def _read_unlabelled(task, path):
     return classification.examples_of(table, columns)
 
 
-def submission(task, examples, predictions):
+def submission(
+    task: Task,
+    examples: typing.Iterable[classification.Example],
+    predictions: typing.Iterable[typing.Union[str, float]],
+) -> str:
     """The text of a file for GLUE's server.
 
     Args:
-      task: a Task.
-      examples: classification.Examples of a test set.
+      task: the task.
+      examples: those of a test set.
       predictions: [n] labels, or numbers of a regression.
     """
-
-    def shown(value):
-        # The scores of STS-B are from 0 to 5.
-        return value if task.labels else f"{min(max(value, 0.0), 5.0):.3f}"
-
+    if not task.labels:  # the scores of STS-B are from 0 to 5
+        predictions = [f"{min(max(v, 0.0), 5.0):.3f}" for v in predictions]
     return "index\tprediction\n" + "".join(
-        f"{example.index}\t{shown(value)}\n"
+        f"{example.index}\t{value}\n"
         for example, value in zip(examples, predictions)
     )

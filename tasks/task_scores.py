@@ -2,10 +2,11 @@
 """Metrics of classification and regression, by scikit-learn and SciPy, and of
 entities, by seqeval.
 
-All three are optional (requirements/tasks.txt) and needed for all but accuracy.
+All three are optional (requirements/tasks.txt); accuracy needs none of them.
 """
 
 import importlib
+import typing
 import warnings
 
 import numpy as np
@@ -14,13 +15,13 @@ from common import errors
 
 
 def _accuracy(expected, predicted):
-    return float(np.mean(np.asarray(expected) == np.asarray(predicted)))
+    return np.mean(np.asarray(expected) == np.asarray(predicted))
 
 
 def _of_scikit_learn(function, **options):
     def score(expected, predicted):
         metrics = importlib.import_module("sklearn.metrics")
-        return float(getattr(metrics, function)(expected, predicted, **options))
+        return getattr(metrics, function)(expected, predicted, **options)
 
     return score
 
@@ -28,12 +29,12 @@ def _of_scikit_learn(function, **options):
 def _of_scipy(function):
     def score(expected, predicted):
         stats = importlib.import_module("scipy.stats")
-        return float(getattr(stats, function)(expected, predicted)[0])
+        return getattr(stats, function)(expected, predicted)[0]
 
     return score
 
 
-# name: (the package that it needs, function of expected and predicted ids or
+# name: (module that it needs, function of expected and predicted ids or
 # numbers). f1 is that of the label with id 1, the second one.
 METRICS = {
     "accuracy": ("", _accuracy),
@@ -47,87 +48,90 @@ METRICS = {
     "spearman": ("scipy", _of_scipy("spearmanr")),
 }
 OF_NUMBERS = ("pearson", "spearman")
+_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "scipy": "SciPy",
+    "seqeval.metrics": "seqeval",
+}
+_Labels = typing.List[typing.List[str]]
 
 
-def check(names, labels):
-    """Refuses metrics that are unknown, not installed or do not fit.
+def check(names: typing.Iterable[str], labels: int) -> None:
+    """Rejects metrics that are unknown, not installed or do not fit.
 
     Args:
       names: of METRICS.
       labels: number of labels; 0 for a regression.
 
     Raises:
-      errors.UserError: what to install, or what to give instead.
+      errors.UserError: what to install, or what to pass instead.
     """
+    kind = "classification" if labels else "regression"
+    fitting = [name for name in METRICS if (name in OF_NUMBERS) == (not labels)]
     for name in names:
         if name not in METRICS:
             raise errors.UserError(
-                f"{name!r} is no metric; expected some of {', '.join(METRICS)}"
+                f"--metrics: {name!r} is not a metric; choose from "
+                f"{', '.join(METRICS)}"
             )
-        if (name in OF_NUMBERS) != (not labels):
+        if name not in fitting:
             raise errors.UserError(
-                "the metric %s does not fit a %s; take %s"
-                % (
-                    name,
-                    "classification" if labels else "regression",
-                    ", ".join(
-                        metric
-                        for metric in METRICS
-                        if (metric in OF_NUMBERS) == (not labels)
-                    ),
-                )
+                f"--metrics: {name} does not fit a {kind}; choose from "
+                f"{', '.join(fitting)}"
             )
         if name == "f1" and labels != 2:
             raise errors.UserError(
-                f"the metric f1 is that of two labels, there are {labels}; "
-                "take macro_f1"
+                f"--metrics: f1 needs two labels, got {labels}; use macro_f1"
             )
-        package = METRICS[name][0]
-        try:
-            if package:
-                importlib.import_module(package)
-        except ImportError as error:
-            raise errors.UserError(
-                f"the metric {name} needs "
-                f"{ {'sklearn': 'scikit-learn', 'scipy': 'SciPy'}[package] }, "
-                f"which is not installed ({error}): pip install -r "
-                "requirements/tasks.txt"
-            ) from error
+        if METRICS[name][0]:
+            _check_installed(METRICS[name][0], f"the metric {name} needs")
 
 
-def scores(names, expected, predicted):
+def check_entities() -> None:
+    """Rejects scoring entities without seqeval.
+
+    Raises:
+      errors.UserError: what to install.
+    """
+    _check_installed("seqeval.metrics", "scores of entities need")
+
+
+def _check_installed(module, purpose):
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise errors.UserError(
+            f"{purpose} {_PACKAGES[module]}, which is not installed ({error}): "
+            "pip install -r requirements/tasks.txt"
+        ) from error
+
+
+def scores(
+    names: typing.Iterable[str],
+    expected: typing.Sequence,
+    predicted: typing.Sequence,
+) -> typing.Dict[str, float]:
     """{name: score}.
 
     Args:
       names: of METRICS.
       expected, predicted: [n] ids of labels, or numbers of a regression.
     """
-    return {name: METRICS[name][1](expected, predicted) for name in names}
+    return {
+        name: float(METRICS[name][1](expected, predicted)) for name in names
+    }
 
 
-def check_entities():
-    """Refuses to score entities without seqeval.
-
-    Raises:
-      errors.UserError: what to install.
-    """
-    try:
-        importlib.import_module("seqeval.metrics")
-    except ImportError as error:
-        raise errors.UserError(
-            "scores of entities need seqeval, which is not installed "
-            f"({error}): pip install -r requirements/tasks.txt"
-        ) from error
-
-
-def entity_scores(expected, predicted):
+def entity_scores(
+    expected: _Labels, predicted: _Labels
+) -> typing.Dict[str, float]:
     """{"precision", "recall", "f1", and "precision_X", ... of each type X}.
 
-    An entity counts where both its ends and its type are right. Those without
-    a type are over all entities (micro-averaged). What is not defined is 0.
+    An entity counts if both its ends and its type are correct. Those without
+    a type are over all entities (micro-averaged). Undefined scores are 0.
 
     Args:
-      expected, predicted: lists of lists of labels in BIO, one a sentence.
+      expected, predicted: labels in BIO, a list per sentence.
 
     Source: seqeval, which counts as CoNLL's conlleval does.
     """
@@ -137,17 +141,11 @@ def entity_scores(expected, predicted):
         report = metrics.classification_report(
             expected, predicted, output_dict=True, zero_division=0
         )
-    overall = report.pop("micro avg")
-    for name in ("macro avg", "weighted avg"):
-        del report[name]
-    scores = {}
-    for suffix, values in [("", overall)] + [
-        ("_" + name, values) for name, values in report.items()
-    ]:
-        scores.update(
-            {
-                name.split("-")[0] + suffix: float(values[name])
-                for name in ("precision", "recall", "f1-score")
-            }
-        )
-    return scores
+    rows = {"": report.pop("micro avg")}
+    del report["macro avg"], report["weighted avg"]
+    rows.update(("_" + name, row) for name, row in report.items())
+    return {
+        name.split("-")[0] + suffix: float(row[name])
+        for suffix, row in rows.items()
+        for name in ("precision", "recall", "f1-score")
+    }

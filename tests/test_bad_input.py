@@ -187,7 +187,7 @@ CASES = {
         (
             "another kind of file",
             ["--train_file=$BAD/text/a.txt"],
-            ["a.txt holds no row"],
+            ["a.txt: no rows"],
         ),
         ("empty table", ["--train_file=$BAD/empty.tsv"], ["empty.tsv"]),
         ("a row too short", ["--train_file=$BAD/short.tsv"], ["short.tsv"]),

@@ -27,7 +27,7 @@ def test_labels_become_ids_in_their_order():
     assert ids.dtype == np.int32 and ids.tolist() == [2, 0, 1]
     with pytest.raises(
         errors.UserError,
-        match=("a.tsv, line 3 has the label 'si'; expected one of 'no', 'yes'"),
+        match=("a.tsv, line 3: label 'si'; expected one of 'no', 'yes'"),
     ):
         LABELS.ids(examples("so", "si"))
 
@@ -36,26 +36,26 @@ def test_labels_of_a_regression_are_numbers():
     ids = NUMBERS.ids(examples("0.5", "3"))
     assert ids.dtype == np.float32 and ids.tolist() == [0.5, 3.0]
     for wrong in ("x", "nan", ""):
-        with pytest.raises(errors.UserError, match="line 2 has the label"):
+        with pytest.raises(errors.UserError, match="line 2: label"):
             NUMBERS.ids(examples(wrong))
 
 
 @pytest.mark.parametrize(
-    "found, wanted",
+    "in_data, names",
     [
         (["b", "a", "b"], ("a", "b")),
         (["10", "9", "-1"], ("-1", "9", "10")),
         (["10", "9", "x"], ("10", "9", "x")),
     ],
 )
-def test_labels_are_found_in_the_data(found, wanted):
-    assert classification.labels_in(examples(*found)).names == wanted
+def test_labels_come_from_the_data(in_data, names):
+    assert classification.labels_in(examples(*in_data)).names == names
 
 
-def test_columns_that_hold_no_labels_are_refused():
+def test_columns_without_labels_are_rejected():
     with pytest.raises(errors.UserError, match="a.tsv: the only label is 'x'"):
         classification.labels_in(examples("x", "x"))
-    with pytest.raises(errors.UserError, match="there are 1001 labels"):
+    with pytest.raises(errors.UserError, match="1001 different labels"):
         classification.labels_in(examples(*map(str, range(1001))))
 
 
@@ -72,16 +72,15 @@ def test_config_as_hugging_face_writes_it():
     assert values["label2id"] == {"no": 0, "yes": 1}
     assert values["problem_type"] == "single_label_classification"
     assert NUMBERS.config_values()["id2label"] == {"0": "LABEL_0"}
-    with pytest.raises(errors.UserError, match="id2label lacks '1'"):
+    with pytest.raises(errors.UserError, match="id2label: no label for '1'"):
         classification.labels_of_config({"id2label": {"0": "a", "2": "b"}})
 
 
 def test_losses_by_hand():
     outputs = np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]) + 7
-    wanted = -(math.log(0.25) + math.log(0.8)) / 2
-    found = classification.mean_loss(LABELS, outputs, np.array([2, 1]))
-    assert found == pytest.approx(wanted)
-    # Scores far apart are no trouble.
+    loss = classification.mean_loss(LABELS, outputs, np.array([2, 1]))
+    assert loss == pytest.approx(-(math.log(0.25) + math.log(0.8)) / 2)
+    # Scores far apart do not overflow.
     assert classification.mean_loss(
         LABELS, np.array([[0, 1000.0, 0]]), np.array([0])
     ) == pytest.approx(1000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps, batches and refusals that the fine-tuning scripts share."""
+"""Steps, batches, losses and checks that the fine-tuning scripts share."""
 
 import numpy as np
 import pytest
@@ -29,12 +29,18 @@ def run_of(**more):
     )
 
 
+def setup_of(run=(), **task):
+    return finetuning.Setup(
+        run_of(**dict(run)), finetuning.TaskConfig(**task), CONFIG, None
+    )
+
+
 def device_of():
     return cpu_environment.Cpu(environment.DeviceConfig(), Processes())
 
 
 @pytest.mark.parametrize(
-    "count, epochs, accumulation, wanted",
+    "count, epochs, accumulation, steps",
     [
         (80, 2.0, 1, (40, 2)),
         (80, 2.0, 5, (8, 0)),
@@ -43,10 +49,11 @@ def device_of():
         (400, 1.0, 1, (100, 6)),
     ],
 )
-def test_steps_are_counted_in_features(count, epochs, accumulation, wanted):
-    task = finetuning.TaskConfig(num_train_epochs=epochs)
-    run = run_of(num_accumulation_steps=accumulation)
-    assert finetuning.schedule(count, run, task, device_of()) == wanted
+def test_steps_are_counted_in_features(count, epochs, accumulation, steps):
+    setup = setup_of(
+        {"num_accumulation_steps": accumulation}, num_train_epochs=epochs
+    )
+    assert finetuning.schedule(count, setup, device_of()) == steps
 
 
 IDS = [[0, 5, 2], [0, 7, 8, 9, 2], [0, 4, 4, 2]]
@@ -63,7 +70,7 @@ def features_of(batches, step):
 
 
 def test_values_of_tokens_are_padded_along_with_them():
-    batches = finetuning.train_batches(SEQUENCES, CONFIG, run_of(), device_of())
+    batches = finetuning.train_batches(SEQUENCES, setup_of(), device_of())
     for step in range(3):
         features = features_of(batches, step)
         ids, tags = features["input_ids"], features["tags"]
@@ -76,27 +83,24 @@ def test_values_of_tokens_are_padded_along_with_them():
 
 
 def test_prediction_sees_each_sequence_once_and_no_label():
-    task = finetuning.TaskConfig(predict_batch_size=2)
     batches, steps = finetuning.predict_batches(
-        SEQUENCES, CONFIG, run_of(), task, device_of()
+        SEQUENCES, setup_of(predict_batch_size=2), device_of()
     )
     assert steps == 2
     assert set(batches.specs) == {"input_ids", "index"}
-    found = [features_of(batches, step) for step in range(2)]
-    assert [f["index"].tolist() for f in found] == [[1, 2], [0]]
-    assert found[1]["input_ids"][0, :4].tolist() == [0, 5, 2, 1]
+    features = [features_of(batches, step) for step in range(2)]
+    assert [f["index"].tolist() for f in features] == [[1, 2], [0]]
+    assert features[1]["input_ids"][0, :4].tolist() == [0, 5, 2, 1]
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_choices_stand_side_by_side(static):
+def test_choices_have_an_axis(static):
     pairs = [[[0, 5, 2], [0, 6, 6, 2]], [[0, 7, 2], [0, 8, 2]]]
     device = device_of()
     device.static_shapes = static
     batches, _ = finetuning.predict_batches(
         finetuning.Sequences(pairs.__getitem__, np.array([4, 3]), choices=2),
-        CONFIG,
-        run_of(max_seq_length=64),
-        finetuning.TaskConfig(predict_batch_size=3),
+        setup_of({"max_seq_length": 64}, predict_batch_size=3),
         device,
     )
     features = features_of(batches, 0)
@@ -105,7 +109,7 @@ def test_choices_stand_side_by_side(static):
     assert features["index"].tolist() == [0, 1] + [-1] * static
 
 
-def begun(folder, monkeypatch, run, task):
+def begin(folder, monkeypatch, run, task):
     monkeypatch.setattr(logs, "set_up_logging", lambda run: None)
     files = {
         name: str(tiny.write_model(folder / "model") / file)
@@ -122,28 +126,35 @@ def begun(folder, monkeypatch, run, task):
 
 
 def test_a_run_begins_with_its_model_and_tokenizer(tmp_path, monkeypatch):
-    config, tokenizer = begun(
+    setup = begin(
         tmp_path, monkeypatch, {"do_train": True}, {"do_lower_case": True}
     )
-    assert config.vocab_size == tokenizer.vocab_size == tiny.VOCAB_SIZE
+    tokenizer = setup.tokenizer
+    assert setup.config.vocab_size == tokenizer.vocab_size == tiny.VOCAB_SIZE
     assert tokenizer.encode("AB") == tokenizer.encode("ab")
 
 
 @pytest.mark.parametrize(
     "run, task, message",
     [
-        ({}, {}, "nothing to do: give --do_train=True or --do_predict=True"),
+        ({}, {}, "nothing to do: pass --do_train=True or --do_predict=True"),
         (
             {"do_train": True, "max_seq_length": 600},
             {},
             "--max_seq_length is 600",
         ),
-        ({}, {"do_predict": True}, "/nonexistent holds no checkpoint"),
+        (
+            {},
+            {"do_predict": True},
+            "no checkpoint found in /nonexistent; pass --init",
+        ),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path, monkeypatch, run, task, message):
+def test_contradicting_flags_are_rejected(
+    tmp_path, monkeypatch, run, task, message
+):
     with pytest.raises(errors.UserError, match=message):
-        begun(tmp_path, monkeypatch, run, task)
+        begin(tmp_path, monkeypatch, run, task)
 
 
 def test_prediction_alone_needs_a_trained_head():
@@ -160,6 +171,16 @@ def test_prediction_alone_needs_a_trained_head():
     )
 
 
+def test_label_sums_ignore_negative_labels():
+    logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    sums = finetuning.label_sums(
+        tf.constant(logits, tf.float32), tf.constant([1, 1, -1])
+    )
+    with tf.Session() as session:
+        loss, accuracy = session.run([sums["loss"], sums["accuracy"]])
+    assert loss == pytest.approx(-np.log(0.25 * 0.8)) and accuracy == 1
+
+
 HEAD = ["cls/classification/out_proj/bias", "cls/classification/dense/bias"]
 
 
@@ -173,7 +194,9 @@ def save(folder, labels):
 
 
 @pytest.mark.parametrize("labels, head", [(2, [1, 1, 1]), (4, [0, 0, 0])])
-def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels, head):
+def test_a_head_for_other_labels_is_initialized(
+    tmp_path, log_lines, labels, head
+):
     prefix = save(tmp_path, labels=2)
     variables = [
         tf.get_variable(name, [size], initializer=tf.zeros_initializer())
@@ -182,9 +205,9 @@ def test_a_head_for_other_labels_begins_anew(tmp_path, log_lines, labels, head):
     warm_start.load(prefix, HEAD)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        found = session.run(variables)
-    assert found[1].tolist() == head
-    assert found[2].tolist() == [1, 1]
+        _, dense, encoder = session.run(variables)
+    assert dense.tolist() == head
+    assert encoder.tolist() == [1, 1]
     assert any("the head is initialized" in line for line in log_lines) == (
         labels != 2
     )

@@ -41,14 +41,14 @@ def write(path, **changes):
 def test_articles_are_read_by_level(tmp_path):
     for place, name in (("high", "2"), ("middle", "10"), ("middle", "9")):
         write(tmp_path / place / (name + ".txt"), id=f"{place}{name}.txt")
-    found = race.read(str(tmp_path), needs_answers=True)
-    assert [article.questions[0].question_id for article in found] == [
+    by_level = race.read(str(tmp_path), needs_answers=True)
+    assert [article.questions[0].question_id for article in by_level] == [
         "middle9.txt-0",
         "middle10.txt-0",
         "high2.txt-0",
     ]
-    first, second = found[0].questions
-    assert found[0].text == "Dol kuf. Mer zog."
+    first, second = by_level[0].questions
+    assert by_level[0].text == "Dol kuf. Mer zog."
     assert first == (
         "middle9.txt-0",
         "middle",
@@ -56,14 +56,14 @@ def test_articles_are_read_by_level(tmp_path):
         ("ab", "cd", "ef", "gh"),
         2,
     )
-    assert second.answer == 0 and found[2].questions[0].level == "high"
+    assert second.answer == 0 and by_level[2].questions[0].level == "high"
     (alone,) = race.read(str(tmp_path / "high"), needs_answers=True)
     assert alone.questions[0].level == "high"
 
 
 def test_answers_are_needed_to_train_alone(tmp_path):
     write(tmp_path / "high" / "1.txt", answers=None)
-    with pytest.raises(errors.UserError, match="and no answers; expected as"):
+    with pytest.raises(errors.UserError, match="and no answers; expected the"):
         race.read(str(tmp_path), needs_answers=True)
     (article,) = race.read(str(tmp_path), needs_answers=False)
     assert [q.answer for q in article.questions] == [None, None]
@@ -72,11 +72,11 @@ def test_answers_are_needed_to_train_alone(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"article": None}, "1.txt has no article; expected a file of RACE"),
-        ({"questions": "Wab ?"}, "1.txt has no questions"),
+        ({"article": None}, "1.txt: no article; expected a file of RACE"),
+        ({"questions": "Wab ?"}, "1.txt: no questions"),
         ({"answers": ["A"]}, "2 questions, 2 lists of options and 1 answers"),
-        ({"answers": ["A", "E"]}, "middle7.txt-1 has the answer 'E'; expected"),
-        ({"answers": ["A", "AB"]}, "middle7.txt-1 has the answer 'AB'"),
+        ({"answers": ["A", "E"]}, "middle7.txt-1: answer 'E'; expected"),
+        ({"answers": ["A", "AB"]}, "middle7.txt-1: answer 'AB'"),
         (
             {"options": [["a"] * 4, ["a"] * 3]},
             "question middle7.txt-1: expected",
@@ -84,19 +84,19 @@ def test_answers_are_needed_to_train_alone(tmp_path):
         ({"options": [["a"] * 4, ["a", "b", "c", 4]]}, "all of them texts"),
     ],
 )
-def test_files_of_another_shape_are_refused(tmp_path, changes, message):
+def test_files_of_another_shape_are_rejected(tmp_path, changes, message):
     write(tmp_path / "high" / "1.txt", **changes)
     with pytest.raises(errors.UserError, match=message):
         race.read(str(tmp_path), needs_answers=True)
 
 
-def test_what_is_no_directory_of_race_is_refused(tmp_path):
-    with pytest.raises(errors.UserError, match="holds no .txt file with a"):
+def test_other_directories_are_rejected(tmp_path):
+    with pytest.raises(errors.UserError, match="no .txt file with a"):
         race.read(str(tmp_path), needs_answers=True)
-    with pytest.raises(errors.UserError, match="there is no directory"):
+    with pytest.raises(errors.UserError, match="not a directory"):
         race.read(str(tmp_path / "dev"), needs_answers=True)
     (tmp_path / "1.txt").write_text("{")
-    with pytest.raises(errors.UserError, match="1.txt is not JSON"):
+    with pytest.raises(errors.UserError, match="1.txt: not JSON"):
         race.read(str(tmp_path), needs_answers=True)
 
 
@@ -117,7 +117,7 @@ def articles(tmp_path):
     return race.read(str(tmp_path), needs_answers=True)
 
 
-def test_an_option_stands_after_its_question_or_in_its_blank(
+def test_an_option_follows_its_question_or_replaces_its_blank(
     tmp_path, tokenizer
 ):
     sequences = race.Sequences(articles(tmp_path), tokenizer, 64)
@@ -156,9 +156,11 @@ def test_the_article_is_cut_first(tmp_path, tokenizer):
 def test_several_processes_keep_the_order(tmp_path, tokenizer):
     for number in range(40):
         write(tmp_path / "high" / (f"{number}.txt"), article=f"Dol {number}.")
-    found = race.read(str(tmp_path), needs_answers=True)
-    alone = race.Sequences(found, tokenizer, 64, num_workers=1)
-    several = race.Sequences(found, tokenizer, 64, num_workers=2)
+    several_articles = race.read(str(tmp_path), needs_answers=True)
+    alone, several = (
+        race.Sequences(several_articles, tokenizer, 64, num_workers=workers)
+        for workers in (1, 2)
+    )
     assert all(
         np.array_equal(a, b)
         for index in range(80)

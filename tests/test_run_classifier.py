@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts with labels and numbers, from files to scores; checkpoint labels."""
+"""Texts with labels and numbers, from files to scores; saved labels."""
 
 import json
 import re
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import run_classifier
-import test_glue
 from common import errors
-from helpers import invented, tiny
+from helpers import glue_files, invented, tiny
 from inference import predictor
 from tasks import classification, glue
 from training import checkpoints, run_config
@@ -104,7 +103,7 @@ def test_a_model_learns_and_writes_what_the_server_reads(folder, trained):
     assert np.mean(right) > 0.8
 
 
-def test_a_run_goes_on_bit_for_bit(folder, trained):
+def test_a_run_resumes_bit_for_bit(folder, trained):
     out, again = folder.path / "out", folder.path / "again"
     again.mkdir()
     for path in list(out.glob("model.ckpt-30.*")) + [out / "config.json"]:
@@ -172,7 +171,7 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
         best = max(line["probabilities"], key=line["probabilities"].get)
         assert best == line["label"]
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    # The new directory is a model of its own.
+    # The new directory is a complete model.
     assert (
         json.loads((folder.path / "own" / "config.json").read_text())[
             "label2id"
@@ -181,8 +180,8 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
     )
 
 
-def test_a_predictor_says_the_same(folder, trained):
-    """Of texts and of pairs, cut ones among them; see text_pairs.kept."""
+def test_a_predictor_predicts_the_same(folder, trained):
+    """Of texts and of pairs, cut ones among them; see sequences.kept."""
     out = folder.path / "out"
     rows = [
         {"text": text * times, "other": other}
@@ -191,7 +190,7 @@ def test_a_predictor_says_the_same(folder, trained):
         )
         for times in (1, 2, 5)
     ]
-    # As many tokens in both and an odd room: a rule says who gives way.
+    # As many tokens in both and an odd room: a rule decides which is cut.
     rows.append({"text": "ab" * 20, "other": "cd" * 20})
     table = folder.path / "pairs.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -215,13 +214,13 @@ def test_a_predictor_says_the_same(folder, trained):
             json.loads(line)
             for line in folder.lines("same" + column, "predictions.jsonl")
         ]
-        found = model.classify_all(pairs)
-        assert any(one["truncated"] for one in found)
-        assert [one["label"] for one in found] == [
+        results = model.classify_all(pairs)
+        assert any(result["truncated"] for result in results)
+        assert [result["label"] for result in results] == [
             line["label"] for line in lines
         ]
-        for one, line in zip(found, lines):
-            assert one["scores"] == pytest.approx(
+        for result, line in zip(results, lines):
+            assert result["scores"] == pytest.approx(
                 line["probabilities"], abs=1e-5
             )
 
@@ -264,12 +263,12 @@ def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
 
 @pytest.mark.parametrize("name", sorted(set(glue.TASKS) - {"SST-2", "MNLI"}))
 def test_the_other_tasks_of_glue_run_from_files_to_the_servers(folder, name):
-    """One step on GLUE's own columns; SST-2 and MNLI stand above."""
+    """One step on GLUE's own columns; SST-2 and MNLI are above."""
     data = folder.path / "glue" / name
-    test_glue.write_task(data, name)
+    glue_files.write_task(data, name)
     labels = glue.TASKS[name].labels or ("0.5", "4.75")
-    for file, header, fields in test_glue.labelled(name):
-        test_glue.write(
+    for file, header, fields in glue_files.labelled(name):
+        glue_files.write(
             data / file,
             header,
             *(
@@ -327,14 +326,14 @@ def test_a_regression_comes_close(folder):
         json.loads(line)["value"]
         for line in folder.lines("scores", "predictions.jsonl")
     ]
-    wanted = [
+    expected = [
         json.loads(line)["label"]
         for line in (folder.path / "b.jsonl").read_text().splitlines()
     ]
-    assert np.mean(np.square(np.subtract(values, wanted))) == pytest.approx(
+    assert np.mean(np.square(np.subtract(values, expected))) == pytest.approx(
         results["loss"], rel=1e-3
     )
-    assert results["loss"] < 0.5 * np.var(wanted)
+    assert results["loss"] < 0.5 * np.var(expected)
 
 
 @pytest.mark.parametrize(
@@ -342,30 +341,30 @@ def test_a_regression_comes_close(folder):
     [
         (
             {},
-            "nothing to do: give --do_train=True or --do_eval=True or --do_pre",
+            "nothing to do: pass --do_train=True or --do_eval=True or --do_pre",
         ),
         (
             {"task": "RTE", "do_train": True},
-            "--data_dir is not given; name the directory of RTE's files",
+            "--data_dir is not given; pass the directory of RTE's files",
         ),
         ({"task": "RTE", "labels": "a,b"}, "--labels is given with --task=RTE"),
         ({"data_dir": "RTE"}, "--data_dir is given with --task=generic"),
         ({"regression": True, "labels": "a,b"}, "are both given; a regression"),
-        ({"do_train": True}, "--train_file is not given; name a .tsv, .csv"),
+        ({"do_train": True}, "--train_file is not given; pass a .tsv, .csv"),
         (
             {"task": "RTE", "data_dir": "nowhere", "do_train": True},
             "cannot use 'nowhere/train.tsv'",
         ),
-        ({"do_predict": True}, "holds no checkpoint to predict with"),
+        ({"do_predict": True}, "no checkpoint found in "),
     ],
 )
-def test_what_cannot_work_is_one_line(folder, flags, message):
+def test_a_users_error_is_one_line(folder, flags, message):
     log = folder.run("none", code=1, **flags)
     assert message in log.splitlines()[-1] and "Traceback" not in log
     assert not (folder.path / "none").exists()
 
 
-def test_another_task_in_the_same_directory_is_refused(folder, trained):
+def test_another_task_in_the_same_directory_is_rejected(folder, trained):
     log = folder.run(
         "out",
         code=1,
@@ -374,7 +373,7 @@ def test_another_task_in_the_same_directory_is_refused(folder, trained):
         data_dir=invented.write_mnli(folder.path / "MNLI"),
     )
     assert (
-        "the checkpoint tells apart 0, 1, but contradiction, neutral, "
+        "the checkpoint was trained with labels 0, 1, but contradiction, "
         in (log.splitlines()[-1])
     )
 
@@ -417,7 +416,7 @@ def test_published_labels_keep_their_order(tmp_path):
         "ENTAILMENT",
         "NEUTRAL",
     )
-    # Names that say nothing are those of the task.
+    # Names such as LABEL_0 are replaced by those of the task.
     assert decided(tmp_path, labels_of("LABEL_0", "LABEL_1"), task="RTE") == (
         "entailment",
         "not_entailment",
@@ -435,13 +434,13 @@ def test_new_runs_find_their_labels(tmp_path):
     assert decided(tmp_path, saved, train=["1", "2"], regression=True) == ()
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
+def test_labels_that_do_not_match_are_rejected(tmp_path):
     with pytest.raises(
         errors.UserError,
-        match="tells apart yes, no, but numbers .a regression. is wanted",
+        match="labels yes, no, but numbers .a regression. were requested",
     ):
         decided(tmp_path, labels_of("yes", "no"), regression=True)
-    with pytest.raises(errors.UserError, match="names no labels"):
+    with pytest.raises(errors.UserError, match=r"no labels \(id2label\)"):
         decided(tmp_path, {})
 
 

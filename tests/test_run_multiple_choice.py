@@ -14,7 +14,7 @@ import environment
 import run_multiple_choice
 from device import Processes
 from helpers import invented, tiny
-from tasks import race
+from tasks import finetuning, race
 from training import run_config
 
 
@@ -75,14 +75,16 @@ def test_a_model_learns_and_answers(folder, forked):
         pytest.approx(results["accuracy_high"])
     ]
     assert "eval/questions" not in scalars
-    found = json.loads((folder / "out" / "predictions.json").read_text())
+    answers = json.loads((folder / "out" / "predictions.json").read_text())
     gold = {
         question.question_id: race.letter(question.answer)
         for article in race.read(str(folder / "RACE" / "test"), True)
         for question in article.questions
     }
-    assert list(found) == list(gold)
-    assert np.mean([found[name]["answer"] == gold[name] for name in gold]) > 0.7
+    assert list(answers) == list(gold)
+    assert (
+        np.mean([answers[name]["answer"] == gold[name] for name in gold]) > 0.7
+    )
     config = json.loads((folder / "out" / "config.json").read_text())
     assert config["architectures"] == ["RobertaForMultipleChoice"]
 
@@ -114,15 +116,15 @@ def test_npus_get_options_of_one_length(folder):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"data_dir": ""}, "--data_dir is not given; name RACE's directory"),
-        ({"data_dir": "nowhere"}, "there is no directory 'nowhere/train'"),
+        ({"data_dir": ""}, "--data_dir is not given; pass RACE's directory"),
+        ({"data_dir": "nowhere"}, "'nowhere/train': not a directory"),
         (
             {"do_train": False},
-            "nothing to do: give --do_train=True or --do_eval",
+            "nothing to do: pass --do_train=True or --do_eval",
         ),
     ],
 )
-def test_what_cannot_work_is_one_line(folder, forked, flags, message):
+def test_a_users_error_is_one_line(folder, forked, flags, message):
     log = forked(
         "run_multiple_choice.py", code=1, **flags_of(folder, "none", **flags)
     )
@@ -154,8 +156,8 @@ def test_accuracy_is_given_by_level():
 
 
 def test_predictions_hold_letters():
-    found = run_multiple_choice.predictions_of(QUESTIONS, OUTPUTS)
-    assert found["q-2"] == {
+    predictions = run_multiple_choice.predictions_of(QUESTIONS, OUTPUTS)
+    assert predictions["q-2"] == {
         "answer": "D",
         "probabilities": {"A": 0.1, "B": 0.2, "C": 0.3, "D": 0.4},
     }
@@ -172,7 +174,8 @@ def test_loss_is_a_cross_entropy_over_options():
     )
     run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
     device = cpu_environment.Cpu(environment.DeviceConfig(), Processes())
-    model = run_multiple_choice.build_model(config, run, device)
+    setup = finetuning.Setup(run, None, config, None)
+    model = run_multiple_choice.build_model(setup, device)
     ids = np.random.RandomState(0).randint(3, 40, [2, 4, 6])
     labels = [3, 1]
     features = {
@@ -192,4 +195,4 @@ def test_loss_is_a_cross_entropy_over_options():
         -np.log(shares[[0, 1], labels]).sum(), rel=1e-4
     )
     assert sums["accuracy"] == (outputs.argmax(1) == labels).sum()
-    assert model.chance == pytest.approx(math.log(4))
+    assert model.head.chance == pytest.approx(math.log(4))

@@ -12,6 +12,7 @@ import configuration
 import kernels
 import modeling
 import run_squad
+from tasks import finetuning
 from training import run_config
 
 CONFIG = configuration.RobertaConfig(
@@ -41,8 +42,10 @@ def evaluate(task, ids=IDS):
                 ("end_position", ENDS),
             )
         }
-        sums = run_squad.span_sums(
-            CONFIG, task, features, kernels.Kernels(), None, RUN
+        device = types.SimpleNamespace(kernels=kernels.Kernels())
+        setup = finetuning.Setup(RUN, task, CONFIG, None)
+        sums = run_squad.build_model(setup, device).losses(
+            features, False, None
         )
         with tf.variable_scope("", reuse=True):
             model = modeling.RobertaModel(CONFIG, False, features["input_ids"])

@@ -15,7 +15,7 @@ import run_tagger
 from common import errors
 from device import Processes
 from helpers import invented, tiny
-from tasks import conll, word_windows
+from tasks import conll, finetuning, sequences
 from training import run_config
 
 
@@ -81,9 +81,22 @@ def results_of(folder):
     }
 
 
+def accuracy(expected, predicted):
+    """The share of equal labels in two files of the same words."""
+    expected, predicted = (
+        conll.read(str(path), label_column=-1) for path in (expected, predicted)
+    )
+    assert [s.words for s in predicted] == [s.words for s in expected]
+    labels = (
+        np.concatenate([s.labels for s in sentences])
+        for sentences in (expected, predicted)
+    )
+    return np.mean(np.equal(*labels))
+
+
 def test_a_model_learns_and_labels(folder, trained):
     pytest.importorskip("seqeval")
-    assert "train.txt: labels converted from IOB1 to BIO: " in trained
+    assert "train.txt: labels converted to BIO: " in trained
     assert "dev.txt: labels converted" not in trained
     results = results_of(folder / "out")
     assert set(results) == {
@@ -110,21 +123,9 @@ def test_a_model_learns_and_labels(folder, trained):
         pytest.approx(results["f1_PER"])
     ]
     assert "eval/words" not in scalars
-    gold, found = (
-        conll.read(str(path), label_column=-1)
-        for path in (
-            folder / "data" / "test.txt",
-            folder / "out" / "predictions.txt",
-        )
-    )
-    assert [one.words for one in found] == [one.words for one in gold]
     assert (
-        np.mean(
-            [
-                label == other
-                for one, two in zip(gold, found)
-                for label, other in zip(one.labels, two.labels)
-            ]
+        accuracy(
+            folder / "data" / "test.txt", folder / "out" / "predictions.txt"
         )
         > 0.8
     )
@@ -144,7 +145,7 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained, forked):
     """In windows, of a file with nothing but words."""
     words = folder / "words.txt"
     gold = conll.read(str(folder / "data" / "dev.txt"), label_column=-1)
-    words.write_text("\n".join("\n".join(one.words) + "\n" for one in gold))
+    words.write_text("\n".join("\n".join(s.words) + "\n" for s in gold))
     out = folder / "out"
     log = forked(
         "run_tagger.py",
@@ -159,18 +160,8 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained, forked):
         ),
     )
     assert "split_sentences=0" not in log and "cut_words=0" in log
-    found = conll.read(str(folder / "own" / "predictions.txt"), label_column=-1)
-    assert [one.words for one in found] == [one.words for one in gold]
-    assert (
-        np.mean(
-            [
-                label == other
-                for one, two in zip(gold, found)
-                for label, other in zip(one.labels, two.labels)
-            ]
-        )
-        > 0.7
-    )
+    predictions = folder / "own" / "predictions.txt"
+    assert accuracy(folder / "data" / "dev.txt", predictions) > 0.7
 
 
 def test_npus_get_windows_of_one_length(folder):
@@ -202,21 +193,18 @@ def test_npus_get_windows_of_one_length(folder):
     [
         (
             {"train_file": ""},
-            "--train_file is not given; name a file of one word",
+            "--train_file is not given; pass a file of one word per line",
         ),
         ({"train_file": "nowhere.txt"}, "nowhere.txt"),
-        (
-            {"label_column": 3},
-            "has no column 3 (--label_column); its columns are",
-        ),
-        ({"labels": "O,B-PER,I-PER"}, "has the label 'B-LOC'; expected one of"),
+        ({"label_column": 3}, "no column 3 (--label_column); the columns are"),
+        ({"labels": "O,B-PER,I-PER"}, "label 'B-LOC'; expected one of"),
         (
             {"do_train": False},
-            "nothing to do: give --do_train=True or --do_eval",
+            "nothing to do: pass --do_train=True or --do_eval",
         ),
     ],
 )
-def test_what_cannot_work_is_one_line(folder, forked, flags, message):
+def test_a_users_error_is_one_line(folder, forked, flags, message):
     log = forked(
         "run_tagger.py",
         code=1,
@@ -242,7 +230,7 @@ def decide(folder, labels="", do_train=False, train=(), **config):
     )
     return run_tagger.decide_labels(
         run, run_tagger.TaggerConfig(labels=labels), train
-    )
+    ).names
 
 
 NAMED = {"id2label": {"0": "O", "1": "B-X"}}
@@ -253,6 +241,9 @@ def test_labels_come_from_the_checkpoint_or_the_flag(tmp_path):
     assert decide(tmp_path, **NAMED) == ("O", "B-X")
     assert decide(tmp_path, "NN,VB", **UNNAMED) == ("NN", "VB")
     assert decide(tmp_path, "NN,VB") == ("NN", "VB")
+    assert decide(tmp_path, "B-X,O", **NAMED) == ("O", "B-X")
+    regression = dict(UNNAMED, problem_type="regression")
+    assert decide(tmp_path, "NN,VB", **regression) == ("NN", "VB")
     sentences = [conll.Sentence("file", 1, ("a", "b"), ("VB", "NN"))]
     assert decide(tmp_path, do_train=True, train=sentences, **NAMED) == (
         "NN",
@@ -260,13 +251,13 @@ def test_labels_come_from_the_checkpoint_or_the_flag(tmp_path):
     )
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
+def test_labels_that_do_not_match_are_rejected(tmp_path):
     with pytest.raises(
         errors.UserError,
-        match="apart O, B-X, but --labels are B-X, O; train another",
+        match="trained with labels O, B-X, but B-Y, O were requested; use",
     ):
-        decide(tmp_path, "B-X,O", **NAMED)
-    with pytest.raises(errors.UserError, match="names no labels"):
+        decide(tmp_path, "B-Y,O", **NAMED)
+    with pytest.raises(errors.UserError, match=r"no labels \(id2label\)"):
         decide(tmp_path)
 
 
@@ -280,12 +271,12 @@ NAMES = ("O", "B-X", "I-X")
 OUTPUTS = np.log([[0.1, 0.2, 0.7], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])
 
 
-def test_an_entity_that_begins_with_i_is_mended():
+def test_an_entity_that_begins_with_i_becomes_bio():
     """As seqeval counts it; what is written is BIO."""
-    found = run_tagger.with_labels(SENTENCES, NAMES, OUTPUTS)
-    assert [one.labels for one in found] == [("B-X", "I-X"), ("O",)]
+    entities = run_tagger.with_labels(SENTENCES, NAMES, OUTPUTS)
+    assert [s.labels for s in entities] == [("B-X", "I-X"), ("O",)]
     plain = run_tagger.with_labels(SENTENCES, ("VB", "NN", "DT"), OUTPUTS)
-    assert [one.labels for one in plain] == [("DT", "DT"), ("VB",)]
+    assert [s.labels for s in plain] == [("DT", "DT"), ("VB",)]
 
 
 def test_results_are_of_words_and_of_entities():
@@ -307,7 +298,8 @@ def test_results_are_of_words_and_of_entities():
 
 def test_parts_of_speech_have_an_accuracy_alone():
     sentences = [
-        one._replace(labels=("VB",) * len(one.words)) for one in SENTENCES
+        sentence._replace(labels=("VB",) * len(sentence.words))
+        for sentence in SENTENCES
     ]
     results = run_tagger.evaluation_results(
         ("VB", "NN", "DT"), sentences, OUTPUTS
@@ -320,12 +312,12 @@ def test_parts_of_speech_have_an_accuracy_alone():
 
 
 def test_labels_follow_first_tokens():
-    window = word_windows.Window(np.arange(6), np.array([1, 4]), 3)
-    encoded = word_windows.Encoded([window], 0, 0)
-    found = run_tagger.sequences("x", encoded, np.array([9, 9, 9, 5, 7]))
-    labels_of, padding = found.token_values["label"]
+    window = sequences.Window(np.arange(6), np.array([1, 4]), slice(3, 5))
+    encoded = sequences.Windows([window], 0, 0)
+    features = run_tagger.sequences_of("x", encoded, np.array([9, 9, 9, 5, 7]))
+    labels_of, padding = features.token_values["label"]
     assert labels_of(0).tolist() == [-1, 5, -1, -1, 7, -1]
-    assert padding == -1 and found.lengths.tolist() == [6]
+    assert padding == -1 and features.lengths.tolist() == [6]
 
 
 def test_loss_is_a_mean_over_labelled_tokens():
@@ -339,7 +331,8 @@ def test_loss_is_a_mean_over_labelled_tokens():
     )
     run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
     device = cpu_environment.Cpu(environment.DeviceConfig(), Processes())
-    model = run_tagger.build_model(config, run, 3, device)
+    setup = finetuning.Setup(run, None, config, None)
+    model = run_tagger.build_model(setup, device, 3)
     ids = np.random.RandomState(0).randint(3, 40, [2, 5])
     labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])
     features = {
@@ -352,14 +345,14 @@ def test_loss_is_a_mean_over_labelled_tokens():
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         sums, weight, outputs = session.run(
-            [sums, model.weight(features), outputs],
+            [sums, model.head.weight(features), outputs],
             {features["input_ids"]: ids},
         )
     rows, columns = np.nonzero(labels >= 0)
-    logits, wanted = outputs[rows, columns], labels[rows, columns]
+    logits, expected = outputs[rows, columns], labels[rows, columns]
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert outputs.shape == (2, 5, 3) and weight == 3
     assert sums["loss"] == pytest.approx(
-        -np.log(shares[np.arange(3), wanted]).sum(), rel=1e-4
+        -np.log(shares[np.arange(3), expected]).sum(), rel=1e-4
     )
-    assert sums["accuracy"] == (logits.argmax(1) == wanted).sum()
+    assert sums["accuracy"] == (logits.argmax(1) == expected).sum()

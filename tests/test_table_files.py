@@ -52,9 +52,11 @@ def test_lines_of_json_hold_texts_and_numbers(tmp_path):
         table_files.text_of(table, row, "label") for row in table.rows[:2]
     ] == ["1", "0.5"]
     assert table_files.text_of(table, table.rows[2], "text") == "true"
-    with pytest.raises(errors.UserError, match=r"line 4 has None as 'label'"):
+    with pytest.raises(errors.UserError, match=r"line 4: None as 'label'"):
         table_files.text_of(table, table.rows[2], "label")
-    with pytest.raises(errors.UserError, match=r"no column 'x'; it has 'te"):
+    with pytest.raises(
+        errors.UserError, match=r"no column 'x'; its columns are 'te"
+    ):
         table_files.text_of(table, table.rows[0], "x")
 
 
@@ -64,13 +66,13 @@ def test_a_header_can_be_given(tmp_path):
     assert values(table) == [("dol", "1")]
 
 
-def test_rows_of_another_width_are_left_out_or_refused(tmp_path):
+def test_rows_of_another_width_are_skipped_or_rejected(tmp_path):
     path = write(tmp_path, "a.tsv", "text\tlabel\ndol\nkuf\t1\nmer\t1\t2\n")
     table = table_files.read(path, skips_irregular=True)
     assert values(table) == [("kuf", "1")] and table.irregular == [2, 4]
     with pytest.raises(
         errors.UserError,
-        match=(r"a.tsv, line 2 has 1 fields, but 2 columns .*text, label"),
+        match=(r"a.tsv, line 2: 1 fields, expected 2 .*text, label"),
     ):
         table_files.read(path)
 
@@ -78,16 +80,16 @@ def test_rows_of_another_width_are_left_out_or_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("a.tsv", "", "holds no row; expected"),
-        ("a.tsv", "text\tlabel\n", "holds no row; expected"),
-        ("a.tsv", "a\tb\n1\n", "only 1 of another number of fields"),
-        ("a.tsv", "a\ta\n1\t2\n", "column 'a' twice"),
+        ("a.tsv", "", "no rows; expected"),
+        ("a.tsv", "text\tlabel\n", "no rows; expected"),
+        ("a.tsv", "a\tb\n1\n", "only 1 with another number of fields"),
+        ("a.tsv", "a\ta\n1\t2\n", "column 'a' is twice"),
         ("a.tsv", b"a\tb\n\xff\t1\n", "not UTF-8 text"),
-        ("a.csv", 'a,b\n"x"y,1\n', "line 2 cannot be read"),
-        ("a.jsonl", "{}\n{\n", "line 2 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("a.csv", 'a,b\n"x"y,1\n', "line 2: .*; see --quoting"),
+        ("a.jsonl", "{}\n{\n", "line 2: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
     ],
 )
-def test_what_is_no_table_is_refused(tmp_path, name, text, message):
+def test_other_files_are_rejected(tmp_path, name, text, message):
     with pytest.raises(errors.UserError, match=message):
         table_files.read(write(tmp_path, name, text), skips_irregular=True)

@@ -14,7 +14,7 @@ PREDICTED = [1, 1, 0, 1, 0, 0, 0, 0]  # 2 true, 1 false positive; 1 false neg.
 
 
 @pytest.mark.parametrize(
-    "name, wanted",
+    "name, expected",
     [
         ("accuracy", 6 / 8),
         ("f1", 2 * 2 / (2 * 2 + 1 + 1)),
@@ -25,22 +25,22 @@ PREDICTED = [1, 1, 0, 1, 0, 0, 0, 0]  # 2 true, 1 false positive; 1 false neg.
         ),
     ],
 )
-def test_scores_of_labels(name, wanted):
+def test_scores_of_labels(name, expected):
     if name != "accuracy":
         pytest.importorskip("sklearn")
-    found = task_scores.scores([name], EXPECTED, PREDICTED)
-    assert found == {name: pytest.approx(wanted)}
+    scores = task_scores.scores([name], EXPECTED, PREDICTED)
+    assert scores == {name: pytest.approx(expected)}
 
 
 def test_scores_of_numbers():
     pytest.importorskip("scipy")
-    found = task_scores.scores(
+    scores = task_scores.scores(
         ["pearson", "spearman"], [0, 1, 2, 3], [0, 1, 2, 9]
     )
     # Deviations -1.5 -0.5 0.5 1.5 and -3 -2 -1 6.
-    wanted = (4.5 + 1 - 0.5 + 9) / math.sqrt(5 * 50)
-    assert found == {
-        "pearson": pytest.approx(wanted),
+    correlation = (4.5 + 1 - 0.5 + 9) / math.sqrt(5 * 50)
+    assert scores == {
+        "pearson": pytest.approx(correlation),
         "spearman": pytest.approx(1),
     }
 
@@ -48,13 +48,21 @@ def test_scores_of_numbers():
 @pytest.mark.parametrize(
     "name, labels, message",
     [
-        ("f2", 2, "'f2' is no metric; expected some of accuracy, f1"),
-        ("pearson", 2, "pearson does not fit a classification; take accuracy"),
-        ("accuracy", 0, "accuracy does not fit a regression; take pearson"),
-        ("f1", 3, "f1 is that of two labels, there are 3; take macro_f1"),
+        ("f2", 2, "'f2' is not a metric; choose from accuracy, f1"),
+        (
+            "pearson",
+            2,
+            "pearson does not fit a classification; choose from accuracy",
+        ),
+        (
+            "accuracy",
+            0,
+            "accuracy does not fit a regression; choose from pearson",
+        ),
+        ("f1", 3, "f1 needs two labels, got 3; use macro_f1"),
     ],
 )
-def test_metrics_that_do_not_fit_are_refused(name, labels, message):
+def test_metrics_that_do_not_fit_are_rejected(name, labels, message):
     with pytest.raises(errors.UserError, match=message):
         task_scores.check([name], labels)
 
@@ -62,7 +70,7 @@ def test_metrics_that_do_not_fit_are_refused(name, labels, message):
 @pytest.mark.parametrize(
     "name, package, labels", [("f1", "sklearn", 2), ("pearson", "scipy", 0)]
 )
-def test_what_is_not_installed_is_named(monkeypatch, name, package, labels):
+def test_a_missing_package_is_named(monkeypatch, name, package, labels):
     monkeypatch.setitem(sys.modules, package, None)  # then it does not import
     with pytest.raises(
         errors.UserError,
@@ -102,9 +110,9 @@ def test_entities_count_whole(expected, predicted, counts, in_bio):
     sentences = [expected.split(), predicted.split()]
     if in_bio:
         sentences = [conll.bio(labels) for labels in sentences]
-    found = task_scores.entity_scores(*([labels] for labels in sentences))
+    scores = task_scores.entity_scores(*([labels] for labels in sentences))
     right, given, there = counts
-    assert (found["precision"], found["recall"], found["f1"]) == (
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (
         pytest.approx(ratio(right, given)),
         pytest.approx(ratio(right, there)),
         pytest.approx(ratio(2 * right, given + there)),
@@ -113,11 +121,11 @@ def test_entities_count_whole(expected, predicted, counts, in_bio):
 
 def test_entities_are_also_counted_by_type():
     pytest.importorskip("seqeval")
-    found = task_scores.entity_scores(
+    scores = task_scores.entity_scores(
         [["B-X", "I-X", "O"], ["B-Y", "B-Y"]],
         [["B-X", "O", "O"], ["B-Y", "B-Z"]],
     )
-    assert found == {
+    assert scores == {
         "precision": pytest.approx(1 / 3),
         "recall": pytest.approx(1 / 3),
         "f1": pytest.approx(1 / 3),
@@ -133,13 +141,13 @@ def test_entities_are_also_counted_by_type():
     }
 
 
-def test_entities_do_not_go_on_in_the_next_sentence():
+def test_entities_end_with_their_sentence():
     pytest.importorskip("seqeval")
-    found = task_scores.entity_scores([["B-X"], ["I-X"]], [["B-X"], ["B-X"]])
-    assert found["f1"] == 1
+    scores = task_scores.entity_scores([["B-X"], ["I-X"]], [["B-X"], ["B-X"]])
+    assert scores["f1"] == 1
 
 
-def test_seqeval_is_asked_for(monkeypatch):
+def test_missing_seqeval_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     with pytest.raises(
         errors.UserError,

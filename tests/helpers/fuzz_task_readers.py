@@ -22,14 +22,7 @@ from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from helpers.paths import REPOSITORY
 from inference import trained_model
 from scripts import archives
-from tasks import (
-    classification,
-    conll,
-    race,
-    sequences,
-    table_files,
-    word_windows,
-)
+from tasks import classification, conll, race, sequences, table_files
 from training import progress
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -137,7 +130,9 @@ def word_lists(directory):
         for column in (-1, 1, None):
             with contextlib.suppress(errors.UserError):
                 sentences = conll.read(str(path), label_column=column)
-                word_windows.encode(sentences[:5], tokenizer, 12, num_workers=1)
+                sequences.encode_words(
+                    sentences[:5], tokenizer, 12, num_workers=1
+                )
                 if column is not None:
                     sentences, _ = conll.to_bio(sentences)
                     conll.label_ids(sentences, conll.labels_in(sentences))
