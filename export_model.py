@@ -7,7 +7,7 @@
       --format=frozen --batch_size=1 --max_seq_length=384 \
       --output=squad.pb --soc_version=Ascend310P3
 
-What each format is stands in exporting.py.
+inference/exporting.py describes the formats.
 """
 
 import dataclasses
@@ -49,10 +49,10 @@ class ExportConfig:
         "", "The model's config. Default: config.json beside the checkpoint."
     )
     vocab_file: str = command_line.flag(
-        "", "vocab.json to go along. Default: the one beside the checkpoint."
+        "", "vocab.json to copy. Default: the one beside the checkpoint."
     )
     merges_file: str = command_line.flag(
-        "", "merges.txt to go along. Default: the one beside the checkpoint."
+        "", "merges.txt to copy. Default: the one beside the checkpoint."
     )
     batch_size: int = command_line.flag(
         1,
@@ -76,7 +76,7 @@ class ExportConfig:
     soc_version: str = command_line.flag(
         "",
         "frozen: the NPU's name for ATC, such as Ascend310P3; npu-smi "
-        "info shows it. Default: a variable of the shell.",
+        "info shows it. Default: the shell's $SOC_VERSION.",
     )
     tolerance: typing.Optional[float] = command_line.flag(
         None,
@@ -89,24 +89,24 @@ class ExportConfig:
     def __post_init__(self):
         if not self.output:
             raise errors.UserError(
-                "no output is given; name a file or a directory with --output"
+                "--output is not given; name a file or a directory"
             )
         for form, ending in (("frozen", ".pb"), ("onnx", ".onnx")):
             if self.format == form and not self.output.endswith(ending):
                 raise errors.UserError(
-                    f"--output={self.output}: a name in {ending} is expected "
-                    f"for --format={form}"
+                    f"--output={self.output}: expected a name that ends in "
+                    f"{ending} for --format={form}"
                 )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(
-                f"--input_type={self.input_type} is given, but a checkpoint, "
-                "which --format=slim writes, has no input; leave the flag out"
+                f"--input_type={self.input_type}: --format=slim writes a "
+                "checkpoint, which has no input; remove the flag"
             )
 
 
-def main(_):
+def main(_: typing.List[str]) -> None:
     options = command_line.build(ExportConfig, FLAGS)
-    for name in ("tensorflow", "tf2onnx"):  # they tell of each step
+    for name in ("tensorflow", "tf2onnx"):  # they log each step
         logging.getLogger(name).setLevel(logging.ERROR)
     model = trained_model.find(
         options.model,
@@ -148,6 +148,10 @@ def main(_):
         )
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     command_line.define(ExportConfig)
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main)

@@ -8,7 +8,7 @@
     python predict.py classify --model=output/sentiment
 
 The tasks are answer, fill-mask, classify and embed. Without --text and
---input_file it asks, until the input ends (Ctrl-D).
+--input_file it prompts for inputs until they end (Ctrl-D).
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class PredictConfig:
     question: str = command_line.flag("", "answer: the question.")
     input_file: str = command_line.flag(
         "",
-        "Inputs: a text a line, or JSON lines (.jsonl) with text, text_b "
+        "Inputs: one text per line, or JSON lines (.jsonl) with text, text_b "
         "or question and context; answer takes SQuAD's JSON too.",
     )
     output_file: str = command_line.flag(
@@ -59,18 +59,18 @@ class PredictConfig:
     def __post_init__(self):
         if self.input_file and (self.text or self.question):
             raise errors.UserError(
-                "--input_file and --text or --question are given; give one "
-                "input or a file of them"
+                "--input_file and --text or --question are given; pass one "
+                "input or a file of inputs"
             )
         if self.output_file and not (self.input_file or self.text):
             raise errors.UserError(
-                "--output_file is given, but no input; name one with "
-                "--input_file or --text"
+                "--output_file is given without an input; pass --input_file "
+                "or --text"
             )
 
 
 class Item(typing.NamedTuple):
-    """One input; what a task does not use is ""."""
+    """One input; parts that a task does not use are empty."""
 
     name: str
     text: str
@@ -81,13 +81,16 @@ class Item(typing.NamedTuple):
 # --- Input ------------------------------------------------------------------
 
 
-def read_items(task, path, version_2_with_negative):
+def read_items(
+    task: str, path: str, version_2_with_negative: bool
+) -> typing.List[Item]:
     """The Items of a file.
 
     Raises:
       errors.UserError: names the file and the line.
     """
-    if task == "answer" and not path.endswith(".jsonl"):
+    is_json = path.endswith(".jsonl")
+    if task == "answer" and not is_json:
         return [
             Item(
                 example.question_id, example.context, question=example.question
@@ -100,31 +103,28 @@ def read_items(task, path, version_2_with_negative):
         try:
             lines = [line.rstrip("\r\n") for line in stream]
         except UnicodeDecodeError as error:
-            raise errors.UserError(f"{path} is not UTF-8: {error}") from error
-    items = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            items.append(_item(task, path, number, line))
+            raise errors.UserError(
+                f"{path}: not UTF-8: {error}; convert it to UTF-8"
+            ) from error
+    items = [
+        _item(task, f"{path}, line {number}", str(number), line)
+        if is_json
+        else Item(str(number), line)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not items:
+        expected = _EXAMPLES[task] if is_json else "one text per line"
+        raise errors.UserError(f"{path}: no input; expected {expected}")
+    if len({item.name for item in items}) < len(items):
         raise errors.UserError(
-            "%s holds no input; expected %s"
-            % (
-                path,
-                _EXAMPLES[task] if path.endswith(".jsonl") else "a text a line",
-            )
-        )
-    names = [item.name for item in items]
-    if len(set(names)) < len(names):
-        raise errors.UserError(
-            f"{path}: an id stands there twice; each input needs one of its own"
+            f"{path}: an id is repeated; give each input its own"
         )
     return items
 
 
-def _item(task, path, number, line):
-    if not path.endswith(".jsonl"):
-        return Item(str(number), line)
-    where = f"{path}, line {number}"
+def _item(task, where, number, line):
+    """The Item of a JSON line."""
     try:
         values = files.loads(line)
     except ValueError as error:
@@ -134,21 +134,21 @@ def _item(task, path, number, line):
         ) from error
     if not isinstance(values, dict):
         raise errors.UserError(
-            f"{where} is no JSON object; expected one such as {_EXAMPLES[task]}"
+            f"{where} is not a JSON object; expected {_EXAMPLES[task]}"
         )
-    text = values.get(
-        "context" if task == "answer" else "text", values.get("text")
-    )
+    text = values.get("text")
+    if task == "answer":
+        text = values.get("context", text)
     item = Item(
         str(values.get("id", number)),
         text,
         values.get("text_b"),
         values.get("question", ""),
     )
-    texts = [item.text, item.question] + [item.text_b] * (
-        item.text_b is not None
-    )
-    if not all(isinstance(one, str) for one in texts) or (
+    texts = [item.text, item.question]
+    if item.text_b is not None:
+        texts.append(item.text_b)
+    if not all(isinstance(value, str) for value in texts) or (
         task == "answer" and not item.question
     ):
         raise errors.UserError(
@@ -165,26 +165,27 @@ _EXAMPLES = {
 }
 
 
-def check_flags(task, options):
-    """Refuses flags that another task has."""
+def check_flags(task: str, options: PredictConfig) -> None:
+    """Rejects flags of another task."""
     if task == "answer" and bool(options.text) != bool(options.question):
         raise errors.UserError(
             "answer needs --question and --text; only one of them is given"
         )
-    for name, of in (("question", "answer"), ("text_b", "classify")):
-        if getattr(options, name) and task != of:
+    for name, owner in (("question", "answer"), ("text_b", "classify")):
+        if getattr(options, name) and task != owner:
             raise errors.UserError(
-                f"--{name} belongs to {of}, but the task is {task}"
+                f"--{name}: is for the task {owner}, but the task is {task}"
             )
     output = options.output_file
     if task == "embed" and output and not output.endswith(".npy"):
         raise errors.UserError(
-            f"--output_file={output}: vectors go to a .npy file"
+            f"--output_file={output}: embed writes a .npy file; give a name "
+            "that ends in .npy"
         )
     if task != "embed" and output.endswith(".npy"):
         raise errors.UserError(
-            f"--output_file={output}: a .npy file holds the vectors of embed, "
-            f"but the task is {task}; give a name in .jsonl"
+            f"--output_file={output}: only embed writes a .npy file, but the "
+            f"task is {task}; give a name that ends in .jsonl"
         )
     if (
         options.input_file
@@ -192,30 +193,27 @@ def check_flags(task, options):
         and os.path.samefile(output, options.input_file)
     ):
         raise errors.UserError(
-            f"--output_file={output} is the --input_file; results would "
-            "replace it, give another name"
+            f"--output_file={output}: is the --input_file and would be "
+            "replaced; choose another name"
         )
 
 
 # --- Prediction -------------------------------------------------------------
 
 
-def predict(model, items):
+def predict(
+    model: predictor.Predictor, items: typing.Sequence[Item]
+) -> typing.List[dict]:
     """Results of some Items, in their order; each with its id."""
     texts = [item.text for item in items]
     if model.task == "answer":
         results = model.answer_all(
-            [
-                squad.Example(item.name, item.question, item.text)
-                for item in items
-            ]
+            [squad.Example(i.name, i.question, i.text) for i in items]
         )
     elif model.task == "fill-mask":
         results = model.fill_mask_all(texts)
     elif model.task == "classify":
-        results = model.classify_all(
-            [(item.text, item.text_b) for item in items]
-        )
+        results = model.classify_all([(i.text, i.text_b) for i in items])
     else:
         results = model.embed_all(texts)
     return [
@@ -224,7 +222,9 @@ def predict(model, items):
     ]
 
 
-def predict_all(model, items):
+def predict_all(
+    model: predictor.Predictor, items: typing.Sequence[Item]
+) -> typing.Iterator[dict]:
     """Yields the results of all Items, with a progress bar."""
     size = _BATCHES * model.settings.predict_batch_size
     with tqdm.tqdm(
@@ -243,9 +243,9 @@ def predict_all(model, items):
 
 
 def _json(value, encoding="utf-8", **options):
-    """JSON; characters are escaped where the encoding lacks one of them.
+    """JSON, escaped if the encoding lacks one of its characters.
 
-    Halves of surrogate pairs, which JSON may hold, are in none.
+    No encoding has halves of surrogate pairs, which JSON may contain.
     """
     text = json.dumps(value, ensure_ascii=False, **options)
     try:
@@ -260,14 +260,14 @@ def _encoding():
 
 
 def _plain(result):
-    """A result as JSON can hold it."""
+    """A result that can be written as JSON."""
     if "vectors" in result:
         return dict(result, vectors=result["vectors"].tolist())
     return result
 
 
-def write_results(results, path):
-    """Writes results where they belong; a file appears when complete."""
+def write_results(results: typing.Iterable[dict], path: str) -> None:
+    """Writes results by the path's ending; a file appears when complete."""
     if not path:
         for result in results:
             sys.stdout.write(_json(_plain(result), _encoding()) + "\n")
@@ -290,7 +290,7 @@ def _write(path, lines):
 
 
 def _write_vectors(results, path):
-    """PATH.npy: float32 [rows, H]; PATH.jsonl: which rows are whose."""
+    """PATH.npy: float32 [rows, H]; PATH.jsonl: the rows of each input."""
     vectors, lines, row = [], [], 0
     for result in results:
         part = np.atleast_2d(result.pop("vectors"))
@@ -309,26 +309,20 @@ def _write_vectors(results, path):
 # --- The prompt -------------------------------------------------------------
 
 
-def readable(result):
+def readable(result: dict) -> typing.List[str]:
     """A result as lines for a person."""
     if "nbest" in result:
-        lines = [
-            "%5.1f %%  %s%s"
-            % (
-                100 * entry["probability"],
-                entry["text"] or "(no answer)",
-                ""
-                if entry["start"] is None
-                else f"  [{entry['start']}:{entry['end']}]",
-            )
-            for entry in result["nbest"]
-        ]
-        return ["answer: " + (result["answer"] or "(no answer)")] + lines[:5]
+        lines = ["answer: " + (result["answer"] or "(no answer)")]
+        for entry in result["nbest"][:5]:
+            line = f"{100 * entry['probability']:5.1f} %  "
+            line += entry["text"] or "(no answer)"
+            if entry["start"] is not None:
+                line += f"  [{entry['start']}:{entry['end']}]"
+            lines.append(line)
+        return lines
     if "masks" in result:
         return [result["filled"]] + [
-            ", ".join(
-                f"{one['word']} {100 * one['score']:.1f} %" for one in words
-            )
+            ", ".join(f"{w['word']} {100 * w['score']:.1f} %" for w in words)
             for words in result["masks"]
         ]
     if "scores" in result:
@@ -338,17 +332,8 @@ def readable(result):
                 result["scores"].items(), key=lambda pair: -pair[1]
             )
         ]
-    return [
-        _json(
-            _plain(
-                {
-                    name: value
-                    for name, value in result.items()
-                    if name in ("value", "vectors")
-                }
-            )
-        )
-    ]
+    values = {k: v for k, v in result.items() if k in ("value", "vectors")}
+    return [_json(_plain(values))]
 
 
 _PROMPTS = {
@@ -408,12 +393,12 @@ def converse(model: predictor.Predictor) -> None:
         sys.stdout.flush()
 
 
-def main(arguments):
+def main(arguments: typing.List[str]) -> None:
     if len(arguments) != 2 or arguments[1] not in predictor.TASKS:
         raise errors.UserError(
-            f"{' '.join(arguments[1:]) or 'nothing'} is given as task; "
-            f"expected one of {', '.join(predictor.TASKS)}, such as: python "
-            "predict.py answer --model=DIR"
+            f"the task is {' '.join(arguments[1:])!r}; expected one of "
+            f"{', '.join(predictor.TASKS)}, such as: python predict.py answer "
+            "--model=DIR"
         )
     task = arguments[1]
     options = command_line.build(PredictConfig, FLAGS)
@@ -433,12 +418,16 @@ def main(arguments):
     if items is None:
         converse(model)
     else:
-        # Closed first, so that its bar ends before a message is written.
+        # Closed before an error is written, so that the bar ends first.
         with contextlib.closing(predict_all(model, items)) as results:
             write_results(results, options.output_file)
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     command_line.define(PredictConfig)
     command_line.define(predictor.Settings)
+
+
+if __name__ == "__main__":
+    define_flags()
     command_line.run(main, takes_arguments=True)

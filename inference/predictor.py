@@ -4,10 +4,10 @@
     model = predictor.Predictor("output/squad_v1.1", "answer")
     model.answer("Where is Paris?", "Paris lies on the Seine.")["answer"]
 
-One graph, one session, no estimator: after loading, a call costs what the
-model's own arithmetic costs. Threads may share a Predictor. Many inputs at
-once are sorted by length and computed in batches, padded no further than
-needed; what is computed does not depend on the batch.
+One graph and one session, no estimator: after loading, a call costs little
+more than the model's arithmetic. Threads may share a Predictor. Many inputs at
+once are sorted by length and computed in batches with little padding; results
+do not depend on the batch.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from inference import trained_model
 from tasks import sequences
 from training import preflight
 
-# Task: the head that it needs.
+# Task: its head.
 TASKS = {
     "fill-mask": "mlm",
     "answer": "squad",
@@ -32,14 +32,14 @@ TASKS = {
     "embed": "encoder",
 }
 MASK = tokenization.MASK
-# run_squad.py's defaults: tokens of a window, and from one to the next.
+# run_squad.py's defaults: tokens of a window, and from one window to the next.
 _ANSWER_LENGTH, _STRIDE = 384, 128
 _LENGTH_STEP = 32  # lengths of batches, as in training's prediction
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(squad.AnswerConfig):
-    """How to predict; what run_squad.py has too is the same there."""
+    """Flags of prediction; run_squad.py shares some of them."""
 
     bert_config_file: str = command_line.flag(
         "", "The model's config. Default: config.json beside the checkpoint."
@@ -88,15 +88,17 @@ class Settings(squad.AnswerConfig):
 
 
 class Predictor:
-    """A model of one task; the task's own methods answer."""
+    """A model of one task; call the methods of that task."""
 
-    def __init__(self, model, task, settings=Settings()):
-        """Loads everything.
+    def __init__(
+        self, model: str, task: str, settings: typing.Optional[Settings] = None
+    ):
+        """Loads the tokenizer, the weights and the graph.
 
         Args:
           model: output_dir of a trainer, or the prefix of a checkpoint.
           task: a key of TASKS.
-          settings: Settings.
+          settings: Settings; None takes the defaults.
 
         Raises:
           errors.UserError: the model lacks the task's head or its files.
@@ -105,6 +107,7 @@ class Predictor:
             raise errors.UserError(
                 f"the task is {task!r}; expected one of {', '.join(TASKS)}"
             )
+        settings = settings or Settings()
         self.task = task
         self.settings = settings
         self.model = trained_model.find(
@@ -124,28 +127,30 @@ class Predictor:
     def _check_task(self, task):
         if self.task != task:
             raise errors.UserError(
-                f"this Predictor was loaded for {self.task}; load one for "
+                f"this Predictor was created for {self.task}; create one for "
                 f"{task}"
             )
 
     # --- answer ---------------------------------------------------------
 
-    def answer(self, question, text):
+    def answer(self, question: str, text: str) -> dict:
         """The answer to a question in a text; see `answer_all`."""
         return self.answer_all([squad.Example("question", question, text)])[0]
 
-    def answer_all(self, examples):
+    def answer_all(
+        self, examples: typing.Sequence[squad.Example]
+    ) -> typing.List[dict]:
         """Answers to many questions.
 
         Args:
-          examples: list of squad.Example; ids that differ.
+          examples: list of squad.Example with different ids.
 
         Returns:
           A list of {"id", "answer", "score": its probability among the listed
           ones, "start", "end": characters of the text, "nbest": [{"text",
           "probability", "start_logit", "end_logit", "start", "end"}]}; with
-          version_2_with_negative also "null_odds", and an "answer" of "",
-          whose start and end are None, says that there is none.
+          version_2_with_negative also "null_odds", and no answer is "" with
+          a start and end of None.
 
         Raises:
           errors.UserError: a text or a question is empty, or settings leave no
@@ -153,14 +158,11 @@ class Predictor:
         """
         self._check_task("answer")
         for example in examples:
-            for name, value in (
-                ("question", example.question),
-                ("text", example.context),
-            ):
-                if not value.strip():
-                    raise errors.UserError(
-                        f"question {example.question_id!r}: the {name} is empty"
-                    )
+            name = f"question {example.question_id!r}"
+            if not example.question.strip():
+                raise errors.UserError(f"{name}: the question is empty")
+            if not example.context.strip():
+                raise errors.UserError(f"{name}: the text is empty")
         settings = self.settings
         features = list(
             squad.convert_examples_to_features(
@@ -173,10 +175,6 @@ class Predictor:
             )
         )
         logits = self._engine.run([feature.input_ids for feature in features])
-        spans = {
-            index: (row["start_logits"], row["end_logits"])
-            for index, row in enumerate(logits)
-        }
         answerable = None
         if settings.version_2_with_negative and (
             "answerable" in self.model.parts
@@ -185,10 +183,13 @@ class Predictor:
                 index: row["answerable_logits"]
                 for index, row in enumerate(logits)
             }
-        predictions, nbest, null_odds = squad.decode(
+        outputs = squad.decode(
             examples,
             features,
-            spans,
+            {
+                index: (row["start_logits"], row["end_logits"])
+                for index, row in enumerate(logits)
+            },
             settings.n_best_size,
             settings.max_answer_length,
             settings.version_2_with_negative,
@@ -196,28 +197,27 @@ class Predictor:
             answerable_logits=answerable,
             with_offsets=True,
         )
-        return [
-            _answer(example.question_id, predictions, nbest, null_odds)
-            for example in examples
-        ]
+        return [_answer(example.question_id, *outputs) for example in examples]
 
     # --- fill-mask ------------------------------------------------------
 
-    def fill_mask(self, text, top_k=None):
+    def fill_mask(self, text: str, top_k: typing.Optional[int] = None) -> dict:
         """The words for each <mask> of a text; see `fill_mask_all`."""
         return self.fill_mask_all([text], top_k)[0]
 
-    def fill_mask_all(self, texts, top_k=None):
+    def fill_mask_all(
+        self, texts: typing.Sequence[str], top_k: typing.Optional[int] = None
+    ) -> typing.List[dict]:
         """The most probable words for each <mask> of many texts.
 
         A space before `<mask>` is part of the word, as RoBERTa reads it.
 
         Args:
           texts: list of str.
-          top_k: words a mask; None takes settings.top_k.
+          top_k: words per mask; None takes settings.top_k.
 
         Returns:
-          A list of {"filled": the text with the best word in each place,
+          A list of {"filled": the text with the best word for each mask,
           "masks": [[{"word", "token", "score": probability}, ...], ...]}.
 
         Raises:
@@ -229,15 +229,15 @@ class Predictor:
         results = [None] * len(texts)
         for indices, ids in self._engine.batches(encoded):
             rows, columns = np.nonzero(ids == self.tokenizer.mask_id)
-            found = self._engine.call(
+            best = self._engine.call(
                 ids, positions=rows * ids.shape[1] + columns, top_k=count
             )
             for row, index in enumerate(indices):
-                here = rows == row
+                masks = rows == row
                 results[index] = self._filled(
                     encoded[index],
-                    found["ids"][here],
-                    found["log_probabilities"][here],
+                    best["ids"][masks],
+                    best["log_probabilities"][masks],
                 )
         return results
 
@@ -245,8 +245,7 @@ class Predictor:
         parts = text.split(MASK)
         if len(parts) == 1:
             raise errors.UserError(
-                f"{text!r:.60} has no {MASK}; write it where a word is to be "
-                "found"
+                f"{text!r:.60} has no {MASK}; write it in place of a word"
             )
         ids = []
         for part in parts[:-1]:
@@ -256,7 +255,7 @@ class Predictor:
         if len(ids) + 2 > self.max_length:
             raise errors.UserError(
                 f"{text!r:.60}... has {len(ids) + 2} tokens with <s> and </s>, "
-                f"the model takes {self.max_length}; shorten it"
+                f"more than {self.max_length}; shorten it"
             )
         return [self.tokenizer.bos_id] + ids + [self.tokenizer.eos_id]
 
@@ -281,11 +280,13 @@ class Predictor:
 
     # --- classify -------------------------------------------------------
 
-    def classify(self, text, text_b=None):
+    def classify(self, text: str, text_b: typing.Optional[str] = None) -> dict:
         """The label of a text or a pair; see `classify_all`."""
         return self.classify_all([(text, text_b)])[0]
 
-    def classify_all(self, pairs):
+    def classify_all(
+        self, pairs: typing.Sequence[typing.Tuple[str, typing.Optional[str]]]
+    ) -> typing.List[dict]:
         """Labels of many texts or pairs.
 
         Args:
@@ -340,11 +341,11 @@ class Predictor:
 
     # --- embed ----------------------------------------------------------
 
-    def embed(self, text):
+    def embed(self, text: str) -> np.ndarray:
         """The vector of a text, float32 [H]; see `embed_all`."""
         return self.embed_all([text])[0]["vectors"]
 
-    def embed_all(self, texts):
+    def embed_all(self, texts: typing.Sequence[str]) -> typing.List[dict]:
         """The last layer's vectors of many texts.
 
         Returns:
@@ -358,30 +359,27 @@ class Predictor:
         self._check_task("embed")
         encoded = [self._encode_pair(text) for text in texts]
         outputs = self._engine.run([ids for ids, _ in encoded])
-        results = []
-        for output, (ids, truncated) in zip(outputs, encoded):
-            vectors = output["vectors"]
-            if self.settings.pooling == "tokens":
-                vectors = vectors[: len(ids)]
-            results.append(
-                {
-                    "vectors": vectors,
-                    "truncated": truncated,
-                    "tokens": self.tokenizer.convert_ids_to_tokens(ids),
-                }
-            )
-        return results
+        is_padded = self.settings.pooling == "tokens"
+        return [
+            {
+                "vectors": output["vectors"][: len(ids)]
+                if is_padded
+                else output["vectors"],
+                "truncated": truncated,
+                "tokens": self.tokenizer.convert_ids_to_tokens(ids),
+            }
+            for output, (ids, truncated) in zip(outputs, encoded)
+        ]
 
 
 def _answer(name, predictions, nbest, null_odds):
-    answer = predictions[name]
     entry = next(
-        (entry for entry in nbest[name] if entry["text"] == answer),
+        (entry for entry in nbest[name] if entry["text"] == predictions[name]),
         {"probability": None, "start": None, "end": None},
     )
     result = {
         "id": name,
-        "answer": answer,
+        "answer": predictions[name],
         "score": entry["probability"],
         "start": entry["start"],
         "end": entry["end"],
@@ -399,17 +397,14 @@ def _tokenizer(model, settings):
     ):
         if not path:
             raise errors.UserError(
-                f"{model.checkpoint} has no tokenizer files beside it; name "
-                f"them with --vocab_file and --merges_file (--{name} is "
-                "missing)"
+                f"{model.checkpoint}: no tokenizer files beside it (--{name} is "
+                "missing); pass --vocab_file and --merges_file"
             )
-    lowers = (
-        model.do_lower_case
-        if settings.do_lower_case is None
-        else settings.do_lower_case
-    )
+    do_lower_case = settings.do_lower_case
+    if do_lower_case is None:
+        do_lower_case = model.do_lower_case
     tokenizer = tokenization.RobertaTokenizer(
-        model.vocab_file, model.merges_file, do_lower_case=lowers
+        model.vocab_file, model.merges_file, do_lower_case=do_lower_case
     )
     preflight.check_vocabulary(
         tokenizer, model.vocab_file, model.config, model.config_file
@@ -428,7 +423,7 @@ def _max_length(model, task, settings):
 
 
 class _Engine:
-    """A graph in a session, and batches of like lengths through it."""
+    """A graph in a session; runs it on batches of similar lengths."""
 
     def __init__(self, model, settings, build, task):
         self._pad_token_id = model.config.pad_token_id
@@ -483,22 +478,20 @@ class _Engine:
         return results
 
 
-def _accelerator(wanted):
+def _accelerator(name):
     """cpu or gpu: an NPU serves offline models, see docs/export.md."""
-    if wanted != "auto":
-        return wanted
+    if name != "auto":
+        return name
     gpus = tf.config.experimental.list_physical_devices("GPU")
     return "gpu" if gpus else "cpu"
 
 
-def _build_head(model, head, settings, inputs, kernels):
-    del settings
+def _build_head(model, head, _settings, inputs, kernels):
     return trained_model.build(model, head, inputs["input_ids"], kernels)
 
 
-def _build_fill_mask(model, head, settings, inputs, kernels):
+def _build_fill_mask(model, _head, _settings, inputs, kernels):
     """The best tokens of the masked positions alone, [masks, top_k]."""
-    del head, settings
     inputs["positions"] = tf.placeholder(tf.int32, [None], "positions")
     inputs["top_k"] = tf.placeholder(tf.int32, [], "top_k")
     return trained_model.best_tokens(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model: the files that belong to it, and the graphs of its heads.
+"""A trained model: its files, and the graphs of its heads.
 
-The trainers leave config.json, checkpoints and the tokenizer's files in one
-directory; `find` takes it, or the prefix of a checkpoint. `build` gives the
-graph of one head without its training, `restored` a session that holds it.
+The trainers write config.json, checkpoints and the tokenizer's files to one
+directory; `find` takes it, or the prefix of a checkpoint. `build` makes the
+graph of a head without its training, `restored` a session with its weights.
 """
 
 import glob
@@ -23,7 +23,7 @@ from weights import names as weight_names
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-# Head as users name it: its key in weight_names.PARTS.
+# A head's name for users: its key in weight_names.PARTS.
 HEADS = {
     "mlm": "masked_lm",
     "squad": "question_answering",
@@ -32,17 +32,18 @@ HEADS = {
     "tagging": "tagging",
     "encoder": weight_names.BASE,
 }
-# Where a head's variables say how many labels it has.
+# The variable whose size is the number of a head's labels.
 _LABEL_BIAS = {
     "classification": "cls/classification/out_proj/bias",
     "tagging": "cls/tagging/bias",
 }
-# Added to logits at padding, as in training: padding is no answer.
+# Added to logits at padding, so that no answer begins or ends there.
 NO_ANSWER = -1e9
+_PLAIN = Kernels()
 
 
 class TrainedModel(typing.NamedTuple):
-    """What `find` found."""
+    """The files of a model, as `find` returns them."""
 
     checkpoint: str  # prefix
     config: configuration.RobertaConfig
@@ -50,62 +51,68 @@ class TrainedModel(typing.NamedTuple):
     values: dict  # all of config.json
     tensors: typing.Dict[str, lazy_tensors.Tensor]  # of the checkpoint
     parts: typing.FrozenSet[str]  # keys of weight_names.PARTS
-    vocab_file: str  # "" where there is none
+    vocab_file: str  # "" without one
     merges_file: str
     do_lower_case: bool  # of tokenizer_config.json, else False
 
     @property
-    def directory(self):
+    def directory(self) -> str:
         return os.path.dirname(self.checkpoint) or "."
 
-    def num_labels(self, head):
+    def num_labels(self, head: str) -> typing.Optional[int]:
         """Labels of a classification or tagging head; None of others."""
         name = _LABEL_BIAS.get(head)
         return self.tensors[name].shape[0] if name else None
 
-    def labels(self, count):
+    def labels(self, count: int) -> typing.List[str]:
         """Names of labels, from id2label of config.json: list [count]."""
-        named = self.values.get("id2label")
-        named = named if isinstance(named, dict) else {}
-        return [str(named.get(str(i), f"LABEL_{i}")) for i in range(count)]
+        names = self.values.get("id2label")
+        names = names if isinstance(names, dict) else {}
+        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
-    def check_head(self, head):
-        """Refuses a checkpoint without a head.
+    def check_head(self, head: str) -> None:
+        """Rejects a checkpoint without a head.
 
         Raises:
-          errors.UserError: says what the checkpoint holds.
+          errors.UserError: lists the heads of the checkpoint.
         """
         if HEADS[head] not in self.parts:
             raise errors.UserError(
-                f"{self.checkpoint} has no {HEADS[head]} head; it holds "
-                f"{', '.join(sorted(self.parts))}; give a checkpoint that was "
+                f"{self.checkpoint} has no {HEADS[head]} head, only "
+                f"{', '.join(sorted(self.parts))}; use a checkpoint that was "
                 "trained for it"
             )
 
 
-def find(path, *, bert_config_file="", vocab_file="", merges_file=""):
+def find(
+    path: str,
+    *,
+    bert_config_file: str = "",
+    vocab_file: str = "",
+    merges_file: str = "",
+) -> TrainedModel:
     """The model in a directory, or that of a checkpoint's prefix.
 
     Args:
       path: output_dir of a trainer, whose newest checkpoint is taken, or a
         prefix such as DIR/model.ckpt-1000.
       bert_config_file: the model's config; "" is the config.json beside it.
-      vocab_file, merges_file: "" are the files beside it, where there are.
+      vocab_file, merges_file: "" are the files beside it, if there are any.
 
     Raises:
       errors.UserError: there is no such checkpoint, it is damaged, or it does
         not fit its config.
     """
     prefix = _checkpoint(path)
-    wrong = checkpoints.damage(prefix)
-    if wrong:
-        raise errors.UserError(f"--model={path}: {wrong}")
+    damage = checkpoints.damage(prefix)
+    if damage:
+        raise errors.UserError(f"--model={path}: {damage}")
     directory = os.path.dirname(prefix)
     config_file = bert_config_file or os.path.join(directory, "config.json")
     if not os.path.isfile(config_file):
         raise errors.UserError(
-            f"--model={path}: there is no {config_file}; name the model's "
-            "config with --bert_config_file"
+            f"--model={path}: {config_file} does not exist; pass the model's "
+            "config as --bert_config_file"
         )
     config = configuration.RobertaConfig.from_json_file(config_file)
     tensors = tf_checkpoint.load(prefix)
@@ -128,33 +135,30 @@ def _checkpoint(path):
     """The prefix that a directory or a prefix stands for."""
     if not path:
         raise errors.UserError(
-            "no model is given; name a trainer's output directory or a "
-            "checkpoint's prefix with --model"
+            "--model is not given; name a trainer's output directory or a "
+            "checkpoint's prefix"
         )
     if not os.path.isdir(path):
         if os.path.isfile(tf_checkpoint.index_file(path)):
             return path
         raise errors.UserError(
             f"--model={path} is neither a directory nor the prefix of a "
-            "checkpoint; expected one such as DIR/model.ckpt-1000, whose "
-            ".index file stands beside it"
+            "checkpoint; expected a prefix such as DIR/model.ckpt-1000, where "
+            "DIR/model.ckpt-1000.index exists"
         )
     newest = checkpoints.newest(path)
     if newest:
         return newest
-    found = glob.glob(os.path.join(glob.escape(path), "*.index"))
-    if len(found) != 1:
-        raise errors.UserError(
-            "--model=%s: %s; name the prefix of one, such as "
-            "DIR/model.ckpt-1000"
-            % (
-                path,
-                f"it lists no newest checkpoint and holds {len(found)}"
-                if found
-                else "there is no checkpoint in it",
-            )
-        )
-    return found[0][: -len(".index")]
+    paths = glob.glob(os.path.join(glob.escape(path), "*.index"))
+    if len(paths) == 1:
+        return paths[0][: -len(".index")]
+    problem = "there is no checkpoint in it"
+    if paths:
+        problem = f"it lists no newest checkpoint and contains {len(paths)}"
+    raise errors.UserError(
+        f"--model={path}: {problem}; name the prefix of a checkpoint, such as "
+        "DIR/model.ckpt-1000"
+    )
 
 
 def _check_shapes(prefix, tensors, config, parts, config_file):
@@ -163,18 +167,18 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
         if tensor is None:
             raise errors.UserError(
                 f"{prefix} lacks {variable.tf}, which the model of "
-                f"{config_file} has; give the config.json that belongs to it"
+                f"{config_file} has; use the config.json of this checkpoint"
             )
-        wanted = variable.tf_shape
-        if len(wanted) != len(tensor.shape) or any(
-            size not in (None, there)
-            for size, there in zip(wanted, tensor.shape)
+        expected = variable.tf_shape
+        if len(expected) != len(tensor.shape) or any(
+            size not in (None, actual)
+            for size, actual in zip(expected, tensor.shape)
         ):
             raise errors.UserError(
                 f"{prefix} has {variable.tf} with shape "
                 f"{lazy_tensors.shape_text(tensor.shape)}, but {config_file} "
-                f"asks for {lazy_tensors.shape_text(wanted)}; give the "
-                "config.json that belongs to it"
+                f"has {lazy_tensors.shape_text(expected)}; use the config.json "
+                "of this checkpoint"
             )
 
 
@@ -188,7 +192,12 @@ def _lower_cases(directory):
     return bool(path) and files.read_json(path).get("do_lower_case") is True
 
 
-def build(model, head, input_ids, kernels=Kernels()):
+def build(
+    model: TrainedModel,
+    head: str,
+    input_ids: tf.Tensor,
+    kernels: Kernels = _PLAIN,
+) -> typing.Dict[str, tf.Tensor]:
     """The graph of a head, as in training but without dropout.
 
     Args:
@@ -235,7 +244,13 @@ def build(model, head, input_ids, kernels=Kernels()):
     return {"logits": logits(config, hidden, model.num_labels(head), kernels)}
 
 
-def best_tokens(model, input_ids, positions, count, kernels=Kernels()):
+def best_tokens(
+    model: TrainedModel,
+    input_ids: tf.Tensor,
+    positions: tf.Tensor,
+    count: typing.Union[int, tf.Tensor],
+    kernels: Kernels = _PLAIN,
+) -> typing.Dict[str, tf.Tensor]:
     """The graph of the most probable tokens at some positions.
 
     Args:
@@ -298,7 +313,11 @@ def span_logits(
     return outputs
 
 
-def restored(model, graph, session_config=None):
+def restored(
+    model: TrainedModel,
+    graph: tf.Graph,
+    session_config: typing.Optional[tf.ConfigProto] = None,
+) -> tf.Session:
     """A session of a graph whose variables come from the checkpoint.
 
     Args:

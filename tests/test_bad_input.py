@@ -123,7 +123,7 @@ CASES = {
         (
             "empty input",
             ANSWER + ["--input_file=$BAD/empty.jsonl", "--output_file=$OUT"],
-            ["holds no input"],
+            ["no input"],
         ),
         (
             "a line of text",

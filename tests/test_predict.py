@@ -58,36 +58,36 @@ def test_json_lines_name_their_parts(tmp_path):
 @pytest.mark.parametrize(
     "name, text, task, words",
     [
-        ("a.txt", "\n", "embed", "holds no input"),
+        ("a.txt", "\n", "embed", "no input"),
         ("a.jsonl", "{", "embed", "line 1 is not JSON"),
-        ("a.jsonl", '"a"', "embed", "no JSON object"),
+        ("a.jsonl", '"a"', "embed", "not a JSON object"),
         ("a.jsonl", '{"text": 3}', "embed", "expected an object such as"),
         ("a.jsonl", '{"text": "a"}', "answer", '"question": "..."'),
         (
             "a.jsonl",
             '{"text": "a", "id": 1}\n' * 2,
             "embed",
-            "stands there twice",
+            "an id is repeated",
         ),
         ("a.json", "[]", "answer", "SQuAD"),
     ],
 )
 def test_bad_input_is_named(tmp_path, name, text, task, words):
-    with pytest.raises(errors.UserError) as refused:
+    with pytest.raises(errors.UserError) as caught:
         items_of(tmp_path, name, text, task)
-    assert words in str(refused.value) and name in str(refused.value)
+    assert words in str(caught.value) and name in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "task, values, words",
     [
         ("answer", {"text": "a"}, "only one"),
-        ("embed", {"text": "a", "question": "b"}, "belongs to answer"),
+        ("embed", {"text": "a", "question": "b"}, "is for the task answer"),
         ("answer", {"text": "a", "question": "b", "text_b": "c"}, "classify"),
         ("embed", {"text": "a", "output_file": "a.txt"}, ".npy"),
     ],
 )
-def test_flags_of_another_task_are_refused(task, values, words):
+def test_flags_of_another_task_are_rejected(task, values, words):
     with pytest.raises(errors.UserError, match=words):
         predict.check_flags(task, predict.PredictConfig(**values))
 
@@ -95,7 +95,7 @@ def test_flags_of_another_task_are_refused(task, values, words):
 @pytest.mark.parametrize(
     "values", [{"input_file": "a", "text": "b"}, {"output_file": "a"}]
 )
-def test_one_input_is_given_and_no_other(values):
+def test_one_kind_of_input_is_needed(values):
     with pytest.raises(errors.UserError, match="given"):
         predict.PredictConfig(**values)
 
@@ -112,11 +112,11 @@ def test_results_are_lines_or_one_object(tmp_path, reader, capsys):
     assert written == results
     assert capsys.readouterr().out == lines.read_text()
     assert json.loads(whole.read_text()) == {
-        one["id"]: one["answer"] for one in results
+        result["id"]: result["answer"] for result in results
     }
 
 
-def test_an_answer_comes_without_talk(folder, forked):
+def test_no_deprecation_warnings_are_shown(folder, forked):
     log = forked("predict.py", "embed", model=folder, text="ab")
     assert "deprecated" not in log and "Instructions" not in log
 
@@ -148,7 +148,7 @@ def test_vectors_have_an_index(tmp_path, folder, pooling, rows):
         for line in (tmp_path / "v.jsonl").read_text().splitlines()
     ]
     assert vectors.dtype == np.float32 and vectors.shape == (sum(rows), 32)
-    assert [(one["id"], one["row"], one["rows"]) for one in index] == [
+    assert [(line["id"], line["row"], line["rows"]) for line in index] == [
         ("a", 0, rows[0]),
         ("b", rows[0], rows[1]),
     ]
@@ -209,7 +209,7 @@ def test_the_prompt_takes_a_pair_with_a_tab_in_it(
     "arguments",
     [["predict.py"], ["predict.py", "guess"], ["predict.py", "answer", "more"]],
 )
-def test_the_task_stands_first(arguments):
+def test_the_task_is_the_first_argument(arguments):
     with pytest.raises(errors.UserError, match="python predict.py answer"):
         predict.main(arguments)
 

@@ -127,7 +127,7 @@ def test_no_answer_is_possible_in_version_2(folder):
 
 
 @pytest.mark.parametrize("question, text", [("", "a"), ("a", " \n")])
-def test_an_empty_text_is_refused(reader, question, text):
+def test_an_empty_text_is_rejected(reader, question, text):
     with pytest.raises(errors.UserError, match="is empty"):
         reader.answer(question, text)
 
@@ -139,7 +139,7 @@ def test_every_mask_gets_its_words(filler):
     result = filler.fill_mask("ab <mask> cd<mask>.", 3)
     assert [len(words) for words in result["masks"]] == [3, 3]
     for words in result["masks"]:
-        scores = [one["score"] for one in words]
+        scores = [word["score"] for word in words]
         assert scores == sorted(scores, reverse=True) and scores[0] < 1
     # The space before <mask> is part of the word.
     assert result["filled"].startswith("ab") and result["filled"][2] != " "
@@ -164,7 +164,7 @@ def test_masks_keep_to_their_text_in_a_batch(filler):
     "text, words",
     [("no place", "has no <mask>"), ("a" * 600 + "<mask>", "603 tokens")],
 )
-def test_a_text_without_a_place_is_refused(filler, text, words):
+def test_a_text_without_a_mask_is_rejected(filler, text, words):
     with pytest.raises(errors.UserError, match=words):
         filler.fill_mask(text)
 
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
     assert "no question_answering head" in refusal(str(tmp_path), "answer")
     (tmp_path / "merges.txt").unlink()
     assert "--merges_file is missing" in refusal(str(tmp_path), "fill-mask")
-    with pytest.raises(errors.UserError, match="loaded for classify"):
+    with pytest.raises(errors.UserError, match="created for classify"):
         classifier.answer("a", "b")
 
 

@@ -121,19 +121,19 @@ def test_heads_of_tokens_and_options_have_their_shapes(trained):
 
 
 def refusal(path, **files):
-    with pytest.raises(errors.UserError) as refused:
+    with pytest.raises(errors.UserError) as caught:
         trained_model.find(str(path), **files)
-    return str(refused.value)
+    return str(caught.value)
 
 
-def test_what_is_no_model_is_refused(trained, tmp_path):
+def test_other_paths_than_a_model_are_rejected(trained, tmp_path):
     assert "--model" in refusal("")
     assert "neither a directory nor" in refusal(tmp_path / "nothing")
     assert "there is no checkpoint" in refusal(tmp_path)
     with pytest.raises(
         errors.UserError,
-        match="no question_answering head; "
-        "it holds encoder, multiple_choice, tagging",
+        match="no question_answering head, "
+        "only encoder, multiple_choice, tagging",
     ):
         trained_model.find(str(trained)).check_head("squad")
 
