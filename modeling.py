@@ -3,49 +3,49 @@
 
 Axes, the same letters everywhere: B batch, S tokens of a sequence, H hidden
 size, A heads, D head size (H = A * D), F feed-forward size, V vocabulary,
-P positions of a sequence whose output is wanted, N rows of a flattened tensor
-(B * S or B * P).
+P output positions per sequence, N rows of a flattened tensor (B * S or B * P).
 
-The module knows no flag, no device and no precision by name: what a device
-does its own way comes in as `Kernels`. Variable names are BERT's, so that
-checkpoints of that family load.
+The module reads no flags and depends on no device or precision: `Kernels`
+holds the operations that differ between devices. Variable names are BERT's, so
+that checkpoints of that family load.
 
 Source: Liu et al. 2019 (arXiv:1907.11692); Devlin et al. 2018; positions and
-numerics as fairseq's and Hugging Face's RoBERTa.
+numerics of fairseq's and Hugging Face's RoBERTa.
 """
 
 import math
+import typing
 import zlib
 
 import tensorflow.compat.v1 as tf
 
 from common import errors
-from configuration import RobertaConfig  # noqa: F401 (a public name)
+from configuration import RobertaConfig
 from kernels import Kernels
 
 
 class RobertaModel:
-    """The encoder: token ids in, hidden states out.
+    """The encoder: from token ids to hidden states.
 
         model = RobertaModel(config, is_training=False, input_ids=input_ids)
         logits = masked_lm_logits(config, rows, model.get_embedding_table())
 
-    A padded batch gives the same hidden states as the unpadded one; values at
-    padded positions mean nothing.
+    Padding does not change the hidden states of tokens; values at padded
+    positions are undefined.
     """
 
     def __init__(
         self,
-        config,
-        is_training,
-        input_ids,
-        input_mask=None,
+        config: RobertaConfig,
+        is_training: bool,
+        input_ids: tf.Tensor,
+        input_mask: typing.Optional[tf.Tensor] = None,
         *,
-        kernels=Kernels(),
-        dropout_seed=None,
-        recompute_layers=False,
-        output_positions=None,
-        scope="bert",
+        kernels: Kernels = Kernels(),
+        dropout_seed: typing.Optional[tf.Tensor] = None,
+        recompute_layers: bool = False,
+        output_positions: typing.Optional[tf.Tensor] = None,
+        scope: str = "bert",
     ):
         """Builds the graph of the encoder.
 
@@ -56,94 +56,84 @@ class RobertaModel:
           input_mask: int [B, S], 1 for a token, 0 for padding; None means
             input_ids != pad_token_id. Positions follow input_ids alone.
           kernels: Kernels.
-          dropout_seed: int32 [2]; needed where is_training and a rate > 0.
-          recompute_layers: whether a layer's activations are computed again
-            in the backward pass instead of being kept: less memory, about a
+          dropout_seed: int32 [2]; required where is_training and a rate > 0.
+          recompute_layers: whether the backward pass computes a layer's
+            activations again instead of storing them: less memory, about a
             third more time.
-          output_positions: int32 [B, P], the positions at which alone the last
-            layer's output is wanted, None for all. The layer then has keys
-            and values everywhere and computes the rest at these positions;
-            `get_rows` gives [B * P, H], other layers are whole.
+          output_positions: int32 [B, P], the positions at which the last
+            layer is computed, from keys and values everywhere; None for all.
+            `get_rows` then gives [B * P, H].
           scope: the outermost variable scope.
 
         Raises:
-          errors.UserError: S is beyond the config's positions.
+          errors.UserError: S exceeds the config's positions.
         """
         length = input_ids.shape.as_list()[1]
         if length is not None and length > config.max_sequence_length:
             raise errors.UserError(
-                f"a sequence of {length} tokens was given, but "
-                f"max_position_embeddings {config.max_position_embeddings} has "
-                f"positions for {config.max_sequence_length}; use "
+                f"a sequence has {length} tokens, but max_position_embeddings "
+                f"{config.max_position_embeddings} has positions for "
+                f"{config.max_sequence_length}; use "
                 f"{config.max_sequence_length} or less"
             )
         self._config = config
         self._kernels = kernels
         self._scope = scope
+        self._input_ids = input_ids
+        self._has_all_rows = output_positions is None
         seeds = _Seeds(dropout_seed) if is_training else None
-        layers = _Layers(config, kernels, seeds)
+        layers = _Layers(config, kernels, seeds, tf.shape(input_ids))
         with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
             with tf.variable_scope("embeddings"):
                 hidden, self._embedding_table = layers.embed(input_ids)
-            self._shape = tf.shape(input_ids)
-            self._static_shape = input_ids.shape.as_list()
             self._hidden = [hidden]  # each [N, H]
-            self._is_whole = output_positions is None
             if input_mask is None:
                 input_mask = tf.not_equal(input_ids, config.pad_token_id)
             mask = _attention_mask(input_mask)
             with tf.variable_scope("encoder"):
                 for index in range(config.num_hidden_layers):
+                    is_last = index == config.num_hidden_layers - 1
+                    positions = output_positions if is_last else None
                     with tf.variable_scope(f"layer_{index}"):
-                        is_last = index == config.num_hidden_layers - 1
                         hidden = layers.transform(
-                            hidden,
-                            mask,
-                            self._shape,
-                            recompute=recompute_layers,
-                            positions=output_positions if is_last else None,
+                            hidden, mask, positions, recompute_layers
                         )
                     self._hidden.append(hidden)
 
     def _batched(self, rows):
-        """[N, H] -> [B, S, H], with the static shape that is known."""
-        batched = tf.reshape(
-            rows, [self._shape[0], self._shape[1], self._config.hidden_size]
-        )
-        batched.set_shape(self._static_shape + [self._config.hidden_size])
-        return batched
+        return _by_sequence(rows, self._input_ids)
 
-    def get_sequence_output(self):
+    def get_sequence_output(self) -> tf.Tensor:
         """The last layer's hidden states, [B, S, H], compute dtype."""
-        if not self._is_whole:
+        if not self._has_all_rows:
             raise ValueError(
-                "the last layer was computed at output_positions "
-                "alone; get_rows() has them"
+                "the last layer was computed at output_positions only; use "
+                "get_rows()"
             )
         return self._batched(self._hidden[-1])
 
-    def get_rows(self):
+    def get_rows(self) -> tf.Tensor:
         """The last layer's hidden states, flattened: [N, H]."""
         return self._hidden[-1]
 
-    def get_all_encoder_layers(self):
+    def get_all_encoder_layers(self) -> typing.List[tf.Tensor]:
         """Each layer's hidden states, a list of [B, S, H]."""
         return [self._batched(rows) for rows in self._hidden[1:-1]] + [
             self.get_sequence_output()
         ]
 
-    def get_embedding_output(self):
+    def get_embedding_output(self) -> tf.Tensor:
         """The embeddings after LayerNorm and dropout, [B, S, H]."""
         return self._batched(self._hidden[0])
 
-    def get_embedding_table(self):
+    def get_embedding_table(self) -> tf.Tensor:
         """The word embeddings, [V, H] float32."""
         return self._embedding_table
 
-    def get_pooled_output(self):
+    def get_pooled_output(self) -> tf.Tensor:
         """tanh of a dense layer over `<s>`, [B, H] of kernels.head_dtype.
 
-        Its variables exist only where this is called.
+        Creates the pooler's variables.
         """
         first = self.get_sequence_output()[:, 0]
         with tf.variable_scope(
@@ -164,31 +154,48 @@ class RobertaModel:
                 )
 
 
-class _Seeds:
-    """One seed for every place that drops, all from one int32 [2]."""
+def _by_sequence(rows, tokens):
+    """[N, C] -> [B, S, C], with B and S of tokens [B, S, ...]."""
+    shape = tf.shape(tokens)
+    width = rows.shape.as_list()[-1]
+    batched = tf.reshape(rows, [shape[0], shape[1], width])
+    batched.set_shape(tokens.shape.as_list()[:2] + [width])
+    return batched
 
-    def __init__(self, seed, places=0):
+
+class _Seeds:
+    """A different seed for each dropout, all from one int32 [2]."""
+
+    def __init__(self, seed, count=0):
         self._seed = seed
-        self._places = places
+        self._count = count
 
     def next(self):
         if self._seed is None:
             raise ValueError("dropout in training needs dropout_seed")
-        self._places += 1
-        # An odd multiplier spreads the places over the 32 bits.
-        place = (self._places * 0x9E3779B1) & 0x7FFFFFFF
+        self._count += 1
+        # An odd multiplier spreads the counts over the 32 bits.
+        number = (self._count * 0x9E3779B1) & 0x7FFFFFFF
         return tf.stack(
-            [tf.bitwise.bitwise_xor(self._seed[0], place), self._seed[1]]
+            [tf.bitwise.bitwise_xor(self._seed[0], number), self._seed[1]]
         )
 
 
 class _Layers:
-    """Builds embeddings and transformer layers from one set of settings."""
+    """Builds embeddings and transformer layers from the same settings."""
 
-    def __init__(self, config, kernels, seeds):
+    def __init__(self, config, kernels, seeds, shape):
+        """
+        Args:
+          config: RobertaConfig.
+          kernels: Kernels.
+          seeds: _Seeds, None outside of training.
+          shape: int32 [2], B and S.
+        """
         self._config = config
         self._kernels = kernels
         self._seeds = seeds
+        self._shape = shape
 
     def _drop(self, x, rate, seed):
         return self._kernels.dropout(x, rate, seed) if seed is not None else x
@@ -222,51 +229,52 @@ class _Layers:
         hidden = self._drop(hidden, rate, self._seed(rate))
         return tf.cast(hidden, kernels.compute_dtype), words
 
-    def transform(self, hidden, mask, shape, *, recompute, positions=None):
+    def transform(self, hidden, mask, positions, recompute):
         """One transformer layer.
 
         Args:
           hidden: [N, H].
           mask: float32 [B, 1, 1, S], 0 or a large negative number.
-          shape: int32 [2], B and S.
+          positions: int32 [B, P] of the output; None: everywhere.
           recompute: see RobertaModel.
-          positions: int32 [B, P], where the output is wanted; None: everywhere.
 
         Returns:
           [N, H].
         """
         config = self._config
-        length = shape[1]
+        attention_seed = self._seed(config.attention_probs_dropout_prob)
+        output_seeds = [self._seed(config.hidden_dropout_prob) for _ in "12"]
         if positions is not None:
-            starts = tf.range(shape[0])[:, tf.newaxis] * shape[1]
-            wanted = tf.reshape(positions + starts, [-1])  # [B * P]
-            length = tf.shape(positions)[1]
-        rates = (
-            config.attention_probs_dropout_prob,
-            config.hidden_dropout_prob,
-            config.hidden_dropout_prob,
-        )
-        seeds = [self._seed(rate) for rate in rates]
+            starts = tf.range(self._shape[0])[:, tf.newaxis] * self._shape[1]
+            indices = tf.reshape(positions + starts, [-1])  # [B * P]
 
-        def layer(seen):
-            hidden = (
-                seen
-                if positions is None
-                else self._kernels.gather(seen, wanted)
-            )
+        def layer(hidden):
             with tf.variable_scope("attention"):
                 with tf.variable_scope("self"):
+                    if positions is None:
+                        length = self._shape[1]
+                        projected = self._project(
+                            hidden, ("query", "key", "value")
+                        )
+                    else:
+                        length = tf.shape(positions)[1]
+                        rows = self._kernels.gather(hidden, indices)
+                        projected = self._project(rows, ("query",))
+                        projected += self._project(hidden, ("key", "value"))
+                        hidden = rows
                     context = self._attend(
-                        hidden, seen, mask, shape, length, seeds[0]
+                        projected, length, mask, attention_seed
                     )
                 with tf.variable_scope("output"):
-                    hidden = self._add_and_norm(context, hidden, seeds[1])
+                    hidden = self._add_and_norm(
+                        context, hidden, output_seeds[0]
+                    )
             with tf.variable_scope("intermediate"):
                 wide = self._kernels.gelu(
                     self._dense(hidden, config.intermediate_size)
                 )  # [N, F]
             with tf.variable_scope("output"):
-                return self._add_and_norm(wide, hidden, seeds[2])
+                return self._add_and_norm(wide, hidden, output_seeds[1])
 
         return recomputed(layer, hidden) if recompute else layer(hidden)
 
@@ -288,41 +296,33 @@ class _Layers:
             hidden + residual, self._config.layer_norm_eps, self._kernels
         )
 
-    def _attend(self, hidden, seen, mask, shape, length, seed):
-        """Multi-head attention of hidden to seen, before its output product.
+    def _attend(self, projected, length, mask, seed):
+        """Multi-head attention, before its output product.
 
         Args:
-          hidden: [N, H], the rows that ask: `seen`, or some of it.
-          seen: [B * S, H].
-          mask, shape: see `transform`.
-          length: rows of a sequence that ask: S or P.
+          projected: query [B * length, H], key and value [B * S, H].
+          length: queries per sequence: S or P.
+          mask: see `transform`.
           seed: of the dropout, or None.
 
         Returns:
-          [N, H].
+          [B * length, H].
         """
         config, matmul = self._config, self._kernels.matmul
         heads = config.num_attention_heads
         size = config.hidden_size // heads
 
         def by_head(rows, length):
-            split = tf.reshape(rows, [shape[0], length, heads, size])
+            split = tf.reshape(rows, [self._shape[0], length, heads, size])
             return tf.transpose(split, [0, 2, 1, 3])  # [B, A, length, D]
 
-        if hidden is seen:
-            projected = self._project(seen, ("query", "key", "value"))
-        else:
-            projected = self._project(hidden, ("query",)) + self._project(
-                seen, ("key", "value")
-            )
-        query, key, value = map(
-            by_head, projected, (length, shape[1], shape[1])
-        )
+        query = by_head(projected[0], length)
+        key, value = [by_head(rows, self._shape[1]) for rows in projected[1:]]
         scores = matmul(
             query * (1.0 / math.sqrt(size)), key, transpose_b=True
         )  # [B, A, length, S]
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) + mask)
-        weights = tf.cast(weights, hidden.dtype)
+        weights = tf.cast(weights, value.dtype)
         weights = self._drop(weights, config.attention_probs_dropout_prob, seed)
         context = matmul(weights, value)  # [B, A, length, D]
         return tf.reshape(
@@ -332,21 +332,24 @@ class _Layers:
     def _project(self, rows, names):
         """Some of query, key and value, each [N, H], by one product."""
         width = self._config.hidden_size
-        kernels, biases = [], []
+        parts = []
         for name in names:
             with tf.variable_scope(name):
-                kernel, bias = dense_variables(
-                    width, width, self._config.initializer_range, rows.dtype
+                parts.append(
+                    dense_variables(
+                        width, width, self._config.initializer_range, rows.dtype
+                    )
                 )
-            kernels.append(kernel)
-            biases.append(bias)
+        kernels, biases = zip(*parts)
         product = self._kernels.matmul(rows, tf.concat(kernels, axis=1))
         product = tf.nn.bias_add(product, tf.concat(biases, axis=0))
         return tf.split(product, len(names), axis=1)
 
 
-def recomputed(function, rows):
-    """function(rows), whose inner activations the backward pass recomputes.
+def recomputed(
+    function: typing.Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor
+) -> tf.Tensor:
+    """function(rows); the backward pass computes its activations again.
 
     Args:
       function: builds a graph from one tensor; its variables are those of the
@@ -362,8 +365,8 @@ def recomputed(function, rows):
     @tf.custom_gradient
     def call(first, rows, *_):
         def gradient(upstream):
-            # The dependency keeps the second pass from being merged with the
-            # first one or run along with it.
+            # The dependency keeps TensorFlow from merging the second pass with
+            # the first, or running both at once.
             with tf.control_dependencies([upstream]):
                 again = tf.identity(rows)
             with tf.variable_scope(
@@ -376,49 +379,49 @@ def recomputed(function, rows):
 
         return tf.identity(first), gradient
 
-    # Past stop_gradient nothing holds on to the first pass's activations.
+    # Past stop_gradient nothing keeps the first pass's activations.
     return call(tf.stop_gradient(first), rows, *variables)
 
 
 def _attention_mask(input_mask):
-    """0 where a position may be seen, else -1e9: float32 [B, 1, 1, S]."""
+    """0 where a position is visible, else -1e9: float32 [B, 1, 1, S]."""
     visible = tf.cast(input_mask, tf.float32)
     return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e9
 
 
-class _TruncatedNormal:
-    """Initial values that follow from the graph's seed and a name alone.
+def normal_variable(
+    name: str, shape: typing.List[int], stddev: float, dtype=tf.float32
+) -> tf.Tensor:
+    """A variable of the open scope, initially normal within 2 stddev.
 
-    Every device, precision and TensorFlow then starts from the same weights.
+    Its values follow from the graph's seed and its name alone, so that every
+    device, precision and TensorFlow starts from the same weights.
     """
+    full_name = f"{tf.get_variable_scope().name}/{name}"
 
-    def __init__(self, stddev, name):
-        self._stddev = stddev
-        self._name = name
-
-    def __call__(self, shape, dtype=tf.float32, partition_info=None):
+    def initial(shape, dtype=tf.float32, partition_info=None):
         del partition_info
         seed = [
             (tf.get_default_graph().seed or 0) & 0x7FFFFFFF,
-            zlib.crc32(self._name.encode()) & 0x7FFFFFFF,
+            zlib.crc32(full_name.encode()) & 0x7FFFFFFF,
         ]
         return tf.random.stateless_truncated_normal(
-            shape, seed, stddev=self._stddev, dtype=dtype
+            shape, seed, stddev=stddev, dtype=dtype
         )
 
-
-def normal_variable(name, shape, stddev, dtype=tf.float32):
-    """A variable of the open scope, at first normal within 2 stddev."""
-    full_name = f"{tf.get_variable_scope().name}/{name}"
-    return variable(name, shape, _TruncatedNormal(stddev, full_name), dtype)
+    return variable(name, shape, initial, dtype)
 
 
-def variable(name, shape, initializer, dtype=tf.float32):
-    """A variable of the open scope, seen as dtype."""
+def variable(
+    name: str, shape: typing.List[int], initializer, dtype=tf.float32
+) -> tf.Tensor:
+    """A variable of the open scope, read as dtype."""
     return tf.get_variable(name, shape, dtype, initializer)
 
 
-def dense_variables(rows, columns, stddev, dtype):
+def dense_variables(
+    rows: int, columns: int, stddev: float, dtype: tf.DType
+) -> typing.Tuple[tf.Tensor, tf.Tensor]:
     """kernel [rows, columns] and bias [columns] of the open scope."""
     return (
         normal_variable("kernel", [rows, columns], stddev, dtype),
@@ -427,8 +430,14 @@ def dense_variables(rows, columns, stddev, dtype):
 
 
 def dense(
-    rows, width, name, *, initializer_range, kernels=Kernels(), dtype=tf.float32
-):
+    rows: tf.Tensor,
+    width: int,
+    name: str,
+    *,
+    initializer_range: float,
+    kernels: Kernels = Kernels(),
+    dtype: tf.DType = tf.float32,
+) -> tf.Tensor:
     """rows [..., I] times a kernel [I, width] plus a bias, in dtype."""
     with tf.variable_scope(name):
         kernel, bias = dense_variables(
@@ -438,11 +447,10 @@ def dense(
     return tf.nn.bias_add(product, bias)
 
 
-def layer_norm(rows, epsilon, kernels=Kernels()):
-    """LayerNorm over the last axis, computed in float32, dtype kept.
-
-    The epsilon is config.json's in every precision.
-    """
+def layer_norm(
+    rows: tf.Tensor, epsilon: float, kernels: Kernels = Kernels()
+) -> tf.Tensor:
+    """LayerNorm over the last axis, in float32; returns the dtype of rows."""
     width = rows.shape.as_list()[-1]
     with tf.variable_scope("LayerNorm"):
         beta = variable("beta", [width], tf.zeros_initializer())
@@ -451,8 +459,13 @@ def layer_norm(rows, epsilon, kernels=Kernels()):
     return tf.cast(normed, rows.dtype)
 
 
-def masked_lm_logits(config, hidden, embedding_table, kernels=Kernels()):
-    """Scores of every vocabulary entry at masked positions.
+def masked_lm_logits(
+    config: RobertaConfig,
+    hidden: tf.Tensor,
+    embedding_table: tf.Tensor,
+    kernels: Kernels = Kernels(),
+) -> tf.Tensor:
+    """Scores of all vocabulary entries at masked positions.
 
     Args:
       config: RobertaConfig.
@@ -488,7 +501,11 @@ def masked_lm_logits(config, hidden, embedding_table, kernels=Kernels()):
     return tf.cast(logits, tf.float32) + bias
 
 
-def squad_logits(config, sequence_output, kernels=Kernels()):
+def squad_logits(
+    config: RobertaConfig,
+    sequence_output: tf.Tensor,
+    kernels: Kernels = Kernels(),
+) -> typing.Tuple[tf.Tensor, tf.Tensor]:
     """Scores of each token as first and as last token of the answer.
 
     Args:
@@ -504,19 +521,20 @@ def squad_logits(config, sequence_output, kernels=Kernels()):
             "output_weights", [2, config.hidden_size], config.initializer_range
         )
         bias = variable("output_bias", [2], tf.zeros_initializer())
-    shape = tf.shape(sequence_output)
     rows = tf.reshape(
         tf.cast(sequence_output, tf.float32), [-1, config.hidden_size]
     )
     logits = tf.nn.bias_add(tf.matmul(rows, weights, transpose_b=True), bias)
-    logits = tf.reshape(logits, [shape[0], shape[1], 2])
-    logits.set_shape(sequence_output.shape.as_list()[:2] + [2])
-    start, end = tf.unstack(logits, axis=2)
+    start, end = tf.unstack(_by_sequence(logits, sequence_output), axis=2)
     return start, end
 
 
-def answerable_logits(config, sequence_output, kernels=Kernels()):
-    """Score of "this question has an answer here", from `<s>`.
+def answerable_logits(
+    config: RobertaConfig,
+    sequence_output: tf.Tensor,
+    kernels: Kernels = Kernels(),
+) -> tf.Tensor:
+    """Score of "this window contains an answer", from `<s>`.
 
     Source: Liu et al. 2019, section 5.2: a binary classifier whose loss is
     added to the span loss.
@@ -532,29 +550,22 @@ def answerable_logits(config, sequence_output, kernels=Kernels()):
     return tf.squeeze(logits, axis=1)
 
 
-# Where the places of a head begin: the encoder's are fewer.
-_HEAD_PLACES = 1 << 20
+# Seeds of a head are counted from here: the encoder has fewer.
+_FIRST_HEAD_SEED = 1 << 20
 
 
-class _HeadDropout:
-    """Dropout of a head: none without a seed, that is, outside of training.
+def _head_dropout(config, kernels, seed):
+    """The dropout of a head; without a seed (not in training) the identity.
 
-    Its rate is classifier_dropout, or hidden_dropout_prob where there is none.
+    Its rate is classifier_dropout, hidden_dropout_prob by default.
     """
-
-    def __init__(self, config, kernels, seed):
-        self._kernels = kernels
-        self._rate = (
-            config.hidden_dropout_prob
-            if config.classifier_dropout is None
-            else config.classifier_dropout
-        )
-        self._seeds = None if seed is None else _Seeds(seed, _HEAD_PLACES)
-
-    def __call__(self, x):
-        if self._seeds is None or not self._rate:
-            return x
-        return self._kernels.dropout(x, self._rate, self._seeds.next())
+    rate = config.classifier_dropout
+    if rate is None:
+        rate = config.hidden_dropout_prob
+    if seed is None or not rate:
+        return lambda x: x
+    seeds = _Seeds(seed, _FIRST_HEAD_SEED)
+    return lambda x: kernels.dropout(x, rate, seeds.next())
 
 
 def _head_on_first(config, first, scope, outputs, drop, kernels):
@@ -579,8 +590,13 @@ def _head_on_first(config, first, scope, outputs, drop, kernels):
 
 
 def classification_logits(
-    config, sequence_output, num_labels, kernels=Kernels(), *, dropout_seed=None
-):
+    config: RobertaConfig,
+    sequence_output: tf.Tensor,
+    num_labels: int,
+    kernels: Kernels = Kernels(),
+    *,
+    dropout_seed: typing.Optional[tf.Tensor] = None,
+) -> tf.Tensor:
     """Scores of a text's labels, or the number of a regression.
 
     Args:
@@ -588,15 +604,15 @@ def classification_logits(
       sequence_output: [B, S, H].
       num_labels: labels; 1 for a regression.
       kernels: Kernels.
-      dropout_seed: int32 [2] in training, None else.
+      dropout_seed: int32 [2] in training, else None.
 
     Returns:
       float32 [B, num_labels].
 
     Source: RobertaClassificationHead of Hugging Face: dropout, dense, tanh,
-    dropout, out_proj on `<s>`, as fairseq's sentence_classification_head.
+    dropout, out_proj on `<s>`; also fairseq's sentence_classification_head.
     """
-    drop = _HeadDropout(config, kernels, dropout_seed)
+    drop = _head_dropout(config, kernels, dropout_seed)
     return _head_on_first(
         config,
         drop(sequence_output[:, 0]),
@@ -608,14 +624,14 @@ def classification_logits(
 
 
 def multiple_choice_logits(
-    config,
-    sequence_output,
-    num_choices,
-    kernels=Kernels(),
+    config: RobertaConfig,
+    sequence_output: tf.Tensor,
+    num_choices: int,
+    kernels: Kernels = Kernels(),
     *,
-    dropout_seed=None,
-):
-    """Scores of the options of a question, each read as one sequence.
+    dropout_seed: typing.Optional[tf.Tensor] = None,
+) -> tf.Tensor:
+    """Scores of the options of a question, each encoded as one sequence.
 
     Args:
       config: RobertaConfig.
@@ -630,7 +646,7 @@ def multiple_choice_logits(
     Source: RobertaForMultipleChoice of Hugging Face: pooler (dense, tanh) on
     `<s>`, dropout, one output.
     """
-    drop = _HeadDropout(config, kernels, dropout_seed)
+    drop = _head_dropout(config, kernels, dropout_seed)
     scores = _head_on_first(
         config, sequence_output[:, 0], "cls/multiple_choice", 1, drop, kernels
     )
@@ -638,8 +654,13 @@ def multiple_choice_logits(
 
 
 def tagging_logits(
-    config, sequence_output, num_labels, kernels=Kernels(), *, dropout_seed=None
-):
+    config: RobertaConfig,
+    sequence_output: tf.Tensor,
+    num_labels: int,
+    kernels: Kernels = Kernels(),
+    *,
+    dropout_seed: typing.Optional[tf.Tensor] = None,
+) -> tf.Tensor:
     """Scores of each token's labels.
 
     Args:
@@ -651,8 +672,7 @@ def tagging_logits(
 
     Source: RobertaForTokenClassification of Hugging Face: dropout, dense.
     """
-    drop = _HeadDropout(config, kernels, dropout_seed)
-    shape = tf.shape(sequence_output)
+    drop = _head_dropout(config, kernels, dropout_seed)
     rows = tf.reshape(
         drop(tf.cast(sequence_output, tf.float32)), [-1, config.hidden_size]
     )
@@ -663,6 +683,4 @@ def tagging_logits(
             "tagging",
             initializer_range=config.initializer_range,
         )
-    logits = tf.reshape(logits, [shape[0], shape[1], num_labels])
-    logits.set_shape(sequence_output.shape.as_list()[:2] + [num_labels])
-    return logits
+    return _by_sequence(logits, sequence_output)
