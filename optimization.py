@@ -8,20 +8,22 @@ One call chain serves every device:
     gradients = optimizer.compute_gradients(tf.constant(1.0))
     update = optimizer.apply_gradients(gradients, global_step)
 
-The number that goes into `compute_gradients` is the factor on every
-micro-batch's loss: whoever scales the loss multiplies that factor.
+The argument of `compute_gradients` is the factor on every micro-batch's loss:
+a wrapper that scales the loss multiplies this factor.
 """
 
 import re
+import typing
 
 import tensorflow.compat.v1 as tf
 
-# Neither decayed (Devlin et al. 2018, appendix A.2; fairseq and Hugging Face
-# leave the same ones out).
+# Not decayed (Devlin et al. 2018, appendix A.2; also fairseq and Hugging Face).
 _NOT_DECAYED = re.compile(r"(LayerNorm/(gamma|beta)|bias)$")
 
 
-def linear_schedule(step, peak, num_train_steps, num_warmup_steps):
+def linear_schedule(
+    step: tf.Tensor, peak: float, num_train_steps: int, num_warmup_steps: int
+) -> tf.Tensor:
     """Linear warm-up from 0, then linear to 0 at the last step.
 
     The first update runs at rate 0 when there is a warm-up.
@@ -29,7 +31,7 @@ def linear_schedule(step, peak, num_train_steps, num_warmup_steps):
     Args:
       step: int tensor, updates made so far.
       peak: the highest rate.
-      num_train_steps, num_warmup_steps: whole numbers.
+      num_train_steps, num_warmup_steps: updates of the run, of the warm-up.
 
     Returns:
       float32 scalar.
@@ -44,17 +46,17 @@ def linear_schedule(step, peak, num_train_steps, num_warmup_steps):
     return tf.maximum(rate, 0.0)
 
 
-def variable_name(variable):
+def variable_name(variable: tf.Variable) -> str:
     """The variable's name without the output number."""
     return re.sub(r":\d+$", "", variable.name)
 
 
-def is_decayed(name):
+def is_decayed(name: str) -> bool:
     """Whether weight decay applies: not to biases and LayerNorm."""
     return _NOT_DECAYED.search(name) is None
 
 
-def layer_wise_factor(name, decay, num_layers):
+def layer_wise_factor(name: str, decay: float, num_layers: int) -> float:
     """Factor on a variable's learning rate, smaller far from the output.
 
     Heads have 1, the last layer `decay`, the embeddings
@@ -74,22 +76,21 @@ def layer_wise_factor(name, decay, num_layers):
 
 
 class _Optimizer(tf.train.Optimizer):
-    """What AdamW and LAMB share: slots, decay and the step they count.
+    """Slots, weight decay and the step count of AdamW and LAMB.
 
-    Updates are counted by global_step alone, so that a skipped step leaves no
-    trace. Slots are variables NAME/adam_m and NAME/adam_v.
+    global_step alone counts the updates, so that a skipped step changes
+    nothing. Slots are variables NAME/adam_m and NAME/adam_v.
     """
 
     def __init__(
         self,
-        learning_rate,
+        learning_rate: typing.Union[float, tf.Tensor],
         *,
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay_rate,
-        rate_factor=None,
-        name,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        epsilon: float = 1e-6,
+        weight_decay_rate: float = 0.01,
+        rate_factor: typing.Callable[[str], float] = lambda name: 1.0,
     ):
         """
         Args:
@@ -97,23 +98,21 @@ class _Optimizer(tf.train.Optimizer):
           beta1, beta2: decay rates of the moments.
           epsilon: added to the square root of the second moment.
           weight_decay_rate: of variables that `is_decayed`.
-          rate_factor: function of a variable's name giving the factor on its
-            rate, or None.
-          name: name of the operations.
+          rate_factor: factor on a variable's rate, by the variable's name.
         """
-        super().__init__(False, name)
+        super().__init__(False, type(self).__name__)
         self._learning_rate = tf.convert_to_tensor(learning_rate, tf.float32)
         self._beta1 = beta1
         self._beta2 = beta2
         self._epsilon = epsilon
         self._weight_decay_rate = weight_decay_rate
-        self._rate_factor = rate_factor or (lambda name: 1.0)
+        self._rate_factor = rate_factor
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
-        """One update; global_step goes up with it.
+        """One update, which also increments global_step.
 
         Args:
-          grads_and_vars: pairs; a gradient of None leaves its variable alone.
+          grads_and_vars: pairs; a gradient of None keeps its variable.
           global_step: the int64 variable that counts updates.
           name: name of the returned operation.
         """
@@ -125,8 +124,8 @@ class _Optimizer(tf.train.Optimizer):
             1.0 - tf.pow(self._beta1, step),
             1.0 - tf.pow(self._beta2, step),
         )
-        # The backward pass of one layer reads the weights of another: nothing
-        # changes before the last gradient is known.
+        # Gradients are computed from weights of other layers: no variable
+        # changes before the last gradient.
         with tf.control_dependencies([g for g, _ in pairs]):
             updates = [self._update(g, v, corrections) for g, v in pairs]
         with tf.control_dependencies(updates):
@@ -163,26 +162,6 @@ class AdamW(_Optimizer):
     torch.optim.AdamW.
     """
 
-    def __init__(
-        self,
-        learning_rate,
-        *,
-        beta1=0.9,
-        beta2=0.98,
-        epsilon=1e-6,
-        weight_decay_rate=0.01,
-        rate_factor=None,
-    ):
-        super().__init__(
-            learning_rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate,
-            rate_factor=rate_factor,
-            name="AdamW",
-        )
-
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
         first, second = corrections
         # w -= rate * decay * w, in one pass over the memory.
@@ -196,7 +175,7 @@ class AdamW(_Optimizer):
             else []
         )
         with tf.control_dependencies(decayed):
-            # TF's kernel takes beta powers and an epsilon outside of the
+            # TF's kernel takes beta powers, and an epsilon outside the
             # correction: m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) +
             # sqrt(c2) e).
             return tf.raw_ops.ApplyAdam(
@@ -219,26 +198,6 @@ class Lamb(_Optimizer):
     Source: You et al. 2019 (arXiv:1904.00962), algorithm 2, with phi the
     identity.
     """
-
-    def __init__(
-        self,
-        learning_rate,
-        *,
-        beta1=0.9,
-        beta2=0.98,
-        epsilon=1e-6,
-        weight_decay_rate=0.01,
-        rate_factor=None,
-    ):
-        super().__init__(
-            learning_rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=epsilon,
-            weight_decay_rate=weight_decay_rate,
-            rate_factor=rate_factor,
-            name="Lamb",
-        )
 
     def _apply(self, gradient, variable, slots, rate, decay, corrections):
         first, second = corrections
@@ -269,7 +228,7 @@ OPTIMIZERS = {"adam": AdamW, "lamb": Lamb}
 
 
 class Wrapper(tf.train.Optimizer):
-    """An optimizer that passes everything on to another one."""
+    """An optimizer that delegates to another one."""
 
     def __init__(self, optimizer):
         super().__init__(False, type(self).__name__)
@@ -287,11 +246,17 @@ class Wrapper(tf.train.Optimizer):
 class MicroBatches(Wrapper):
     """Sums gradients and values over the micro-batches of one update.
 
-    A while loop runs them one after the other: memory is that of one
-    micro-batch plus the sums, and nothing is pending between two updates.
+    A while loop runs them in sequence: memory is that of one micro-batch plus
+    the sums, and no state is kept between two updates.
     """
 
-    def __init__(self, optimizer, losses, count, reduce_each=None):
+    def __init__(
+        self,
+        optimizer: tf.train.Optimizer,
+        losses: typing.Callable,
+        count: int,
+        reduce_each: typing.Optional[typing.Callable] = None,
+    ):
         """
         Args:
           optimizer: applies the gradients.
@@ -304,7 +269,7 @@ class MicroBatches(Wrapper):
         super().__init__(optimizer)
         self._losses = losses
         self._count = count
-        self._reduce_each = reduce_each or (lambda gradients: gradients)
+        self._reduce_each = reduce_each or list
         self.sums = None  # {name: scalar}, after compute_gradients
 
     def compute_gradients(self, loss, var_list=None, **_):
@@ -314,46 +279,28 @@ class MicroBatches(Wrapper):
           [(gradient or None, variable)] as tf.train.Optimizer does.
         """
         if self._count == 1:
-            value, self.sums = self._losses(tf.constant(0))
-            variables = var_list or tf.trainable_variables()
-            gradients = tf.gradients(value * loss, variables)
-        else:
-            gradients, variables = self._loop(loss, var_list)
-        gradients = [
-            g if g is None else tf.convert_to_tensor(g) for g in gradients
-        ]
-        if self._count == 1:
-            gradients = _map_present(self._reduce_each, gradients)
-        return list(zip(gradients, variables))
-
-    def _loop(self, loss, var_list):
-        found = {}
-
-        def body(index, total, sums):
-            value, more = self._losses(index)
-            found["names"] = sorted(more)
-            if "variables" not in found:
-                found["variables"] = var_list or tf.trainable_variables()
-            gradients = tf.gradients(value * loss, found["variables"])
-            found["missing"] = [g is None for g in gradients]
-            gradients = [
-                tf.convert_to_tensor(g) for g in gradients if g is not None
-            ]
-            gradients = self._reduce_each(gradients)
-            return (
-                index + 1,
-                [t + g for t, g in zip(total, gradients)],
-                [s + more[n] for s, n in zip(sums, found["names"])],
-            )
-
+            pairs, self.sums = self._build(tf.constant(0), loss, var_list)
+            return pairs
         # The first build tells which variables and values there are; its
         # operations are never run.
         with tf.name_scope("shapes"):
-            _, gradients, sums = body(tf.constant(0), _Endless(), _Endless())
+            pairs, sums = self._build(tf.constant(0), loss, var_list)
+        names = sorted(sums)
+        variables = [v for _, v in pairs]
+
+        def body(index, total, sums):
+            pairs, more = self._build(index, loss, variables)
+            gradients = [g for g, _ in pairs if g is not None]
+            return (
+                index + 1,
+                [t + g for t, g in zip(total, gradients)],
+                [s + more[n] for s, n in zip(sums, names)],
+            )
+
         start = [
             tf.constant(0),
-            [tf.zeros(g.shape, g.dtype) for g in gradients],
-            [tf.zeros([], s.dtype) for s in sums],
+            [tf.zeros(g.shape, g.dtype) for g, _ in pairs if g is not None],
+            [tf.zeros([], sums[n].dtype) for n in names],
         ]
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
             _, gradients, sums = tf.while_loop(
@@ -363,33 +310,30 @@ class MicroBatches(Wrapper):
                 parallel_iterations=1,
                 back_prop=False,
             )
-        self.sums = dict(zip(found["names"], sums))
+        self.sums = dict(zip(names, sums))
         present = iter(gradients)
-        return (
-            [
-                None if missing else next(present)
-                for missing in found["missing"]
-            ],
-            found["variables"],
-        )
+        return [(g if g is None else next(present), v) for g, v in pairs]
 
-
-class _Endless:
-    """As many zeros as are asked for."""
-
-    def __iter__(self):
-        while True:
-            yield 0.0
+    def _build(self, index, factor, variables):
+        """(pairs, {name: value}) of one micro-batch."""
+        value, sums = self._losses(index)
+        variables = variables or tf.trainable_variables()
+        gradients = [
+            g if g is None else tf.convert_to_tensor(g)
+            for g in tf.gradients(value * factor, variables)
+        ]
+        reduced = _map_present(self._reduce_each, gradients)
+        return list(zip(reduced, variables)), sums
 
 
 def _map_present(function, gradients):
-    """function over the gradients that are not None, their places kept."""
+    """function over the gradients that are not None; None stays in place."""
     mapped = iter(function([g for g in gradients if g is not None]))
     return [None if g is None else next(mapped) for g in gradients]
 
 
 class Averaged(Wrapper):
-    """Averages the gradients over devices once they are summed up."""
+    """Averages the gradients over devices after they are summed."""
 
     def __init__(self, optimizer, average):
         """
@@ -406,8 +350,8 @@ class Averaged(Wrapper):
         return list(zip(gradients, [v for _, v in pairs]))
 
 
-def squares(gradients):
-    """Half of each gradient's sum of squares, float32; None is left out."""
+def squares(gradients: typing.Iterable) -> typing.List[tf.Tensor]:
+    """Half of each gradient's sum of squares, float32; None is skipped."""
     return [
         tf.nn.l2_loss(tf.cast(g, tf.float32))
         for g in gradients
@@ -415,17 +359,22 @@ def squares(gradients):
     ]
 
 
-def global_norm(gradients):
-    """Square root of the sum of all squares, float32; None is left out."""
+def global_norm(gradients: typing.Iterable) -> tf.Tensor:
+    """Square root of the sum of all squares, float32; None is skipped."""
     return tf.sqrt(2.0 * tf.add_n(squares(gradients)))
 
 
-def clip(grads_and_vars, clip_norm, by_global_norm, norm):
-    """Gradients made no longer than clip_norm.
+def clip(
+    grads_and_vars: typing.Iterable,
+    clip_norm: float,
+    by_global_norm: bool,
+    norm: tf.Tensor,
+) -> typing.List[typing.Tuple]:
+    """Gradients with a norm of at most clip_norm.
 
     Args:
       grads_and_vars: pairs.
-      clip_norm: the largest norm; 0 leaves the gradients alone.
+      clip_norm: the largest norm; 0 does not clip.
       by_global_norm: one factor for all gradients, or one for each.
       norm: their global norm, a float32 scalar.
 
@@ -445,9 +394,9 @@ def clip(grads_and_vars, clip_norm, by_global_norm, norm):
 
 
 class LossScale:
-    """The factor on the loss that keeps fp16 gradients from vanishing.
+    """The factor on the loss that prevents underflow of fp16 gradients.
 
-    Variables loss_scale, good_steps and bad_steps are in the checkpoint.
+    Checkpoints contain its variables loss_scale, good_steps and bad_steps.
     """
 
     def __init__(
@@ -518,15 +467,9 @@ class LossScale:
             tf.where(restart, zero, good),
             tf.where(restart, zero, bad),
         )
+        variables = (self.scale, self._good, self._bad)
         with tf.control_dependencies(values):
-            return tf.group(
-                *(
-                    tf.assign(variable, value)
-                    for variable, value in zip(
-                        (self.scale, self._good, self._bad), values
-                    )
-                )
-            )
+            return tf.group(*map(tf.assign, variables, values))
 
 
 class LossScaled(Wrapper):
