@@ -144,7 +144,7 @@ CASES = {
             "results onto the input",
             ANSWER
             + ["--input_file=$BAD/squad.json", "--output_file=$BAD/squad.json"],
-            ["would replace it"],
+            ["would be replaced"],
         ),
         (
             "beyond the positions",
