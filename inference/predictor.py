@@ -397,8 +397,8 @@ def _tokenizer(model, settings):
     ):
         if not path:
             raise errors.UserError(
-                f"{model.checkpoint}: no tokenizer files beside it (--{name} is "
-                "missing); pass --vocab_file and --merges_file"
+                f"{model.checkpoint}: no tokenizer files beside it "
+                f"(--{name} is missing); pass --vocab_file and --merges_file"
             )
     do_lower_case = settings.do_lower_case
     if do_lower_case is None:

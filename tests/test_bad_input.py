@@ -172,12 +172,12 @@ CASES = {
         (
             "output onto the model",
             ["--output=$MODEL", "--overwrite"],
-            ["holds the model"],
+            ["contains the model"],
         ),
         (
             "output above the model",
             ["--output=$MODEL/..", "--overwrite"],
-            ["holds the model"],
+            ["contains the model"],
         ),
     ],
     "run_classifier.py": [
