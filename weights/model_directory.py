@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model directory: the files beside the weights that say how to use them.
+
+config.json, vocab.json and merges.txt are Hugging Face's;
+tokenizer_config.json says whether text is lower-cased and how transformers
+builds the same tokenizer; task.json holds what the model was trained for.
+Directories without the last two are read too.
+"""
+
+import dataclasses
+import json
+import os
+import typing
+
+from absl import logging
+
+from common import errors, files
+
+CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
+TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+TASK = "task.json"
+
+
+class TokenizerFiles(typing.NamedTuple):
+    """What turns text into the ids that a model is trained on."""
+
+    vocab_file: str
+    merges_file: str
+    do_lower_case: bool = False
+
+
+# --- Task -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a model was trained for; None where it does not apply."""
+
+    task: str = ""  # a key of names.PARTS
+    max_seq_length: typing.Optional[int] = None
+    doc_stride: typing.Optional[int] = None
+    max_query_length: typing.Optional[int] = None
+    max_answer_length: typing.Optional[int] = None
+    version_2_with_negative: typing.Optional[bool] = None
+    null_score_diff_threshold: typing.Optional[float] = None
+    labels: typing.Optional[typing.List[str]] = None
+
+
+_TYPES = {
+    "task": str,
+    "version_2_with_negative": bool,
+    "null_score_diff_threshold": (int, float),
+    "labels": list,
+}
+
+
+def read_task(directory: str) -> Task:
+    """The task of a model directory; an empty one without task.json.
+
+    Raises:
+      errors.UserError: a value has the wrong type.
+    """
+    path = os.path.join(directory, TASK)
+    if not os.path.isfile(path):
+        return Task()
+    values = files.read_json(path, "a model's task.json")
+    names = [field.name for field in dataclasses.fields(Task)]
+    known = {n: values[n] for n in names if values.get(n) is not None}
+    for name, value in known.items():
+        kind = _TYPES.get(name, int)
+        if not isinstance(value, kind) or (
+            isinstance(value, bool) and kind is not bool
+        ):
+            raise errors.UserError(
+                f"{path}: {name} is {value!r:.40}; remove the key, or copy the "
+                "file again"
+            )
+    return Task(**known)
+
+
+def write_task(directory: str, task: Task) -> None:
+    """Writes task.json, without the values that do not apply."""
+    files.write_json(
+        os.path.join(directory, TASK),
+        {
+            name: value
+            for name, value in dataclasses.asdict(task).items()
+            if value is not None
+        },
+    )
+
+
+# --- Tokenizer --------------------------------------------------------------
+
+
+def lower_case(directory: str) -> typing.Optional[bool]:
+    """What tokenizer_config.json says of lower-casing; None if nothing."""
+    path = os.path.join(directory, TOKENIZER_CONFIG)
+    if not os.path.isfile(path):
+        return None
+    value = files.read_json(path).get("do_lower_case")
+    return value if isinstance(value, bool) else None
+
+
+def find_tokenizer(directory: str) -> typing.Optional[TokenizerFiles]:
+    """The tokenizer files of a directory, None unless both are there."""
+    paths = [os.path.join(directory, name) for name in (VOCAB, MERGES)]
+    if not all(map(os.path.isfile, paths)):
+        return None
+    return TokenizerFiles(*paths, bool(lower_case(directory)))
+
+
+def write_tokenizer(
+    directory: str, tokenizer: TokenizerFiles, model_max_length: int
+) -> None:
+    """Writes the tokenizer's files into a model directory.
+
+    Args:
+      directory: of the model.
+      tokenizer: where its files are, and whether it lower-cases.
+      model_max_length: tokens of a sequence, special ones included.
+    """
+    for name, data in tokenizer_contents(tokenizer, model_max_length).items():
+        files.write_bytes(os.path.join(directory, name), data)
+
+
+def tokenizer_contents(
+    tokenizer: TokenizerFiles, model_max_length: int
+) -> typing.Dict[str, bytes]:
+    """{name: content} of the files that describe a tokenizer.
+
+    transformers reads them: 4.57 and 5.24 give the same ids as
+    tokenization.RobertaTokenizer, with `<mask>` taking the space before it.
+    Lower-casing needs tokenizer.json, its own RoBERTa classes cannot.
+    """
+    vocab = files.read_bytes(tokenizer.vocab_file)
+    merges = files.read_bytes(tokenizer.merges_file)
+    contents = {VOCAB: vocab, MERGES: merges}
+    config = {
+        "tokenizer_class": "RobertaTokenizer",
+        "do_lower_case": tokenizer.do_lower_case,
+        "model_max_length": model_max_length,
+        "add_prefix_space": False,
+        "errors": "replace",
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": dict(
+            _special_token("<mask>", lstrip=True), __type="AddedToken"
+        ),
+    }
+    if tokenizer.do_lower_case:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        contents[TOKENIZER] = _json_bytes(
+            _fast_tokenizer(
+                files.parse_json(vocab, tokenizer.vocab_file), merges
+            )
+        )
+    contents[TOKENIZER_CONFIG] = _json_bytes(config)
+    return contents
+
+
+def _json_bytes(value: typing.Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _special_token(
+    content: str, lstrip: bool = False
+) -> typing.Dict[str, typing.Any]:
+    return {
+        "content": content,
+        "single_word": False,
+        "lstrip": lstrip,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _fast_tokenizer(
+    vocab: typing.Dict[str, int], merges: bytes
+) -> typing.Dict[str, typing.Any]:
+    """tokenizer.json of a lower-casing byte-level BPE.
+
+    Source: the format of Hugging Face's tokenizers 0.22.
+    """
+    specials = [
+        dict(_special_token(token, lstrip=token == "<mask>"), id=vocab[token])
+        for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+        if token in vocab
+    ]
+    lines = merges.decode("utf-8").split("\n")
+    level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": specials,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": dict(level, add_prefix_space=False),
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": ["</s>", vocab["</s>"]],
+            "cls": ["<s>", vocab["<s>"]],
+            "trim_offsets": True,
+            "add_prefix_space": False,
+        },
+        "decoder": dict(level, add_prefix_space=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [
+                line for line in lines if line and not line.startswith("#v")
+            ],
+        },
+    }
+
+
+def check_tokenizer(
+    tokenizer: TokenizerFiles, directory: str, allow_other: bool = False
+) -> None:
+    """Compares a tokenizer with the one beside a model.
+
+    Args:
+      tokenizer: what the flags name.
+      directory: of the model; one without tokenizer files fits any.
+      allow_other: --allow_other_tokenizer: warn instead of stopping.
+
+    Raises:
+      errors.UserError: the vocabulary, the merges or lower-casing differ.
+    """
+    for flag, path, name in (
+        ("--vocab_file", tokenizer.vocab_file, VOCAB),
+        ("--merges_file", tokenizer.merges_file, MERGES),
+    ):
+        beside = os.path.join(directory, name)
+        if os.path.isfile(beside) and not _same_file(path, beside):
+            _reject(
+                f"{flag}={path}: differs from {beside}, which the model was "
+                "trained with",
+                allow_other,
+            )
+    saved = lower_case(directory)
+    if saved is not None and saved != tokenizer.do_lower_case:
+        _reject(
+            f"--do_lower_case={tokenizer.do_lower_case}: the model in "
+            f"{directory} was trained with {saved}",
+            allow_other,
+        )
+
+
+def _same_file(first: str, second: str) -> bool:
+    return os.path.samefile(first, second) or (
+        files.read_bytes(first) == files.read_bytes(second)
+    )
+
+
+def _reject(problem: str, allow_other: bool) -> None:
+    if not allow_other:
+        raise errors.UserError(
+            f"{problem}; use the model's own tokenizer, or pass "
+            "--allow_other_tokenizer=True"
+        )
+    logging.warning("%s; continuing (--allow_other_tokenizer)", problem)
+
+
+def choose_lower_case(
+    flag: typing.Optional[bool], directories: typing.Sequence[str]
+) -> bool:
+    """Whether text is lower-cased: the flag, else what a model says.
+
+    Args:
+      flag: --do_lower_case, None when it is not given.
+      directories: of the model in use, most important first; "" is skipped.
+    """
+    for directory in filter(None, directories):
+        saved = lower_case(directory)
+        if saved is None:
+            continue
+        if flag is None:
+            logging.info(
+                "do_lower_case=%s, from %s",
+                saved,
+                os.path.join(directory, TOKENIZER_CONFIG),
+            )
+            return saved
+        break
+    value = bool(flag)
+    logging.info(
+        "do_lower_case=%s, %s",
+        value,
+        "the default" if flag is None else "from --do_lower_case",
+    )
+    return value
