@@ -96,8 +96,8 @@ def _ranks(options, environ):
         )
     if not os.path.exists(environ["RANK_TABLE_FILE"]):
         raise errors.UserError(
-            f"RANK_TABLE_FILE is {environ['RANK_TABLE_FILE']!r}, which does not "
-            "exist; write it with scripts/make_rank_table.py"
+            f"RANK_TABLE_FILE is {environ['RANK_TABLE_FILE']!r}, which does "
+            "not exist; write it with scripts/make_rank_table.py"
         )
     if not options.distributed:
         raise errors.UserError(
@@ -107,7 +107,8 @@ def _ranks(options, environ):
     rank = _number(environ, "RANK_ID", None, 0)
     if rank >= size:
         raise errors.UserError(
-            f"RANK_ID is {rank}, but RANK_SIZE is {size}; expected 0 to {size - 1}"
+            f"RANK_ID is {rank}, but RANK_SIZE is {size}; expected 0 to "
+            f"{size - 1}"
         )
     return rank, size
 

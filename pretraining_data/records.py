@@ -405,8 +405,8 @@ def _check_range(name, features, limit):
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise errors.UserError(
             f"{name} ranges from {values.min()} to {values.max()}, expected 0 "
-            f"to {limit - 1}; use the vocabulary and the length that the records "
-            "were built with"
+            f"to {limit - 1}; use the vocabulary and the length that the "
+            "records were built with"
         )
 
 

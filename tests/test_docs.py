@@ -348,6 +348,7 @@ def test_other_scripts_take_the_flags_they_are_given(path):
 def test_every_flag_in_the_text_is_defined(path, parsed):
     # `--flag=` is any flag; absl and command_line.run declare the others.
     known = {"flag", "flagfile", "help", "helpfull", "version"}
+    known |= {"environment_type", "job_endpoint"}  # Beam's
     known = known.union(*parsed["defaults"].values())
     for script in REPOSITORY.glob("scripts/*.*"):
         known |= flags_in_source(script)

@@ -68,8 +68,8 @@ def roll_back(run: run_config.RunConfig, diverged: divergence.Diverged) -> None:
     if not older:
         raise errors.UserError(
             f"the run diverged: {diverged}, and all checkpoints left are "
-            "newer; keep more with --keep_checkpoint_max, or restart with a lower "
-            "--learning_rate"
+            "newer; keep more with --keep_checkpoint_max, or restart with a "
+            "lower --learning_rate"
         )
     if len(older) > 1 and older[-1][0] in dict(jumps):
         older.pop()

@@ -4,7 +4,6 @@
 import importlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 
@@ -52,11 +51,7 @@ def _declare(script):
 
     module = importlib.import_module(script[: -len(".py")].split("/")[-1])
     command_line.define = record
-    if hasattr(module, "define_flags"):
-        module.define_flags()
-    else:
-        command_line.run = lambda *_, **__: None
-        runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+    module.define_flags()
     command_line.define = define
     return classes
 

@@ -26,9 +26,9 @@ from tasks import classification, conll, race, sequences, table_files
 from training import progress
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
-import inspect_predictions  # noqa: E402 pylint: disable=wrong-import-position
-import make_rank_table  # noqa: E402 pylint: disable=wrong-import-position
-import plot_run  # noqa: E402 pylint: disable=wrong-import-position
+import inspect_predictions
+import make_rank_table
+import plot_run
 
 
 def _tokenizer(directory):
