@@ -113,6 +113,12 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
     """
     logs.set_up_logging(run)
     config = run_config.model_config(run)
+    for name in ("vocab_file", "merges_file"):
+        if not getattr(task, name):
+            raise errors.UserError(
+                f"--{name} is missing; pass vocab.json and merges.txt of the "
+                "checkpoint"
+            )
     tokenizer = tokenization.RobertaTokenizer(
         task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case
     )

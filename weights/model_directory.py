@@ -46,7 +46,7 @@ class Task:
     labels: typing.Optional[typing.List[str]] = None
 
 
-_TYPES = {
+_TYPES: typing.Dict[str, typing.Any] = {
     "task": str,
     "version_2_with_negative": bool,
     "null_score_diff_threshold": (int, float),
@@ -104,10 +104,10 @@ def lower_case(directory: str) -> typing.Optional[bool]:
 
 def find_tokenizer(directory: str) -> typing.Optional[TokenizerFiles]:
     """The tokenizer files of a directory, None unless both are there."""
-    paths = [os.path.join(directory, name) for name in (VOCAB, MERGES)]
-    if not all(map(os.path.isfile, paths)):
+    vocab, merges = (os.path.join(directory, n) for n in (VOCAB, MERGES))
+    if not (os.path.isfile(vocab) and os.path.isfile(merges)):
         return None
-    return TokenizerFiles(*paths, bool(lower_case(directory)))
+    return TokenizerFiles(vocab, merges, bool(lower_case(directory)))
 
 
 def write_tokenizer(
