@@ -29,7 +29,7 @@ def table(ranks):
 
 
 def environment(rank, ranks, table_file=None, **more):
-    """The variables of one rank's process, the stand-in on its path.
+    """The variables of one rank's process, the stub on its path.
 
     Args:
       rank: of this process.

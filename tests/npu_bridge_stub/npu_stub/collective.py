@@ -5,10 +5,10 @@ import threading
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import exchange, graph, ranks
+from npu_stub import exchange, graph, ranks
 
 # Names of operations that carry gradients, with how many each.
-GRADIENTS = "npu_stand_in_gradients"
+GRADIENTS = "npu_stub_gradients"
 
 _lock = threading.Lock()
 _exchange = None
@@ -37,7 +37,7 @@ def build(kind, option, tensors, name, *, are_gradients=False):
     Raises:
       RuntimeError: there is one rank, or no HCCL.
     """
-    count = ranks.current().size
+    ranks.current()
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     key = []  # the operation's name, known once it is built
 
@@ -52,14 +52,5 @@ def build(kind, option, tensors, name, *, are_gradients=False):
         if are_gradients:
             tf.add_to_collection(GRADIENTS, (key[0], len(tensors)))
         for tensor, result in zip(tensors, results):
-            result.set_shape(_result_shape(kind, tensor.shape, count))
+            result.set_shape(tensor.shape)
         return list(results)
-
-
-def _result_shape(kind, shape, count):
-    if kind != "allgather" or shape.rank is None:
-        return shape
-    dimensions = shape.as_list()
-    if dimensions[0] is not None:
-        dimensions[0] *= count
-    return tf.TensorShape(dimensions)

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import graph
+from npu_stub import graph
 
 _WIDTH = 8  # float32 numbers of a status tensor
 
@@ -119,49 +119,14 @@ def _clean(tensor):
 
 
 def read_and_clear(after):
-    """Float32 [8]: the flag once the tensors `after` are there."""
+    """Float32 [8]: the flag once the tensors `after` are computed."""
     with graph.own_operations():
         with tf.control_dependencies(after):
-            status = read()
+            (status,) = graph.py_func(
+                STATUS.read, [], [tf.float32], "NpuGetFloatStatus"
+            )
+            status.set_shape([_WIDTH])
         with tf.control_dependencies([status]):
-            cleared = clear()
+            cleared = graph.py_func(STATUS.clear, [], [], "NpuClearFloatStatus")
         with tf.control_dependencies([cleared]):
             return tf.identity(status)
-
-
-def read():
-    """Float32 [8]: the flag as it is; counts as an update."""
-    with graph.own_operations():
-        (status,) = graph.py_func(
-            STATUS.read, [], [tf.float32], "NpuGetFloatStatus"
-        )
-        status.set_shape([_WIDTH])
-        return status
-
-
-def allocate(name=None):
-    """The buffer of npu_get_float_status: zeros until that fills it."""
-    with graph.own_operations():
-        buffer = tf.Variable(
-            tf.zeros([_WIDTH]),
-            trainable=False,
-            use_resource=False,
-            collections=[tf.GraphKeys.LOCAL_VARIABLES],
-            name=name or "NpuAllocFloatStatus",
-        )
-        # pylint: disable=protected-access
-        return buffer._ref()
-
-
-def get(buffer, name=None):
-    """Writes the flag into `allocate`'s buffer."""
-    with graph.own_operations():
-        return tf.assign(buffer, read(), name=name)
-
-
-def clear(name=None):
-    """Lets the flag down; float32 [8] zeros."""
-    with graph.own_operations():
-        cleared = graph.py_func(STATUS.clear, [], [], "NpuClearFloatStatus")
-        with tf.control_dependencies([cleared]):
-            return tf.zeros([_WIDTH], name=name)

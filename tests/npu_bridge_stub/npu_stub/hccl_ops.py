@@ -3,27 +3,23 @@
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import collective, settings
+from npu_stub import collective
 
 _REDUCIBLE = (tf.int8, tf.int16, tf.int32, tf.float16, tf.float32)
-_GATHERED = _REDUCIBLE + (tf.int64, tf.uint64)
 _WORLD = "hccl_world_group"
 
 
 def _check(tensor, dtypes, group):
     if tensor.dtype.base_dtype not in dtypes:
         raise TypeError(
-            f"a collective over {tensor.dtype.name}; supported are "
+            f"a collective over {tensor.dtype.name}; expected one of "
             f"{', '.join(d.name for d in dtypes)}"
         )
     if group != _WORLD:
-        raise ValueError(f"group {group!r}; the stand-in has only {_WORLD!r}")
+        raise ValueError(f"group {group!r}; the stub has only {_WORLD!r}")
 
 
-@settings.api()
-def allreduce(
-    tensor, reduction, fusion=1, fusion_id=-1, group="hccl_world_group"
-):
+def allreduce(tensor, reduction, fusion=1, fusion_id=-1, group=_WORLD):
     """The sum, prod, max or min of a tensor over all ranks."""
     if reduction not in ("sum", "prod", "max", "min"):
         raise ValueError(
@@ -52,28 +48,24 @@ def allreduce(
     return reduced(tensor)
 
 
-@settings.api(only_in={"M": ("fusion", "fusion_id")})
-def allgather(tensor, rank_size, group="hccl_world_group"):
-    """The ranks' tensors one below the other; rank >= 1."""
-    tensor = tf.convert_to_tensor(tensor)
-    _check(tensor, _GATHERED, group)
-    if tensor.shape.rank == 0:
-        raise ValueError("allgather takes no scalar")
-    (result,) = collective.build("allgather", None, [tensor], "HcomAllGather")
-    rows, all_rows = tensor.shape.as_list()[0], result.shape.as_list()[0]
-    if rows is not None and rank_size * rows != all_rows:
-        raise ValueError(f"rank_size is {rank_size}, not RANK_SIZE")
-    return result
-
-
-@settings.api()
-def broadcast(
-    tensor, root_rank, fusion=2, fusion_id=0, group="hccl_world_group"
-):
+def broadcast(tensor, root_rank, fusion=2, fusion_id=0, group=_WORLD):
     """A list of tensors as root_rank has them, in all ranks."""
+    del fusion, fusion_id
     if not isinstance(tensor, (list, tuple)):
         raise TypeError("broadcast takes a list of tensors")
     tensors = [tf.convert_to_tensor(t) for t in tensor]
-    for one in tensors:
-        _check(one, _GATHERED, group)
+    for value in tensors:
+        _check(value, _REDUCIBLE + (tf.int64, tf.uint64), group)
     return collective.build("broadcast", root_rank, tensors, "HcomBroadcast")
+
+
+def set_split_strategy_by_size(dataSizeList, group):
+    """Segments of the gradients' allreduces carry these percentages."""
+    del group
+    if tf.get_collection(collective.GRADIENTS):
+        raise RuntimeError("the split strategy follows the first allreduce")
+    if not dataSizeList or abs(sum(dataSizeList) - 100) > 1e-6:
+        raise ValueError(
+            f"dataSizeList is {dataSizeList!r}; expected percentages that sum "
+            "to 100"
+        )

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations that the stand-in adds to a graph for itself."""
+"""Operations that the stub adds to a graph."""
 
 import contextlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-_OWN = "_npu_stand_in"
-
-
-def attribute_scope(name):
-    """Context: every operation built in it has the attribute `name`."""
-    # pylint: disable=protected-access
-    return tf.get_default_graph()._attr_scope({name: tf.AttrValue(b=True)})
+_OWN = "_npu_stub"
 
 
 @contextlib.contextmanager
 def own_operations():
-    """Operations built in it stand for the device: strict passes them over."""
-    with attribute_scope(_OWN):
+    """Operations built in it are the stub's: `strict` ignores them."""
+    # pylint: disable=protected-access
+    attribute = {_OWN: tf.AttrValue(b=True)}
+    with tf.get_default_graph()._attr_scope(attribute):
         yield
 
 
@@ -28,7 +24,7 @@ def is_own(operation):
 
 
 def py_func(function, inputs, dtypes, name):
-    """tf.py_func of the stand-in; an operation where `dtypes` is empty."""
+    """tf.py_func of the stub; an operation where `dtypes` is empty."""
     if dtypes:
         return tf.py_func(function, inputs, list(dtypes), name=name)
 

@@ -33,8 +33,8 @@ def combine(kind, option, arrays_by_rank):
     """The result that every rank gets.
 
     Args:
-      kind: "allreduce", "allgather" or "broadcast".
-      option: the reduction, None or the root rank.
+      kind: "allreduce" or "broadcast".
+      option: the reduction or the root rank.
       arrays_by_rank: a list of arrays for each rank, in order.
 
     Returns:
@@ -52,8 +52,6 @@ def combine(kind, option, arrays_by_rank):
             raise ValueError(f"rank {rank} sent {forms[0]}, rank 0 {forms[1]}")
     if kind == "broadcast":
         return arrays_by_rank[option]
-    if kind == "allgather":
-        return [np.concatenate(same) for same in zip(*arrays_by_rank)]
     results = [a.copy() for a in arrays_by_rank[0]]
     for arrays in arrays_by_rank[1:]:
         results = [

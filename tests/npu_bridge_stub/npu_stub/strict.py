@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of what a device would refuse, or do badly, later than Python.
-
-NPU_STUB_STRICT=0 turns them off.
-"""
+"""Refusals of what a device would refuse, or do badly, later than Python."""
 
 import inspect
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import collective, graph, system
-from npu_bridge.estimator.npu import npu_scope
+from npu_stub import graph
 
 _NO_DTYPES = {
     d.as_datatype_enum: d.name
@@ -34,27 +30,6 @@ class Refused(ValueError):
 def argument_names(function):
     """Names of the arguments of a model function or what wraps one."""
     return tuple(inspect.signature(function).parameters)
-
-
-def check_host_call(host_call):
-    """Raises what NPUEstimatorSpec does for a bad host_call."""
-    if not isinstance(host_call, tuple) or len(host_call) != 2:
-        raise ValueError(
-            f"host_call is {host_call!r}; expected (function, tensors)"
-        )
-    function, tensors = host_call
-    if not callable(function):
-        raise TypeError(f"host_call's function is {function!r}")
-    if not isinstance(tensors, (list, tuple, dict)):
-        raise ValueError(
-            f"host_call's tensors are {tensors!r}; expected a list, tuple or "
-            "dict"
-        )
-    if len(argument_names(function)) != len(tensors):
-        raise RuntimeError(
-            f"host_call's function takes {len(argument_names(function))} "
-            f"tensors, got {len(tensors)}"
-        )
 
 
 def check_steps(steps, max_steps, iterations):
@@ -86,28 +61,13 @@ def check_model(features, labels, spec, config):
         _check_tensor(tensor)
     if config.iterations_per_loop > 1 and spec.mode == "train":
         _check_iterator(config.iterations_per_loop)
-    host_call = getattr(spec, "host_call", None) or (None, [])
     operations = _behind(
         tf.nest.flatten(
-            [
-                spec.predictions,
-                spec.loss,
-                spec.train_op,
-                spec.eval_metric_ops,
-                host_call[1],
-            ]
+            [spec.predictions, spec.loss, spec.train_op, spec.eval_metric_ops]
         )
     )
     for operation in operations:
-        _check_operation(operation, config)
-    names = {operation.name for operation in operations}
-    system.check_split(
-        sum(
-            count
-            for name, count in tf.get_collection(collective.GRADIENTS)
-            if name in names
-        )
-    )
+        _check_operation(operation)
 
 
 def _check_tensor(tensor):
@@ -158,7 +118,7 @@ def _behind(fetches):
     return sorted(found, key=lambda o: o.name)
 
 
-def _check_operation(operation, config):
+def _check_operation(operation):
     if graph.is_own(operation):
         return
     if operation.type == "IteratorGetNext":
@@ -173,14 +133,6 @@ def _check_operation(operation, config):
             f"operation {operation.name} ({operation.type}): {reason}"
         )
     attributes = operation.node_def.attr
-    if (
-        npu_scope.WITHOUT_COMPILE in attributes
-        and not config.npu_options["mix_compile_mode"]
-    ):
-        raise Refused(
-            f"operation {operation.name} is in without_npu_compile_scope, "
-            "which needs mix_compile_mode"
-        )
     dtypes = {t.dtype.base_dtype.as_datatype_enum for t in operation.outputs}
     for value in attributes.values():
         dtypes.update([value.type] + list(value.list.type))

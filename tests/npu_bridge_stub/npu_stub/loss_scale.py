@@ -4,42 +4,21 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import settings
-
 
 class FixedLossScaleManager:
     """A loss scale that never changes."""
 
-    if settings.since_17():
-
-        @settings.api()
-        def __init__(self, loss_scale, enable_overflow_check=True):
-            self._set(loss_scale, enable_overflow_check)
-
-        @settings.api()
-        def get_enable_overflow_check(self):
-            """Whether steps that overflow are skipped."""
-            return self._enable_overflow_check
-    else:
-
-        @settings.api()
-        def __init__(self, loss_scale):
-            self._set(loss_scale, True)
-
-    def _set(self, loss_scale, enable_overflow_check):
+    def __init__(self, loss_scale):
         if loss_scale < 1:
             raise ValueError(
                 f"loss_scale is {loss_scale:g}; expected at least 1"
             )
         self._loss_scale = tf.convert_to_tensor(loss_scale, dtype=tf.float32)
-        self._enable_overflow_check = enable_overflow_check
 
-    @settings.api()
     def get_loss_scale(self):
         """Float32 scalar."""
         return self._loss_scale
 
-    @settings.api()
     def update_loss_scale(self, finite_grads):
         """Does nothing."""
         del finite_grads
@@ -49,14 +28,13 @@ class FixedLossScaleManager:
 class ExponentialUpdateLossScaleManager:
     """Grows after finite steps in a row, shrinks after overflows."""
 
-    @settings.api()
     def __init__(
         self,
         init_loss_scale,
         incr_every_n_steps,
-        decr_every_n_nan_or_inf=2,
-        incr_ratio=2,
-        decr_ratio=0.8,
+        decr_every_n_nan_or_inf,
+        incr_ratio,
+        decr_ratio,
     ):
         self._incr_every_n_steps = incr_every_n_steps
         self._decr_every_n = decr_every_n_nan_or_inf
@@ -66,12 +44,10 @@ class ExponentialUpdateLossScaleManager:
         self._good = _variable("good_steps", 0, tf.int32)
         self._bad = _variable("bad_steps", 0, tf.int32)
 
-    @settings.api()
     def get_loss_scale(self):
         """Float32 scalar."""
         return self._loss_scale
 
-    @settings.api()
     def update_loss_scale(self, finite_grads):
         """Counts a step.
 

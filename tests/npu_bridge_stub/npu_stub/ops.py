@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout, fused Adam steps, and the collective system's start and end."""
+"""Dropout and GELU."""
 
+import math
 import numbers
 
 import tensorflow.compat.v1 as tf
 
-from npu_bridge._standin import graph, native, settings, system
-from npu_bridge.helper import helper
 
-gen_npu_ops = helper.get_gen_ops()
-DEFAULT_GRAPH_SEED = 87654321
-adam_apply_one_assign = native.adam_apply_one_assign
-adam_apply_one_with_decay_assign = native.adam_apply_one_with_decay_assign
-
-
-@settings.api()
-def dropout(x, keep_prob, noise_shape=None, seed=None, name=None):
+def dropout(x, keep_prob, noise_shape, seed, name):
     """Keeps each element with keep_prob, scaled up by its inverse.
 
     Seeds go together as in tf.random.get_seed: without any, every run and
@@ -52,15 +44,13 @@ def _shape(x, noise_shape):
     return x.shape if x.shape.is_fully_defined() else tf.shape(x)
 
 
-@settings.api()
-def initialize_system(name=None):
-    """Operation that starts the collective system of this process."""
-    with graph.own_operations():
-        return graph.py_func(system.start, [], [], name or "NPUInit")
+def gelu(features, name=None):
+    """The tanh form, as the adapter's own CPU kernel computes it.
 
-
-@settings.api()
-def shutdown_system(name=None):
-    """Operation that ends it."""
-    with graph.own_operations():
-        return graph.py_func(system.stop, [], [], name or "NPUShutdown")
+    Inner values are float32: fp16 must not overflow in the cube.
+    """
+    x = tf.cast(features, tf.float32)
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * tf.pow(x, 3))
+    return tf.cast(
+        0.5 * x * (1.0 + tf.tanh(inner)), features.dtype, name=name or "Gelu"
+    )
