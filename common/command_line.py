@@ -192,7 +192,7 @@ def describe_os_error(error: OSError) -> str:
 
 def _parse(argv: typing.List[str]) -> typing.List[str]:
     try:
-        arguments = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except flags.Error as error:
         fail(f"{error}; --help lists the flags")
     except UnicodeDecodeError as error:
@@ -206,10 +206,6 @@ def _parse(argv: typing.List[str]) -> typing.List[str]:
             f"cannot read the flags ({error}); write --name=value, one per "
             "line in a --flagfile"
         )
-    if flags.FLAGS["version"].value:
-        sys.stdout.write(version.VERSION + "\n")
-        sys.exit(0)
-    return arguments
 
 
 def _reject_arguments(arguments: typing.Sequence[str]) -> None:
@@ -243,6 +239,9 @@ def run(
 
     def guarded(argv):
         try:
+            if flags.FLAGS["version"].value:
+                sys.stdout.write(version.VERSION + "\n")
+                sys.exit(0)
             if not takes_arguments:
                 _reject_arguments(argv[1:])
             result = main(argv)
