@@ -119,7 +119,7 @@ def expand_inputs(text: str) -> typing.List[text_files.TextFile]:
     """As text_files.expand_inputs, but parts may also be addresses.
 
     Raises:
-      errors.UserError: a part matches no readable file, or there is no text.
+      errors.UserError: a part matches no readable file, or the files are empty.
     """
     inputs: typing.List[typing.Any] = []
     for part in filter(None, (p.strip() for p in text.split(","))):

@@ -272,7 +272,7 @@ class RecordOrder:
       window: records that are shuffled together.
 
     Raises:
-      errors.UserError: there are no records.
+      errors.UserError: the inputs hold no records.
     """
 
     def __init__(

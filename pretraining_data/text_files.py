@@ -56,7 +56,7 @@ def expand_inputs(text: str) -> typing.List[TextFile]:
         or a directory are sorted by name.
 
     Raises:
-      errors.UserError: a part matches no readable file, or there is no text.
+      errors.UserError: a part matches no readable file, or the files are empty.
     """
     paths = []
     for part in filter(None, (p.strip() for p in text.split(","))):

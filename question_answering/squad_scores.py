@@ -297,7 +297,7 @@ def find_best_thresholds(
     """The best null thresholds for exact match and for F1.
 
     Args:
-      gold: {id: list of accepted texts}, empty when there is no answer.
+      gold: {id: list of accepted texts}, empty for an unanswerable question.
       predictions: {id: text}; see `best_threshold`.
       null_odds: {id: number}.
 

@@ -326,7 +326,7 @@ def find_best_thresholds(
     """The best null thresholds for exact match and for F1.
 
     Args:
-      gold: {id: list of accepted texts}, empty when there is no answer.
+      gold: {id: list of accepted texts}, empty for an unanswerable question.
       predictions: {id: text}; see `best_threshold`.
       null_odds: {id: number}.
 
@@ -614,7 +614,7 @@ def define_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         metavar="na_prob.json",
         help="JSON object, question id to the probability, or "
-        "log odds, that there is no answer",
+        "log odds, that the question is unanswerable",
     )
     parser.add_argument(
         "--na-prob-thresh",

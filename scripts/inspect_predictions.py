@@ -145,7 +145,7 @@ def kind_of(
     """CORRECT or one of KINDS.
 
     Args:
-      gold: accepted texts, empty where there is no answer.
+      gold: accepted texts, empty for an unanswerable question.
       prediction: text, or None.
       exact, f1: the scores.
     """

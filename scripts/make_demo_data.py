@@ -65,7 +65,7 @@ _WORDS = {
 
 
 class Relation(typing.NamedTuple):
-    """A kind of fact; {s} stands for its subject, {v} for its value."""
+    """A kind of fact; {s} is replaced by its subject, {v} by its value."""
 
     subject: str
     value: str

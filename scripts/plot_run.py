@@ -91,7 +91,7 @@ def read_run(directory: str) -> Curves:
     """The curves of the event files in a directory.
 
     Raises:
-      errors.UserError: there are no event files, or no scalars in them.
+      errors.UserError: no event files, or no scalars in them.
     """
     events = [
         event for path in _event_files(directory) for event in _scalars(path)

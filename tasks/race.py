@@ -59,7 +59,7 @@ def read(directory: str, needs_answers: bool) -> typing.List[Article]:
       needs_answers: whether a file without answers is an error.
 
     Raises:
-      errors.UserError: there is no file, or one is not in RACE's format.
+      errors.UserError: no file is found, or one is not in RACE's format.
       OSError: one cannot be read.
     """
     if not os.path.isdir(directory):

@@ -168,7 +168,7 @@ def text_of(table: Table, row: Row, column: str) -> str:
     """The text in a column of a row; a number of JSON as its digits.
 
     Raises:
-      errors.UserError: there is no such column, or no text in it.
+      errors.UserError: the column does not exist or has no text.
     """
     if column not in row.values:
         raise errors.UserError(

@@ -43,7 +43,7 @@ def reported(
 
 
 def _reason(error, output_dir):
-    """The message for a user, or "" where there is no fix to name."""
+    """The message for a user, or "" without a known fix."""
     text = str(error)
     for pattern, fix in _FILE_PROBLEMS:
         problem = pattern.search(text)

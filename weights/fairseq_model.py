@@ -496,7 +496,7 @@ def _config(paths, checkpoint, tensors):
         return value
 
     def size(name, axis):
-        """A dimension of a weight; 0 if there is no such weight."""
+        """A dimension of a weight; 0 if the weight does not exist."""
         tensor = tensors.get(name)
         return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
 
