@@ -15,7 +15,7 @@ environment.create chooses a device. Every device has
     agree(number)       rank 0's number, in every process
     micro_batches(optimizer, losses, run)       the innermost optimizer
     wrap_optimizer(optimizer, run)              averaging and loss scale
-    overflow(optimizer)                         tensors of the loss scale
+    overflow(optimizer)                         tensors that report overflows
     without_nan(loss)                           the loss for TensorFlow's hooks
     estimator(model_fn, run, num_train_steps)   trains, evaluates, predicts
     session_config()    tf.ConfigProto of its sessions
@@ -275,7 +275,8 @@ class Device:
     def overflow(self, optimizer) -> typing.Dict[str, tf.Tensor]:
         """{"loss_scale": scalar, "finite": bool [G]}, or {} without a scale.
 
-        G counts the gradients in the order of compute_gradients.
+        Devices whose adapter hides it omit "finite". G counts the gradients in
+        the order of compute_gradients.
         """
         if self._options.loss_scale < 0:
             return {}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does its own way, with plain TensorFlow as default."""
+"""GELU, dropout, LayerNorm and look-ups in plain TensorFlow.
+
+A device may replace each of them: see Kernels.
+"""
 
 import math
 import typing
@@ -19,7 +22,7 @@ def gelu(x):
         area = 0.5 + 0.5 * tf.erf(scaled)
 
         def gradient(upstream):
-            # wide times the density exp(-wide^2 / 2) / sqrt(2 pi).
+            # scaled * density = wide * exp(-wide^2 / 2) / sqrt(2 pi).
             density = tf.exp(-0.5 * math.log(math.pi) - tf.square(scaled))
             return upstream * (area + scaled * density)
 
@@ -132,7 +135,7 @@ def embed(table, ids):
 
 
 class Kernels(typing.NamedTuple):
-    """What a device does its own way, with plain TensorFlow as default."""
+    """The operations a device may replace; defaults are plain TensorFlow."""
 
     gelu: typing.Callable = gelu
     dropout: typing.Callable = dropout

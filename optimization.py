@@ -350,7 +350,7 @@ class Averaged(Wrapper):
         return list(zip(gradients, [v for _, v in pairs]))
 
 
-def squares(gradients: typing.Iterable) -> typing.List[tf.Tensor]:
+def half_squares(gradients: typing.Iterable) -> typing.List[tf.Tensor]:
     """Half of each gradient's sum of squares, float32; None is skipped."""
     return [
         tf.nn.l2_loss(tf.cast(g, tf.float32))
@@ -361,7 +361,7 @@ def squares(gradients: typing.Iterable) -> typing.List[tf.Tensor]:
 
 def global_norm(gradients: typing.Iterable) -> tf.Tensor:
     """Square root of the sum of all squares, float32; None is skipped."""
-    return tf.sqrt(2.0 * tf.add_n(squares(gradients)))
+    return tf.sqrt(2.0 * tf.add_n(half_squares(gradients)))
 
 
 def clip(
@@ -500,7 +500,7 @@ class LossScaled(Wrapper):
             (g if g is None else tf.cast(g, tf.float32) * back, v)
             for g, v in pairs
         ]
-        self.finite = tf.is_finite(tf.stack(squares(g for g, _ in pairs)))
+        self.finite = tf.is_finite(tf.stack(half_squares(g for g, _ in pairs)))
         return pairs
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):

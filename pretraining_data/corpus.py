@@ -53,7 +53,8 @@ class Segment:
     """Bytes of one file, cut after a whole character.
 
     `offset` (bytes) and `line` (from 1) say where in the uncompressed file it
-    begins. `ends_in_line`, `ends_in_document`: in the next segment.
+    begins. With `ends_in_line` or `ends_in_document` the next segment continues
+    the last line or document.
     """
 
     path: str
@@ -355,12 +356,12 @@ def _text_sentences(segment, text):
     begins = not segment.continues_document
     for number, line in enumerate(lines):
         continues = segment.continues_line and number == 0
-        ends_in_document = segment.ends_in_line and number == len(lines) - 1
+        is_cut = segment.ends_in_line and number == len(lines) - 1
         if line.strip():
             line = line if continues else line.lstrip()
-            yield line if ends_in_document else line.rstrip(), begins
+            yield line if is_cut else line.rstrip(), begins
             begins = False
-        elif not (continues or ends_in_document):
+        elif not (continues or is_cut):
             begins = True
 
 
