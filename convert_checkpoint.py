@@ -29,16 +29,17 @@ from weights import (
     fairseq_model,
     hf_model,
     lazy_tensors,
+    model_directory,
     safetensors_file,
     tf_checkpoint,
 )
 from weights import names as weight_names
 
-VOCAB, MERGES = "vocab.json", "merges.txt"
+VOCAB, MERGES = model_directory.VOCAB, model_directory.MERGES
 # What Hugging Face keeps beside a vocabulary; copied where it exists.
 _TOKENIZER_EXTRAS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    model_directory.TOKENIZER,
+    model_directory.TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )
@@ -212,7 +213,7 @@ def _read_fairseq(options):
         tokenizer[VOCAB] = text.encode("utf-8")
     if model_files.merges:
         tokenizer[MERGES] = files.read_bytes(model_files.merges)
-    _warn_of_missing(tokenizer, os.path.dirname(model_files.model))
+    directory = os.path.dirname(model_files.model)
     return Model(
         path=model_files.model,
         kind="fairseq",
@@ -222,7 +223,7 @@ def _read_fairseq(options):
         config=config,
         parts=weight_names.parts_in_hf(loaded.tensors, config, []),
         left_out=loaded.left_out,
-        tokenizer=tokenizer,
+        tokenizer=_described(tokenizer, directory, config),
     )
 
 
@@ -289,12 +290,12 @@ def _tokenizer_files(directory, options, config):
             contents[name] = files.read_bytes(path)
             if name == VOCAB:
                 lazy_tensors.read_vocabulary(path, config.vocab_size)
-    _warn_of_missing(contents, directory)
-    return contents
+    return _described(contents, directory, config)
 
 
-def _warn_of_missing(tokenizer, directory):
-    missing = [name for name in (VOCAB, MERGES) if name not in tokenizer]
+def _described(contents, directory, config):
+    """The tokenizer's files, completed with what transformers reads."""
+    missing = [name for name in (VOCAB, MERGES) if name not in contents]
     if missing:
         logging.warning(
             "no %s in %s: the output has no complete tokenizer; pass "
@@ -302,6 +303,21 @@ def _warn_of_missing(tokenizer, directory):
             " and ".join(missing),
             directory or ".",
         )
+        return contents
+    return {
+        **model_directory.description(
+            contents[VOCAB],
+            contents[MERGES],
+            bool(model_directory.lower_case(directory)),
+            config.max_sequence_length,
+            contents.get(model_directory.TOKENIZER_CONFIG, b"{}"),
+        ),
+        **{
+            name: data
+            for name, data in contents.items()
+            if name != model_directory.TOKENIZER_CONFIG
+        },
+    }
 
 
 # --- Checking ---------------------------------------------------------------
@@ -453,8 +469,14 @@ def _config_bytes(model, dtype):
 
 
 def _small_files(model, directory, dtype, overwrite):
-    """{path: bytes} of config and tokenizer, without unchanged files."""
-    contents = {"config.json": _config_bytes(model, dtype), **model.tokenizer}
+    """{path: bytes} beside the weights, without unchanged files."""
+    contents = {
+        model_directory.CONFIG: _config_bytes(model, dtype),
+        **model.tokenizer,
+    }
+    task = model_directory.task_of(os.path.dirname(model.path), model.parts)
+    if task.task:
+        contents[model_directory.TASK] = model_directory.task_bytes(task)
     small = {
         os.path.join(directory, name): data for name, data in contents.items()
     }

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports a trained model for another program, and compares it first.
 
-    python export_model.py --model=output/squad_v1.1 --task=squad \
+    python export_model.py --model=output/squad_v1.1 \
       --format=saved_model --output=served/squad/1
-    python export_model.py --model=output/squad_v1.1 --task=squad \
-      --format=frozen --batch_size=1 --max_seq_length=384 \
-      --output=squad.pb --soc_version=Ascend310P3
+    python export_model.py --model=output/squad_v1.1 \
+      --format=frozen --batch_size=1 --output=squad.pb \
+      --soc_version=Ascend310P3
+
+Without --task it exports the model's own: that of task.json, else that of the
+only head in the checkpoint, else the encoder.
 
 inference/exporting.py describes the formats.
 """
@@ -17,25 +20,22 @@ import typing
 
 import tensorflow.compat.v1 as tf
 from absl import flags
+from absl import logging as absl_logging
 
 from common import command_line, errors
 from inference import exporting, trained_model
-from training import preflight
 
 FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(trained_model.ModelConfig):
     """Flags of this script."""
 
-    model: str = command_line.flag(
-        "",
-        "Output directory of a trainer, whose newest checkpoint is taken, "
-        "or the prefix of a checkpoint.",
-    )
     task: str = command_line.flag(
-        "encoder", "Which head to export.", choices=tuple(trained_model.HEADS)
+        "",
+        "Which head to export. Default: that of the model's own task.",
+        choices=tuple(trained_model.HEADS),
     )
     format: str = command_line.flag(
         "saved_model",
@@ -45,22 +45,16 @@ class ExportConfig:
     output: str = command_line.flag(
         "", "File (frozen: .pb, onnx: .onnx) or directory to write."
     )
-    bert_config_file: str = command_line.flag(
-        "", "The model's config. Default: config.json beside the checkpoint."
-    )
-    vocab_file: str = command_line.flag(
-        "", "vocab.json to copy. Default: the one beside the checkpoint."
-    )
-    merges_file: str = command_line.flag(
-        "", "merges.txt to copy. Default: the one beside the checkpoint."
-    )
     batch_size: int = command_line.flag(
         1,
         "frozen: sequences, or questions of multiple_choice, of a batch.",
         lower=1,
     )
-    max_seq_length: int = command_line.flag(
-        384, "frozen: tokens of a sequence; shorter ones are padded.", lower=4
+    max_seq_length: typing.Optional[int] = command_line.flag(
+        None,
+        "frozen: tokens of a sequence; shorter ones are padded. Default: as "
+        "in training, without task.json 384.",
+        lower=4,
     )
     num_choices: int = command_line.flag(
         4, "frozen: options of a question of multiple_choice.", lower=2
@@ -104,27 +98,29 @@ class ExportConfig:
             )
 
 
+def own_head(model: trained_model.TrainedModel) -> str:
+    """The head of the model's own task; logs which it is, and why."""
+    reason = "the model's own task"
+    if model.own_head == "encoder":
+        parts = ", ".join(sorted(model.parts))
+        reason = f"there is no task.json, and the checkpoint has {parts}"
+    absl_logging.info("exporting %s: %s", model.own_head, reason)
+    return model.own_head
+
+
 def main(_: typing.List[str]) -> None:
     options = command_line.build(ExportConfig, FLAGS)
     for name in ("tensorflow", "tf2onnx"):  # they log each step
         logging.getLogger(name).setLevel(logging.ERROR)
-    model = trained_model.find(
-        options.model,
-        bert_config_file=options.bert_config_file,
-        vocab_file=options.vocab_file,
-        merges_file=options.merges_file,
-    )
+    model = trained_model.find(options.model, options)
+    head = options.task or own_head(model)
     shape = exporting.Shape()
     if options.format == "frozen":
-        preflight.check_length(
-            options.max_seq_length, model.config, model.config_file
-        )
-        shape = exporting.Shape(
-            options.batch_size, options.max_seq_length, options.num_choices
-        )
+        length = model.sequence_length(options.max_seq_length, head, 384)
+        shape = exporting.Shape(options.batch_size, length, options.num_choices)
     largest, signatures = exporting.export(
         model,
-        options.task,
+        head,
         options.format,
         options.output,
         shape=shape,
@@ -141,7 +137,7 @@ def main(_: typing.List[str]) -> None:
         sys.stdout.write(
             exporting.atc_command(
                 options.output,
-                signatures[options.task],
+                signatures[head],
                 options.soc_version or '"$SOC_VERSION"',
             )
             + "\n"

@@ -36,11 +36,6 @@ _BATCHES = 64
 class PredictConfig:
     """Flags of this script alone."""
 
-    model: str = command_line.flag(
-        "",
-        "Output directory of a trainer, whose newest checkpoint is taken, "
-        "or the prefix of a checkpoint.",
-    )
     text: str = command_line.flag("", "The text.")
     text_b: str = command_line.flag("", "classify: the second text of a pair.")
     question: str = command_line.flag("", "answer: the question.")
@@ -405,16 +400,16 @@ def main(arguments: typing.List[str]) -> None:
     settings = command_line.build(predictor.Settings, FLAGS)
     check_flags(task, options)
     logs.set_up_warnings()
+    model = predictor.Predictor(settings.model, task, settings)
     items = None
     if options.input_file:
         items = read_items(
-            task, options.input_file, settings.version_2_with_negative
+            task, options.input_file, model.answers.version_2_with_negative
         )
     elif options.text:
         items = [
             Item("1", options.text, options.text_b or None, options.question)
         ]
-    model = predictor.Predictor(options.model, task, settings)
     if items is None:
         converse(model)
     else:

@@ -27,8 +27,8 @@ import environment
 from common import errors, files
 from inference import trained_model
 from training import checkpoints
+from weights import model_directory, tf_checkpoint
 from weights import names as weight_names
-from weights import tf_checkpoint
 
 # Largest difference of float32 graphs with another order of summation; the LM
 # head sums over the hidden size once more.
@@ -270,17 +270,17 @@ def _run_slim(path, head, ids):
 
 
 def _copy_small_files(model, directory):
-    """config.json and, if there are any, the tokenizer's files."""
+    """config.json, task.json and, if there are any, the tokenizer's files."""
     os.makedirs(directory, exist_ok=True)
-    tokenizer_config = trained_model.TOKENIZER_CONFIG
-    for source, name in (
-        (model.config_file, "config.json"),
-        (model.vocab_file, trained_model.VOCAB),
-        (model.merges_file, trained_model.MERGES),
-        (os.path.join(model.directory, tokenizer_config), tokenizer_config),
-    ):
-        if source and os.path.isfile(source):
-            shutil.copyfile(source, os.path.join(directory, name))
+    shutil.copyfile(
+        model.config_file, os.path.join(directory, model_directory.CONFIG)
+    )
+    if model.tokenizer.vocab_file and model.tokenizer.merges_file:
+        model_directory.write_tokenizer(
+            directory, model.tokenizer, model.config.max_sequence_length
+        )
+    if model.task.task:
+        model_directory.write_task(directory, model.task)
 
 
 class Format(typing.NamedTuple):

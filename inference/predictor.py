@@ -23,6 +23,7 @@ from common import command_line, errors
 from inference import trained_model
 from tasks import sequences
 from training import preflight
+from weights import model_directory
 
 # Task: its head.
 TASKS = {
@@ -37,25 +38,30 @@ _ANSWER_LENGTH, _STRIDE = 384, 128
 _LENGTH_STEP = 32  # lengths of batches, as in training's prediction
 
 
+_ANSWER_FIELDS = {f.name: f for f in dataclasses.fields(squad.AnswerConfig)}
+
+
+def _as_trained(name: str) -> typing.Any:
+    """A field of squad.AnswerConfig whose default is that of training."""
+    flag = _ANSWER_FIELDS[name].metadata
+    text = f"{flag['help']} Default: as in training."
+    return dataclasses.field(default=None, metadata=dict(flag, help=text))
+
+
 @dataclasses.dataclass(frozen=True)
-class Settings(squad.AnswerConfig):
+class Settings(trained_model.ModelConfig):
     """Flags of prediction; run_squad.py shares some of them."""
 
-    bert_config_file: str = command_line.flag(
-        "", "The model's config. Default: config.json beside the checkpoint."
+    max_query_length: typing.Optional[int] = _as_trained("max_query_length")
+    n_best_size: int = command_line.flag(
+        20, "Answers listed for each question.", lower=1
     )
-    vocab_file: str = command_line.flag(
-        "",
-        "The tokenizer's vocab.json. Default: the one beside the checkpoint.",
+    max_answer_length: typing.Optional[int] = _as_trained("max_answer_length")
+    version_2_with_negative: typing.Optional[bool] = _as_trained(
+        "version_2_with_negative"
     )
-    merges_file: str = command_line.flag(
-        "",
-        "The tokenizer's merges.txt. Default: the one beside the checkpoint.",
-    )
-    do_lower_case: typing.Optional[bool] = command_line.flag(
-        None,
-        "Lower-case all text. Default: as in training, if "
-        "tokenizer_config.json beside the checkpoint says so, else False.",
+    null_score_diff_threshold: typing.Optional[float] = _as_trained(
+        "null_score_diff_threshold"
     )
     accelerator: str = command_line.flag(
         "auto",
@@ -68,14 +74,14 @@ class Settings(squad.AnswerConfig):
     )
     max_seq_length: typing.Optional[int] = command_line.flag(
         None,
-        "Tokens of a sequence at most. Default: 384 for answers, else "
-        "what the model has positions for.",
+        "Tokens of a sequence at most. Default: as in training; without "
+        "task.json 384 for answers, else what the model has positions for.",
         lower=4,
     )
     doc_stride: typing.Optional[int] = command_line.flag(
         None,
-        "Tokens from one window of a long text to the next. Default: a "
-        "third of max_seq_length, 128 at most.",
+        "Tokens from one window of a long text to the next. Default: as in "
+        "training; with another max_seq_length a third of it, 128 at most.",
         lower=1,
     )
     top_k: int = command_line.flag(5, "Words listed for each <mask>.", lower=1)
@@ -110,15 +116,22 @@ class Predictor:
         settings = settings or Settings()
         self.task = task
         self.settings = settings
-        self.model = trained_model.find(
-            model,
-            bert_config_file=settings.bert_config_file,
-            vocab_file=settings.vocab_file,
-            merges_file=settings.merges_file,
-        )
+        self.model = trained_model.find(model, settings)
         self.model.check_head(TASKS[task])
-        self.tokenizer = _tokenizer(self.model, settings)
-        self.max_length = _max_length(self.model, task, settings)
+        self.tokenizer = _tokenizer(self.model)
+        trained = self.model.trained_for(TASKS[task])
+        self.answers = _answer_config(settings, trained)
+        self.max_length = self.model.sequence_length(
+            settings.max_seq_length,
+            TASKS[task],
+            _ANSWER_LENGTH
+            if task == "answer"
+            else self.model.config.max_sequence_length,
+        )
+        stride = min(_STRIDE, self.max_length // 3)
+        if self.max_length == trained.max_seq_length:
+            stride = trained.doc_stride or stride
+        self.doc_stride = settings.doc_stride or stride
         builds = {"fill-mask": _build_fill_mask, "embed": _build_embed}
         self._engine = _Engine(
             self.model, settings, builds.get(task, _build_head), task
@@ -163,20 +176,20 @@ class Predictor:
                 raise errors.UserError(f"{name}: the question is empty")
             if not example.context.strip():
                 raise errors.UserError(f"{name}: the text is empty")
-        settings = self.settings
+        options = self.answers
         features = list(
             squad.convert_examples_to_features(
                 examples,
                 self.tokenizer,
                 self.max_length,
-                settings.doc_stride or min(_STRIDE, self.max_length // 3),
-                settings.max_query_length,
+                self.doc_stride,
+                options.max_query_length,
                 is_training=False,
             )
         )
         logits = self._engine.run([feature.input_ids for feature in features])
         answerable = None
-        if settings.version_2_with_negative and (
+        if options.version_2_with_negative and (
             "answerable" in self.model.parts
         ):
             answerable = {
@@ -190,10 +203,10 @@ class Predictor:
                 index: (row["start_logits"], row["end_logits"])
                 for index, row in enumerate(logits)
             },
-            settings.n_best_size,
-            settings.max_answer_length,
-            settings.version_2_with_negative,
-            settings.null_score_diff_threshold,
+            options.n_best_size,
+            options.max_answer_length,
+            options.version_2_with_negative,
+            options.null_score_diff_threshold,
             answerable_logits=answerable,
             with_offsets=True,
         )
@@ -390,36 +403,29 @@ def _answer(name, predictions, nbest, null_odds):
     return result
 
 
-def _tokenizer(model, settings):
-    for name, path in (
-        ("vocab_file", model.vocab_file),
-        ("merges_file", model.merges_file),
-    ):
-        if not path:
+def _tokenizer(model):
+    for name in ("vocab_file", "merges_file"):
+        if not getattr(model.tokenizer, name):
             raise errors.UserError(
                 f"{model.checkpoint}: no tokenizer files beside it "
                 f"(--{name} is missing); pass --vocab_file and --merges_file"
             )
-    do_lower_case = settings.do_lower_case
-    if do_lower_case is None:
-        do_lower_case = model.do_lower_case
-    tokenizer = tokenization.RobertaTokenizer(
-        model.vocab_file, model.merges_file, do_lower_case=do_lower_case
-    )
+    tokenizer = tokenization.RobertaTokenizer(*model.tokenizer)
     preflight.check_vocabulary(
-        tokenizer, model.vocab_file, model.config, model.config_file
+        tokenizer, model.tokenizer.vocab_file, model.config, model.config_file
     )
     return tokenizer
 
 
-def _max_length(model, task, settings):
-    most = model.config.max_sequence_length
-    if settings.max_seq_length is None:
-        return min(_ANSWER_LENGTH, most) if task == "answer" else most
-    preflight.check_length(
-        settings.max_seq_length, model.config, model.config_file
+def _answer_config(
+    settings: Settings, trained: model_directory.Task
+) -> squad.AnswerConfig:
+    """The flags, else what the model was trained with, else the defaults."""
+    flags = {k: v for k, v in vars(settings).items() if v is not None}
+    values = {**trained.values(), **flags}
+    return squad.AnswerConfig(
+        **{name: values[name] for name in _ANSWER_FIELDS if name in values}
     )
-    return settings.max_seq_length
 
 
 class _Engine:

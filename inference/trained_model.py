@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model: its files, and the graphs of its heads.
 
-The trainers write config.json, checkpoints and the tokenizer's files to one
-directory; `find` takes it, or the prefix of a checkpoint. `build` makes the
-graph of a head without its training, `restored` a session with its weights.
+The trainers write config.json, task.json, checkpoints and the tokenizer's files
+to one directory; `find` takes it, or the prefix of a checkpoint. `build` makes
+the graph of a head without its training, `restored` a session with its weights.
 """
 
+import dataclasses
 import glob
 import os
 import typing
@@ -15,14 +16,12 @@ import tensorflow.compat.v1 as tf
 import configuration
 import modeling
 import optimization
-from common import errors, files
+from common import command_line, errors, files
 from kernels import Kernels
-from training import checkpoints
-from weights import lazy_tensors, tf_checkpoint
+from training import checkpoints, preflight
+from weights import lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
-VOCAB, MERGES = "vocab.json", "merges.txt"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # A head's name for users: its key in weight_names.PARTS.
 HEADS = {
     "mlm": "masked_lm",
@@ -42,6 +41,38 @@ NO_ANSWER = -1e9
 _PLAIN = Kernels()
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Flags of every script that loads a trained model."""
+
+    model: str = command_line.flag(
+        "",
+        "Output directory of a trainer, whose newest checkpoint is taken, "
+        "or the prefix of a checkpoint.",
+    )
+    bert_config_file: str = command_line.flag(
+        "", "The model's config. Default: config.json beside the checkpoint."
+    )
+    vocab_file: str = command_line.flag(
+        "",
+        "The tokenizer's vocab.json. Default: the one beside the checkpoint.",
+    )
+    merges_file: str = command_line.flag(
+        "",
+        "The tokenizer's merges.txt. Default: the one beside the checkpoint.",
+    )
+    do_lower_case: typing.Optional[bool] = command_line.flag(
+        None,
+        "Lower-case all text. Default: as in training, if "
+        "tokenizer_config.json beside the checkpoint says so, else False.",
+    )
+    allow_other_tokenizer: bool = command_line.flag(
+        False,
+        "Continue, with a warning, where vocabulary, merges or lower-casing "
+        "are not those of training.",
+    )
+
+
 class TrainedModel(typing.NamedTuple):
     """The files of a model, as `find` returns them."""
 
@@ -51,13 +82,37 @@ class TrainedModel(typing.NamedTuple):
     values: dict  # all of config.json
     tensors: typing.Dict[str, lazy_tensors.Tensor]  # of the checkpoint
     parts: typing.FrozenSet[str]  # keys of weight_names.PARTS
-    vocab_file: str  # "" without one
-    merges_file: str
-    do_lower_case: bool  # of tokenizer_config.json, else False
+    tokenizer: model_directory.TokenizerFiles  # "" for a missing file
+    task: model_directory.Task  # task.json; without it, of the only head
 
     @property
     def directory(self) -> str:
         return os.path.dirname(self.checkpoint) or "."
+
+    @property
+    def own_head(self) -> str:
+        """The key of HEADS of the task in `task`, else "encoder"."""
+        heads = {part: head for head, part in HEADS.items()}
+        return heads.get(self.task.task, "encoder")
+
+    def trained_for(self, head: str) -> model_directory.Task:
+        """`task` if it is about this head, else an empty one."""
+        return self.task if head == self.own_head else model_directory.Task()
+
+    def sequence_length(
+        self, flag: typing.Optional[int], head: str, default: int
+    ) -> int:
+        """Tokens of a sequence: the flag, else as in training, else default.
+
+        Raises:
+          errors.UserError: the model has fewer positions than the flag or
+            task.json requests.
+        """
+        length = flag or self.trained_for(head).max_seq_length
+        if length is None:
+            return min(default, self.config.max_sequence_length)
+        preflight.check_length(length, self.config, self.config_file)
+        return length
 
     def num_labels(self, head: str) -> typing.Optional[int]:
         """Labels of a classification or tagging head; None of others."""
@@ -65,7 +120,9 @@ class TrainedModel(typing.NamedTuple):
         return self.tensors[name].shape[0] if name else None
 
     def labels(self, count: int) -> typing.List[str]:
-        """Names of labels, from id2label of config.json: list [count]."""
+        """Names of labels, of task.json or config.json: list [count]."""
+        if self.task.labels and len(self.task.labels) == count:
+            return self.task.labels
         names = self.values.get("id2label")
         names = names if isinstance(names, dict) else {}
         return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
@@ -84,31 +141,26 @@ class TrainedModel(typing.NamedTuple):
             )
 
 
-def find(
-    path: str,
-    *,
-    bert_config_file: str = "",
-    vocab_file: str = "",
-    merges_file: str = "",
-) -> TrainedModel:
+def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
     """The model in a directory, or that of a checkpoint's prefix.
 
     Args:
       path: output_dir of a trainer, whose newest checkpoint is taken, or a
         prefix such as DIR/model.ckpt-1000.
-      bert_config_file: the model's config; "" is the config.json beside it.
-      vocab_file, merges_file: "" are the files beside it, if there are any.
+      flags: files that are not beside the checkpoint.
 
     Raises:
-      errors.UserError: there is no such checkpoint, it is damaged, or it does
-        not fit its config.
+      errors.UserError: there is no such checkpoint, it is damaged, it does not
+        fit its config, or the tokenizer is not that of training.
     """
     prefix = _checkpoint(path)
     damage = checkpoints.damage(prefix)
     if damage:
         raise errors.UserError(f"--model={path}: {damage}")
     directory = os.path.dirname(prefix)
-    config_file = bert_config_file or os.path.join(directory, "config.json")
+    config_file = flags.bert_config_file or os.path.join(
+        directory, model_directory.CONFIG
+    )
     if not os.path.isfile(config_file):
         raise errors.UserError(
             f"--model={path}: {config_file} does not exist; pass the model's "
@@ -118,6 +170,16 @@ def find(
     tensors = tf_checkpoint.load(prefix)
     parts = weight_names.parts_in_tf(tensors, config)
     _check_shapes(prefix, tensors, config, parts, config_file)
+    tokenizer = model_directory.TokenizerFiles(
+        flags.vocab_file or _beside(directory, model_directory.VOCAB),
+        flags.merges_file or _beside(directory, model_directory.MERGES),
+        model_directory.choose_lower_case(
+            flags.do_lower_case, [directory or "."]
+        ),
+    )
+    model_directory.check_tokenizer(
+        tokenizer, directory, flags.allow_other_tokenizer
+    )
     return TrainedModel(
         prefix,
         config,
@@ -125,9 +187,8 @@ def find(
         files.read_json(config_file),
         tensors,
         frozenset(parts),
-        vocab_file or _beside(directory, VOCAB),
-        merges_file or _beside(directory, MERGES),
-        _lower_cases(directory),
+        tokenizer,
+        model_directory.task_of(directory, parts),
     )
 
 
@@ -185,11 +246,6 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
 def _beside(directory, name):
     path = os.path.join(directory, name)
     return path if os.path.isfile(path) else ""
-
-
-def _lower_cases(directory):
-    path = _beside(directory, TOKENIZER_CONFIG)
-    return bool(path) and files.read_json(path).get("do_lower_case") is True
 
 
 def build(

@@ -45,11 +45,6 @@ _HEADERS = {
 class ServeConfig:
     """Flags of this script."""
 
-    model: str = command_line.flag(
-        "",
-        "Output directory of run_squad.py, for its newest checkpoint, or the "
-        "prefix of a checkpoint.",
-    )
     host: str = command_line.flag(
         "127.0.0.1", "Address to listen on; 0.0.0.0 lets any other machine ask."
     )
@@ -264,7 +259,7 @@ def main(_: typing.List[str]) -> None:
     _, _, uvicorn = _import()
     logs.set_up_warnings()
     listening = listen(options.host, options.port)
-    model = predictor.Predictor(options.model, "answer", settings)
+    model = predictor.Predictor(settings.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")
     app = create_app(model, options)
     print(

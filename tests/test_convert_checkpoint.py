@@ -17,7 +17,8 @@ import tensorflow.compat.v1 as tf
 import configuration
 import convert_checkpoint
 from common import errors, files
-from helpers import torch_writer
+from helpers import tiny, torch_writer
+from helpers.paths import FIRST_VERSION
 from weights import lazy_tensors, safetensors_file, tf_checkpoint
 from weights import names as weight_names
 
@@ -120,6 +121,7 @@ def test_a_round_trip_gives_the_same_files(tmp_path, name):
         "config.json",
         "model.ckpt.data-00000-of-00001",
         "model.ckpt.index",
+        "task.json",
     ]
 
 
@@ -676,7 +678,7 @@ def test_tokenizer_files_go_along(tmp_path, caplog):
     contents = {
         "vocab.json": json.dumps(VOCABULARY),
         "merges.txt": "#version\n",
-        "tokenizer_config.json": "{}",
+        "tokenizer.json": "{}",
         "special_tokens_map.json": "{}",
     }
     for name, text in contents.items():
@@ -686,6 +688,40 @@ def test_tokenizer_files_go_along(tmp_path, caplog):
     for name, text in contents.items():
         assert (tmp_path / "hf" / name).read_text() == text
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "saved", [None, '{"do_lower_case": true, "model_max_length": 9, "x": 1}']
+)
+def test_transformers_gets_the_whole_tokenizer_and_the_task(tmp_path, saved):
+    prefix = tiny.write_trained(tmp_path / "model", ["masked_lm"])
+    if saved:
+        (tmp_path / "model" / "tokenizer_config.json").write_text(saved)
+    (tmp_path / "model" / "task.json").write_text(
+        '{"task": "masked_lm", "max_seq_length": 64}'
+    )
+    convert("tf", "hf", prefix, tmp_path / "hf")
+    convert("hf", "tf", tmp_path / "hf", tmp_path / "tf" / "m")
+    for directory in (tmp_path / "hf", tmp_path / "tf"):
+        values = json.loads((directory / "tokenizer_config.json").read_text())
+        assert values["mask_token"]["lstrip"] is True
+        assert values["do_lower_case"] is bool(saved)
+        assert values["model_max_length"] == (9 if saved else 512)
+        assert values.get("x") == (1 if saved else None)
+        assert (directory / "tokenizer.json").exists() == bool(saved)
+        assert json.loads((directory / "task.json").read_text()) == {
+            "task": "masked_lm",
+            "max_seq_length": 64,
+        }
+
+
+def test_a_model_of_the_first_version_is_converted_as_it_was(tmp_path):
+    prefix = FIRST_VERSION / "squad" / "model.ckpt-26"
+    convert("tf", "hf", prefix, tmp_path / "hf")
+    for path in (FIRST_VERSION / "hf").iterdir():
+        assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
+    task = json.loads((tmp_path / "hf" / "task.json").read_text())
+    assert task == {"task": "question_answering"}
 
 
 def test_given_tokenizer_files_are_taken_instead(tmp_path):
@@ -799,7 +835,7 @@ def test_the_decisive_file_appears_last(tmp_path, monkeypatch, target, last):
     )
     output = tmp_path / "out" / ("m" if target == "tf" else "")
     convert("hf", target, GOLDEN / "masked_lm", output)
-    assert order[-1] == last and len(order) == (2 if target == "hf" else 3)
+    assert order[-1] == last and len(order) == (3 if target == "hf" else 4)
 
 
 def test_an_interrupted_overwrite_shows_no_mixture(tmp_path, monkeypatch):

@@ -393,14 +393,12 @@ def is_default(text, value):
 
 def computed_defaults():
     """{(page, flag): what the code takes where the flag is None}."""
-    from inference import exporting, predictor
+    from inference import exporting
     from pretraining_data import record_builder
 
     return {
         ("data.md", "dupe_factor"): record_builder.DUPE_FACTOR,
         ("export.md", "tolerance"): exporting.TOLERANCE,
-        ("serving.md", "max_seq_length"): predictor._ANSWER_LENGTH,
-        ("serving.md", "doc_stride"): predictor._STRIDE,
     }
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of exporting.py and export_model.py: other programs' forms of a model.
 
-What a form gives is compared with reference numbers, not with this project's
-own graph, which `export` does itself.
+Outputs are compared with reference numbers, not with this project's own graph,
+which `export` does itself.
 """
 
+import json
 import os
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 from common import errors
 from helpers import tiny
-from helpers.paths import GOLDEN, REPOSITORY
+from helpers.paths import FIRST_VERSION, GOLDEN, REPOSITORY
 from inference import exporting, trained_model
 from weights import tf_checkpoint
 
@@ -52,14 +53,13 @@ def test_every_form_gives_the_reference_numbers(
         shape=shape,
     )
     assert largest <= atol
-    found = exporting.FORMATS[form].run(path, head, ids)
-    wanted = {ours: expected[theirs] for ours, theirs in outputs.items()}
+    results = exporting.FORMATS[form].run(path, head, ids)
     tokens = expected["input_mask"] != 0
-    for ours, value in wanted.items():
-        other = found[ours]
-        if value.shape[:2] == tokens.shape:
-            other, value = other[tokens], value[tokens]
-        np.testing.assert_allclose(other, value, rtol=0, atol=atol)
+    for ours, theirs in outputs.items():
+        output, reference = results[ours], expected[theirs]
+        if reference.shape[:2] == tokens.shape:
+            output, reference = output[tokens], reference[tokens]
+        np.testing.assert_allclose(output, reference, rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def model(tmp_path_factory):
         ["masked_lm", "question_answering", "multiple_choice", "answerable"],
     )
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    (folder / "task.json").write_text('{"task": "multiple_choice"}')
     return trained_model.find(str(folder))
 
 
@@ -109,9 +110,21 @@ def test_a_saved_model_names_its_signatures(model, tmp_path):
     assert sorted(os.listdir(os.path.join(path, "assets.extra"))) == [
         "config.json",
         "merges.txt",
+        "task.json",
+        "tokenizer.json",
         "tokenizer_config.json",
         "vocab.json",
     ]
+
+
+def placeholder(path):
+    """(shape, type) of a frozen graph's input."""
+    graph_def = tf.GraphDef()
+    with open(path, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    (node,) = [node for node in graph_def.node if node.op == "Placeholder"]
+    sizes = [size.size for size in node.attr["shape"].shape.dim]
+    return sizes, node.attr["dtype"].type
 
 
 def test_a_frozen_graph_has_fixed_shapes_and_no_trace_of_training(
@@ -131,9 +144,7 @@ def test_a_frozen_graph_has_fixed_shapes_and_no_trace_of_training(
         graph_def.ParseFromString(stream.read())
     kinds = {node.op for node in graph_def.node}
     assert not kinds & {"IdentityN", "VariableV2", "VarHandleOp", "Assign"}
-    (given,) = [node for node in graph_def.node if node.op == "Placeholder"]
-    assert [size.size for size in given.attr["shape"].shape.dim] == [2, 3, 16]
-    assert given.attr["dtype"].type == tf.int64.as_datatype_enum
+    assert placeholder(path) == ([2, 3, 16], tf.int64.as_datatype_enum)
     command = exporting.atc_command(
         path, signatures["multiple_choice"], "Ascend310P3"
     )
@@ -148,8 +159,15 @@ def test_a_slim_checkpoint_has_the_weights_and_nothing_else(model, tmp_path):
     path = tmp_path / "slim"
     exporting.export(model, "squad", "slim", str(path))
     slim = trained_model.find(str(path))
-    assert slim.parts == model.parts and slim.do_lower_case
-    assert os.path.dirname(slim.vocab_file) == str(path)
+    assert slim.parts == model.parts and slim.task == model.task
+    assert slim.tokenizer == (
+        str(path / "vocab.json"),
+        str(path / "merges.txt"),
+        True,
+    )
+    values = json.loads((path / "tokenizer_config.json").read_text())
+    assert values["model_max_length"] == 512
+    assert values["mask_token"]["lstrip"]
     weights = {
         name
         for name in model.tensors
@@ -164,7 +182,7 @@ def test_a_slim_checkpoint_has_the_weights_and_nothing_else(model, tmp_path):
     assert set(names) == weights
 
 
-def test_what_differs_is_not_left_behind(model, tmp_path):
+def test_an_export_that_differs_leaves_nothing_behind(model, tmp_path):
     path = tmp_path / "s.pb"
     arguments = dict(shape=exporting.Shape(1, 16))
     with pytest.raises(errors.UserError, match="differ from those of training"):
@@ -191,10 +209,10 @@ def test_what_differs_is_not_left_behind(model, tmp_path):
         model, "encoder", "frozen", str(path), overwrite=True, **arguments
     )
     assert path.read_bytes() != before
-    assert [one.name for one in tmp_path.iterdir()] == ["s.pb"]
+    assert [file.name for file in tmp_path.iterdir()] == ["s.pb"]
 
 
-def test_a_model_that_has_diverged_is_named_as_such(model, tmp_path):
+def test_nan_outputs_are_reported_as_a_diverged_model(model, tmp_path):
     tensors = dict(model.tensors)
     name = "cls/squad/output_bias"
     tensors[name] = tensors[name]._replace(
@@ -241,10 +259,36 @@ def test_a_full_disk_is_one_line_that_names_the_place(
     last = log.splitlines()[-1]
     assert "Traceback" not in log and path in last
     assert "File too large" in last
-    assert [one.name for one in tmp_path.iterdir()] == ["run.py"]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.py"]
 
 
-def test_a_head_that_is_not_there_is_refused(model, tmp_path):
+def test_the_models_own_task_is_exported(tmp_path, forked):
+    """task.json of a model, the only head of one of the first version."""
+    path, other = tmp_path / "a.pb", tmp_path / "model"
+
+    def export(model):
+        log = forked(
+            "export_model.py",
+            "--overwrite",
+            model=model,
+            format="frozen",
+            output=path,
+        )
+        return log, placeholder(str(path))[0]
+
+    log, sizes = export(FIRST_VERSION / "squad")
+    assert "exporting squad: the model's own task" in log
+    assert sizes == [1, 128]  # all positions that the model has
+    tiny.write_trained(other, ["classification", "tagging"])
+    log, sizes = export(other)
+    assert "exporting encoder: " in log and "classification, encoder, t" in log
+    assert sizes == [1, 384]
+    (other / "task.json").write_text('{"task": "tagging", "max_seq_length": 9}')
+    log, sizes = export(other)
+    assert "exporting tagging: " in log and sizes == [1, 9]
+
+
+def test_a_missing_head_is_rejected(model, tmp_path):
     with pytest.raises(errors.UserError, match="no tagging head"):
         exporting.export(model, "tagging", "slim", str(tmp_path / "a"))
 
@@ -254,9 +298,9 @@ def test_differences_count_at_tokens_alone():
     logits = np.array([[1.0, 2.0, 3.0, -1e9]], np.float32)
     hidden = np.zeros([1, 4, 2])
 
-    def of(**found):
+    def of(**outputs):
         return exporting.difference(
-            dict({"a": logits, "h": hidden}, **found),
+            dict({"a": logits, "h": hidden}, **outputs),
             {"a": logits, "h": hidden},
             ids,
             1,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of predictor.py: a model stays loaded and answers many callers.
 
-That its answers are run_squad.py's stands in test_end_to_end.py.
+test_end_to_end.py compares its answers with run_squad.py's.
 """
 
 import concurrent.futures
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import squad
 from common import errors
 from helpers import tiny
+from helpers.paths import FIRST_VERSION
 from inference import predictor
 
 TEXT = "Town 1 lies on river bbb, and town 2 on river ccc."
@@ -65,20 +67,22 @@ def test_an_answer_is_the_text_between_its_offsets(reader):
     assert sum(e["probability"] for e in result["nbest"]) == pytest.approx(1)
 
 
-def test_a_text_of_many_windows_is_read_to_its_end(reader):
-    """Windows have room for 22 tokens of 260."""
-    ends = [
-        reader.answer("Where?", TEXT * 5 + word)["nbest"]
-        for word in ("", "xyz")
-    ]
-    assert ends[0] != ends[1]
+def test_a_text_of_many_windows_is_read_to_its_end(folder):
+    """Windows have room for 22 tokens of 260; all answers are listed."""
+    reader = predictor.Predictor(
+        folder,
+        "answer",
+        predictor.Settings(max_seq_length=32, doc_stride=8, n_best_size=10**5),
+    )
+    entries = reader.answer("Where?", TEXT * 5)["nbest"]
+    assert max(entry["end"] for entry in entries) == len(TEXT) * 5
 
 
-def close(first, second):
+def assert_close(first, second):
     """The same answers, up to what another batch changes in float32."""
-    assert [one["answer"] for one in first] == [one["answer"] for one in second]
-    for one, other in zip(first, second):
-        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert [a["answer"] for a in first] == [a["answer"] for a in second]
+    for answer, expected in zip(first, second):
+        assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 def examples(count):
@@ -93,15 +97,15 @@ def examples(count):
 def test_answers_do_not_depend_on_the_batch(reader):
     questions = examples(9)
     together = reader.answer_all(questions)
-    assert [one["id"] for one in together] == [q.question_id for q in questions]
-    close(together, [reader.answer_all([q])[0] for q in questions])
+    assert [a["id"] for a in together] == [q.question_id for q in questions]
+    assert_close(together, [reader.answer_all([q])[0] for q in questions])
 
 
 def test_threads_share_a_predictor(reader):
     questions = examples(24)
     alone = [reader.answer_all([q])[0] for q in questions]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        close(
+        assert_close(
             list(pool.map(lambda q: reader.answer_all([q])[0], questions * 2)),
             alone * 2,
         )
@@ -145,10 +149,10 @@ def test_every_mask_gets_its_words(filler):
     assert result["filled"].startswith("ab") and result["filled"][2] != " "
     everything = filler.fill_mask("<mask>", 1000)["masks"][0]
     assert len(everything) == tiny.VOCAB_SIZE
-    assert sum(one["score"] for one in everything) == pytest.approx(1, 1e-4)
+    assert sum(word["score"] for word in everything) == pytest.approx(1, 1e-4)
 
 
-def test_masks_keep_to_their_text_in_a_batch(filler):
+def test_each_text_of_a_batch_gets_the_words_of_its_masks(filler):
     texts = ["a<mask>b", "<mask> one <mask> two <mask>", "x" * 40 + "<mask>"]
     together = filler.fill_mask_all(texts, 2)
     assert [len(result["masks"]) for result in together] == [1, 3, 1]
@@ -182,14 +186,14 @@ def test_labels_have_the_names_of_the_config(classifier):
 
 
 def test_a_pair_is_two_texts_and_not_one(classifier):
-    pair, turned, one = (
+    pair, swapped, single = (
         classifier.classify(*texts)["scores"]
         for texts in (("ab", "c"), ("c", "ab"), ("abc",))
     )
-    assert pair != turned and pair != one
+    assert pair != swapped and pair != single
 
 
-def test_the_longest_text_gives_way_first(classifier):
+def test_the_longer_text_is_truncated_first(classifier):
     long = classifier.classify("a" * 30, "bcd")
     assert long["truncated"]
     # 16 tokens less <s>, </s></s> and </s> have room for 9 beside "bcd".
@@ -198,7 +202,7 @@ def test_the_longest_text_gives_way_first(classifier):
     )
 
 
-def test_of_texts_as_long_the_second_gives_way(folder):
+def test_of_two_texts_of_equal_length_the_second_is_truncated(folder):
     """As in run_classifier.py; an odd room cannot be shared evenly."""
     model = predictor.Predictor(
         folder, "classify", predictor.Settings(max_seq_length=15)
@@ -236,34 +240,35 @@ def test_the_kind_of_problem_is_that_of_the_config(
 
 def test_vectors_are_of_the_text_alone(folder):
     texts = ["abc", "a longer text " * 5, "x"]
-    found = {}
+    vectors = {}
     for pooling in ("mean", "first", "tokens"):
         model = predictor.Predictor(
             folder, "embed", predictor.Settings(pooling=pooling)
         )
-        found[pooling] = [one["vectors"] for one in model.embed_all(texts)]
+        vectors[pooling] = [r["vectors"] for r in model.embed_all(texts)]
     for mean, first, tokens, text in zip(
-        found["mean"], found["first"], found["tokens"], texts
+        vectors["mean"], vectors["first"], vectors["tokens"], texts
     ):
         assert tokens.shape == (len(text) + 2, 32)  # one token a character
         np.testing.assert_allclose(first, tokens[0], atol=1e-6)
         np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(
-        model.embed("abc"), found["tokens"][0], atol=1e-5
+        model.embed("abc"), vectors["tokens"][0], atol=1e-5
     )
 
 
 # --- Loading ----------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused_before_it_is_loaded(
+def refusal(*arguments, **settings):
+    with pytest.raises(errors.UserError) as caught:
+        predictor.Predictor(*arguments, predictor.Settings(**settings))
+    return str(caught.value)
+
+
+def test_models_that_do_not_fit_the_task_are_rejected(
     folder, tmp_path, classifier
 ):
-    def refusal(*arguments, **settings):
-        with pytest.raises(errors.UserError) as refused:
-            predictor.Predictor(*arguments, predictor.Settings(**settings))
-        return str(refused.value)
-
     assert "expected one of fill-mask, answer" in refusal(folder, "translate")
     assert "--max_seq_length is 513" in refusal(
         folder, "embed", max_seq_length=513
@@ -274,6 +279,90 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
     assert "--merges_file is missing" in refusal(str(tmp_path), "fill-mask")
     with pytest.raises(errors.UserError, match="created for classify"):
         classifier.answer("a", "b")
+
+
+@pytest.fixture
+def squad_folder(tmp_path):
+    """A function that writes a model of SQuAD with a task.json."""
+
+    def write(**task):
+        tiny.write_trained(tmp_path, ["question_answering", "classification"])
+        (tmp_path / "task.json").write_text(
+            json.dumps(dict(task, task="question_answering"))
+        )
+        return str(tmp_path)
+
+    return write
+
+
+def test_no_answer_needs_no_flags_after_training_on_version_2(squad_folder):
+    folder = squad_folder(
+        version_2_with_negative=True, null_score_diff_threshold=-1000
+    )
+
+    def answer(**flags):
+        return predictor.Predictor(
+            folder, "answer", predictor.Settings(**flags)
+        ).answer("Where?", TEXT)
+
+    assert answer()["answer"] == ""
+    assert answer(null_score_diff_threshold=1000.0)["answer"] != ""
+    assert "null_odds" not in answer(version_2_with_negative=False)
+
+
+def test_windows_are_those_of_training_unless_flags_say_otherwise(squad_folder):
+    folder = squad_folder(
+        max_seq_length=64, doc_stride=24, max_query_length=7, labels=["a", "b"]
+    )
+
+    def sizes(task, **flags):
+        model = predictor.Predictor(folder, task, predictor.Settings(**flags))
+        return model.max_length, model.doc_stride
+
+    assert sizes("answer") == (64, 24)
+    assert sizes("answer", doc_stride=8) == (64, 8)
+    assert sizes("answer", max_seq_length=48) == (48, 16)
+    assert sizes("classify")[0] == 512  # trained for another task
+    model = predictor.Predictor(folder, "answer")
+    assert model.answers.max_query_length == 7
+    assert model.answers.max_answer_length == 30
+
+
+def test_labels_have_the_names_of_the_task(tmp_path):
+    tiny.write_trained(tmp_path, ["classification"], labels=2)
+    (tmp_path / "task.json").write_text(
+        '{"task": "classification", "labels": ["no", "yes"], '
+        '"max_seq_length": 16}'
+    )
+    model = predictor.Predictor(str(tmp_path), "classify")
+    result = model.classify("a" * 40)
+    assert set(result["scores"]) == {"no", "yes"} and result["truncated"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"max_seq_length": 513}', '{"doc_stride": 0}', '{"task": ["a"]}']
+)
+def test_an_impossible_task_file_is_rejected(squad_folder, tmp_path, text):
+    folder = squad_folder()
+    values = dict({"task": "question_answering"}, **json.loads(text))
+    (tmp_path / "task.json").write_text(json.dumps(values))
+    (name,) = json.loads(text)
+    assert name in refusal(folder, "answer")
+
+
+def test_another_tokenizer_than_that_of_training_is_rejected(folder, tmp_path):
+    vocabulary = json.loads(open(f"{folder}/vocab.json").read())
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps(vocabulary))
+    assert "--vocab_file" in refusal(folder, "embed", vocab_file=str(path))
+    model = predictor.Predictor(
+        folder,
+        "embed",
+        predictor.Settings(vocab_file=str(path), allow_other_tokenizer=True),
+    )
+    ids = predictor.Predictor(folder, "embed").tokenizer.encode("ab")
+    assert model.tokenizer.encode("ba") == ids
 
 
 def test_text_is_lower_cased_as_in_training(tmp_path):
@@ -287,4 +376,34 @@ def test_text_is_lower_cased_as_in_training(tmp_path):
     assert first("AB")[1:-1] == ["A", "B"]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert first("AB")[1:-1] == ["a", "b"]
-    assert first("AB", do_lower_case=False)[1:-1] == ["A", "B"]
+    assert "trained with True" in refusal(
+        str(tmp_path), "embed", do_lower_case=False
+    )
+    tokens = first("AB", do_lower_case=False, allow_other_tokenizer=True)
+    assert tokens[1:-1] == ["A", "B"]
+
+
+def test_a_model_of_the_first_version_answers_as_it_did(tmp_path):
+    """It has no task.json, so the flags of its training are given again."""
+    model = predictor.Predictor(
+        str(FIRST_VERSION / "squad"),
+        "answer",
+        predictor.Settings(
+            max_seq_length=64,
+            doc_stride=32,
+            max_query_length=24,
+            version_2_with_negative=True,
+        ),
+    )
+    answers = model.answer_all(
+        squad.read_examples(str(FIRST_VERSION / "questions.json"), False, True)
+    )
+    recorded, odds = (
+        json.loads((FIRST_VERSION / "squad" / name).read_text())
+        for name in ("predictions.json", "null_odds.json")
+    )
+    assert {a["id"]: a["answer"] for a in answers} == recorded
+    for answer in answers:
+        assert answer["null_odds"] == pytest.approx(
+            odds[answer["id"]], abs=1e-4
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of trained_model.py: files are found, heads are the reference's."""
+"""Tests of trained_model.py: finding files, heads against the reference."""
 
 import os
 import shutil
@@ -43,17 +43,17 @@ def test_heads_give_the_reference_numbers(
         ids = tf.constant(expected["input_ids"].astype(np.int32))
         built = trained_model.build(model, head, ids)
     with trained_model.restored(model, graph) as session:
-        found = session.run(built)
-    assert set(found) == set(outputs)
+        results = session.run(built)
+    assert set(results) == set(outputs)
     tokens = expected["input_mask"] != 0
     for ours, theirs in outputs.items():
-        wanted = expected[theirs]
-        if wanted.ndim > 1 and wanted.shape[:2] == tokens.shape:
-            found[ours], wanted = found[ours][tokens], wanted[tokens]
-        np.testing.assert_allclose(found[ours], wanted, rtol=0, atol=atol)
+        output, reference = results[ours], expected[theirs]
+        if reference.ndim > 1 and reference.shape[:2] == tokens.shape:
+            output, reference = output[tokens], reference[tokens]
+        np.testing.assert_allclose(output, reference, rtol=0, atol=atol)
 
 
-def test_padding_is_no_answer(golden_checkpoint):
+def test_no_answer_is_at_padding(golden_checkpoint):
     model = trained_model.find(golden_checkpoint("question_answering"))
     graph = tf.Graph()
     with graph.as_default():
@@ -61,8 +61,8 @@ def test_padding_is_no_answer(golden_checkpoint):
             model, "squad", tf.constant([[0, 5, 2, 1, 1]])
         )
     with trained_model.restored(model, graph) as session:
-        found = session.run(built)
-    for logits in found.values():
+        results = session.run(built)
+    for logits in results.values():
         assert (logits[0, 3:] < -1e8).all() and (logits[0, :3] > -1e8).all()
 
 
@@ -78,13 +78,16 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_a_directory_stands_for_its_newest_checkpoint(trained):
+def test_the_newest_checkpoint_of_a_directory_is_taken(trained):
     for path in (trained, trained / "model.ckpt-7"):
         model = trained_model.find(str(path))
         assert model.checkpoint == str(trained / "model.ckpt-7")
-        assert model.vocab_file == str(trained / "vocab.json")
+        assert model.tokenizer == (
+            str(trained / "vocab.json"),
+            str(trained / "merges.txt"),
+            False,
+        )
         assert model.parts == {"encoder", "tagging", "multiple_choice"}
-        assert not model.do_lower_case
     assert model.num_labels("tagging") == 4
     assert model.labels(4) == ["O", "LABEL_1", "TOWN", "LABEL_3"]
     for wrong in ("text", ["O"], None):
@@ -98,7 +101,26 @@ def test_the_only_checkpoint_needs_no_list(trained, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     model = trained_model.find(str(tmp_path))
     assert model.checkpoint == str(tmp_path / "model.ckpt-7")
-    assert model.do_lower_case
+    assert model.tokenizer.do_lower_case
+
+
+@pytest.mark.parametrize(
+    "parts, text, head",
+    [
+        (["masked_lm", "pooler"], None, "mlm"),
+        (["question_answering", "answerable"], None, "squad"),
+        (["masked_lm", "tagging"], None, "encoder"),
+        ([], None, "encoder"),
+        (["masked_lm", "tagging"], '{"task": "tagging"}', "tagging"),
+    ],
+)
+def test_the_models_own_head_is_that_of_its_task_or_the_only_one(
+    tmp_path, parts, text, head
+):
+    tiny.write_trained(tmp_path, parts)
+    if text:
+        (tmp_path / "task.json").write_text(text)
+    assert trained_model.find(str(tmp_path)).own_head == head
 
 
 def test_heads_of_tokens_and_options_have_their_shapes(trained):
@@ -111,18 +133,18 @@ def test_heads_of_tokens_and_options_have_their_shapes(trained):
     ids = np.array([[[0, 5, 2], [0, 6, 2]], [[0, 5, 2], [0, 9, 2]]], np.int32)
     graph = tf.Graph()
     with graph.as_default():
-        given = tf.placeholder(tf.int32, [None, None, None])
-        choices = trained_model.build(model, "multiple_choice", given)
+        input_ids = tf.placeholder(tf.int32, [None, None, None])
+        choices = trained_model.build(model, "multiple_choice", input_ids)
     with trained_model.restored(model, graph) as session:
-        logits = session.run(choices, {given: ids})["logits"]
+        logits = session.run(choices, {input_ids: ids})["logits"]
     assert logits.shape == (2, 2)
     assert logits[0, 0] == pytest.approx(logits[1, 0], abs=1e-6)
     assert abs(logits[0, 1] - logits[1, 1]) > 1e-3
 
 
-def refusal(path, **files):
+def refusal(path):
     with pytest.raises(errors.UserError) as caught:
-        trained_model.find(str(path), **files)
+        trained_model.find(str(path))
     return str(caught.value)
 
 
@@ -144,7 +166,7 @@ def copied(trained, target):
     return target
 
 
-def test_a_config_of_another_model_is_refused(trained, tmp_path):
+def test_a_config_of_another_model_is_rejected(trained, tmp_path):
     copied(trained, tmp_path)
     path = tmp_path / "config.json"
     text = path.read_text()
@@ -156,13 +178,14 @@ def test_a_config_of_another_model_is_refused(trained, tmp_path):
     assert "shape [261, 32]" in refusal(tmp_path)
     path.unlink()
     assert "--bert_config_file" in refusal(tmp_path)
-    found = trained_model.find(
-        str(tmp_path), bert_config_file=str(trained / "config.json")
+    flags = trained_model.ModelConfig(
+        bert_config_file=str(trained / "config.json")
     )
-    assert found.config.vocab_size == 261
+    model = trained_model.find(str(tmp_path), flags)
+    assert model.config.vocab_size == 261
 
 
-def test_a_checkpoint_that_was_cut_off_is_refused(trained, tmp_path):
+def test_a_truncated_checkpoint_is_rejected(trained, tmp_path):
     path = copied(trained, tmp_path) / "model.ckpt-7.data-00000-of-00001"
     os.truncate(str(path), path.stat().st_size - 9)
     assert "model.ckpt-7" in refusal(tmp_path)

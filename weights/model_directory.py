@@ -9,12 +9,14 @@ Directories without the last two are read too.
 
 import dataclasses
 import json
+import math
 import os
 import typing
 
 from absl import logging
 
 from common import errors, files
+from weights import names as weight_names
 
 CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
@@ -45,20 +47,33 @@ class Task:
     null_score_diff_threshold: typing.Optional[float] = None
     labels: typing.Optional[typing.List[str]] = None
 
+    def values(self) -> typing.Dict[str, typing.Any]:
+        """{name: value} of what applies."""
+        return {k: v for k, v in vars(self).items() if v not in ("", None)}
 
-_TYPES: typing.Dict[str, typing.Any] = {
-    "task": str,
-    "version_2_with_negative": bool,
-    "null_score_diff_threshold": (int, float),
-    "labels": list,
+
+_VALID: typing.Dict[str, typing.Callable[[typing.Any], bool]] = {
+    "task": lambda value: value in list(weight_names.PARTS),
+    "version_2_with_negative": lambda value: isinstance(value, bool),
+    "null_score_diff_threshold": lambda value: (
+        type(value) in (int, float) and math.isfinite(value)
+    ),
+    "labels": lambda value: (
+        isinstance(value, list) and all(isinstance(v, str) for v in value)
+    ),
+    "max_seq_length": lambda value: type(value) is int and 4 <= value < 2**31,
 }
+
+
+def _is_size(value):
+    return type(value) is int and 0 < value < 2**31
 
 
 def read_task(directory: str) -> Task:
     """The task of a model directory; an empty one without task.json.
 
     Raises:
-      errors.UserError: a value has the wrong type.
+      errors.UserError: a value has the wrong type or is out of range.
     """
     path = os.path.join(directory, TASK)
     if not os.path.isfile(path):
@@ -67,10 +82,7 @@ def read_task(directory: str) -> Task:
     names = [field.name for field in dataclasses.fields(Task)]
     known = {n: values[n] for n in names if values.get(n) is not None}
     for name, value in known.items():
-        kind = _TYPES.get(name, int)
-        if not isinstance(value, kind) or (
-            isinstance(value, bool) and kind is not bool
-        ):
+        if not _VALID.get(name, _is_size)(value):
             raise errors.UserError(
                 f"{path}: {name} is {value!r:.40}; remove the key, or copy the "
                 "file again"
@@ -78,16 +90,22 @@ def read_task(directory: str) -> Task:
     return Task(**known)
 
 
+def task_of(directory: str, parts: typing.Iterable[str]) -> Task:
+    """read_task, whose task is else the one head of the weights' parts."""
+    task = read_task(directory)
+    if task.task:
+        return task
+    return dataclasses.replace(task, task=weight_names.only_head(parts))
+
+
 def write_task(directory: str, task: Task) -> None:
     """Writes task.json, without the values that do not apply."""
-    files.write_json(
-        os.path.join(directory, TASK),
-        {
-            name: value
-            for name, value in dataclasses.asdict(task).items()
-            if value is not None
-        },
-    )
+    files.write_bytes(os.path.join(directory, TASK), task_bytes(task))
+
+
+def task_bytes(task: Task) -> bytes:
+    """The content of task.json."""
+    return _json_bytes(task.values())
 
 
 # --- Tokenizer --------------------------------------------------------------
@@ -135,10 +153,36 @@ def tokenizer_contents(
     """
     vocab = files.read_bytes(tokenizer.vocab_file)
     merges = files.read_bytes(tokenizer.merges_file)
-    contents = {VOCAB: vocab, MERGES: merges}
+    return {
+        VOCAB: vocab,
+        MERGES: merges,
+        **description(vocab, merges, tokenizer.do_lower_case, model_max_length),
+    }
+
+
+def description(
+    vocab: bytes,
+    merges: bytes,
+    do_lower_case: bool,
+    model_max_length: int,
+    saved_config: bytes = b"{}",
+) -> typing.Dict[str, bytes]:
+    """{name: content} of what transformers reads beside the vocabulary.
+
+    Args:
+      vocab: content of vocab.json.
+      merges: content of merges.txt.
+      do_lower_case: whether text is lower-cased.
+      model_max_length: tokens of a sequence, special ones included.
+      saved_config: content of a tokenizer_config.json, whose keys are kept.
+
+    Raises:
+      errors.UserError: a file is not one of RoBERTa's.
+    """
+    contents = {}
     config = {
         "tokenizer_class": "RobertaTokenizer",
-        "do_lower_case": tokenizer.do_lower_case,
+        "do_lower_case": do_lower_case,
         "model_max_length": model_max_length,
         "add_prefix_space": False,
         "errors": "replace",
@@ -152,14 +196,22 @@ def tokenizer_contents(
             _special_token("<mask>", lstrip=True), __type="AddedToken"
         ),
     }
-    if tokenizer.do_lower_case:
+    if do_lower_case:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        contents[TOKENIZER] = _json_bytes(
-            _fast_tokenizer(
-                files.parse_json(vocab, tokenizer.vocab_file), merges
-            )
-        )
-    contents[TOKENIZER_CONFIG] = _json_bytes(config)
+        values = files.parse_json(vocab, VOCAB, "a vocab.json")
+        try:
+            contents[TOKENIZER] = _json_bytes(_fast_tokenizer(values, merges))
+        except (KeyError, UnicodeError) as error:
+            raise errors.UserError(
+                f"{VOCAB} and {MERGES}: not RoBERTa's tokenizer: {error!r}; "
+                "pass the model's own --vocab_file and --merges_file"
+            ) from error
+    saved = files.parse_json(saved_config, TOKENIZER_CONFIG)
+    contents[TOKENIZER_CONFIG] = (
+        saved_config
+        if config.keys() <= saved.keys()
+        else _json_bytes({**config, **saved})
+    )
     return contents
 
 

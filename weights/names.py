@@ -261,6 +261,12 @@ def variables(
     ]
 
 
+def only_head(parts: typing.Iterable[str]) -> str:
+    """The head among some parts, "" if there is none or several."""
+    heads = [part for part in parts if PARTS[part].architecture]
+    return heads[0] if len(heads) == 1 else ""
+
+
 def is_bare(parts: typing.Iterable[str]) -> bool:
     """Whether Hugging Face saves the names without `roberta.`."""
     return set(parts) <= {BASE, "pooler"}

@@ -10,6 +10,7 @@ SHARED = pathlib.Path(
     os.environ.get("TEST_DATA") or REPOSITORY.parent / "shared"
 )
 GOLDEN = REPOSITORY / "tests" / "data" / "golden"
+FIRST_VERSION = REPOSITORY / "tests" / "data" / "first_version"
 
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
