@@ -243,9 +243,12 @@ def evaluate(
         len(source),
     )
     with tensorflow_errors.reported(batches):
-        measured = estimator.evaluate(
-            lambda params: input_pipeline.dataset(batches, 0, steps),
-            steps=steps,
+        measured = checkpoints.restored(
+            run.output_dir,
+            lambda: estimator.evaluate(
+                lambda params: input_pipeline.dataset(batches, 0, steps),
+                steps=steps,
+            ),
         )
     results = {
         name: float(measured[name])

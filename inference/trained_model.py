@@ -207,7 +207,7 @@ def _checkpoint(path):
             "checkpoint; expected a prefix such as DIR/model.ckpt-1000, where "
             "DIR/model.ckpt-1000.index exists"
         )
-    newest = checkpoints.newest(path)
+    newest = checkpoints.newest_whole(path)
     if newest:
         return newest
     paths = glob.glob(os.path.join(glob.escape(path), "*.index"))

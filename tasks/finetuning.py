@@ -32,6 +32,7 @@ and its `main` is then, with run and task from the flags:
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import typing
@@ -441,11 +442,17 @@ class FineTuning:
         batches, steps = predict_batches(
             sequences, self.setup, self._model.device
         )
-        with tensorflow_errors.reported(batches):
+
+        def begin():
             outputs = self._estimator.predict(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
                 yield_single_examples=False,
             )
+            # The first batch restores the checkpoint.
+            return itertools.chain(list(itertools.islice(outputs, 1)), outputs)
+
+        with tensorflow_errors.reported(batches):
+            outputs = checkpoints.restored(self.setup.run.output_dir, begin)
             for batch in tqdm.tqdm(
                 outputs,
                 total=steps,

@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import shutil
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -41,6 +42,14 @@ class Directory:
         """Cuts a file off."""
         file = tf_checkpoint.index_file if index else tf_checkpoint.data_file
         os.truncate(file(self.prefix(step)), keep)
+
+    def flip(self, step, offset, bit=5):
+        """Changes a bit of the data."""
+        with open(tf_checkpoint.data_file(self.prefix(step)), "r+b") as stream:
+            stream.seek(offset)
+            byte = stream.read(1)[0]
+            stream.seek(offset)
+            stream.write(bytes([byte ^ 1 << bit]))
 
     def steps(self):
         """The steps that TensorFlow believes to be there."""
@@ -83,7 +92,6 @@ def test_whole_checkpoints_are_left_alone(run, warnings):
 def test_a_list_that_is_not_utf8_is_rewritten(run, warnings):
     with open(os.path.join(run.path, "checkpoint"), "wb") as stream:
         stream.write(b'model_checkpoint_path: "\xff"')
-    assert checkpoints.newest(run.path) is None
     assert checkpoints.repair(run.path) == run.prefix(3)
     assert run.steps() == [1, 2, 3] and len(warnings()) == 1
     assert checkpoints.newest(run.path) == run.prefix(3)
@@ -110,17 +118,16 @@ def test_a_missing_data_file_is_damage(run):
     assert checkpoints.repair(run.path) == run.prefix(2)
 
 
-def test_changed_counters_are_damage(run):
+@pytest.mark.parametrize("offset", [0, 201, 399, 404, 412])
+def test_a_flipped_bit_is_damage(run, warnings, offset):
     assert checkpoints.damage(run.prefix(3)) == ""
-    assert list(tf_checkpoint.load(run.prefix(3))) == [
-        "a",
-        "batches_seen",
-        "global_step",
-    ]
-    with open(tf_checkpoint.data_file(run.prefix(3)), "r+b") as stream:
-        stream.seek(400)  # behind the 100 numbers of a
-        stream.write(b"\xff")
-    assert "checksum of 'batches_seen'" in checkpoints.damage(run.prefix(3))
+    run.flip(3, offset)
+    assert "is damaged, its checksum" in checkpoints.damage(run.prefix(3))
+    assert checkpoints.newest_whole(run.path) == run.prefix(2)
+    assert checkpoints.repair(run.path) == run.prefix(2)
+    assert len(warnings()) == 1
+    run.flip(3, offset)
+    assert checkpoints.damage(run.prefix(3)) == ""
 
 
 def test_two_damaged_checkpoints_are_skipped(run, warnings):
@@ -150,6 +157,52 @@ def test_a_lost_list_of_checkpoints_is_made_again(run, warnings, text):
     assert checkpoints.repair(run.path) == run.prefix(3)
     assert run.steps() == [1, 2, 3]
     assert len(warnings()) == 1 and "missing or unreadable" in warnings()[0]
+
+
+@pytest.mark.parametrize("place", ["original", "gone"])
+def test_a_list_of_another_place_is_not_followed(
+    run, tmp_path, warnings, place
+):
+    # As the NPU's own saver writes it, with absolute names.
+    text = run.state().replace('"model', f'"{run.path}/model')
+    run.write_state(text)
+    assert checkpoints.repair(run.path) == run.prefix(3)
+    assert run.state() == text and warnings() == []
+    copy = str(tmp_path / "copy")
+    shutil.copytree(run.path, copy)
+    for suffix in ("index", "data-00000-of-00001"):
+        os.remove(os.path.join(copy, f"model.ckpt-3.{suffix}"))
+    if place == "gone":
+        shutil.rmtree(run.path)
+    expected = os.path.join(copy, "model.ckpt-2")
+    assert checkpoints.newest(copy) == expected
+    assert checkpoints.repair(copy) == expected
+    assert tf.train.latest_checkpoint(copy) == expected
+    assert len(warnings()) == 1
+
+
+def test_a_whole_checkpoint_that_is_not_listed_is_found(run, warnings):
+    run.write_state('model_checkpoint_path: "model.ckpt-3"')
+    run.damage(3)
+    assert checkpoints.repair(run.path) == run.prefix(2)
+    run.write_state('model_checkpoint_path: "model.ckpt-9"')
+    assert checkpoints.repair(run.path) == run.prefix(2)
+    assert tf.train.latest_checkpoint(run.path) == run.prefix(2)
+    assert len(warnings()) == 2
+
+
+def test_a_checkpoint_deleted_while_it_is_read_is_skipped(run):
+    def restore():
+        path = tf.train.latest_checkpoint(run.path)
+        if path == run.prefix(3):  # a training run rotates it away
+            for suffix in ("index", "data-00000-of-00001"):
+                os.remove(f"{path}.{suffix}")
+        run.saver.restore(run.session, path)
+        return path
+
+    assert checkpoints.restored(run.path, restore) == run.prefix(2)
+    with pytest.raises(ValueError, match="another reason"):
+        checkpoints.restored(run.path, lambda: int("another reason"))
 
 
 def test_going_back_by_hand_is_respected(run):

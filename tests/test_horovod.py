@@ -117,7 +117,7 @@ def test_averaging_every_micro_batch_changes_nothing(data, single):
     assert_same(outputs[0], single)
 
 
-def test_rank_0_alone_saves_and_logs(data, two):
+def test_rank_0_alone_saves_and_logs(data, two, single):
     assert "learning_rate=0.01" in two[0]
     assert (
         "global_batch=16 train_batch_size=8 num_accumulation_steps=1 devices=2"

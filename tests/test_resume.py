@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are killed, signalled, or have a damaged checkpoint.
 
-RESUME_KILLS=20 in the environment kills more often than 3 times.
+RESUME_KILLS=20 in the environment kills more often than 3 times,
+RESUME_BIT_FLIPS=300 damages checkpoints more often than 4 times.
 """
 
 import os
@@ -9,6 +10,7 @@ import pathlib
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from weights import tf_checkpoint
 
 STEPS = 200
 KILLS = int(os.environ.get("RESUME_KILLS", 3))
+BIT_FLIPS = int(os.environ.get("RESUME_BIT_FLIPS", 4))
 START_SECONDS = 5.0
 
 
@@ -33,7 +36,6 @@ class Script:
         self.folder = folder
         self._script = script
         self._flags = dict(
-            flags,
             bert_config_file=folder / "model" / "config.json",
             do_train=True,
             save_checkpoints_steps=15,
@@ -44,6 +46,13 @@ class Script:
             # threads, which may change from one start to the next.
             cpu_threads=1,
         )
+        self._flags.update(flags)
+
+    def words(self, name):
+        """The command line of a run, without Python."""
+        return tiny.command(
+            self._script, [], output_dir=self.folder / name, **self._flags
+        )[1:]
 
     def start(self, name, largest_file=None):
         """Starts the run whose output directory is `name`.
@@ -55,9 +64,7 @@ class Script:
             if largest_file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
 
-        command = tiny.command(
-            self._script, [], output_dir=self.folder / name, **self._flags
-        )
+        command = [sys.executable] + self.words(name)
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
             return subprocess.Popen(
@@ -209,6 +216,49 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert checkpoints.listed(str(tmp_path / "run")) == kept
     script.finish(script.start("run"))
     assert script.weights("run") == script.weights("whole")
+
+
+def flip_a_bit(chance, directory, step="*"):
+    """Damages a file of a random checkpoint; returns the file's path."""
+    files = sorted(directory.glob(f"model.ckpt-{step}.[di]*"))
+    # By size, so that most flips are in the data.
+    sizes = [path.stat().st_size for path in files]
+    (path,) = chance.choices(files, sizes)
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_run_resumes_in_spite_of_a_flipped_bit(tmp_path, forked):
+    script = pretraining(
+        tmp_path,
+        num_train_steps=30,
+        save_checkpoints_steps=5,
+        keep_checkpoint_max=6,
+    )
+    forked(*script.words("whole"))
+    expected = script.weights("whole")
+    base = tmp_path / "whole"
+    kept = checkpoints.listed(str(base))[:5]
+    for path in base.glob("model.ckpt-30.*"):
+        path.unlink()
+    checkpoints.keep(str(base), kept)
+    chance, gone_back = random.Random(BIT_FLIPS), 0
+    for number in range(BIT_FLIPS):
+        shutil.rmtree(str(tmp_path / "run"), ignore_errors=True)
+        shutil.copytree(str(base), str(tmp_path / "run"))
+        path = flip_a_bit(chance, tmp_path / "run", "*" if number else 25)
+        log = forked(*script.words("run"))
+        assert "Traceback" not in log and log.count("going back to") < 2, path
+        is_newest = "model.ckpt-25." in path.name
+        has_gone_back = "model.ckpt-20: " in log
+        # A bit of an index may have no meaning.
+        assert is_newest >= has_gone_back
+        assert is_newest <= has_gone_back or path.suffix == ".index", path
+        gone_back += has_gone_back
+        assert script.weights("run") == expected, path
+    print(f"{BIT_FLIPS} bits flipped, {gone_back} runs went back")
 
 
 class HorovodScript(Script):

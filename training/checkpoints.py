@@ -6,6 +6,7 @@ the newest one in the list. This module removes damaged checkpoints from it.
 """
 
 import fcntl
+import functools
 import glob
 import os
 import re
@@ -110,11 +111,17 @@ def claim(directory: str) -> None:
 
 
 def newest(directory: str) -> typing.Optional[str]:
-    """Prefix of the newest checkpoint, or None."""
-    paths = listed(directory)
-    if paths and os.path.exists(tf_checkpoint.index_file(paths[-1])):
-        return paths[-1]
-    return None
+    """Prefix of the newest checkpoint, whole or not, or None."""
+    return (listed(directory) or [None])[-1]
+
+
+def newest_whole(directory: str) -> typing.Optional[str]:
+    """Prefix of the newest checkpoint without damage, None without any.
+
+    Raises:
+      errors.UserError: all checkpoints are damaged.
+    """
+    return _choose(directory)[0]
 
 
 def batches_seen(checkpoint: typing.Optional[str]) -> int:
@@ -137,45 +144,91 @@ def _counter(checkpoint, name):
 
 
 def listed(directory: str) -> typing.List[str]:
-    """Prefixes in the order they were written, oldest first."""
+    """Prefixes in the order they were written, oldest first.
+
+    Those that the list names and the directory contains: the list of a copied
+    directory may name the files of the original. Without one of them all
+    checkpoints in the directory.
+    """
+    return [path for path in _named(directory) if _has_index(path)] or _on_disk(
+        directory
+    )
+
+
+def _named(directory):
+    """Prefixes in the directory that the list names, oldest first."""
     try:
         state = tf.train.get_checkpoint_state(directory)
     except ValueError:  # the file is not UTF-8
         state = None
     if state is None:
         return []
+    last = state.model_checkpoint_path
     paths = list(state.all_model_checkpoint_paths)
-    if state.model_checkpoint_path not in paths:
-        paths.append(state.model_checkpoint_path)
     # If the user edited the file to go back, ignore newer checkpoints.
-    return paths[: paths.index(state.model_checkpoint_path) + 1]
+    paths = paths[: paths.index(last)] if last in paths else paths
+    return [
+        os.path.join(directory, os.path.basename(path))
+        for path in paths + [last]
+    ]
+
+
+def _has_index(prefix):
+    return os.path.exists(tf_checkpoint.index_file(prefix))
 
 
 def damage(prefix: str) -> str:
     """The problem with a checkpoint's files, "" when there is none.
 
-    Checks sizes against the index, and the checksums of the index, of the
-    counters and of the last variable: a truncated file lacks its end, and
-    reading gigabytes at each start would be slow.
+    Checks the index, and the checksums of all variables.
     """
     try:
         tensors = tf_checkpoint.load(prefix)
-        for name in _samples(tensors):
-            tensors[name].read()
+        paths = glob.glob(glob.escape(prefix) + ".*")
+        states = [os.stat(path) for path in sorted(paths)]
     except OSError as error:
         return f"{error.filename or prefix}: {error.strerror or error}"
     except errors.UserError as error:
         return str(error)
+    return _wrong_checksum(
+        prefix,
+        tuple(tensors),
+        tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in states),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _wrong_checksum(prefix, names, states):
+    """The first variable whose checksum is wrong; TensorFlow reads fast."""
+    del states  # of the files, which are read again when they change
+    reader = tf.train.load_checkpoint(prefix)
+    for name in names:
+        try:
+            reader.get_tensor(name)
+        except (tf.errors.OpError, ValueError):
+            return (
+                f"{prefix}: {name!r} is damaged, its checksum does not match; "
+                "use another checkpoint or copy it again"
+            )
     return ""
 
 
-def _samples(tensors):
-    names = [
-        name for name, tensor in tensors.items() if tensor.dtype != "STRING"
-    ]
-    return {"global_step", "batches_seen"}.intersection(tensors).union(
-        names[-1:]
-    )
+def _choose(directory):
+    """(newest checkpoint without damage, problems with newer ones)."""
+    paths = listed(directory)
+    unlisted = [path for path in _on_disk(directory) if path not in paths]
+    problems = []
+    for path in paths[::-1] + unlisted[::-1]:
+        problem = damage(path)
+        if not problem:
+            return path, problems
+        problems.append(problem)
+    if problems:
+        raise errors.UserError(
+            f"{directory}: all checkpoints are damaged; newest: {problems[0]}; "
+            "copy one back, or move them away to start again"
+        )
+    return None, []
 
 
 def repair(directory: str, removes: bool = True) -> typing.Optional[str]:
@@ -198,33 +251,57 @@ def repair(directory: str, removes: bool = True) -> typing.Optional[str]:
             os.path.join(glob.escape(directory), _UNFINISHED)
         ):
             shutil.rmtree(path, ignore_errors=True)
-    paths, problems = listed(directory), []
-    if not paths:
-        paths = _on_disk(directory)
-        if not paths:
-            return None
-        problems = [
-            f"{os.path.join(directory, _STATE_FILE)} is missing or unreadable"
-        ]
-    damaged = []
-    while paths:
-        problem = damage(paths[-1])
-        if not problem:
-            break
-        damaged.append(problem)
-        paths.pop()
-    if not paths:
-        raise errors.UserError(
-            f"{directory}: all checkpoints are damaged; newest: {damaged[0]}; "
-            "copy one back, or move them away to start again"
-        )
-    problems = damaged or problems
-    if problems:
-        tf.logging.warning(
-            "going back to %s: %s", paths[-1], "; ".join(problems)
-        )
-        keep(directory, paths)
-    return paths[-1]
+    path, problems = _choose(directory)
+    if path is None or path == _restored_by_tensorflow(directory):
+        return path
+    paths = listed(directory)
+    tf.logging.warning(
+        "going back to %s: %s",
+        path,
+        "; ".join(problems)
+        or f"{os.path.join(directory, _STATE_FILE)} is missing or unreadable, "
+        "or names files that are not in the directory",
+    )
+    keep(directory, paths[: paths.index(path) + 1] if path in paths else [path])
+    return path
+
+
+def _restored_by_tensorflow(directory):
+    """Prefix of the checkpoint that an Estimator restores, or None."""
+    try:
+        path = tf.train.latest_checkpoint(directory)
+    except ValueError:  # the list is not UTF-8
+        return None
+    is_inside = path and os.path.realpath(
+        os.path.dirname(path)
+    ) == os.path.realpath(directory)
+    return (
+        os.path.join(directory, os.path.basename(path)) if is_inside else None
+    )
+
+
+_Result = typing.TypeVar("_Result")
+
+
+def restored(directory: str, restore: typing.Callable[[], _Result]) -> _Result:
+    """restore(), again with the next checkpoint if its own was deleted.
+
+    A run that trains beside an evaluation deletes old checkpoints.
+
+    Args:
+      directory: of the run.
+      restore: reads the newest checkpoint of the directory.
+    """
+    while True:
+        path = newest(directory)
+        try:
+            return restore()
+        except (tf.errors.OpError, ValueError):
+            problem = path and damage(path)
+            if not problem:
+                raise
+        tf.logging.warning("%s; taking the next checkpoint", problem)
+        repair(directory, removes=False)
 
 
 def _on_disk(directory):

@@ -58,15 +58,13 @@ def check(
             {weight_names.BASE, *parts}, config
         )
     }
-    latest = checkpoints.newest(run.output_dir)
+    latest = checkpoints.newest_whole(run.output_dir)
     if labels is not None and (latest or not run.do_train):
         model = {
             name: tuple(labels if size is None else size for size in shape)
             for name, shape in model.items()
         }
     if latest:
-        if checkpoints.damage(latest):
-            return  # the run resumes from the one before
         path, reader = latest, tf.train.load_checkpoint(latest)
         required = _EVERYTHING
         fix = "use another --output_dir for another model or task"
