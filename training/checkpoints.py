@@ -270,8 +270,8 @@ def _restored_by_tensorflow(directory):
     """Prefix of the checkpoint that an Estimator restores, or None."""
     try:
         path = tf.train.latest_checkpoint(directory)
-    except ValueError:  # the list is not UTF-8
-        return None
+    except (ValueError, tf.errors.OpError):
+        return None  # the list is not UTF-8, or its directory is gone
     is_inside = path and os.path.realpath(
         os.path.dirname(path)
     ) == os.path.realpath(directory)
