@@ -33,6 +33,7 @@ from pretraining_data import (
     shard_output,
     text_files,
 )
+from weights import model_directory
 
 SHARD_BYTES = 128 << 20  # of input, where --num_shards is not given
 RUNNERS = (
@@ -262,6 +263,23 @@ def manifest_settings(
     )
 
 
+def _tokenizer_contents(build, config):
+    """{name: content} of the tokenizer's files, which go beside the records."""
+    if (
+        build.do_lower_case
+        and load_tokenizer(*build.tokenizer_arguments).is_cased()
+    ):
+        logging.warning(
+            "--do_lower_case=True: %s is cased, and its entries with capitals "
+            "are never used; RoBERTa's models need --do_lower_case=False",
+            build.vocab_file,
+        )
+    return model_directory.tokenizer_contents(
+        model_directory.TokenizerFiles(*build.tokenizer_arguments),
+        config.max_seq_length,
+    )
+
+
 def _identity(texts, config):
     """What tells whether an interrupted build had the same input."""
     digest = hashlib.sha256()
@@ -294,16 +312,18 @@ def _beam_builder(runner):
     return beam_builder
 
 
-def _new_output(build, num_shards, settings, source):
+def _new_output(build, num_shards, settings, source, tokenizer):
     """The output of a build, not begun yet."""
     if build.runner is not None and "://" in build.output_file:
         return _beam_builder(build.runner).RemoteOutput(
-            build.output_file, num_shards, settings
+            build.output_file, num_shards, settings, tokenizer
         )
     if build.is_single:
-        return shard_output.SingleOutput(build.output_file, settings, source)
+        return shard_output.SingleOutput(
+            build.output_file, settings, source, tokenizer
+        )
     return shard_output.ShardedOutput(
-        build.output_file, num_shards, settings, source
+        build.output_file, num_shards, settings, source, tokenizer
     )
 
 
@@ -342,6 +362,7 @@ def run(
         num_shards,
         manifest_settings(build, config),
         _identity(texts, config),
+        _tokenizer_contents(build, config),
     )
     output.begin(build.overwrite)
     try:

@@ -223,6 +223,13 @@ class RobertaTokenizer:
                 f"{self.vocab_size} tokens (ids 0 to {self.vocab_size - 1})"
             ) from error
 
+    def is_cased(self) -> bool:
+        """Whether a merged token has capitals, which lower-casing removes."""
+        return any(
+            len(self._bytes[i]) > 1 and text != text.lower()
+            for i, text in enumerate(self._texts())
+        )
+
     def word_start_table(self) -> np.ndarray:
         """Which tokens begin a word: bool [V].
 

@@ -165,11 +165,13 @@ class RemoteOutput:
         directory: str,
         num_shards: int,
         settings: typing.Dict[str, typing.Any],
+        tokenizer: typing.Mapping[str, bytes],
     ) -> None:
         self.num_shards = num_shards
         self.finished: typing.List[typing.Dict[str, typing.Any]] = []
         self._directory = directory
         self._settings = settings
+        self._tokenizer = tokenizer
 
     def begin(self, overwrite: bool) -> None:
         """Removes earlier records.
@@ -196,11 +198,20 @@ class RemoteOutput:
         self.finished.append(entry)
 
     def complete(self) -> typing.Dict[str, typing.Any]:
-        """Writes manifest.json; returns its content."""
+        """Writes the tokenizer and manifest.json; returns its content."""
         content = shard_output.with_totals(self._settings, self.finished)
-        path = _FileSystems.join(self._directory, manifest.MANIFEST)
-        with _FileSystems.create(path, mime_type="application/json") as stream:
-            stream.write(manifest.encode_manifest(content, path))
+        written = {
+            **self._tokenizer,
+            manifest.MANIFEST: manifest.encode_manifest(
+                content, self._directory
+            ),
+        }
+        for name, data in written.items():
+            path = _FileSystems.join(self._directory, name)
+            with _FileSystems.create(
+                path, mime_type="application/octet-stream"
+            ) as stream:
+                stream.write(data)
         return content
 
     def abandon(self, remove_finished: bool) -> None:

@@ -13,8 +13,11 @@ import typing
 import numpy as np
 
 from common import errors, files, tfrecord
+from weights import model_directory
 
 MANIFEST = "manifest.json"
+# Of one file: the directory of its tokenizer has this suffix.
+TOKENIZER_SUFFIX = ".tokenizer"
 # Left by an interrupted build.
 PROGRESS = "progress.json"
 FORMAT_VERSION = 1
@@ -111,6 +114,7 @@ _COMMON_KEYS = (
     "max_predictions_per_seq",
     "vocab_sha256",
     "merges_sha256",
+    "do_lower_case",
     "mask_id",
     "word_starts",
 )
@@ -263,6 +267,45 @@ def read_manifest(
         _check_agreement(merged, merged_path, manifest, path)
         merged["shards"] += manifest["shards"]
     return merged
+
+
+def find_tokenizer(
+    paths: typing.Sequence[str], others: typing.Iterable[str] = ()
+) -> typing.Optional[model_directory.TokenizerFiles]:
+    """The tokenizer that built records.
+
+    Args:
+      paths: of the records.
+      others: directories to search after that of the records.
+
+    Returns:
+      The first files that have the hashes in manifest.json, if there is one;
+      None if no directory has them.
+    """
+    built = read_manifest(paths) or {}
+    beside = [paths[0] + TOKENIZER_SUFFIX, os.path.dirname(paths[0])]
+    for directory in (*beside, *others):
+        tokenizer = model_directory.find_tokenizer(directory)
+        if tokenizer and all(
+            built.get(key, actual) == actual
+            for key, actual in tokenizer_hashes(tokenizer).items()
+        ):
+            return tokenizer._replace(
+                do_lower_case=built.get(
+                    "do_lower_case", tokenizer.do_lower_case
+                )
+            )
+    return None
+
+
+def tokenizer_hashes(
+    tokenizer: model_directory.TokenizerFiles,
+) -> typing.Dict[str, str]:
+    """What manifest.json says of a tokenizer's files."""
+    return {
+        "vocab_sha256": files.sha256(tokenizer.vocab_file),
+        "merges_sha256": files.sha256(tokenizer.merges_file),
+    }
 
 
 def _check_agreement(first, first_path, second, second_path):

@@ -17,6 +17,7 @@ from absl import logging
 
 from common import errors, files, tfrecord
 from pretraining_data import manifest, record_builder
+from weights import model_directory
 
 PROGRESS = manifest.PROGRESS
 # Shuffled records that wait in memory, in bytes.
@@ -27,6 +28,7 @@ _TOTALS = ("documents", "tokens", "sequences")
 _OTHER_OUTPUT = "choose another --output_file, or pass --overwrite to replace "
 _Entry = typing.Dict[str, typing.Any]  # of a shard in manifest.json
 _Settings = typing.Dict[str, typing.Any]  # what manifest.json says of records
+_Contents = typing.Mapping[str, bytes]
 
 
 class ShuffledWriter:
@@ -99,6 +101,7 @@ class _Output:
       num_shards: number of files.
       settings: what manifest.json says of the records (JSON values).
       source: what identifies the input (JSON values).
+      tokenizer: {name: content} of the tokenizer's files.
 
     Attributes:
       finished: entries of the complete shards, the first ones.
@@ -111,12 +114,14 @@ class _Output:
         num_shards: int,
         settings: _Settings,
         source: typing.Any,
+        tokenizer: _Contents,
     ) -> None:
         self.num_shards = num_shards
         self.finished: typing.List[_Entry] = []
         self._directory = directory
         self._progress_path = progress_path
         self._settings = settings
+        self._tokenizer = tokenizer
         self._build = dict(
             settings,
             num_shards=num_shards,
@@ -155,7 +160,15 @@ class _Output:
         self._write_progress()
 
     def complete(self) -> _Settings:
-        """Writes manifest.json; returns its content for this build."""
+        """Writes the tokenizer's files, then manifest.json.
+
+        Returns:
+          The content of manifest.json for this build.
+        """
+        directory = self._tokenizer_directory()
+        os.makedirs(directory, exist_ok=True)
+        for name, data in self._tokenizer.items():
+            files.write_bytes(os.path.join(directory, name), data)
         descriptor = os.open(self._directory, os.O_RDONLY)
         try:
             # Builds of several files in one directory may end together.
@@ -183,6 +196,9 @@ class _Output:
 
     def path(self, number: int) -> str:
         """The file of one shard."""
+        raise NotImplementedError
+
+    def _tokenizer_directory(self):
         raise NotImplementedError
 
     def _records(self):
@@ -259,6 +275,15 @@ class _Output:
                 f"{self._directory!r} contains {' and '.join(names)}; "
                 f"{_OTHER_OUTPUT}them"
             )
+        for name in (model_directory.VOCAB, model_directory.MERGES):
+            path = os.path.join(self._tokenizer_directory(), name)
+            if (
+                os.path.exists(path)
+                and files.read_bytes(path) != self._tokenizer[name]
+            ):
+                raise errors.UserError(
+                    f"{path!r}: of another tokenizer; {_OTHER_OUTPUT}it"
+                )
 
     def _clear(self):
         """Removes the records, then what describes them."""
@@ -280,9 +305,16 @@ class ShardedOutput(_Output):
         num_shards: int,
         settings: _Settings,
         source: typing.Any,
+        tokenizer: _Contents,
     ) -> None:
-        progress_path = os.path.join(directory, PROGRESS)
-        super().__init__(directory, progress_path, num_shards, settings, source)
+        super().__init__(
+            directory,
+            os.path.join(directory, PROGRESS),
+            num_shards,
+            settings,
+            source,
+            tokenizer,
+        )
 
     def path(self, number: int) -> str:
         """The file of one shard."""
@@ -297,6 +329,9 @@ class ShardedOutput(_Output):
             os.path.join(self._directory, manifest.MANIFEST)
         )
 
+    def _tokenizer_directory(self):
+        return self._directory
+
     def _other_entries(self):
         return []
 
@@ -309,7 +344,11 @@ class SingleOutput(_Output):
     """
 
     def __init__(
-        self, path: str, settings: _Settings, source: typing.Any
+        self,
+        path: str,
+        settings: _Settings,
+        source: typing.Any,
+        tokenizer: _Contents,
     ) -> None:
         self._path = path
         super().__init__(
@@ -318,6 +357,7 @@ class SingleOutput(_Output):
             1,
             settings,
             source,
+            tokenizer,
         )
 
     def path(self, number: int) -> str:
@@ -326,6 +366,9 @@ class SingleOutput(_Output):
 
     def _records(self):
         return _existing(self._path)
+
+    def _tokenizer_directory(self):
+        return self._path + manifest.TOKENIZER_SUFFIX
 
     def _other_entries(self):
         if os.path.isdir(self._path):

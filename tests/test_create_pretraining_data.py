@@ -19,7 +19,7 @@ import pytest
 
 import create_pretraining_data as script
 import tokenization
-from common import errors, tf_example, tfrecord, worker_pool
+from common import errors, files, tf_example, tfrecord, worker_pool
 from helpers import paths
 from helpers.record_builds import command, digests, make_text
 from pretraining_data import (
@@ -219,8 +219,11 @@ def test_manifest_says_what_was_built(build, tmp_path, tokenizer, vocabulary):
     assert loaded == dict(content, format_version=manifest.FORMAT_VERSION)
     assert sorted(digests(path)) == [
         "manifest.json",
+        "merges.txt",
         "pretrain-00000-of-00002.tfrecord",
         "pretrain-00001-of-00002.tfrecord",
+        "tokenizer_config.json",
+        "vocab.json",
     ]
     for shard in loaded["shards"]:
         summary = manifest.summarize_file(str(path / shard["name"]))
@@ -359,7 +362,11 @@ def test_bytes_do_not_depend_on_workers_or_place(build, tmp_path):
     build("4", num_shards=3, dupe_factor=2, random_seed=5)
     first = digests(tmp_path / "1")
     assert first == digests(tmp_path / "2") == digests(tmp_path / "3")
-    assert not set(first.values()) & set(digests(tmp_path / "4").values())
+    same = set(first.values()) & set(digests(tmp_path / "4").values())
+    assert same == {
+        first[name]
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json")
+    }
 
 
 def test_bytes_are_the_same_on_every_platform(build, tmp_path):
@@ -625,10 +632,61 @@ def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
     build(masking="dynamic", num_shards=2, overwrite=True)
     assert sorted(digests(tmp_path / "records")) == [
         "manifest.json",
+        "merges.txt",
         "notes.txt",
         "pretrain-00000-of-00002.tfrecord",
         "pretrain-00001-of-00002.tfrecord",
+        "tokenizer_config.json",
+        "vocab.json",
     ]
+
+
+@pytest.mark.parametrize("output", ["all", "all/a.tfrecord"])
+def test_the_tokenizer_goes_beside_the_records(
+    build, tmp_path, vocabulary, output
+):
+    build(output, masking="dynamic", max_seq_length=64, do_lower_case=True)
+    paths = records.expand_inputs(str(tmp_path / output))
+    tokenizer = manifest.find_tokenizer(paths)
+    assert tokenizer.do_lower_case
+    directory = os.path.dirname(tokenizer.vocab_file)
+    assert directory == str(tmp_path / output) + (
+        ".tokenizer" if output.endswith(".tfrecord") else ""
+    )
+    for name in ("vocab.json", "merges.txt"):
+        assert files.sha256(os.path.join(directory, name)) == files.sha256(
+            str(vocabulary / name)
+        )
+    with open(os.path.join(directory, "tokenizer_config.json")) as stream:
+        values = json.load(stream)
+    assert (values["do_lower_case"], values["model_max_length"]) == (True, 64)
+    # Files of another tokenizer are not those that built the records.
+    with open(tokenizer.vocab_file, "a") as stream:
+        stream.write(" ")
+    assert manifest.find_tokenizer(paths) is None
+    other = manifest.find_tokenizer(paths, [str(vocabulary)])
+    assert other.vocab_file == str(vocabulary / "vocab.json")
+    assert other.do_lower_case  # says manifest.json
+
+
+def test_another_vocabulary_in_the_output_is_not_overwritten(build, tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "vocab.json").write_text("{}")
+    with pytest.raises(errors.UserError, match="vocab.json': of another tok"):
+        build(masking="dynamic")
+    assert (tmp_path / "records" / "vocab.json").read_text() == "{}"
+    build(masking="dynamic", overwrite=True)
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_lower_casing_with_a_cased_vocabulary_is_warned_of(
+    build, caplog, lowers
+):
+    build(masking="dynamic", do_lower_case=lowers)
+    warnings = [
+        r.getMessage() for r in caplog.records if r.levelname == "WARNING"
+    ]
+    assert ["is cased" in line for line in warnings] == [True] * lowers
 
 
 def test_records_of_others_are_an_error(build, tmp_path, monkeypatch):
@@ -659,9 +717,11 @@ def test_single_files_share_a_manifest(build, tmp_path, tokenizer, monkeypatch):
     assert content["tokens"] == first["tokens"] + len(
         tokenizer.encode("the river")
     )
-    assert sorted(digests(tmp_path / "all")) == [
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
         "a.tfrecord",
+        "a.tfrecord.tokenizer",
         "b.tfrecord",
+        "b.tfrecord.tokenizer",
         "manifest.json",
     ]
     with monkeypatch.context() as patch:  # refused before the work is done

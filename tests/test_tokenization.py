@@ -264,6 +264,24 @@ def test_what_is_not_in_the_vocabulary_is_an_error(tiny, call, words):
         call(tiny)
 
 
+@pytest.mark.parametrize(
+    "merge, is_cased",
+    [(None, False), ("A b", True), ("a B", True), ("Ã ī", True)],
+)
+def test_capitals_of_merged_tokens_make_a_vocabulary_cased(
+    tmp_path, merge, is_cased
+):
+    merges = ["a b"] + [merge] * bool(merge)
+    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + tokenization._byte_symbols()
+    tokens += [text.replace(" ", "") for text in merges] + ["<mask>"]
+    paths = write(
+        tmp_path,
+        {token: number for number, token in enumerate(tokens)},
+        "\n".join(merges),
+    )
+    assert RobertaTokenizer(*paths).is_cased() is is_cased
+
+
 def test_lower_casing_keeps_offsets_of_the_text_given(files):
     lower = RobertaTokenizer(*files, do_lower_case=True)
     # U+0130 becomes two characters, the Kelvin sign one byte instead of three,

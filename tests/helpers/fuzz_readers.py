@@ -220,7 +220,9 @@ def unfinished_builds(directory):
     def read(data):
         path.write_bytes(data)
         (directory / shard["name"]).write_bytes(sound)
-        output = shard_output.ShardedOutput(str(directory), 2, SETTINGS, "x")
+        output = shard_output.ShardedOutput(
+            str(directory), 2, SETTINGS, "x", {}
+        )
         output.begin(overwrite=False)
         for number in range(len(output.finished), 2):
             output.finish(
