@@ -414,6 +414,7 @@ def main(_):
         build_model(setup, device, labels, chance),
         train,
         labels.config_values(),
+        labels.names,
     )
     tuning.train()
     if (task.do_eval or task.do_predict) and device.rank == 0:

@@ -27,13 +27,14 @@ from training import (
     logs,
     loop,
     masked_lm_batches,
-    model_directory,
+    output_directory,
     preflight,
     run_config,
     tensorflow_errors,
     train_step,
     warm_start,
 )
+from weights import model_directory
 
 FLAGS = flags.FLAGS
 
@@ -282,23 +283,47 @@ def _check(run, task, config):
         )
 
 
-def _tokenizer(run, inputs):
-    """The files beside --bert_config_file, if they made the records."""
-    directory = os.path.dirname(run.bert_config_file)
-    paths = [
-        os.path.join(directory, name) for name in ("vocab.json", "merges.txt")
-    ]
-    if not all(map(os.path.isfile, paths)):
-        return None
-    try:
-        preflight.check_vocabulary_of_records(inputs, *paths)
-    except errors.UserError as error:
-        tf.logging.warning("no tokenizer copied to --output_dir: %s", error)
-        return None
-    built = manifests.read_manifest(records.expand_inputs(inputs)) or {}
-    return model_directory.TokenizerFiles(
-        *paths, built.get("do_lower_case", False)
+def _tokenizer_of(inputs, run):
+    """The tokenizer of records; None, with a warning, where it is unknown."""
+    paths = records.expand_inputs(inputs)
+    tokenizer = manifests.find_tokenizer(
+        paths, [os.path.dirname(run.bert_config_file)]
     )
+    if tokenizer is None:
+        tf.logging.warning(
+            "%s: the tokenizer of these records is not beside them, nor beside "
+            "--bert_config_file: it is neither compared nor copied to "
+            "--output_dir; copy vocab.json and merges.txt there",
+            inputs,
+        )
+        return None
+    tf.logging.info(
+        "%s: do_lower_case=%s, tokenizer in %s",
+        inputs,
+        tokenizer.do_lower_case,
+        os.path.dirname(tokenizer.vocab_file) or os.curdir,
+    )
+    return tokenizer
+
+
+def _choose_tokenizer(run, task):
+    """The tokenizer of the records, compared with all others of the run.
+
+    Raises:
+      errors.UserError: records or a model have another one.
+    """
+    inputs = [task.input_files_dir] * run.do_train
+    inputs += [task.eval_files_dir] * task.do_eval
+    tokenizers = [_tokenizer_of(text, run) for text in dict.fromkeys(inputs)]
+    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    for tokenizer in known:
+        output_directory.check_tokenizer(run, tokenizer)
+        model_directory.check_tokenizer(
+            tokenizer,
+            os.path.dirname(known[0].vocab_file),
+            run.allow_other_tokenizer,
+        )
+    return tokenizers[0]
 
 
 # Evaluation without training needs the head too.
@@ -341,11 +366,12 @@ def main(_) -> None:
     if task.do_eval:
         eval_source = read_records(task.eval_files_dir, config, run, task)
     _check_files(run, task, config, device)
-    tokenizer = _tokenizer(
-        run, task.input_files_dir if run.do_train else task.eval_files_dir
-    )
-    model_directory.prepare_output(
-        run, config, device.rank, tokenizer=tokenizer
+    output_directory.prepare(
+        run,
+        config,
+        device.rank,
+        task=model_directory.Task("masked_lm", run.max_seq_length),
+        tokenizer=_choose_tokenizer(run, task),
     )
     training = run_config.Training(
         config, run, device, task.num_train_steps, task.num_warmup_steps

@@ -25,6 +25,7 @@ from inference import trained_model
 from question_answering import squad_scores
 from tasks import finetuning
 from training import eval_results, run_config, warm_start
+from weights import model_directory
 
 FLAGS = flags.FLAGS
 # Defaults of this script that differ from RunConfig's.
@@ -291,6 +292,14 @@ def write_predictions(
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
     eval_results.report_results(run, scores)
+    trained = model_directory.read_task(run.output_dir)
+    if run.do_train and trained.task and "suggested_thresh" in scores:
+        model_directory.write_task(
+            run.output_dir,
+            dataclasses.replace(
+                trained, null_score_diff_threshold=scores["suggested_thresh"]
+            ),
+        )
 
 
 def _gold(task):

@@ -327,6 +327,7 @@ def main(_):
         build_model(setup, device, len(names), chance),
         train,
         classification.label_config("RobertaForTokenClassification", names),
+        names,
     )
     tuning.train()
     if to_predict.windows and device.rank == 0:

@@ -33,7 +33,6 @@ and its `main` is then, with run and task from the flags:
 
 import dataclasses
 import itertools
-import os
 import re
 import typing
 
@@ -45,19 +44,20 @@ import configuration
 import device as devices
 import modeling
 import tokenization
-from common import command_line, errors, worker_pool
+from common import command_line, errors, files, worker_pool
 from training import (
     checkpoints,
     input_pipeline,
     logs,
     loop,
-    model_directory,
+    output_directory,
     preflight,
     run_config,
     tensorflow_errors,
     train_step,
     warm_start,
 )
+from weights import model_directory
 from weights import names as weight_names
 
 
@@ -67,8 +67,10 @@ class TaskConfig:
 
     vocab_file: str = command_line.flag("", "The tokenizer's vocab.json.")
     merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
-    do_lower_case: bool = command_line.flag(
-        False, "Lower-case all text; RoBERTa's vocabulary is cased."
+    do_lower_case: typing.Optional[bool] = command_line.flag(
+        None,
+        "Lower-case all text. Default: what tokenizer_config.json beside the "
+        "checkpoint says, else False; RoBERTa's vocabulary is cased.",
     )
     do_predict: bool = command_line.flag(False, "Whether to predict.")
     predict_batch_size: int = command_line.flag(
@@ -98,7 +100,7 @@ class Setup(typing.NamedTuple):
     """What a run starts from; `begin` makes it."""
 
     run: run_config.RunConfig
-    task: TaskConfig
+    task: TaskConfig  # with do_lower_case chosen
     config: configuration.RobertaConfig
     tokenizer: tokenization.RobertaTokenizer
 
@@ -110,7 +112,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
 
     Raises:
       errors.UserError: there is nothing to do, no checkpoint to predict with,
-        or vocabulary, lengths and model do not match.
+        or tokenizer, lengths and model do not match.
     """
     logs.set_up_logging(run)
     config = run_config.model_config(run)
@@ -120,9 +122,13 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
                 f"--{name} is missing; pass vocab.json and merges.txt of the "
                 "checkpoint"
             )
-    tokenizer = tokenization.RobertaTokenizer(
-        task.vocab_file, task.merges_file, do_lower_case=task.do_lower_case
+    task = dataclasses.replace(
+        task,
+        do_lower_case=model_directory.choose_lower_case(
+            task.do_lower_case, output_directory.models(run)
+        ),
     )
+    tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
     actions = [
         name for name in ("do_eval", "do_predict") if hasattr(task, name)
     ]
@@ -135,6 +141,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
     preflight.check_vocabulary(
         tokenizer, task.vocab_file, config, run.bert_config_file
     )
+    output_directory.check_tokenizer(run, tokenizer_files(task))
     if not (
         run.do_train
         or run.init_checkpoint
@@ -145,6 +152,13 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
             "or train first with --do_train=True"
         )
     return Setup(run, task, config, tokenizer)
+
+
+def tokenizer_files(task: TaskConfig) -> model_directory.TokenizerFiles:
+    """The tokenizer of a run."""
+    return model_directory.TokenizerFiles(
+        task.vocab_file, task.merges_file, bool(task.do_lower_case)
+    )
 
 
 def required(run: run_config.RunConfig, head: str) -> typing.Pattern[str]:
@@ -171,12 +185,10 @@ def trained_config(
       The JSON object; None in a new training run, which has no labels yet.
     """
     if checkpoints.newest(run.output_dir):
-        return model_directory.read_config(
-            os.path.join(run.output_dir, "config.json")
-        )
+        return output_directory.read_config(run.output_dir)
     if run.do_train:
         return None
-    return model_directory.read_config(run.bert_config_file)
+    return files.read_json(run.bert_config_file)
 
 
 def schedule(
@@ -352,6 +364,23 @@ def _flat(ids):
 # --- Runs -------------------------------------------------------------------
 
 
+def _trained_task(model, labels):
+    """What task.json says of a model."""
+    run, task = model.setup.run, model.setup.task
+    of_squad = (
+        "doc_stride",
+        "max_query_length",
+        "max_answer_length",
+        "version_2_with_negative",
+    )
+    return model_directory.Task(
+        model.head.name,
+        run.max_seq_length,
+        labels=list(labels) or None,
+        **{name: getattr(task, name, None) for name in of_squad},
+    )
+
+
 class FineTuning:
     """One fine-tuning run: trains a task's model and predicts with it.
 
@@ -363,6 +392,7 @@ class FineTuning:
         model: Model,
         train: typing.Optional[Sequences],
         config_values: typing.Optional[typing.Mapping] = None,
+        labels: typing.Sequence[str] = (),
     ):
         """
         Args:
@@ -370,6 +400,7 @@ class FineTuning:
           train: what to train on, None without training.
           config_values: {key: value} for config.json besides the model's own
             values, such as the labels.
+          labels: for task.json.
         """
         self._model, self._train = model, train
         run, task, config, _ = self.setup = model.setup
@@ -383,14 +414,13 @@ class FineTuning:
             choices=(train.choices if train else None) or 1,
         ):
             tf.logging.info("%s", line)
-        model_directory.prepare_output(
+        output_directory.prepare(
             run,
             config,
             device.rank,
-            config_values,
-            model_directory.TokenizerFiles(
-                task.vocab_file, task.merges_file, task.do_lower_case
-            ),
+            task=_trained_task(model, labels),
+            config_values=config_values,
+            tokenizer=tokenizer_files(task),
         )
         steps, warmup = 1, 0
         if train is not None:

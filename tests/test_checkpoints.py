@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from common import errors
 from helpers import tiny
-from training import checkpoints, model_directory, run_config
+from training import checkpoints, output_directory, run_config
 from weights import tf_checkpoint
 
 
@@ -277,7 +277,5 @@ def test_an_evaluation_keeps_the_unfinished_files_of_a_run(run, tmp_path):
         settings = run_config.RunConfig(
             bert_config_file=str(path), output_dir=run.path, do_train=trains
         )
-        model_directory.prepare_output(
-            settings, run_config.model_config(settings)
-        )
+        output_directory.prepare(settings, run_config.model_config(settings))
         assert unfinished.exists() is not trains

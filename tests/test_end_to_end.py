@@ -179,11 +179,79 @@ def test_tokenizer_files_go_along_with_the_model(chain, pretrained, answered):
     for directory in (chain.folder / "pretraining", answered("v1.1")[0]):
         for name in ("vocab.json", "merges.txt"):
             assert (directory / name).read_bytes() == (base / name).read_bytes()
-    # The records of the pre-training are lower-cased, the questions are not.
-    assert json.loads(
-        (chain.folder / "pretraining" / "tokenizer_config.json").read_text()
-    ) == {"do_lower_case": True}
-    assert not (chain.folder / "v1.1" / "tokenizer_config.json").exists()
+    # The records of the pre-training are lower-cased; fine-tuning starts from
+    # a copy of its checkpoint without these files.
+    for name, lowers in (("pretraining", True), ("v1.1", False)):
+        values = json.loads(
+            (chain.folder / name / "tokenizer_config.json").read_text()
+        )
+        assert values["do_lower_case"] is lowers
+
+
+def test_fine_tuning_takes_the_casing_of_the_checkpoint(
+    chain, built, pretrained
+):
+    assert built.log.count("vocab.json is cased") == 0  # it has no merges
+    checkpoint = chain.folder / "pretraining" / "model.ckpt-8"
+    text = SQUAD % {"version": "v1.1", "negative": False}
+    flags = (f"--init_checkpoint={checkpoint}", "--num_workers=1")
+    refused = chain.run(
+        text, *flags, "--do_lower_case=False", out="lower", code=1
+    )
+    assert "do_lower_case is False, but" in refused.log
+    assert not (chain.folder / "lower").exists()
+    result = chain.run(text, *flags, out="lower")
+    (line,) = [
+        line for line in result.log.splitlines() if "do_lower_case=" in line
+    ]
+    source = checkpoint.parent / "tokenizer_config.json"
+    assert line.endswith(f"I do_lower_case=True, from {source}")
+    values = json.loads(
+        (chain.folder / "lower" / "tokenizer_config.json").read_text()
+    )
+    assert values["do_lower_case"] is True
+
+
+def test_a_model_says_how_it_was_fine_tuned(chain, answered):
+    directory, _ = answered("v2.0")
+    suggested = read_results(directory)["suggested_thresh"]
+    assert json.loads((directory / "task.json").read_text()) == {
+        "task": "question_answering",
+        "max_seq_length": 512,
+        "doc_stride": 128,
+        "max_query_length": 64,
+        "max_answer_length": 30,
+        "version_2_with_negative": True,
+        "null_score_diff_threshold": suggested,
+    }
+
+
+def test_an_evaluation_with_another_vocabulary_stops(chain, pretrained):
+    """Of the same size, in records and in files."""
+    base, other = chain.place("BERT_BASE_DIR"), chain.folder / "other"
+    vocabulary = json.loads((base / "vocab.json").read_text())
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    other.mkdir()
+    (other / "vocab.json").write_text(json.dumps(vocabulary))
+    chain.run(
+        CREATE,
+        f"--output_file={other / 'records'}",
+        f"--vocab_file={other / 'vocab.json'}",
+    )
+    checkpoint = chain.folder / "pretraining" / "model.ckpt-8"
+    flags = (
+        *PRETRAIN_SHORT,
+        f"--eval_files_dir={other / 'records'}",
+        f"--init_checkpoint={checkpoint}",
+        "--do_train=False",
+    )
+    stopped = chain.run(PRETRAIN, *flags, out="elsewhere", code=1)
+    assert "vocab.json: not the same as" in stopped.log
+    allowed = chain.run(
+        PRETRAIN, *flags, "--allow_other_tokenizer=True", out="elsewhere"
+    )
+    assert "continuing (--allow_other_tokenizer)" in allowed.log
+    assert not (chain.folder / "elsewhere" / "vocab.json").exists()
 
 
 def test_text_becomes_records(chain, built):

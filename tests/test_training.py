@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training commands share: TensorFlow errors, result files, the log."""
 
-import json
 import logging
 import os
 
@@ -9,14 +8,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import configuration
 from common import errors, files, tfrecord
-from helpers import tiny
 from training import (
     eval_results,
     input_pipeline,
     logs,
-    model_directory,
     run_config,
     tensorflow_errors,
     train_step,
@@ -120,74 +116,6 @@ def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
 
 def new_run(tmp_path, **changes):
     return run_config.RunConfig(output_dir=str(tmp_path / "out"), **changes)
-
-
-CONFIG = dict(
-    vocab_size=40,
-    hidden_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=12,
-    max_position_embeddings=20,
-)
-
-
-def test_output_has_the_config_that_hugging_face_reads(tmp_path):
-    source = tmp_path / "config.json"
-    source.write_text(json.dumps(dict(CONFIG, layer_norm_eps=1e-6)))
-    run = new_run(
-        tmp_path,
-        bert_config_file=str(source),
-        out_log_dir=str(tmp_path / "logs"),
-    )
-    config = run_config.model_config(run)
-    model_directory.prepare_output(run, config)
-    written = tmp_path / "out" / "config.json"
-    values = json.loads(written.read_text())
-    assert values["model_type"] == "roberta"
-    assert configuration.RobertaConfig.from_dict(values) == config
-    assert (tmp_path / "logs").is_dir()
-    # A run from its own output leaves the file alone.
-    written.write_text(json.dumps(dict(CONFIG, name="mine")))
-    run = new_run(tmp_path, bert_config_file=str(written))
-    model_directory.prepare_output(run, run_config.model_config(run))
-    assert json.loads(written.read_text())["name"] == "mine"
-
-
-def test_output_has_the_tokenizer_of_the_run(tmp_path):
-    out = tmp_path / "out"
-    base = tiny.write_model(tmp_path / "base")
-    run = new_run(tmp_path, bert_config_file=str(base / "config.json"))
-    config = run_config.model_config(run)
-
-    def prepare(directory, lowers, rank=0):
-        model_directory.prepare_output(
-            run,
-            config,
-            rank,
-            tokenizer=(
-                model_directory.TokenizerFiles(
-                    str(directory / "vocab.json"),
-                    str(directory / "merges.txt"),
-                    lowers,
-                )
-            ),
-        )
-
-    prepare(base, False, rank=1)
-    assert not list(out.iterdir())  # rank 0 writes
-    prepare(base, False)
-    for name in ("vocab.json", "merges.txt"):
-        assert (out / name).read_bytes() == (base / name).read_bytes()
-    settings = out / "tokenizer_config.json"
-    assert not settings.exists()
-    settings.write_text('{"model_max_length": 512}')
-    for lowers in (True, False):
-        prepare(out, lowers)
-        assert json.loads(settings.read_text()) == {
-            "model_max_length": 512,
-            "do_lower_case": lowers,
-        }
 
 
 # Steps.

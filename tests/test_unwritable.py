@@ -19,7 +19,7 @@ from training import (
     eval_results,
     input_pipeline,
     masked_lm_batches,
-    model_directory,
+    output_directory,
     run_config,
     tensorflow_errors,
 )
@@ -74,9 +74,7 @@ def write_weights(path):
 
 
 def prepare(path):
-    model_directory.prepare_output(
-        run_config.RunConfig(output_dir=str(path)), None
-    )
+    output_directory.prepare(run_config.RunConfig(output_dir=str(path)), None)
 
 
 WRITERS = {

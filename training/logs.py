@@ -6,6 +6,7 @@ import re
 import time
 
 import tensorflow.compat.v1 as tf
+from absl import logging as absl_logging
 
 from training import run_config
 
@@ -41,6 +42,9 @@ def set_up_warnings() -> None:
 def _set_up_logger(level, filters):
     logger = tf.get_logger()
     logger.setLevel(level)
+    # What modules without TensorFlow log.
+    logging.getLogger("absl").setLevel(level)
+    absl_logging.get_absl_handler().setFormatter(_Formatter())
     logger.propagate = False  # absl's handler would log each line again
     for handler in logger.handlers:
         handler.setFormatter(_Formatter())

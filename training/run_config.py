@@ -37,6 +37,10 @@ class RunConfig:
         "", "Checkpoint prefix with the initial weights of a new run."
     )
     do_train: bool = command_line.flag(False, "Whether to train.")
+    allow_other_tokenizer: bool = command_line.flag(
+        False,
+        "Use another tokenizer than that of the checkpoint, with a warning.",
+    )
     max_seq_length: int = command_line.flag(
         512, "Tokens per sequence.", lower=4
     )

@@ -244,7 +244,6 @@ def _fast_tokenizer(
         for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
         if token in vocab
     ]
-    lines = merges.decode("utf-8").split("\n")
     level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
@@ -271,9 +270,7 @@ def _fast_tokenizer(
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": [
-                line for line in lines if line and not line.startswith("#v")
-            ],
+            "merges": _merges(merges),
         },
     }
 
@@ -281,40 +278,47 @@ def _fast_tokenizer(
 def check_tokenizer(
     tokenizer: TokenizerFiles, directory: str, allow_other: bool = False
 ) -> None:
-    """Compares a tokenizer with the one beside a model.
+    """Compares a tokenizer with the one in a directory.
 
     Args:
-      tokenizer: what the flags name.
-      directory: of the model; one without tokenizer files fits any.
+      tokenizer: of the texts or records of a run.
+      directory: of a model; one without tokenizer files fits any.
       allow_other: --allow_other_tokenizer: warn instead of stopping.
 
     Raises:
       errors.UserError: the vocabulary, the merges or lower-casing differ.
     """
-    for flag, path, name in (
-        ("--vocab_file", tokenizer.vocab_file, VOCAB),
-        ("--merges_file", tokenizer.merges_file, MERGES),
+    for path, name in (
+        (tokenizer.vocab_file, VOCAB),
+        (tokenizer.merges_file, MERGES),
     ):
         beside = os.path.join(directory, name)
-        if os.path.isfile(beside) and not _same_file(path, beside):
-            _reject(
-                f"{flag}={path}: differs from {beside}, which the model was "
-                "trained with",
-                allow_other,
-            )
+        if os.path.isfile(beside) and not _have_same_content(path, beside):
+            _reject(f"{path}: not the same as {beside}", allow_other)
     saved = lower_case(directory)
     if saved is not None and saved != tokenizer.do_lower_case:
         _reject(
-            f"--do_lower_case={tokenizer.do_lower_case}: the model in "
-            f"{directory} was trained with {saved}",
+            f"do_lower_case is {tokenizer.do_lower_case}, but "
+            f"{os.path.join(directory, TOKENIZER_CONFIG)} has {saved}",
             allow_other,
         )
 
 
-def _same_file(first: str, second: str) -> bool:
-    return os.path.samefile(first, second) or (
-        files.read_bytes(first) == files.read_bytes(second)
-    )
+def _have_same_content(first, second):
+    """Whether two files are the same vocabulary, or the same merges."""
+    contents = [files.read_bytes(path) for path in (first, second)]
+    if contents[0] == contents[1]:
+        return True
+    if second.endswith(VOCAB):  # white space and order may differ
+        vocabularies = map(files.parse_json, contents, (first, second))
+        return next(vocabularies) == next(vocabularies)
+    merges = [_merges(content) for content in contents]
+    return merges[0] == merges[1]
+
+
+def _merges(content: bytes) -> typing.List[str]:
+    lines = content.decode("utf-8", "replace").replace("\r", "").split("\n")
+    return [line for line in lines if line and not line.startswith("#v")]
 
 
 def _reject(problem: str, allow_other: bool) -> None:

@@ -20,7 +20,7 @@ import run_pretraining
 from common import tf_example, tfrecord
 from helpers import tiny
 from pretraining_data import records
-from training import logs, loop, masked_lm_batches, model_directory, run_config
+from training import logs, loop, masked_lm_batches, output_directory, run_config
 
 
 def write_drawn_tokens(folder):
@@ -95,7 +95,7 @@ class Pretraining:
             )
         )
         config = run_config.model_config(run)
-        model_directory.prepare_output(run, config, device.rank)
+        output_directory.prepare(run, config, device.rank)
         training = run_config.Training(
             config, run, device, task.num_train_steps, task.num_warmup_steps
         )
