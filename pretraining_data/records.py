@@ -373,6 +373,14 @@ def check_example(
         _check_range("input_ids", features, vocab_size)
         _check_range("masked_lm_ids", features, vocab_size)
     _check_range("masked_lm_positions", features, len(features["input_ids"]))
+    _check_range("input_mask", features, 2)
+    _check_range("segment_ids", features, 1)
+    weights = features.get("masked_lm_weights", np.zeros(0, np.float32))
+    if not ((weights >= 0) & (weights <= 1)).all():  # NaN is neither
+        raise errors.UserError(
+            f"masked_lm_weights ranges from {weights.min()} to "
+            f"{weights.max()}, expected 0 to 1; build the records again"
+        )
 
 
 def is_static(features: typing.Dict[str, np.ndarray]) -> bool:
@@ -405,8 +413,8 @@ def _check_range(name, features, limit):
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise errors.UserError(
             f"{name} ranges from {values.min()} to {values.max()}, expected 0 "
-            f"to {limit - 1}; use the vocabulary and the length that the "
-            "records were built with"
+            f"to {limit - 1}; build the records again, or use the vocabulary "
+            "and the length that they were built with"
         )
 
 
@@ -448,7 +456,14 @@ def _expand_item(item):
     if os.path.isdir(item):
         manifest.check_complete(item)
         pattern = os.path.join(glob.escape(item), "*.tfrecord")
-    paths = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    matches = glob.glob(pattern, recursive=True)
+    for path in matches:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise errors.UserError(
+                f"{path!r} is a link to {os.readlink(path)!r}, which does not "
+                "exist; restore that file or remove the link"
+            )
+    paths = sorted(filter(os.path.isfile, matches))
     if not paths:
         raise errors.UserError(
             f"{item!r} matches no file of records; expected a directory that "

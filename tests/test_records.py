@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import struct
 import time
@@ -602,6 +603,29 @@ def test_record_as_expected_passes():
             STATIC_LENGTHS,
             "has the type int64, expected float32",
         ),
+        (
+            {"input_mask": np.full(32, 7)},
+            STATIC_LENGTHS,
+            "input_mask ranges from 7 to 7, expected 0 to 1",
+        ),
+        (
+            {"segment_ids": np.array([-1] + [0] * 31)},
+            STATIC_LENGTHS,
+            "segment_ids ranges from -1 to 0, expected 0 to 0",
+        ),
+        (
+            {"input_mask": np.full(32, 1 << 40)},
+            STATIC_LENGTHS,
+            "input_mask ranges from 1099511627776",
+        ),
+    ]
+    + [
+        (
+            {"masked_lm_weights": np.full(5, value, np.float32)},
+            STATIC_LENGTHS,
+            "masked_lm_weights ranges from .* expected 0 to 1",
+        )
+        for value in (math.nan, 1e30, -1, math.inf)
     ],
 )
 def test_record_of_another_shape(changes, lengths, message):
@@ -774,6 +798,14 @@ def test_inputs_that_name_nothing(tmp_path, text, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.UserError, match=message):
         records.expand_inputs(text and text.format(tmp_path))
+
+
+def test_a_dangling_link_among_the_files_is_an_error(tmp_path):
+    folder = build(tmp_path / "d", ["a.tfrecord"])
+    (tmp_path / "d" / "b.tfrecord").symlink_to(tmp_path / "gone.tfrecord")
+    for text in (folder, folder + "/*.tfrecord"):
+        with pytest.raises(errors.UserError, match="b.tfrecord' is a link to"):
+            records.expand_inputs(text)
 
 
 def test_manifest_round_trip(tmp_path):
