@@ -414,6 +414,13 @@ class FineTuning:
             choices=(train.choices if train else None) or 1,
         ):
             tf.logging.info("%s", line)
+        if run.do_train and not (
+            run.init_checkpoint or checkpoints.newest(run.output_dir)
+        ):
+            tf.logging.warning(
+                "--init_checkpoint is not given: training starts from random "
+                "weights; pass a pre-trained checkpoint"
+            )
         output_directory.prepare(
             run,
             config,
@@ -448,7 +455,11 @@ class FineTuning:
 
     def train(self) -> None:
         """Trains, resuming a run in output_dir; nothing without do_train."""
-        if self._train is not None:
+        if self._train is None:
+            return
+        if not self.setup.task.num_train_epochs:
+            tf.logging.info("--num_train_epochs=0: no step is trained")
+        else:
             batches = train_batches(self._train, self.setup, self._model.device)
             loop.train(self._estimator, batches, self._training)
 

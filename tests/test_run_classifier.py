@@ -116,7 +116,7 @@ def test_a_run_resumes_bit_for_bit(folder, trained):
         data_dir=folder.path / "SST-2",
         **dict(TRAINED, do_eval=False, do_predict=False),
     )
-    assert "model.ckpt-30, batch 30" in log
+    assert "model.ckpt-30 at batch 30" in log
     first, second = (
         tf_checkpoint.load(checkpoints.newest(str(path)))
         for path in (out, again)
@@ -468,3 +468,14 @@ def test_results_of_two_sets_have_their_names():
     assert results["accuracy_x"] == 0.5 and results["accuracy_y"] == 1.0
     assert (results["examples_x"], results["examples_y"]) == (2, 1)
     assert results["loss_y"] == pytest.approx(np.log(1 + np.exp(-1)))
+
+
+def test_no_epochs_train_no_step(folder):
+    data = invented.write_sst2(folder.path / "untrained-SST-2")
+    log = folder.run(
+        "untrained", data_dir=data, **dict(TRAINED, num_train_epochs=0)
+    )
+    assert "training starts from random weights" in log
+    assert "--num_train_epochs=0: no step is trained" in log
+    assert not list((folder.path / "untrained").glob("model.ckpt*"))
+    assert folder.results("untrained")["accuracy"] < 0.8

@@ -100,7 +100,8 @@ def _train_from_newest(estimator, batches, training, stop):
         step = checkpoints.global_step(latest)
         if step >= training.num_train_steps:
             tf.logging.info(
-                "step=%d of num_train_steps=%d: nothing is left to train",
+                "step=%d of num_train_steps=%d: nothing is left to train; to "
+                "train longer, raise --num_train_steps or --num_train_epochs",
                 step,
                 training.num_train_steps,
             )
