@@ -137,7 +137,9 @@ def _scalars(path):
     """
     import tensorflow.compat.v1 as tf
 
-    tf.logging.set_verbosity(tf.logging.ERROR)  # the reader is "deprecated"
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(tf.logging.ERROR)  # the reader logs its own deprecation
     scalars = []
     try:
         for event in tf.train.summary_iterator(str(path)):
@@ -151,6 +153,8 @@ def _scalars(path):
             f"{path}: truncated; drawing its first {len(scalars)} scalars",
             file=sys.stderr,
         )
+    finally:
+        logger.setLevel(level)
     return scalars
 
 
