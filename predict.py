@@ -219,7 +219,7 @@ def predict(
 
 def predict_all(
     model: predictor.Predictor, items: typing.Sequence[Item]
-) -> typing.Iterator[dict]:
+) -> typing.Generator[dict, None, None]:
     """Yields the results of all Items, with a progress bar."""
     size = _BATCHES * model.settings.predict_batch_size
     with tqdm.tqdm(

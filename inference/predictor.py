@@ -239,7 +239,7 @@ class Predictor:
         self._check_task("fill-mask")
         encoded = [self._encode_masked(text) for text in texts]
         count = min(top_k or self.settings.top_k, self.tokenizer.vocab_size)
-        results = [None] * len(texts)
+        results: typing.List[dict] = [{}] * len(texts)
         for indices, ids in self._engine.batches(encoded):
             rows, columns = np.nonzero(ids == self.tokenizer.mask_id)
             best = self._engine.call(

@@ -114,10 +114,9 @@ class TrainedModel(typing.NamedTuple):
         preflight.check_length(length, self.config, self.config_file)
         return length
 
-    def num_labels(self, head: str) -> typing.Optional[int]:
-        """Labels of a classification or tagging head; None of others."""
-        name = _LABEL_BIAS.get(head)
-        return self.tensors[name].shape[0] if name else None
+    def num_labels(self, head: str) -> int:
+        """Labels of a classification or tagging head."""
+        return self.tensors[_LABEL_BIAS[head]].shape[0]
 
     def labels(self, count: int) -> typing.List[str]:
         """Names of labels, of task.json or config.json: list [count]."""

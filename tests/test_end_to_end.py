@@ -457,21 +457,22 @@ def test_prediction_alone_gives_the_same_answers(chain, answered):
 
 
 PREDICT = """predict.py answer --model=$OUT_DIR --predict_batch_size=3
---input_file=$SQUAD_DIR/dev-%(version)s.json --output_file=$OUT_DIR/same.json
---version_2_with_negative=%(negative)s"""
+--input_file=$SQUAD_DIR/dev-%(version)s.json --output_file=$OUT_DIR/same.json"""
 
 
 @pytest.mark.parametrize("version", ["v1.1", "v2.0"])
 def test_a_loaded_model_gives_the_same_answers(chain, answered, version):
+    """Without the flags of training, but with its threshold."""
     directory, _ = answered(version)
     chain.run(
-        PREDICT % {"version": version, "negative": version == "v2.0"},
-        "--max_seq_length=512",
+        PREDICT % {"version": version},
+        "--null_score_diff_threshold=0",
         out=version,
     )
-    assert json.loads((directory / "same.json").read_text()) == json.loads(
-        (directory / "predictions.json").read_text()
-    )
+    answers = json.loads((directory / "same.json").read_text())
+    assert answers == json.loads((directory / "predictions.json").read_text())
+    task = json.loads((directory / "task.json").read_text())
+    assert task["version_2_with_negative"] == (version == "v2.0")
 
 
 def test_every_option_of_fine_tuning_at_once(chain, pretrained):

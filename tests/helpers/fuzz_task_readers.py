@@ -252,15 +252,36 @@ def trained_configs(directory):
     return of_json([sound], read)
 
 
-def tokenizer_configs(directory):
-    tiny.write_trained(directory / "run", [])
-    path = directory / "run" / "tokenizer_config.json"
+def _beside_a_model(name, values):
+    """The reader of a JSON file in a trainer's directory."""
 
-    def read(data):
-        path.write_bytes(data)
-        trained_model.find(str(directory / "run"))
+    def reader(directory):
+        tiny.write_trained(directory / "run", ["question_answering"])
 
-    return of_json([{"do_lower_case": True, "model_max_length": 512}], read)
+        def read(data):
+            (directory / "run" / name).write_bytes(data)
+            model = trained_model.find(str(directory / "run"))
+            model.sequence_length(None, "squad", 384)
+            model.labels(2)
+
+        return of_json([values], read)
+
+    reader.__name__ = name.replace(".json", "s")
+    return reader
+
+
+tokenizer_configs = _beside_a_model(
+    "tokenizer_config.json", {"do_lower_case": True, "model_max_length": 512}
+)
+tasks = _beside_a_model(
+    "task.json",
+    {
+        "task": "question_answering",
+        "max_seq_length": 64,
+        "null_score_diff_threshold": -1.5,
+        "labels": ["no", "yes"],
+    },
+)
 
 
 def event_files(directory):
@@ -390,6 +411,7 @@ READERS = (
     answers_to_show,
     trained_configs,
     tokenizer_configs,
+    tasks,
     event_files,
     archive_files,
     device_lists,
