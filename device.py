@@ -5,6 +5,7 @@ environment.create chooses a device. Every device has
 
     name                "cpu", "gpu" or "npu"
     rank, world_size    this process among those that train together
+    options             DeviceConfig
     kernels             Kernels
     static_shapes       whether all batches must have the same shape
     stops_together      whether all processes can stop after the same step
@@ -198,7 +199,7 @@ class Device:
     averages_micro_batches = True  # where --allreduce_post_accumulation=False
 
     def __init__(self, options: DeviceConfig, processes: Processes):
-        self._options = options
+        self.options = self._options = options
         self._processes = processes
         self._scratch: typing.Optional[str] = None
         self.rank = processes.rank

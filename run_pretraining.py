@@ -376,6 +376,10 @@ def main(_) -> None:
     training = run_config.Training(
         config, run, device, task.num_train_steps, task.num_warmup_steps
     )
+    if train_source:
+        training.data = dict(
+            train_source.description, shuffle_window=task.shuffle_window
+        )
     estimator = device.estimator(
         build_model_fn(training), run, task.num_train_steps
     )

@@ -4,6 +4,7 @@
 import base64
 import binascii
 import collections
+import hashlib
 import json
 import os
 import re
@@ -330,6 +331,28 @@ def counts_of(
     shards = manifest["shards"] if manifest is not None else []
     known = {os.path.realpath(s["path"]): s["records"] for s in shards}
     return [known.get(os.path.realpath(path)) for path in paths]
+
+
+def fingerprint(
+    paths: typing.Sequence[str], manifest: typing.Optional[_Manifest]
+) -> str:
+    """A hash of records, the same wherever they are.
+
+    Args:
+      paths: files.
+      manifest: from `read_manifest`, or None.
+
+    Returns:
+      SHA-256 in hexadecimal of the manifest, else of the sizes of the files,
+      and of the names of the files.
+    """
+    names = [os.path.basename(path) for path in paths]
+    values: typing.Any = [os.path.getsize(path) for path in paths]
+    if manifest is not None:
+        shards = [dict(shard, path=None) for shard in manifest["shards"]]
+        values = dict(manifest, shards=shards)
+    text = json.dumps([names, values], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def write_manifest(directory: str, manifest: _Manifest) -> None:

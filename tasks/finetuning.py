@@ -32,6 +32,7 @@ and its `main` is then, with run and task from the flags:
 """
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import typing
@@ -381,6 +382,19 @@ def _trained_task(model, labels):
     )
 
 
+def _description(train, task):
+    """The training data and the tokenizer, for run.json."""
+    names = ("train_file", "vocab_file", "merges_file")
+    paths = {name: getattr(task, name, "") for name in names}
+    lengths = np.asarray(train.lengths, np.int64)
+    return dict(
+        {name: files.sha256(path) for name, path in paths.items() if path},
+        do_lower_case=bool(task.do_lower_case),
+        features=len(lengths),
+        tokens_of_features=hashlib.sha256(lengths.tobytes()).hexdigest(),
+    )
+
+
 class FineTuning:
     """One fine-tuning run: trains a task's model and predicts with it.
 
@@ -439,6 +453,8 @@ class FineTuning:
         self._training = run_config.Training(
             config, run, device, steps, warmup, head
         )
+        if train is not None:
+            self._training.data = _description(train, task)
         self._estimator = device.estimator(self._model_fn, run, steps)
 
     def _model_fn(self, features, labels, mode, params):

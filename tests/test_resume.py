@@ -95,12 +95,7 @@ class Script:
 
     def values(self, name):
         """{variable: array} of the newest checkpoint."""
-        prefix = checkpoints.newest(str(self.folder / name))
-        return {
-            name: tensor.read()
-            for name, tensor in tf_checkpoint.load(prefix).items()
-            if tensor.dtype != "STRING"
-        }
+        return tiny.values_of(checkpoints.newest(str(self.folder / name)))
 
     def weights(self, name):
         """{variable: bytes} of the newest checkpoint."""

@@ -14,6 +14,7 @@ from training import (
     progress,
     rollback,
     run_config,
+    run_record,
     tensorflow_errors,
 )
 
@@ -38,6 +39,7 @@ def train(
     """
     run, device = training.run, training.device
     _check_guard(run, device)
+    run_record.begin(training)
     tf.logging.info(
         "global_batch=%d train_batch_size=%d num_accumulation_steps=%d "
         "devices=%d learning_rate=%g num_train_steps=%d",

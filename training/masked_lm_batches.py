@@ -64,6 +64,7 @@ class MaskedLmSource:
             )
         else:
             _check_manifest(manifest, inputs, settings)
+        self._fingerprint = manifests.fingerprint(paths, manifest)
         counts = manifests.counts_of(paths, manifest)
         manifest = manifest or {}
         self._records = records.ShardedRecords(
@@ -97,6 +98,15 @@ class MaskedLmSource:
     def shard_counts(self) -> typing.List[int]:
         """Records of each file, in order."""
         return self._records.counts
+
+    @property
+    def description(self) -> typing.Dict[str, typing.Any]:
+        """The records and their masks, for run.json."""
+        return {
+            "records": self._fingerprint,
+            "masked_lm_prob": self._probability if self.dynamic else None,
+            "do_whole_word_mask": self._word_starts is not None,
+        }
 
     @property
     def skipped(self) -> int:

@@ -41,6 +41,11 @@ class RunConfig:
         False,
         "Use another tokenizer than that of the checkpoint, with a warning.",
     )
+    allow_changed_run: bool = command_line.flag(
+        False,
+        "Resume with other data, seed, optimizer or model config than the "
+        "run began with (run.json), with a warning.",
+    )
     max_seq_length: int = command_line.flag(
         512, "Tokens per sequence.", lower=4
     )
@@ -194,6 +199,7 @@ class Training:
       device: from environment.create.
       num_train_steps, num_warmup_steps: updates.
       head: names of a head's variables; see `warm_start.load`.
+      data: {name: value} of the training data; see `run_record.fixed`.
       save_timer: times the saving of checkpoints.
       guard: watches the loss.
     """
@@ -204,6 +210,9 @@ class Training:
     num_train_steps: int
     num_warmup_steps: int
     head: typing.Sequence[str] = ()
+    data: typing.Mapping[str, typing.Any] = dataclasses.field(
+        default_factory=dict
+    )
     save_timer: checkpoints.SaveTimer = dataclasses.field(
         default_factory=checkpoints.SaveTimer
     )

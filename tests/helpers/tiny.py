@@ -242,6 +242,15 @@ def scalars_of(directory):
     return found
 
 
+def values_of(prefix):
+    """{variable: array} of a checkpoint."""
+    return {
+        name: tensor.read()
+        for name, tensor in tf_checkpoint.load(str(prefix)).items()
+        if tensor.dtype != "STRING"
+    }
+
+
 def losses_of(output):
     """The losses that training logged, float64 [n]."""
     return np.array([line["loss"] for line in steps_of(output)])

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run.json: what may change when a run is resumed, and what stops it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from helpers import tiny
+from helpers.paths import REPOSITORY
+
+FIRST_VERSION = REPOSITORY / "tests" / "data" / "first_version"
+
+
+class Runs:
+    """Pre-training in one directory, a few steps at a time."""
+
+    def __init__(self, folder, forked):
+        self.folder, self._forked = folder, forked
+        tiny.write_model(folder / "model")
+        tiny.write_sequences(folder / "records")
+
+    def __call__(self, steps, code=0, **changed):
+        flags = dict(
+            bert_config_file=self.folder / "model" / "config.json",
+            input_files_dir=self.folder / "records",
+            output_dir=self.folder / "run",
+            do_train=True,
+            max_seq_length=tiny.LENGTH,
+            max_predictions_per_seq=tiny.PREDICTIONS,
+            train_batch_size=8,
+            learning_rate=1e-3,
+            num_train_steps=steps,
+            num_warmup_steps=1,
+            display_loss_steps=1,
+            accelerator="cpu",
+            cpu_threads=1,
+        )
+        return self._forked(
+            "run_pretraining.py", code=code, **{**flags, **changed}
+        )
+
+
+@pytest.fixture
+def runs(tmp_path, forked):
+    return Runs(tmp_path, forked)
+
+
+def test_what_a_run_learns_from_may_not_change(runs, tmp_path):
+    runs(2)
+    tiny.write_sequences(tmp_path / "other_records", count=63)
+    tiny.write_model(tmp_path / "other", dropout=0.3)
+    saved = (tmp_path / "run" / "run.json").read_bytes()
+    for changed, name in (
+        ({"random_seed": 1}, "random_seed 12345 -> 1"),
+        ({"optimizer_type": "lamb"}, "optimizer_type adam -> lamb"),
+        ({"input_files_dir": tmp_path / "other_records"}, "records "),
+        ({"masked_lm_prob": 0.2}, "masked_lm_prob 0.15 -> 0.2"),
+        (
+            {"bert_config_file": tmp_path / "other" / "config.json"},
+            "config.json's hidden_dropout_prob 0.0 -> 0.3",
+        ),
+    ):
+        log = runs(3, code=1, **changed).splitlines()[-1]
+        assert "the run began with other settings: " + name in log
+        assert "pass --allow_changed_run=True" in log
+        assert (tmp_path / "run" / "run.json").read_bytes() == saved
+    log = runs(3, random_seed=1, allow_changed_run=True)
+    assert log.count("continuing (--allow_changed_run)") == 1
+    assert "step=3 " in log
+    log = runs(4, random_seed=1)
+    assert "other settings" not in log
+    (tmp_path / "run" / "run.json").write_text('{"fixed": []}')
+    assert "run.json: fixed is missing" in runs(5, code=1).splitlines()[-1]
+
+
+def test_other_settings_may_change_with_one_line(runs, tmp_path):
+    runs(2)
+    shutil.copytree(str(tmp_path / "records"), str(tmp_path / "moved"))
+    log = runs(3, input_files_dir=tmp_path / "moved", learning_rate=2e-3)
+    (line,) = [line for line in log.splitlines() if "settings changed" in line]
+    assert "learning_rate 0.001 -> 0.002" in line
+    assert "num_train_steps 2 -> 3" in line
+    log = runs(3, input_files_dir=tmp_path / "moved", learning_rate=2e-3)
+    assert "settings changed" not in log
+
+
+def test_a_run_of_the_first_version_resumes_with_one_warning(tmp_path, forked):
+    run = tmp_path / "run"
+    shutil.copytree(str(FIRST_VERSION / "pretraining"), str(run))
+    log = forked(
+        "run_pretraining.py",
+        bert_config_file=FIRST_VERSION / "config.json",
+        input_files_dir=FIRST_VERSION / "records",
+        output_dir=run,
+        do_train=True,
+        max_seq_length=64,
+        max_predictions_per_seq=12,
+        train_batch_size=8,
+        learning_rate=1e-3,
+        num_train_steps=12,
+        num_warmup_steps=2,
+        accelerator="cpu",
+        cpu_threads=1,
+    )
+    assert log.count("run.json does not exist") == 1
+    assert json.loads((run / "run.json").read_text())["order_batch"] == 8
+    actual, expected = (
+        tiny.values_of(path / "model.ckpt-12")
+        for path in (run, FIRST_VERSION / "resumed")
+    )
+    for name, value in expected.items():
+        # Written with other versions of TensorFlow and other threads.
+        np.testing.assert_allclose(
+            actual[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+        )

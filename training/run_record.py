@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run.json: the settings that a run began with, compared when it resumes.
+
+`fixed` may not change, `changeable` may; `order_batch` is the global batch at
+the beginning, from which the order of fine-tuning's sequences follows.
+"""
+
+import dataclasses
+import os
+import typing
+
+import tensorflow.compat.v1 as tf
+
+import configuration
+import device as devices
+from common import errors, files
+from training import checkpoints, run_config
+
+FILE = "run.json"
+_FIXED_FLAGS = ("random_seed", "optimizer_type", "npu_bert_debug")
+_NOT_RECORDED = ("allow_changed_run", "allow_other_tokenizer")
+
+
+def fixed(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    data: typing.Mapping[str, typing.Any],
+) -> typing.Dict[str, typing.Any]:
+    """The settings of a run that may not change, as JSON values.
+
+    Args:
+      run: flags.
+      config: of the model.
+      data: {name: value}, what identifies the training data.
+    """
+    values = {
+        f"config.json's {name}": value
+        for name, value in dataclasses.asdict(config).items()
+    }
+    values.update({name: getattr(run, name) for name in _FIXED_FLAGS})
+    return dict(values, **data)
+
+
+def changes(
+    old: typing.Mapping[str, typing.Any], new: typing.Mapping[str, typing.Any]
+) -> typing.List[str]:
+    """`name old -> new` of the settings of `old` that differ in `new`."""
+    return [
+        f"{name} {value} -> {new.get(name)}"
+        for name, value in old.items()
+        if value != new.get(name)
+    ]
+
+
+def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
+    """run.json of a run with checkpoints; None if there is none.
+
+    Raises:
+      errors.UserError: the file is damaged.
+    """
+    path = os.path.join(directory, FILE)
+    if not (checkpoints.newest(directory) and os.path.isfile(path)):
+        return None
+    record = files.read_json(path, "the settings of a run")
+    kinds = {"fixed": dict, "changeable": dict, "order_batch": int}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise errors.UserError(
+                f"{path}: {name} is missing or not of its type; copy the file "
+                "again, or remove it to resume without the comparison"
+            )
+    return record
+
+
+def begin(training: run_config.Training) -> None:
+    """Compares a run with its run.json; rank 0 writes it.
+
+    Raises:
+      errors.UserError: a setting differs that may not change.
+    """
+    run, device = training.run, training.device
+    old = read(run.output_dir)
+    new = {
+        "fixed": fixed(run, training.config, training.data),
+        "changeable": _changeable(training),
+        "order_batch": order_batch(run, device),
+    }
+    path = os.path.join(run.output_dir, FILE)
+    if old:
+        _check_fixed(changes(old["fixed"], new["fixed"]), path, run)
+        changed = changes(old["changeable"], new["changeable"])
+        if changed:
+            tf.logging.info("settings changed: %s", ", ".join(changed))
+    elif device.rank == 0 and checkpoints.newest(run.output_dir):
+        tf.logging.warning(
+            "%s does not exist: resuming as if all settings, also the batch "
+            "size and the number of devices, were those of before",
+            path,
+        )
+    if device.rank == 0 and new != old:
+        files.write_json(path, new)
+
+
+def _changeable(training):
+    values = dataclasses.asdict(training.run)
+    values.update(dataclasses.asdict(training.device.options))
+    values.update(
+        devices=training.device.world_size,
+        num_train_steps=training.num_train_steps,
+        num_warmup_steps=training.num_warmup_steps,
+    )
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _FIXED_FLAGS + _NOT_RECORDED
+    }
+
+
+def _check_fixed(changed, path, run):
+    if not changed:
+        return
+    problem = f"{path}: the run began with other settings: {'; '.join(changed)}"
+    if not run.allow_changed_run:
+        raise errors.UserError(
+            f"{problem}; use those that it began with, another --output_dir, "
+            "or pass --allow_changed_run=True"
+        )
+    tf.logging.warning("%s; continuing (--allow_changed_run)", problem)
+
+
+def order_batch(run: run_config.RunConfig, device: devices.Device) -> int:
+    """The global batch that a run began with, in every process."""
+    record = read(run.output_dir) or {}
+    return device.agree(
+        record.get("order_batch", run.batch_size * device.world_size)
+    )
