@@ -357,14 +357,17 @@ def run(
             f"--input_file={build.input_file} has {total} bytes; use fewer "
             f"shards than bytes, for example one per {SHARD_BYTES >> 20} MB"
         )
+    settings = manifest_settings(build, config)
     output = _new_output(
         build,
         num_shards,
-        manifest_settings(build, config),
+        settings,
         _identity(texts, config),
         _tokenizer_contents(build, config),
     )
-    output.begin(build.overwrite)
+    if output.begin(build.overwrite):
+        content = shard_output.with_totals(settings, output.finished)
+        return content, "complete already, nothing was built"
     try:
         write = _write_shards if build.runner is None else _write_with_beam
         summary = write(build, config, texts, output)

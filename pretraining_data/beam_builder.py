@@ -57,7 +57,7 @@ _MISTAKE = re.compile(
 )
 # What workers on other machines import of this project, and from outside.
 _MODULES = ("tokenization",)
-_PACKAGES = ("common", "pretraining_data")
+_PACKAGES = ("common", "pretraining_data", "weights")
 _REQUIRED = ("absl-py==", "regex==")
 
 

@@ -9,6 +9,8 @@ resumes. manifest.json replaces progress.json at the end.
 import contextlib
 import fcntl
 import glob
+import hashlib
+import json
 import os
 import random
 import typing
@@ -128,13 +130,19 @@ class _Output:
             input=source,
             format_version=manifest.FORMAT_VERSION,
         )
+        self._digest = hashlib.sha256(
+            json.dumps(self._build, sort_keys=True).encode("utf-8")
+        ).hexdigest()
         self._made: typing.List[str] = []
 
-    def begin(self, overwrite: bool) -> None:
+    def begin(self, overwrite: bool) -> bool:
         """Resumes an interrupted build of the same settings, or starts one.
 
         Makes the directory. Removes incomplete files of the build that is
         resumed, or with `overwrite` all earlier records.
+
+        Returns:
+          Whether this very build is complete already; it is then left alone.
 
         Raises:
           errors.UserError: there are other records, and `overwrite` is False.
@@ -144,8 +152,10 @@ class _Output:
         progress = self._read_progress()
         if progress is not None and progress["build"] == self._build:
             self._resume(progress["shards"])
-            return
+            return False
         if not overwrite:
+            if progress is None and self._is_complete():
+                return True
             self._reject_other(progress)
         try:
             self._clear()
@@ -153,10 +163,29 @@ class _Output:
         except OSError:
             _remove_directories(self._made)
             raise
+        return False
+
+    def _is_complete(self):
+        """Whether all shards of the same build are there, with their size."""
+        content = manifest.load_manifest(self._directory) or {"shards": []}
+        paths = list(map(self.path, range(self.num_shards)))
+        entries = [
+            entry
+            for entry in content["shards"]
+            if entry.get("build") == self._digest
+        ]
+        sizes = {
+            os.path.basename(path): os.path.getsize(path)
+            for path in filter(os.path.isfile, paths)
+        }
+        if sizes != {entry["name"]: entry["bytes"] for entry in entries}:
+            return False
+        self.finished = entries
+        return len(entries) == len(paths)
 
     def finish(self, entry: _Entry) -> None:
         """Records that the next shard is complete."""
-        self.finished.append(entry)
+        self.finished.append(dict(entry, build=self._digest))
         self._write_progress()
 
     def complete(self) -> _Settings:

@@ -494,6 +494,26 @@ def test_other_settings_do_not_go_on(build, tmp_path, monkeypatch, text_file):
     assert digests(tmp_path / "records") == digests(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("output", ["records", "one.tfrecord"])
+def test_a_complete_build_given_again_is_left_alone(
+    build, tmp_path, output, text_file
+):
+    first = build(output, dupe_factor=1)
+    path = next(tmp_path.rglob("*.tfrecord"))
+    before = os.stat(str(path))
+    assert build(output, dupe_factor=1) == first
+    assert os.stat(str(path)) == before
+    with pytest.raises(errors.UserError, match="--overwrite|other settings"):
+        build(output, dupe_factor=1, max_seq_length=64)
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(text_file.read_bytes())
+    with pytest.raises(errors.UserError, match="pass --overwrite"):
+        build(output, input_file=copy, dupe_factor=1)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(errors.UserError, match="pass --overwrite"):
+        build(output, dupe_factor=1)
+
+
 def test_a_finished_shard_that_was_damaged_is_written_again(
     build, tmp_path, monkeypatch
 ):
@@ -626,7 +646,7 @@ def test_an_existing_output_is_replaced_only_when_asked(build, tmp_path):
     with pytest.raises(
         errors.UserError, match="contains .*00000-of-00003.*--over"
     ):
-        build(masking="dynamic", num_shards=3)
+        build(masking="dynamic", num_shards=2)
     assert digests(tmp_path / "records") == before
     (tmp_path / "records" / "notes.txt").write_text("mine")
     build(masking="dynamic", num_shards=2, overwrite=True)
@@ -729,7 +749,7 @@ def test_single_files_share_a_manifest(build, tmp_path, tokenizer, monkeypatch):
         with pytest.raises(errors.UserError, match="other settings .max_seq"):
             build("all/c.tfrecord", masking="dynamic", max_seq_length=64)
     with pytest.raises(errors.UserError, match="a.tfrecord'; choose another"):
-        build("all/a.tfrecord", masking="dynamic")
+        build("all/a.tfrecord", other, masking="dynamic")
     build("all/b.tfrecord", masking="dynamic", overwrite=True)
     content = manifest.load_manifest(str(tmp_path / "all"))
     assert content["tokens"] == 2 * first["tokens"]
