@@ -643,7 +643,11 @@ WRONG_FOR_PRETRAINING = [
         ["missing.json"],
     ),
     ("config is text", ["--bert_config_file=$BAD/text.json"], ["not JSON"]),
-    ("no records", ["--input_files_dir=$BAD/none"], ["none", "tfrecord"]),
+    (
+        "no records",
+        ["--input_files_dir=$BAD/none"],
+        ["none", "no file of records"],
+    ),
     ("missing records", ["--input_files_dir=$BAD/missing"], ["missing"]),
     ("no place given", ["--input_files_dir="], ["no file of records"]),
     (
@@ -717,7 +721,7 @@ WRONG_FOR_PRETRAINING = [
     ("unknown optimizer", ["--optimizer_type=sgd"], ["adam", "lamb"]),
     ("no GPU", ["--accelerator=gpu"], ["sees no GPU"]),
     ("no NPU", ["--accelerator=npu"], ["npu_bridge", "install"]),
-    ("two ways to fp16", ["--use_fp16=True"], ["take one"]),
+    ("two ways to fp16", ["--use_fp16=True"], ["use one"]),
     (
         "loss scale of a half",
         ["--npu_bert_loss_scale=0.5"],
