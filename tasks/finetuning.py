@@ -54,6 +54,7 @@ from training import (
     output_directory,
     preflight,
     run_config,
+    run_record,
     tensorflow_errors,
     train_step,
     warm_start,
@@ -198,7 +199,14 @@ def schedule(
     """(num_train_steps, num_warmup_steps) for `count` training features."""
     task = setup.task
     global_batch = setup.run.batch_size * device.world_size
-    steps = max(1, int(count * task.num_train_epochs / global_batch))
+    records = count * task.num_train_epochs
+    batches = 0  # of another size, which the run made before
+    latest = checkpoints.newest(setup.run.output_dir)
+    seen = device.agree(checkpoints.batches_seen(latest))
+    consumed = device.agree(checkpoints.records_seen(latest, global_batch))
+    if consumed != seen * global_batch:
+        batches, records = seen, max(0, records - consumed)
+    steps = max(1, batches + int(records / global_batch))
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
         "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
@@ -217,7 +225,7 @@ def train_batches(
     run = setup.run
     order = input_pipeline.LengthPools(
         sequences.lengths,
-        batch_size=run.batch_size * device.world_size,
+        batch_size=run_record.order_batch(run, device),
         seed=run.random_seed,
         is_shuffled=not run.npu_bert_debug,
     )
@@ -228,6 +236,7 @@ def train_batches(
         batch_size=run.batch_size,
         max_length=run.max_seq_length if device.static_shapes else None,
         rank=device.rank,
+        world_size=device.world_size,
     )
 
 

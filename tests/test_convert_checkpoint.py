@@ -345,6 +345,7 @@ def test_training_state_is_left_out_and_named(tmp_path):
                 "good_steps",
                 "bad_steps",
                 "batches_seen",
+                "records_seen",
             )
         }
     )

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -115,6 +116,28 @@ def test_averaging_every_micro_batch_changes_nothing(data, single):
         allreduce_post_accumulation=False,
     )
     assert_same(outputs[0], single)
+
+
+def test_the_number_of_processes_may_change(data, single):
+    run = data / "elastic"
+    shutil.copytree(str(data / "one"), str(run))
+    checkpoints.keep(str(run), [str(run / "model.ckpt-10")])
+    outputs = two_processes(
+        data, "elastic", train_batch_size=8, save_checkpoints_steps=5
+    )
+    resumed = tiny.losses_of(outputs[0])
+    print("1 -> 2", np.abs(resumed - single[10:]))
+    # Logged with six digits.
+    assert abs(resumed[0] - single[10]) < 1.5e-6
+    np.testing.assert_allclose(resumed, single[10:], rtol=0, atol=1e-4)
+    checkpoints.keep(str(run), [str(run / "model.ckpt-15")])
+    output = tiny.run(
+        flags(data, "elastic", train_batch_size=16), tiny.environment(npu=False)
+    )
+    assert "devices 2 -> 1" in output
+    resumed = tiny.losses_of(output)
+    print("2 -> 1", np.abs(resumed - single[15:]))
+    np.testing.assert_allclose(resumed, single[15:], rtol=0, atol=1e-4)
 
 
 def test_rank_0_alone_saves_and_logs(data, two, single):

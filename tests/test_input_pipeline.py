@@ -401,7 +401,7 @@ def feature_batches(order, **options):
 
 def test_pools_use_every_sequence_once_an_epoch():
     pools = input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
-    steps = [pools.indices(step) for step in range(30)]
+    steps = [pools.indices(4 * step, 4) for step in range(30)]
     # 15 batches are two epochs, 5 a pool; the next two come in other pools.
     for first in (0, 15):
         seen = np.bincount(np.concatenate(steps[first : first + 15]))
@@ -414,7 +414,7 @@ def test_sequences_can_be_read_from_front_to_back(dynamic):
         LENGTHS, batch_size=4, seed=1, is_shuffled=False
     )
     for step in (0, 6, 7):
-        assert set(pools.indices(step)) == {
+        assert set(pools.indices(4 * step, 4)) == {
             (4 * step + place) % 30 for place in range(4)
         }
     source = source_of(dynamic)
@@ -430,15 +430,15 @@ def test_pools_are_a_function_of_the_step():
         return input_pipeline.LengthPools(LENGTHS, batch_size=4, seed=1, pool=5)
 
     forward, again = pools(), pools()
-    steps = {step: forward.indices(step) for step in range(20)}
+    steps = {step: forward.indices(4 * step, 4) for step in range(20)}
     for step in (17, 3, 11, 2):
-        np.testing.assert_array_equal(steps[step], again.indices(step))
+        np.testing.assert_array_equal(steps[step], again.indices(4 * step, 4))
 
 
 def test_pools_batch_like_lengths_in_random_order():
     lengths = np.random.RandomState(1).randint(5, 500, 4000)
     pools = input_pipeline.LengthPools(lengths, batch_size=8, seed=1)
-    batches = [lengths[pools.indices(step)] for step in range(100)]
+    batches = [lengths[pools.indices(8 * step, 8)] for step in range(100)]
     assert np.mean([np.ptp(batch) for batch in batches]) < 30
     longest = [batch.max() for batch in batches]
     assert longest != sorted(longest)
@@ -451,7 +451,9 @@ def test_training_features_are_shared_by_ranks():
         )
 
     whole = feature_batches(order(8), batch_size=8)
-    parts = [feature_batches(order(8), rank=rank) for rank in (0, 1)]
+    parts = [
+        feature_batches(order(8), rank=rank, world_size=2) for rank in (0, 1)
+    ]
     for step in (0, 7):
         halves = [as_dict(part, step) for part in parts]
         together = as_dict(whole, step)
@@ -459,6 +461,24 @@ def test_training_features_are_shared_by_ranks():
             np.testing.assert_array_equal(
                 together[name], np.concatenate([half[name] for half in halves])
             )
+
+
+def test_another_batch_size_takes_up_where_the_last_one_ended():
+    pools = input_pipeline.LengthPools(LENGTHS, batch_size=8, seed=1, pool=5)
+    expected = pools.indices(0, 120)  # four epochs of 30, three pools
+    taken, records = [], 0
+    for size, ranks, steps in ((8, 1, 4), (4, 2, 3), (16, 1, 2), (2, 2, 8)):
+        parts = [
+            feature_batches(pools, batch_size=size, rank=rank, world_size=ranks)
+            for rank in range(ranks)
+        ]
+        for step in range(7, 7 + steps):
+            for part in parts:
+                part.shift = records - 7 * size * ranks
+                taken.append(as_dict(part, step)["index"])
+        records += size * ranks * steps
+    np.testing.assert_array_equal(np.concatenate(taken), expected)
+    assert set(np.bincount(expected)) == {4}
 
 
 def test_features_are_padded_to_the_next_multiple_of_32():

@@ -139,6 +139,7 @@ def test_names_of_the_training_state(golden_checkpoint):
     assert names == model | slots | {
         "global_step",
         "batches_seen",
+        "records_seen",
         "loss_scale",
         "good_steps",
         "bad_steps",
@@ -208,7 +209,12 @@ def test_overflow_in_training_leaves_no_trace(golden_checkpoint):
         for name, value in before.items()
         if value.tobytes() != after[name].tobytes()
     }
-    assert changed == {"loss_scale", "batches_seen", "good_steps"}
+    assert changed == {
+        "loss_scale",
+        "batches_seen",
+        "records_seen",
+        "good_steps",
+    }
 
 
 # Optimizers against NumPy.

@@ -9,6 +9,7 @@ import pytest
 
 from helpers import tiny
 from helpers.paths import REPOSITORY
+from training import checkpoints
 
 FIRST_VERSION = REPOSITORY / "tests" / "data" / "first_version"
 
@@ -86,6 +87,35 @@ def test_other_settings_may_change_with_one_line(runs, tmp_path):
     assert "settings changed" not in log
 
 
+def test_another_batch_resumes_at_the_next_record(runs, tmp_path):
+    first = tmp_path / "run"
+    losses = tiny.losses_of(
+        runs(
+            26,
+            train_batch_size=16,
+            save_checkpoints_steps=5,
+            keep_checkpoint_max=9,
+        )
+    )
+    checkpoints.keep(str(first), [str(first / "model.ckpt-5")])
+    for name, batch, micro_batches in (("same", 8, 2), ("small", 4, 1)):
+        shutil.copytree(str(first), str(tmp_path / name))
+        log = runs(
+            26,
+            output_dir=tmp_path / name,
+            train_batch_size=batch,
+            num_accumulation_steps=micro_batches,
+        )
+        assert "train_batch_size 16 -> " in log
+        values = tiny.values_of(tmp_path / name / "model.ckpt-26")
+        assert values["batches_seen"] == 26
+        assert values["records_seen"] == 5 * 16 + 21 * batch * micro_batches
+        if name == "same":
+            resumed = tiny.losses_of(log)
+            assert abs(resumed[0] - losses[5]) < 1.5e-6  # of six digits
+            np.testing.assert_allclose(resumed, losses[5:], rtol=0, atol=1e-4)
+
+
 def test_a_run_of_the_first_version_resumes_with_one_warning(tmp_path, forked):
     run = tmp_path / "run"
     shutil.copytree(str(FIRST_VERSION / "pretraining"), str(run))
@@ -106,6 +136,7 @@ def test_a_run_of_the_first_version_resumes_with_one_warning(tmp_path, forked):
     )
     assert log.count("run.json does not exist") == 1
     assert json.loads((run / "run.json").read_text())["order_batch"] == 8
+    assert tiny.values_of(run / "model.ckpt-12")["records_seen"] == 12 * 8
     actual, expected = (
         tiny.values_of(path / "model.ckpt-12")
         for path in (run, FIRST_VERSION / "resumed")

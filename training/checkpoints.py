@@ -20,6 +20,8 @@ from common import errors, files
 from weights import tf_checkpoint
 
 _STATE_FILE = "checkpoint"
+# The variable that checkpoints of the first version lack.
+_RECORDS_SEEN = "records_seen"
 # Left by a killed process; the name is TensorFlow's.
 _UNFINISHED = "model.ckpt-*_temp*"
 
@@ -43,9 +45,24 @@ class Saver(tf.train.Saver):
             save_relative_paths=True,
         )
         self._restored = None
+        self._without_records: typing.Optional[tf.train.Saver] = None
+        self._records: typing.List[tf.Variable] = []
+
+    def build(self):
+        super().build()
+        variables = tf.global_variables()
+        self._records = [v for v in variables if v.op.name == _RECORDS_SEEN]
+        self._without_records = tf.train.Saver(
+            [v for v in variables if v.op.name != _RECORDS_SEEN]
+        )
 
     def restore(self, sess, save_path):
-        super().restore(sess, save_path)
+        reader = tf.train.load_checkpoint(save_path)
+        if self._records and not reader.has_tensor(_RECORDS_SEEN):
+            self._without_records.restore(sess, save_path)
+            sess.run([variable.initializer for variable in self._records])
+        else:
+            super().restore(sess, save_path)
         self._restored = os.path.abspath(save_path)
 
     def save(self, sess, save_path, global_step=None, **options):
@@ -128,6 +145,15 @@ def batches_seen(checkpoint: typing.Optional[str]) -> int:
     """Batches consumed when a checkpoint was written; 0 without one."""
     seen = _counter(checkpoint, "batches_seen")
     return global_step(checkpoint) if seen is None else seen
+
+
+def records_seen(checkpoint: typing.Optional[str], global_batch: int) -> int:
+    """Records consumed when a checkpoint was written; 0 without one.
+
+    One of the first version did not count them: batches x global_batch.
+    """
+    seen = _counter(checkpoint, _RECORDS_SEEN)
+    return batches_seen(checkpoint) * global_batch if seen is None else seen
 
 
 def global_step(checkpoint: typing.Optional[str]) -> int:

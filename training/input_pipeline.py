@@ -2,7 +2,8 @@
 """Batches as a tf.data pipeline in which each is a function of its number.
 
 Batch number n depends only on (seed, n): a run that resumes starts the range
-of numbers elsewhere and reads none of the records before it.
+of numbers elsewhere and reads none of the records before it. Where the size of
+the global batch has changed, `Batches.shift` says how many records were read.
 """
 
 import threading
@@ -21,7 +22,11 @@ class Batches:
 
     Attributes:
       specs: {name: tf.TensorSpec} of a batch; None for an axis that varies.
+      shift: records read before batch n, less n global batches; not 0 where
+        earlier batches had another size.
     """
+
+    shift = 0
 
     specs: typing.Dict[str, tf.TensorSpec] = {}
 
@@ -136,7 +141,8 @@ class LengthPools:
         """
         Args:
           lengths: int [n], tokens of each sequence.
-          batch_size: sequences of a step on all devices.
+          batch_size: sequences of a step on all devices; where that changes,
+            the one that the run began with, which determines the order.
           seed: of the order.
           pool: batches that are sorted together.
           is_shuffled: False takes the sequences from front to back.
@@ -153,23 +159,31 @@ class LengthPools:
         )
         self._cached = (None, None)
 
-    def indices(self, step: int) -> np.ndarray:
-        """The sequences of a step: int64 [batch_size]."""
-        pool, place = divmod(step, self._pool)
-        cached, batches = self._cached
-        if cached != pool:
-            batches = self._sorted_pool(pool)
-            self._cached = (pool, batches)
-        return batches[place]
+    def indices(self, first: int, number: int) -> np.ndarray:
+        """The sequences at positions first .. first + number - 1: int64."""
+        size = self._pool * self._batch_size
+        start, stop = first // size, -(-(first + number) // size)
+        pools = [self._sorted_pool(pool) for pool in range(start, stop)]
+        first -= start * size
+        return np.concatenate(pools)[first : first + number]
 
     def _sorted_pool(self, pool):
+        """int64 [size]; the last one is kept."""
+        cached, sequences = self._cached
+        if cached != pool:
+            sequences = self._draw_pool(pool)
+            self._cached = (pool, sequences)
+        return sequences
+
+    def _draw_pool(self, pool):
         size = self._pool * self._batch_size
         _, drawn = self._order.indices(pool * size, size)
         drawn = drawn[np.argsort(self._lengths[drawn], kind="stable")]
         shuffled = np.random.RandomState([self._seed, pool]).permutation(
             self._pool
         )
-        return drawn.reshape(self._pool, self._batch_size)[shuffled]
+        batches = drawn.reshape(self._pool, self._batch_size)[shuffled]
+        return batches.reshape(-1)
 
 
 class LongestFirst:
@@ -188,13 +202,11 @@ class LongestFirst:
           batch_size: sequences of a step.
         """
         self._order = np.argsort(-np.asarray(lengths), kind="stable")
-        self._batch_size = batch_size
         self.steps = -(-len(self._order) // batch_size)
 
-    def indices(self, step: int) -> np.ndarray:
-        """The sequences of a step: int64 [batch_size] or fewer."""
-        first = step * self._batch_size
-        return self._order[first : first + self._batch_size]
+    def indices(self, first: int, number: int) -> np.ndarray:
+        """The sequences at these positions: int64 [number] or fewer."""
+        return self._order[first : first + number]
 
 
 class Sequences(typing.NamedTuple):
@@ -235,16 +247,17 @@ class FeatureBatches(Batches):
         batch_size: int,
         max_length: typing.Optional[int] = None,
         rank: int = 0,
+        world_size: int = 1,
     ):
         """
         Args:
           sequences: all of them.
-          order: which of them are in a step.
+          order: of the sequences.
           pad_token_id: fills up input_ids.
           batch_size: sequences of a batch on this device.
           max_length: S of every batch, and all batches have batch_size rows;
             None lets S and the rows of the last batch vary.
-          rank: this process's part of a step's sequences.
+          rank, world_size: this process among those that share a batch.
         """
         super().__init__()
         self._order = order
@@ -255,6 +268,7 @@ class FeatureBatches(Batches):
         self._batch_size = batch_size
         self._max_length = max_length
         self._rank = rank
+        self._world_size = world_size
         self._rows = batch_size if order.is_endless or max_length else None
         choices = [] if self._choices is None else [self._choices]
         row = tf.TensorSpec([self._rows] + choices + [max_length], tf.int32)
@@ -266,8 +280,10 @@ class FeatureBatches(Batches):
             )
 
     def make(self, step):
-        first = self._rank * self._batch_size
-        indices = self._order.indices(step)[first : first + self._batch_size]
+        place = step * self._world_size + self._rank
+        indices = self._order.indices(
+            place * self._batch_size + self.shift, self._batch_size
+        )
         rows = self._rows or len(indices)
         batch = {
             name: self._padded(indices, rows, *tokens)

@@ -92,10 +92,15 @@ def _train_from_newest(estimator, batches, training, stop):
     """Trains from the newest checkpoint; Diverged asks for a rollback."""
     run, device = training.run, training.device
     latest = checkpoints.newest(run.output_dir)
-    first, skipped = rollback.resume(
-        run.output_dir, checkpoints.batches_seen(latest)
+    seen = checkpoints.batches_seen(latest)
+    global_batch = run.batch_size * device.world_size
+    first, skipped = rollback.resume(run.output_dir, seen)
+    records = device.agree(
+        checkpoints.records_seen(latest, global_batch)
+        + (first - seen) * global_batch
     )
     first = device.agree(first)
+    batches.shift = records - first * global_batch
     training.guard.skipped = device.agree(skipped)
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
@@ -110,7 +115,7 @@ def _train_from_newest(estimator, batches, training, stop):
     estimator.train(
         lambda params: input_pipeline.dataset(batches, first),
         max_steps=training.num_train_steps,
-        hooks=[stop, progress.StartHook(first)],
+        hooks=[stop, progress.StartHook(first, records)],
         saving_listeners=[training.save_timer] if device.rank == 0 else [],
     )
 

@@ -229,7 +229,7 @@ class MaskedLmBatches(input_pipeline.Batches):
     def make(self, step):
         size = self._batch_size
         if self._order is not None:
-            first = (step * self._world_size + self._rank) * size
+            first = (step * self._world_size + self._rank) * size + self.shift
             epochs, indices = self._order.indices(first, size)
         else:
             indices = np.arange(

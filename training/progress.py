@@ -64,24 +64,26 @@ def add_scalars(
 
 
 class StartHook(tf.train.SessionRunHook):
-    """Sets the variable batches_seen to the batch at which a session begins.
+    """Sets batches_seen and records_seen to where a session begins.
 
-    That is the checkpoint's number, except after a rollback.
+    That is the checkpoint's numbers, except after a rollback.
     """
 
-    def __init__(self, first: int):
-        self._first = first
-        self._variable = None
+    def __init__(self, batches: int, records: int):
+        self._values = {"batches_seen": batches, "records_seen": records}
+        self._variables = []
 
     def begin(self):
-        (self._variable,) = [
-            v for v in tf.global_variables() if v.op.name == "batches_seen"
+        self._variables = [
+            v for v in tf.global_variables() if v.op.name in self._values
         ]
 
     def after_create_session(self, session, coord):
         del coord
-        if session.run(self._variable) != self._first:
-            self._variable.load(self._first, session)
+        for variable in self._variables:
+            value = self._values[variable.op.name]
+            if session.run(variable) != value:
+                variable.load(value, session)
 
 
 class ProgressHook(tf.train.SessionRunHook):

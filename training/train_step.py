@@ -64,7 +64,20 @@ def train_spec(
         names = sorted(sums)
         sums = dict(zip(names, device.average([sums[n] for n in names])))
     norm = optimization.global_norm([gradient for gradient, _ in pairs])
-    train_op = _update(chain, pairs, norm, run, (global_step, seen), sums)
+    # After the model's variables, whose random seeds follow their order.
+    records = tf.get_variable(
+        "records_seen",
+        [],
+        tf.int64,
+        trainable=False,
+        initializer=tf.zeros_initializer(),
+    )
+    train_op = _update(chain, pairs, norm, run, global_step, sums)
+    with tf.control_dependencies([train_op]):
+        train_op = tf.group(
+            tf.assign_add(seen, 1),
+            tf.assign_add(records, run.batch_size * device.world_size),
+        )
     # All processes must see the same norm to decide alike.
     (mean_norm,) = (
         device.average([norm]) if training.guard.mode != "off" else [norm]
@@ -125,9 +138,8 @@ def _micro_batches(losses, features, training, seen):
     return device.micro_batches(optimizer, micro_batch, run), rate
 
 
-def _update(chain, pairs, norm, run, counters, sums):
-    """The operation that updates weights and counters after the losses."""
-    global_step, seen = counters
+def _update(chain, pairs, norm, run, global_step, sums):
+    """The operation that updates weights and global_step after the losses."""
     clipped = optimization.clip(
         pairs, run.clip_norm, run.npu_bert_clip_by_global_norm, norm
     )
@@ -136,7 +148,7 @@ def _update(chain, pairs, norm, run, counters, sums):
     with tf.control_dependencies([norm]):
         update = chain.apply_gradients(clipped, global_step)
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
-        return tf.assign_add(seen, 1).op
+        return tf.no_op()
 
 
 def _weight_norm(device):

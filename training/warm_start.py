@@ -22,7 +22,7 @@ ENCODER = re.compile(r"bert/(embeddings|encoder)/")
 # Checkpoint variables that are not part of the model.
 _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
-    r"^batches_seen)$"
+    r"^batches_seen|^records_seen)$"
 )
 _EVERYTHING = re.compile("")
 # Config values that change the output but not the shape of a variable.

@@ -30,6 +30,7 @@ _TRAINING_STATE = frozenset(
         "good_steps",
         "bad_steps",
         "batches_seen",
+        "records_seen",
         "beta1_power",
         "beta2_power",
     )
