@@ -37,10 +37,13 @@ from training import (
     checkpoints,
     logs,
     masked_lm_batches,
+    output_directory,
     preflight,
     run_config,
+    run_record,
     warm_start,
 )
+from weights import model_directory
 
 FLAGS = flags.FLAGS
 
@@ -94,6 +97,7 @@ class Doctor:
         self._options = options
         self._sample = doctor.sample_records
         self._config = self._device = self._tokenizer = None
+        self._data: typing.Dict[str, typing.Any] = {}  # for run.json
         self._names = {
             "ok": [],
             "warn": [],
@@ -149,6 +153,10 @@ class Doctor:
             )
             self.check("checkpoint", self._checkpoint)
             self.check(
+                "run to resume",
+                lambda: run_record.check(run, self._config, self._data),
+            )
+            self.check(
                 "disk",
                 lambda: preflight.check_room(run, self._config, self._head),
             )
@@ -193,11 +201,15 @@ class Doctor:
 
     def _vocabulary(self):
         squad = self._squad
-        self._tokenizer = tokenization.RobertaTokenizer(
+        files = model_directory.TokenizerFiles(
             squad.vocab_file,
             squad.merges_file,
-            do_lower_case=squad.do_lower_case,
+            model_directory.choose_lower_case(
+                squad.do_lower_case, output_directory.models(self._run)
+            ),
         )
+        self._tokenizer = tokenization.RobertaTokenizer(*files)
+        output_directory.check_tokenizer(self._run, files)
         if self._config is None:
             return f"{self._tokenizer.vocab_size} entries"
         return preflight.check_vocabulary(
@@ -222,6 +234,11 @@ class Doctor:
     def _ids(self, name, inputs):
         source = self._source(inputs)
         text = preflight.check_records(source, self._sample)
+        if name == "training records":
+            self._data = dict(
+                source.description,
+                shuffle_window=self._pretraining.shuffle_window,
+            )
         if name != "training records" or self._device is None:
             return text
         schedule = preflight.schedule(

@@ -350,7 +350,7 @@ def doctor_of_records(place, code, **flags):
 def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     output = doctor_of_records(tmp_path, 0)
     assert f", suite {version.VERSION}\n" in output
-    assert output.splitlines()[-1] == "all 10 checks passed"
+    assert output.splitlines()[-1] == "all 11 checks passed"
     assert "cpu, 1 of 1, Python 3." in output and "TensorFlow " in output
     assert (
         "32 in an update (32 x 1 x 1: sequences, micro-batches, devices); "
@@ -371,7 +371,7 @@ def test_the_doctor_names_all_that_is_wrong(folder, tmp_path):
     )
     output = doctor_of_records(tmp_path, 1)
     assert output.splitlines()[-1] == (
-        "doctor.py: error: 4 of 10 checks failed: vocabulary; training "
+        "doctor.py: error: 4 of 11 checks failed: vocabulary; training "
         "records, files; training records, ids; length; the lines above say "
         "how to fix them"
     )
@@ -382,7 +382,7 @@ def test_what_may_go_wrong_is_a_warning(folder, tmp_path):
     (folder / "manifest.json").unlink()
     lines = doctor_of_records(tmp_path, 0, train_batch_size=10**6).splitlines()
     assert lines[-1] == (
-        "all 10 checks passed, with warnings: training records, ids; memory"
+        "all 11 checks passed, with warnings: training records, ids; memory"
     )
     warned = [line for line in lines if line.startswith("warn   ")]
     assert len(warned) == 2
@@ -426,3 +426,38 @@ def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
         tmp_path, 1, train_file=tmp_path / "train.json", max_seq_length=128
     )
     assert "ERROR  train_file: --doc_stride is 128" in output
+
+
+def test_the_doctor_compares_what_the_run_began_with(folder, tmp_path):
+    flags = {
+        "do_train": True,
+        "num_train_steps": 2,
+        "num_warmup_steps": 1,
+        "train_batch_size": 4,
+    }
+    names = ("bert_config_file", "input_files_dir", "output_dir")
+    places = ("model/config.json", "records", "out")
+    paths = {name: tmp_path / place for name, place in zip(names, places)}
+    tiny.run(
+        tiny.command(
+            "run_pretraining.py",
+            [],
+            max_seq_length=tiny.LENGTH,
+            max_predictions_per_seq=tiny.PREDICTIONS,
+            **paths,
+            **flags,
+        ),
+        tiny.environment(npu=False),
+    )
+    output = doctor_of_records(tmp_path, 0, **flags)
+    assert "run to resume: " in output and "has the same settings" in output
+    output = doctor_of_records(
+        tmp_path, 1, **dict(flags, random_seed=5, optimizer_type="lamb")
+    )
+    assert "random_seed 12345 -> 5" in output
+    path = tmp_path / "out" / "vocab.json"
+    ids = json.loads(path.read_text())
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    path.write_text(json.dumps(ids))
+    output = doctor_of_records(tmp_path, 1, **flags)
+    assert "ERROR  vocabulary: " in output and "vocab.json" in output

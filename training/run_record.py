@@ -72,6 +72,26 @@ def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
     return record
 
 
+def check(
+    run: run_config.RunConfig,
+    config: configuration.RobertaConfig,
+    data: typing.Mapping[str, typing.Any],
+) -> str:
+    """Compares flags, model and known data with run.json, before a run.
+
+    Raises:
+      errors.UserError: a setting differs that may not change.
+    """
+    path = os.path.join(run.output_dir, FILE)
+    record = read(run.output_dir)
+    if record is None:
+        return f"no {path}: nothing to compare"
+    new = fixed(run, config, data)
+    old = {n: value for n, value in record["fixed"].items() if n in new}
+    _check_fixed(changes(old, new), path, run)
+    return f"{path} has the same settings"
+
+
 def begin(training: run_config.Training) -> None:
     """Compares a run with its run.json; rank 0 writes it.
 
