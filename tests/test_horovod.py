@@ -126,7 +126,6 @@ def test_the_number_of_processes_may_change(data, single):
         data, "elastic", train_batch_size=8, save_checkpoints_steps=5
     )
     resumed = tiny.losses_of(outputs[0])
-    print("1 -> 2", np.abs(resumed - single[10:]))
     # Logged with six digits.
     assert abs(resumed[0] - single[10]) < 1.5e-6
     np.testing.assert_allclose(resumed, single[10:], rtol=0, atol=1e-4)
@@ -136,7 +135,6 @@ def test_the_number_of_processes_may_change(data, single):
     )
     assert "devices 2 -> 1" in output
     resumed = tiny.losses_of(output)
-    print("2 -> 1", np.abs(resumed - single[15:]))
     np.testing.assert_allclose(resumed, single[15:], rtol=0, atol=1e-4)
 
 

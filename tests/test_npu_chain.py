@@ -18,7 +18,13 @@ import pytest
 from helpers import tiny
 from helpers.paths import REPOSITORY
 
-STATE = ("loss_scale", "good_steps", "bad_steps", "batches_seen")
+STATE = (
+    "loss_scale",
+    "good_steps",
+    "bad_steps",
+    "batches_seen",
+    "records_seen",
+)
 OVERFLOW = 4  # the step in which one is planted
 LARGE_SCALE = 2.0**22  # fp16 overflows
 # Clipping, and Adam with a small epsilon, would hide gradients of a wrong
