@@ -365,7 +365,9 @@ def evaluate_and_predict(
     )
     if data.evaluation:
         results = evaluation_results(labels, metrics, data.evaluation, outputs)
-        eval_results.report_results(run, results)
+        eval_results.report_results(
+            run, results, warm_start.global_step(tuning.setup.source)
+        )
     for (name, examples), values in zip(
         data.predict, outputs[len(data.evaluation) :]
     ):
@@ -390,16 +392,16 @@ def main(_):
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(ClassifierConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    setup = finetuning.begin(run, task)
+    setup = finetuning.begin(run, task, "cls/classification/")
     # All input is read and checked before anything is written.
     data = read_data(run, task)
-    labels = decide_labels(run, task, data.train)
+    labels = decide_labels(setup.source, task, data.train)
     for examples in [data.train] + [part for _, part in data.evaluation]:
         labels.ids(examples)
     metrics = task.metrics_for(labels) if task.do_eval else ()
     task_scores.check(metrics, len(labels.names))
     warm_start.check(
-        run,
+        setup.source,
         setup.config,
         ["classification"],
         finetuning.required(run, "cls/classification/"),

@@ -174,7 +174,9 @@ def evaluate_and_predict(
     questions = questions_of(articles)
     if is_evaluation:
         results = evaluation_results(questions, outputs)
-        eval_results.report_results(run, results)
+        eval_results.report_results(
+            run, results, warm_start.global_step(tuning.setup.source)
+        )
         return
     path = os.path.join(run.output_dir, "predictions.json")
     files.write_json(path, predictions_of(questions, outputs))
@@ -217,9 +219,9 @@ def main(_):
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(MultipleChoiceConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    setup = finetuning.begin(run, task)
+    setup = finetuning.begin(run, task, "cls/multiple_choice/")
     warm_start.check(
-        run,
+        setup.source,
         setup.config,
         ["multiple_choice"],
         finetuning.required(run, "cls/multiple_choice/"),

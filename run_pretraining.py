@@ -143,8 +143,10 @@ def masked_lm_sums(
     return sums, values, weights
 
 
-def build_model_fn(training: run_config.Training) -> typing.Callable:
-    """The estimator's model function."""
+def build_model_fn(
+    training: run_config.Training, source: run_config.RunConfig
+) -> typing.Callable:
+    """The estimator's model function; `source` as in `evaluate`."""
     config, run = training.config, training.run
     kernels = training.device.kernels
 
@@ -170,7 +172,7 @@ def build_model_fn(training: run_config.Training) -> typing.Callable:
         _, values, weights = masked_lm_sums(
             config, features, kernels, is_training=False
         )
-        warm_start.load_initial(run)
+        warm_start.load_initial(source)
         loss = values["loss"]
         accuracy = values["masked_lm_accuracy"]
         return tf.estimator.EstimatorSpec(
@@ -227,25 +229,34 @@ def _training_batches(source, run, task, device):
 
 def evaluate(
     estimator: tf.estimator.Estimator,
-    source: masked_lm_batches.MaskedLmSource,
+    records_source: masked_lm_batches.MaskedLmSource,
     run: run_config.RunConfig,
     task: PretrainingConfig,
+    source: run_config.RunConfig,
 ) -> None:
-    """Evaluates, logs and writes eval_results.txt."""
+    """Evaluates, logs and writes eval_results.txt.
+
+    Args:
+      estimator: of the model.
+      records_source: what to evaluate on.
+      run: flags.
+      task: flags.
+      source: whose checkpoint is restored, see `warm_start.source`.
+    """
     batches = masked_lm_batches.MaskedLmBatches(
-        source, batch_size=task.eval_batch_size, seed=run.random_seed
+        records_source, batch_size=task.eval_batch_size, seed=run.random_seed
     )
     steps = batches.steps
     if task.max_eval_steps:
         steps = min(steps, task.max_eval_steps)
     tf.logging.info(
         "evaluating %d of %d sequences",
-        min(steps * task.eval_batch_size, len(source)),
-        len(source),
+        min(steps * task.eval_batch_size, len(records_source)),
+        len(records_source),
     )
     with tensorflow_errors.reported(batches):
         measured = checkpoints.restored(
-            run.output_dir,
+            source.output_dir,
             lambda: estimator.evaluate(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
                 steps=steps,
@@ -256,8 +267,7 @@ def evaluate(
         for name in ("masked_lm_loss", "masked_lm_accuracy")
     }
     results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
-    results["global_step"] = int(measured["global_step"])
-    eval_results.report_results(run, results)
+    eval_results.report_results(run, results, warm_start.global_step(source))
 
 
 def _check(run, task, config):
@@ -330,10 +340,10 @@ def _choose_tokenizer(run, task):
 _TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
 
-def _check_files(run, task, config, device):
+def _check_files(run, source, task, config, device):
     """Checks checkpoint, disk and memory before anything is written."""
     required = warm_start.ENCODER if run.do_train else _TRAINED
-    warm_start.check(run, config, ["masked_lm"], required)
+    warm_start.check(source, config, ["masked_lm"], required)
     for line in preflight.check_run(
         run,
         config,
@@ -365,13 +375,14 @@ def main(_) -> None:
         train_source = read_records(task.input_files_dir, config, run, task)
     if task.do_eval:
         eval_source = read_records(task.eval_files_dir, config, run, task)
-    _check_files(run, task, config, device)
+    source = warm_start.source(run, "cls/predictions/")
+    _check_files(run, source, task, config, device)
     output_directory.prepare(
         run,
         config,
         device.rank,
         task=model_directory.Task("masked_lm", run.max_seq_length),
-        tokenizer=_choose_tokenizer(run, task),
+        tokenizer=_choose_tokenizer(source, task),
     )
     training = run_config.Training(
         config, run, device, task.num_train_steps, task.num_warmup_steps
@@ -381,13 +392,13 @@ def main(_) -> None:
             train_source.description, shuffle_window=task.shuffle_window
         )
     estimator = device.estimator(
-        build_model_fn(training), run, task.num_train_steps
+        build_model_fn(training, source), source, task.num_train_steps
     )
     if run.do_train:
         batches = _training_batches(train_source, run, task, device)
         loop.train(estimator, batches, training)
     if task.do_eval and device.rank == 0:
-        evaluate(estimator, eval_source, run, task)
+        evaluate(estimator, eval_source, run, task, source)
     device.close()
 
 

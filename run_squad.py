@@ -251,13 +251,14 @@ def predict(tuning, data: Data):
 
 
 def write_predictions(
-    data: Data, results, answerable, run, task: SquadConfig
+    data: Data, results, answerable, setup: finetuning.Setup
 ) -> None:
     """predictions.json, nbest_predictions.json and null_odds.json.
 
     Where the file has answers, also eval_results.txt: the official scores,
     for v2.0 with the best null thresholds and a suggested one.
     """
+    run, task = setup.run, setup.task
 
     def decode(threshold):
         return squad.decode(
@@ -291,7 +292,9 @@ def write_predictions(
         )
     else:
         scores = squad_scores.mean_scores_v1(gold, predictions)
-    eval_results.report_results(run, scores)
+    eval_results.report_results(
+        run, scores, warm_start.global_step(setup.source)
+    )
     trained = model_directory.read_task(run.output_dir)
     if run.do_train and trained.task and "suggested_thresh" in scores:
         model_directory.write_task(
@@ -339,10 +342,13 @@ def main(_: typing.List[str]) -> None:
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(SquadConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    setup = finetuning.begin(run, task)
+    setup = finetuning.begin(run, task, "cls/squad/")
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(
-        run, setup.config, heads, finetuning.required(run, "cls/squad/")
+        setup.source,
+        setup.config,
+        heads,
+        finetuning.required(run, "cls/squad/"),
     )
     if task.feature_cache_dir:
         tf.logging.info("--feature_cache_dir: ignored; there is no cache")
@@ -359,7 +365,7 @@ def main(_: typing.List[str]) -> None:
     )
     tuning.train()
     if task.do_predict and device.rank == 0:
-        write_predictions(test, *predict(tuning, test), run, task)
+        write_predictions(test, *predict(tuning, test), setup)
     device.close()
 
 

@@ -277,7 +277,9 @@ def evaluate_and_predict(
         results = evaluation_results(
             names, data.evaluation, outputs[:evaluated]
         )
-        eval_results.report_results(run, results)
+        eval_results.report_results(
+            run, results, warm_start.global_step(tuning.setup.source)
+        )
     if data.predict:
         path = os.path.join(run.output_dir, "predictions.txt")
         labelled = with_labels(data.predict, names, outputs[evaluated:])
@@ -300,17 +302,17 @@ def main(_):
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(TaggerConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
-    setup = finetuning.begin(run, task)
+    setup = finetuning.begin(run, task, "cls/tagging/")
     # All input is read and checked before anything is written.
     data = read_data(run, task)
-    labels = decide_labels(run, task, data.train)
+    labels = decide_labels(setup.source, task, data.train)
     names = labels.names
     train_ids = conll.label_ids(data.train, names)
     conll.label_ids(data.evaluation, names)
     if task.do_eval and conll.has_entities(names):
         task_scores.check_entities()
     warm_start.check(
-        run,
+        setup.source,
         setup.config,
         ["tagging"],
         finetuning.required(run, "cls/tagging/"),

@@ -17,8 +17,8 @@ A script declares its flags and its head:
 
 and its `main` is then, with run and task from the flags:
 
-    setup = finetuning.begin(run, task)     # before data is read
-    warm_start.check(run, setup.config, ["tagging"],
+    setup = finetuning.begin(run, task, "cls/tagging/")  # before data is read
+    warm_start.check(setup.source, setup.config, ["tagging"],
                      finetuning.required(run, "cls/tagging/"), labels=5)
     train = Sequences(...) if run.do_train else None
     head = finetuning.Head("tagging", outputs, sums)
@@ -102,15 +102,21 @@ class Setup(typing.NamedTuple):
     """What a run starts from; `begin` makes it."""
 
     run: run_config.RunConfig
+    source: run_config.RunConfig  # whose checkpoint is restored
     task: TaskConfig  # with do_lower_case chosen
     config: configuration.RobertaConfig
     tokenizer: tokenization.RobertaTokenizer
 
 
-def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
+def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
     """Sets up logging and reads the model's config and tokenizer.
 
     Rejects flags that contradict each other before data is read.
+
+    Args:
+      run: flags.
+      task: flags.
+      head: prefix of the names of the head's variables, such as "cls/squad/".
 
     Raises:
       errors.UserError: there is nothing to do, no checkpoint to predict with,
@@ -124,10 +130,11 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
                 f"--{name} is missing; pass vocab.json and merges.txt of the "
                 "checkpoint"
             )
+    source = warm_start.source(run, head)
     task = dataclasses.replace(
         task,
         do_lower_case=model_directory.choose_lower_case(
-            task.do_lower_case, output_directory.models(run)
+            task.do_lower_case, output_directory.models(source)
         ),
     )
     tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
@@ -143,7 +150,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
     preflight.check_vocabulary(
         tokenizer, task.vocab_file, config, run.bert_config_file
     )
-    output_directory.check_tokenizer(run, tokenizer_files(task))
+    output_directory.check_tokenizer(source, tokenizer_files(task))
     if not (
         run.do_train
         or run.init_checkpoint
@@ -153,7 +160,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig) -> Setup:
             f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
             "or train first with --do_train=True"
         )
-    return Setup(run, task, config, tokenizer)
+    return Setup(run, source, task, config, tokenizer)
 
 
 def tokenizer_files(task: TaskConfig) -> model_directory.TokenizerFiles:
@@ -426,7 +433,8 @@ class FineTuning:
           labels: for task.json.
         """
         self._model, self._train = model, train
-        run, task, config, _ = self.setup = model.setup
+        self.setup = model.setup
+        run, task, config = self.setup.run, self.setup.task, self.setup.config
         device = model.device
         for line in preflight.check_run(
             run,
@@ -464,7 +472,9 @@ class FineTuning:
         )
         if train is not None:
             self._training.data = _description(train, task)
-        self._estimator = device.estimator(self._model_fn, run, steps)
+        self._estimator = device.estimator(
+            self._model_fn, self.setup.source, steps
+        )
 
     def _model_fn(self, features, labels, mode, params):
         del labels, params
@@ -475,7 +485,7 @@ class FineTuning:
             )
             return train_step.train_spec(losses, features, self._training)
         outputs = dict(model.predictions(features), index=features["index"])
-        warm_start.load_initial(self.setup.run)
+        warm_start.load_initial(self.setup.source)
         return tf.estimator.EstimatorSpec(mode, predictions=outputs)
 
     def train(self) -> None:
@@ -518,7 +528,7 @@ class FineTuning:
             return itertools.chain(list(itertools.islice(outputs, 1)), outputs)
 
         with tensorflow_errors.reported(batches):
-            outputs = checkpoints.restored(self.setup.run.output_dir, begin)
+            outputs = checkpoints.restored(self.setup.source.output_dir, begin)
             for batch in tqdm.tqdm(
                 outputs,
                 total=steps,

@@ -30,8 +30,9 @@ def run_of(**more):
 
 
 def setup_of(run=(), **task):
+    run = run_of(**dict(run))
     return finetuning.Setup(
-        run_of(**dict(run)), finetuning.TaskConfig(**task), CONFIG, None
+        run, run, finetuning.TaskConfig(**task), CONFIG, None
     )
 
 
@@ -122,6 +123,7 @@ def begin(folder, monkeypatch, run, task):
     return finetuning.begin(
         run_of(bert_config_file=files.pop("bert_config_file"), **run),
         finetuning.TaskConfig(**files, **task),
+        "cls/tagging/",
     )
 
 

@@ -55,7 +55,7 @@ class Trainer:
             str(GOLDEN / "masked_lm" / "config.json")
         )
         model_fn = run_pretraining.build_model_fn(
-            run_config.Training(config, run, device, steps, warmup_steps)
+            run_config.Training(config, run, device, steps, warmup_steps), run
         )
         self._feeds = {
             name: tf.placeholder(

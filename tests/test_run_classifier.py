@@ -288,9 +288,11 @@ def test_the_other_tasks_of_glue_run_from_files_to_the_servers(folder, name):
         num_train_epochs=1,
         train_batch_size=8,
     )
-    assert set(glue.TASKS[name].metrics) | {"loss", "examples"} == set(
-        folder.results("glue-" + name)
-    )
+    assert set(glue.TASKS[name].metrics) | {
+        "loss",
+        "examples",
+        "global_step",
+    } == set(folder.results("glue-" + name))
     assert folder.results("glue-" + name)["examples"] == 8
     header, line = folder.lines("glue-" + name, name + ".tsv")
     assert header == "index\tprediction"
@@ -476,3 +478,28 @@ def test_no_epochs_train_no_step(folder):
     assert "--num_train_epochs=0: no step is trained" in log
     assert not list((folder.path / "untrained").glob("model.ckpt*"))
     assert folder.results("untrained")["accuracy"] < 0.8
+
+
+def test_a_trained_init_checkpoint_is_the_one_evaluated(folder, trained):
+    """Also where --output_dir has a newer one; a bare encoder is not."""
+    del trained
+    out = folder.path / "out"
+    evaluation = {
+        "task": "SST-2",
+        "data_dir": folder.path / "SST-2",
+        "do_eval": True,
+    }
+    folder.run("out", **evaluation)
+    newest = folder.results("out")
+    assert newest["global_step"] == 75
+    log = folder.run("out", init_checkpoint=out / "model.ckpt-30", **evaluation)
+    earlier = folder.results("out")
+    assert "model.ckpt-30: " in log  # the log of what was loaded
+    assert earlier["global_step"] == 30 and earlier["loss"] != newest["loss"]
+    folder.run("fresh", init_checkpoint=out / "model.ckpt-30", **evaluation)
+    assert folder.results("fresh") == earlier
+    tiny.write_trained(folder.path / "encoder", ["masked_lm"])
+    bare = next((folder.path / "encoder").glob("*.index")).with_suffix("")
+    log = folder.run("out", init_checkpoint=bare, **evaluation)
+    assert "has no cls/classification/: evaluating" in log
+    assert folder.results("out") == newest

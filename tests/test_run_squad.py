@@ -43,7 +43,7 @@ def evaluate(task, ids=IDS):
             )
         }
         device = types.SimpleNamespace(kernels=kernels.Kernels())
-        setup = finetuning.Setup(RUN, task, CONFIG, None)
+        setup = finetuning.Setup(RUN, RUN, task, CONFIG, None)
         sums = run_squad.build_model(setup, device).losses(
             features, False, None
         )

@@ -7,28 +7,24 @@ import typing
 import tensorflow.compat.v1 as tf
 
 from common import files
-from training import checkpoints, progress, run_config
+from training import progress, run_config
 
 
 def report_results(
-    run: run_config.RunConfig, results: typing.Mapping[str, float]
+    run: run_config.RunConfig, results: typing.Mapping[str, float], step: int
 ) -> None:
     """Logs an evaluation, writes eval_results.txt, and scalars under `eval/`.
 
     Args:
       run: flags.
-      results: {name: number}. Only floats become scalars, at the step
-        global_step, else that of the checkpoint evaluated.
+      results: {name: number}. Only floats become scalars.
+      step: of the checkpoint evaluated.
     """
+    results = dict(results, global_step=step)
     tf.logging.info(
         "%s", " ".join(f"{k}={v:.6g}" for k, v in sorted(results.items()))
     )
     write_results(os.path.join(run.output_dir, "eval_results.txt"), results)
-    step = results.get("global_step")
-    if step is None:
-        step = checkpoints.global_step(
-            checkpoints.newest(run.output_dir) or run.init_checkpoint
-        )
     writer = progress.scalar_writer(run.log_dir, "eval")
     progress.add_scalars(
         writer,

@@ -5,6 +5,7 @@
 initializes the variables of a new run from --init_checkpoint.
 """
 
+import dataclasses
 import os
 import re
 import typing
@@ -142,6 +143,41 @@ def _check_config(checkpoint, config, config_file):
                 "trained; use that config, or another --output_dir for "
                 "another model"
             )
+
+
+def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
+    """The run that names the checkpoint to restore: `run`, or a variant.
+
+    Without training, an --init_checkpoint that has the task's head is the one
+    to evaluate, also where output_dir has newer ones. The variant has an
+    output_dir without checkpoints, so that it is found.
+
+    Args:
+      run: flags.
+      head: prefix of the names of the head's variables, such as "cls/squad/".
+    """
+    latest = checkpoints.newest(run.output_dir)
+    if run.do_train or not (latest and run.init_checkpoint):
+        return run
+    names = _open(run.init_checkpoint).get_variable_to_shape_map()
+    if any(name.startswith(head) for name in names):
+        return dataclasses.replace(
+            run, output_dir=os.path.join(run.output_dir, "init_checkpoint")
+        )
+    tf.logging.info(
+        "--init_checkpoint=%s has no %s: evaluating %s",
+        run.init_checkpoint,
+        head,
+        latest,
+    )
+    return run
+
+
+def global_step(run: run_config.RunConfig) -> int:
+    """The step of the checkpoint that a run (see `source`) evaluates."""
+    return checkpoints.global_step(
+        checkpoints.newest(run.output_dir) or run.init_checkpoint
+    )
 
 
 def load_initial(

@@ -100,7 +100,7 @@ class Pretraining:
             config, run, device, task.num_train_steps, task.num_warmup_steps
         )
         estimator = device.estimator(
-            run_pretraining.build_model_fn(training), run, self.steps
+            run_pretraining.build_model_fn(training, run), run, self.steps
         )
         source = run_pretraining.read_records(self.records, config, run, task)
         batches = Planted(
@@ -117,7 +117,7 @@ class Pretraining:
         loop.train(estimator, batches, training)
         if not is_evaluated:
             return None
-        run_pretraining.evaluate(estimator, source, run, task)
+        run_pretraining.evaluate(estimator, source, run, task, run)
         lines = (self.folder / name / "eval_results.txt").read_text()
         return float(lines.split("masked_lm_loss = ")[1].split()[0])
 
