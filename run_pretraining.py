@@ -367,6 +367,7 @@ def main(_) -> None:
     task = command_line.build(PretrainingConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     logs.set_up_logging(run)
+    run = warm_start.resolved(run)
     config = run_config.model_config(run)
     _check(run, task, config)
     device = environment.create(options)

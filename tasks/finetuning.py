@@ -130,6 +130,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
                 f"--{name} is missing; pass vocab.json and merges.txt of the "
                 "checkpoint"
             )
+    run = warm_start.resolved(run)
     source = warm_start.source(run, head)
     task = dataclasses.replace(
         task,

@@ -62,6 +62,7 @@ def test_a_model_learns_and_answers(folder, forked):
     }
     assert set(results) == {
         "accuracy",
+        "global_step",
         "accuracy_middle",
         "accuracy_high",
         "loss",

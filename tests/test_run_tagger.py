@@ -101,6 +101,7 @@ def test_a_model_learns_and_labels(folder, trained):
     results = results_of(folder / "out")
     assert set(results) == {
         "accuracy",
+        "global_step",
         "loss",
         "words",
         "sentences",

@@ -27,15 +27,27 @@ def check(folder, place, **changes):
         **dict({"output_dir": str(folder / "new")}, **place),
     )
     warm_start.check(
-        run,
+        warm_start.resolved(run),
         configuration.RobertaConfig.from_json_file(str(path)),
         ["masked_lm"],
     )
 
 
+def test_a_directory_without_a_checkpoint_is_rejected(tmp_path):
+    with pytest.raises(errors.UserError, match="no TensorFlow checkpoint"):
+        check(
+            tmp_path,
+            {"init_checkpoint": str(tiny.write_model(tmp_path / "trained"))},
+        )
+
+
 @pytest.mark.parametrize(
     "flag, value",
-    [("output_dir", "trained"), ("init_checkpoint", "trained/model.ckpt-7")],
+    [
+        ("output_dir", "trained"),
+        ("init_checkpoint", "trained/model.ckpt-7"),
+        ("init_checkpoint", "trained"),
+    ],
 )
 def test_a_config_of_another_model_is_rejected(trained, tmp_path, flag, value):
     place = {flag: str(tmp_path / value)}

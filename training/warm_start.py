@@ -145,6 +145,26 @@ def _check_config(checkpoint, config, config_file):
             )
 
 
+def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
+    """The run with the prefix of the newest checkpoint for a directory.
+
+    Raises:
+      errors.UserError: --init_checkpoint is a directory without one.
+    """
+    path = run.init_checkpoint
+    if not os.path.isdir(path):
+        return run
+    prefix = checkpoints.newest_whole(path)
+    if not prefix:
+        raise errors.UserError(
+            f"--init_checkpoint={path}: the directory has no TensorFlow "
+            "checkpoint; convert Hugging Face's files with "
+            "convert_checkpoint.py --from=hf --to=tf"
+        )
+    tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
+    return dataclasses.replace(run, init_checkpoint=prefix)
+
+
 def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
     """The run that names the checkpoint to restore: `run`, or a variant.
 
