@@ -34,7 +34,9 @@ class RunConfig:
         "", "Directory of TensorBoard scalars. Default: output_dir."
     )
     init_checkpoint: str = command_line.flag(
-        "", "Checkpoint prefix with the initial weights of a new run."
+        "",
+        "Initial weights of a new run: a checkpoint's prefix or directory. "
+        "Without --do_train, the checkpoint to evaluate.",
     )
     do_train: bool = command_line.flag(False, "Whether to train.")
     allow_other_tokenizer: bool = command_line.flag(
