@@ -436,6 +436,7 @@ def test_questions_are_answered_and_scored(
     scalars = tiny.scalars_of(directory)
     assert {"loss", "span_accuracy", "gradient_norm"} <= set(scalars)
     step = max(scalars["loss"])
+    assert results.pop("global_step") == step
     assert {name: scalars["eval/" + name] for name in results} == {
         name: {step: pytest.approx(value)} for name, value in results.items()
     }
