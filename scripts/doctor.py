@@ -292,9 +292,10 @@ class Doctor:
         run = self._run
         warm_start.check(run, self._config, [self._head])
         latest = checkpoints.newest(run.output_dir)
-        damage = checkpoints.damage(latest) if latest else ""
+        problems = map(checkpoints.damage, checkpoints.listed(run.output_dir))
+        damage = "; ".join(filter(None, problems))
         if damage:
-            raise errors.UserError(f"{damage}; a run will ignore it")
+            raise errors.UserError(f"{damage}; a run ignores what is damaged")
         return (
             latest
             or run.init_checkpoint

@@ -455,6 +455,12 @@ def test_the_doctor_compares_what_the_run_began_with(folder, tmp_path):
         tmp_path, 1, **dict(flags, random_seed=5, optimizer_type="lamb")
     )
     assert "random_seed 12345 -> 5" in output
+    data = tmp_path / "out" / "model.ckpt-0.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    output = doctor_of_records(tmp_path, 1, **flags)
+    assert "ERROR  checkpoint: " in output and "model.ckpt-0" in output
     path = tmp_path / "out" / "vocab.json"
     ids = json.loads(path.read_text())
     ids["a"], ids["b"] = ids["b"], ids["a"]
