@@ -48,13 +48,7 @@ def train_spec(
         tf.GraphKeys.SAVERS, checkpoints.Saver(run.keep_checkpoint_max)
     )
     global_step = tf.train.get_or_create_global_step()
-    seen = tf.get_variable(
-        "batches_seen",
-        [],
-        tf.int64,
-        trainable=False,
-        initializer=tf.zeros_initializer(),
-    )
+    seen = _counter("batches_seen")
     micro, rate = _micro_batches(losses, features, training, seen)
     chain = device.wrap_optimizer(micro, run)
     pairs = chain.compute_gradients(tf.constant(1.0))
@@ -65,13 +59,7 @@ def train_spec(
         sums = dict(zip(names, device.average([sums[n] for n in names])))
     norm = optimization.global_norm([gradient for gradient, _ in pairs])
     # After the model's variables, whose random seeds follow their order.
-    records = tf.get_variable(
-        "records_seen",
-        [],
-        tf.int64,
-        trainable=False,
-        initializer=tf.zeros_initializer(),
-    )
+    records = _counter("records_seen")
     train_op = _update(chain, pairs, norm, run, global_step, sums)
     with tf.control_dependencies([train_op]):
         train_op = tf.group(
@@ -149,6 +137,13 @@ def _update(chain, pairs, norm, run, global_step, sums):
         update = chain.apply_gradients(clipped, global_step)
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
         return tf.no_op()
+
+
+def _counter(name):
+    """A variable of a run, int64 scalar, that begins at 0."""
+    return tf.get_variable(
+        name, [], tf.int64, trainable=False, initializer=tf.zeros_initializer()
+    )
 
 
 def _weight_norm(device):
