@@ -15,11 +15,10 @@ import safetensors.numpy
 import tensorflow.compat.v1 as tf
 
 import configuration
-import convert_checkpoint
 from common import errors, files
 from helpers import tiny, torch_writer
 from helpers.paths import FIRST_VERSION
-from weights import lazy_tensors, safetensors_file, tf_checkpoint
+from weights import conversion, lazy_tensors, safetensors_file, tf_checkpoint
 from weights import names as weight_names
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -30,10 +29,10 @@ MODELS = ["masked_lm", "question_answering", "sequence_classification"]
 def convert(source, target, given, output, **options):
     """The lines of the report."""
     lines = []
-    convert_checkpoint.convert(
+    conversion.convert(
         source,
         target,
-        convert_checkpoint.ConvertConfig(
+        conversion.ConvertConfig(
             input=str(given), output=str(output), **options
         ),
         lines.append,
@@ -665,9 +664,7 @@ def test_missing_inputs_are_named(tmp_path):
     assert "model.pt does not exist" in refused("fairseq", "hf", tmp_path, out)
     for name in ("input", "output"):
         with pytest.raises(errors.UserError, match=f"--{name} is not given"):
-            convert_checkpoint.ConvertConfig(
-                **{"input": "a", "output": "b", name: ""}
-            )
+            conversion.ConvertConfig(**{"input": "a", "output": "b", name: ""})
 
 
 VOCABULARY = {f"token{i}": i for i in range(300)}

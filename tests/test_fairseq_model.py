@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import convert_checkpoint
 from common import errors
 from helpers import fairseq_files, torch_writer
 from helpers.fairseq_files import (
@@ -22,7 +21,7 @@ from helpers.fairseq_files import (
     lines_of,
 )
 from helpers.paths import GOLDEN
-from weights import fairseq_model
+from weights import conversion, fairseq_model
 
 
 @pytest.fixture
@@ -35,10 +34,10 @@ def model(tmp_path):
 
 def convert(given, output, target="hf", **options):
     lines = []
-    convert_checkpoint.convert(
+    conversion.convert(
         "fairseq",
         target,
-        convert_checkpoint.ConvertConfig(
+        conversion.ConvertConfig(
             input=str(given), output=str(output), **options
         ),
         lines.append,
@@ -124,10 +123,10 @@ def test_a_fairseq_model_makes_the_round_trip_by_tensorflow(tmp_path, model):
     )
     for file in ("vocab.json", "merges.txt", "config.json"):
         assert (tmp_path / "tf" / file).is_file()
-    convert_checkpoint.convert(
+    conversion.convert(
         "tf",
         "hf",
-        convert_checkpoint.ConvertConfig(
+        conversion.ConvertConfig(
             input=str(tmp_path / "tf" / "m"), output=str(tmp_path / "hf")
         ),
         lambda line: None,

@@ -10,8 +10,8 @@ from helpers.paths import REPOSITORY
 # A folder is a layer; the modules at the top are named, commands are the rest.
 LAYERS = (
     ("common",),
-    ("weights",),
     ("configuration", "tokenization"),
+    ("weights",),
     ("pretraining_data", "question_answering", "squad"),
     ("kernels", "modeling", "optimization"),
     (

@@ -15,10 +15,10 @@ import sys
 
 import pytest
 
-import convert_checkpoint
 from helpers import tiny
 from helpers.paths import FIRST_VERSION, REPOSITORY
 from inference import exporting, predictor, trained_model
+from weights import conversion
 
 PYTHON = os.environ.get("TRANSFORMERS_PYTHON", sys.executable)
 ATOL = 1e-5
@@ -75,10 +75,8 @@ def run(directory, items):
 
 
 def convert(prefix, output):
-    convert_checkpoint.convert(
-        "tf",
-        "hf",
-        convert_checkpoint.ConvertConfig(input=prefix, output=str(output)),
+    conversion.convert(
+        "tf", "hf", conversion.ConvertConfig(input=prefix, output=str(output))
     )
 
 

@@ -22,7 +22,6 @@ from absl import flags
 from absl.testing import flagsaver
 
 import configuration
-import convert_checkpoint
 import predict
 import squad
 import tokenization
@@ -38,7 +37,13 @@ from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from pretraining_data import corpus, manifest, records, shard_output
 from question_answering import squad_scores
 from training import checkpoints, masked_lm_batches, preflight, rollback
-from weights import lazy_tensors, safetensors_file, tf_checkpoint, torch_file
+from weights import (
+    conversion,
+    lazy_tensors,
+    safetensors_file,
+    tf_checkpoint,
+    torch_file,
+)
 from weights import names as weight_names
 
 CONFIG = {
@@ -570,10 +575,10 @@ def _write_model(directory):
 
 
 def _convert(source, target, given, output, **options):
-    convert_checkpoint.convert(
+    conversion.convert(
         source,
         target,
-        convert_checkpoint.ConvertConfig(
+        conversion.ConvertConfig(
             input=str(given), output=str(output), overwrite=True, **options
         ),
         lambda line: None,
@@ -843,11 +848,11 @@ def fairseq_models(directory):
 
 
 def _read_fairseq(directory):
-    options = convert_checkpoint.ConvertConfig(
+    options = conversion.ConvertConfig(
         input=str(directory / "fairseq"), output=str(directory / "out")
     )
-    model = convert_checkpoint._read_fairseq(options)
-    convert_checkpoint.check(convert_checkpoint.without_copies(model))
+    model = conversion._read_fairseq(options)
+    conversion.check(conversion.without_copies(model))
     _read_all(model.tensors)
 
 
