@@ -204,9 +204,14 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_bytes(value: typing.Any) -> bytes:
+    """Indented JSON in UTF-8."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: str, value: typing.Any) -> None:
     """Writes indented JSON to a file that appears when it is complete."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value))
 
 
 @contextlib.contextmanager

@@ -132,6 +132,36 @@ def read_predictions(path: str) -> typing.Dict[str, str]:
     return predictions
 
 
+def read_nbest(
+    path: str, numbers: typing.Mapping[str, typing.Tuple[float, float]]
+) -> typing.Dict[str, typing.List[typing.Dict[str, typing.Any]]]:
+    """Lists of answers by question id, each with "text" and numbers.
+
+    Args:
+      path: of nbest_predictions.json.
+      numbers: {key of an answer that is needed: (lowest, highest)}.
+
+    Raises:
+      errors.UserError: the file has another form.
+    """
+    nbest = read_json(path, "n-best predictions")
+    for question_id in nbest:
+        where = f"{path}: question {question_id!r}"
+        for answer in value(nbest, question_id, list, where):
+            value(answer, "text", str, where)
+            for key, (low, high) in numbers.items():
+                number = answer.get(key)
+                if (
+                    not isinstance(number, (int, float))
+                    or not low <= number <= high
+                ):
+                    raise errors.UserError(
+                        f"{where}: {key!r} is {number!r:.40}; expected a "
+                        f"number from {low} to {high}"
+                    )
+    return nbest
+
+
 def read_null_odds(path: str) -> typing.Dict[str, float]:
     """Probability, or log odds, of "no answer" by question id.
 

@@ -84,7 +84,11 @@ def read_questions(arguments: argparse.Namespace) -> typing.List[Question]:
             f"{arguments.dataset}; pass the predictions for this file"
         )
     exact, f1 = squad_scores.scores(gold, predictions)
-    nbest = _read_nbest(arguments.nbest) if arguments.nbest else {}
+    nbest = (
+        squad_scores.read_nbest(arguments.nbest, {"probability": (0, 1)})
+        if arguments.nbest
+        else {}
+    )
     odds = (
         squad_scores.read_null_odds(arguments.null_odds)
         if arguments.null_odds
@@ -115,25 +119,6 @@ def read_questions(arguments: argparse.Namespace) -> typing.List[Question]:
             )
         )
     return questions
-
-
-def _read_nbest(path):
-    """{id: [{"text", "probability"}]}."""
-    nbest = squad_scores.read_json(path, "n-best predictions")
-    for name in nbest:
-        where = f"{path}: question {name!r}"
-        for answer in squad_scores.value(nbest, name, list, where):
-            squad_scores.value(answer, "text", str, where)
-            probability = answer.get("probability")
-            if (
-                not isinstance(probability, (int, float))
-                or not 0 <= probability <= 1
-            ):
-                raise errors.UserError(
-                    f"{where}: 'probability' is {probability!r:.40}; expected "
-                    "a number from 0 to 1"
-                )
-    return nbest
 
 
 def kind_of(

@@ -8,7 +8,6 @@ Directories without the last two are read too.
 """
 
 import dataclasses
-import json
 import math
 import os
 import typing
@@ -21,6 +20,7 @@ from weights import names as weight_names
 CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 TASK = "task.json"
+FILES = (CONFIG, VOCAB, MERGES, TOKENIZER_CONFIG, TOKENIZER, TASK)
 
 
 class TokenizerFiles(typing.NamedTuple):
@@ -105,7 +105,7 @@ def write_task(directory: str, task: Task) -> None:
 
 def task_bytes(task: Task) -> bytes:
     """The content of task.json."""
-    return _json_bytes(task.values())
+    return files.json_bytes(task.values())
 
 
 # --- Tokenizer --------------------------------------------------------------
@@ -200,7 +200,9 @@ def description(
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         values = files.parse_json(vocab, VOCAB, "a vocab.json")
         try:
-            contents[TOKENIZER] = _json_bytes(_fast_tokenizer(values, merges))
+            contents[TOKENIZER] = files.json_bytes(
+                _fast_tokenizer(values, merges)
+            )
         except (KeyError, UnicodeError) as error:
             raise errors.UserError(
                 f"{VOCAB} and {MERGES}: not RoBERTa's tokenizer: {error!r}; "
@@ -210,13 +212,9 @@ def description(
     contents[TOKENIZER_CONFIG] = (
         saved_config
         if config.keys() <= saved.keys()
-        else _json_bytes({**config, **saved})
+        else files.json_bytes({**config, **saved})
     )
     return contents
-
-
-def _json_bytes(value: typing.Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _special_token(
