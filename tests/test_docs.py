@@ -299,6 +299,9 @@ def lists_of_flags():
                     ] + arguments
             elif script == "predict.py":
                 arguments = arguments[1:]  # without the task
+            elif script == "scripts/run_seeds.py":
+                _, script, *arguments = arguments[arguments.index("--") + 1 :]
+                arguments = ["--output_dir=output"] + arguments
             if script in lists:
                 lists[script].append(arguments)
     return lists
@@ -336,6 +339,8 @@ def test_other_scripts_take_the_flags_they_are_given(path):
         ):
             continue
         known = flags_in_source(REPOSITORY / script)
+        if "--" in arguments:  # the flags of another command follow
+            arguments = arguments[: arguments.index("--")]
         given = {
             word[2:].split("=")[0]
             for word in arguments
