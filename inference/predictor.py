@@ -10,6 +10,7 @@ once are sorted by length and computed in batches with little padding; results
 do not depend on the batch.
 """
 
+import contextvars
 import dataclasses
 import typing
 
@@ -36,6 +37,10 @@ MASK = tokenization.MASK
 # run_squad.py's defaults: tokens of a window, and from one window to the next.
 _ANSWER_LENGTH, _STRIDE = 384, 128
 _LENGTH_STEP = 32  # lengths of batches, as in training's prediction
+# Called before each batch; raises an error where nobody waits for the result.
+before_batch: contextvars.ContextVar = contextvars.ContextVar(
+    "before_batch", default=lambda: None
+)
 
 
 _ANSWER_FIELDS = {f.name: f for f in dataclasses.fields(squad.AnswerConfig)}
@@ -466,6 +471,7 @@ class _Engine:
 
     def call(self, input_ids, **inputs):
         """{name: array} of one batch."""
+        before_batch.get()()
         inputs["input_ids"] = input_ids
         return self._session.run(
             self._outputs,

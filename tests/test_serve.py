@@ -5,6 +5,7 @@ The server itself runs once, for many callers at a time and for a browser.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from helpers.paths import REPOSITORY
 from inference import predictor
 from scripts import serve
 
+answer_server = pytest.importorskip("scripts.answer_server")
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
 
 
@@ -38,7 +40,6 @@ def reader(folder):
 
 def client_of(model, **values):
     """A client that calls the application without a network."""
-    pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     from starlette import testclient
 
@@ -90,10 +91,9 @@ def check_rejected(response, status, words):
     assert words in response.json()["detail"]
 
 
-def post(client, body):
-    return client.post(
-        "/answer", content=body, headers={"Content-Type": "application/json"}
-    )
+def post(client, body, **headers):
+    headers = {"Content-Type": "application/json", **headers}
+    return client.post("/answer", content=body, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,14 @@ def post(client, body):
     [
         ('{"question": "a", "text": " "}', 422, "the text is empty"),
         ('{"question": "", "text": "b"}', 422, "the question is empty"),
-        (
-            '{"text": "b"}',
-            422,
-            'question: field required; expected {"question"',
-        ),
-        ('{"question": 3, "text": "b"}', 422, "question: "),
+        ('{"text": "b"}', 422, 'the question is missing; expected {"question"'),
+        ('{"question": 3, "text": "b"}', 422, "the question is not a text"),
         ('["a", "b"]', 422, 'expected {"question"'),
-        ("{", 422, 'expected {"question"'),
-        ("", 422, 'expected {"question"'),
-        ("[" * 1500, 400, "parsing the body"),
+        ("{", 400, 'expected {"question"'),
+        ("", 400, 'expected {"question"'),
+        (b"\xff", 400, "can't decode byte"),
+        ("[" * 1500, 400, "nested too deeply"),
+        ("1" * 2000, 400, "an integer of 2000 digits"),
         (
             '{"question": "a", "text": "\\ud800"}',
             422,
@@ -154,7 +152,32 @@ def test_other_sites_names_do_not_lead_here(client, reader):
     assert opened.get("/", headers=host).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "status, headers",
+    [
+        (200, {"Content-Type": "Application/JSON; charset=utf-8"}),
+        (200, {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}),
+        (403, {"Origin": "http://127.0.0.1:81"}),
+        (403, {"Origin": "null"}),
+        (403, {"Sec-Fetch-Site": "same-site"}),
+        (403, {"Sec-Fetch-Site": "cross-site"}),
+        (415, {"Content-Type": "text/plain"}),
+        (415, {"Content-Type": "application/x-www-form-urlencoded"}),
+        (415, {"Content-Type": ""}),
+    ],
+)
+def test_pages_of_other_sites_get_no_answer(client, status, headers):
+    """A browser sends JSON to another origin only if that one allows it."""
+    body = json.dumps({"question": "Where?", "text": "Here."})
+    response = post(client, body, **headers)
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+    assert client.options("/answer").status_code == 405
+
+
 def test_missing_packages_are_one_line_with_the_fix(monkeypatch):
+    monkeypatch.delitem(sys.modules, "scripts.answer_server", raising=False)
+    monkeypatch.delattr("scripts.answer_server", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(
         errors.UserError,
@@ -175,7 +198,7 @@ def test_a_port_in_use_is_one_line():
 
 
 def test_the_page_needs_no_other_file_and_writes_no_html():
-    page = serve.PAGE.read_text("utf-8")
+    page = answer_server.PAGE.read_text("utf-8")
     for word in (
         "http:",
         "https:",
@@ -193,7 +216,7 @@ def test_the_page_needs_no_other_file_and_writes_no_html():
 
 def test_the_policy_admits_the_pages_script_alone(client):
     """The digest of `1` is that of `printf 1 | openssl dgst -sha256`."""
-    policy = serve.content_security_policy("<p><script>1</script>")
+    policy = answer_server.content_security_policy("<p><script>1</script>")
     assert (
         "script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s='"
         in policy
@@ -208,32 +231,37 @@ def test_the_policy_admits_the_pages_script_alone(client):
 # --- The server -------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(folder):
-    """The address of a server, ended as Ctrl-C ends it."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "scripts/serve.py",
-            "--port=0",
-            "--model=" + folder,
-        ],
+@contextlib.contextmanager
+def running(folder, log, *flags):
+    """A process that serves, and its address."""
+    command = ["scripts/serve.py", "--port=0", f"--model={folder}", *flags]
+    with open(str(log), "wb") as errors_file, subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
         cwd=str(REPOSITORY),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors_file,
         universal_newlines=True,
         env=dict(tiny.environment(npu=False), TF_CPP_MIN_LOG_LEVEL="3"),
     ) as process:
-        line = process.stdout.readline()
-        assert " answers with " in line, process.stderr.read()
-        yield line.split()[0]
+        try:
+            line = process.stdout.readline()
+            assert " answers with " in line, log.read_text()
+            yield process, line.split()[0]
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    """The address of a server, ended as Ctrl-C ends it."""
+    log = tmp_path_factory.mktemp("log") / "log"
+    with running(folder, log) as (process, address):
+        yield address
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-        assert "Traceback" not in process.stderr.read()
+        assert process.wait(timeout=10) == 0
+    text = log.read_text()
+    assert " POST /answer 200 " in text
+    assert "Traceback" not in text and "Where" not in text
 
 
 def ask(address, question, text):
@@ -272,14 +300,9 @@ class Meeting:
 
 
 def test_a_question_does_not_wait_for_another(reader):
-    pytest.importorskip("fastapi")
-    uvicorn = pytest.importorskip("uvicorn")
     listening = serve.listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            serve.create_app(Meeting(reader), serve.ServeConfig()),
-            log_level="critical",
-        )
+    server = answer_server.create_server(
+        serve.create_app(Meeting(reader), serve.ServeConfig())
     )
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listening]}
