@@ -102,16 +102,19 @@ def _train_from_newest(estimator, batches, training, stop):
     first = device.agree(first)
     batches.shift = records - first * global_batch
     training.guard.skipped = device.agree(skipped)
+    step = device.agree(checkpoints.global_step(latest) if latest else 0)
+    if step >= training.num_train_steps:
+        # All processes return: Estimator.train would wait for rank 0 in the
+        # others, whose directories have no checkpoint.
+        tf.logging.info(
+            "step=%d of num_train_steps=%d: nothing is left to train; to "
+            "train longer, raise --num_train_steps or --num_train_epochs",
+            step,
+            training.num_train_steps,
+        )
+        return
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
-        step = checkpoints.global_step(latest)
-        if step >= training.num_train_steps:
-            tf.logging.info(
-                "step=%d of num_train_steps=%d: nothing is left to train; to "
-                "train longer, raise --num_train_steps or --num_train_epochs",
-                step,
-                training.num_train_steps,
-            )
     estimator.train(
         lambda params: input_pipeline.dataset(batches, first),
         max_steps=training.num_train_steps,
