@@ -21,6 +21,19 @@ class Cpu(device.Device):
     name = "cpu"
     stores_half = False  # products are computed from float32 copies
 
+    def __init__(
+        self, options: device.DeviceConfig, processes: device.Processes
+    ):
+        """Hides GPUs from TensorFlow, which otherwise takes their memory."""
+        super().__init__(options, processes)
+        if tf.config.experimental.list_physical_devices("GPU"):
+            tf.config.experimental.set_visible_devices([], "GPU")
+
+    def session_config(self):
+        config = super().session_config()
+        config.device_count["GPU"] = 0
+        return config
+
     def memory_bytes(self) -> int:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
         for path in _CONTAINER_LIMITS:

@@ -14,6 +14,7 @@ environment.create chooses a device. Every device has
     stores_half         whether activations are stored in 16 bits
     average(tensors)    their means over all processes
     agree(number)       rank 0's number, in every process
+    once_per_host(make) make()'s value, computed by one process of each host
     micro_batches(optimizer, losses, run)       the innermost optimizer
     wrap_optimizer(optimizer, run)              averaging and loss scale
     overflow(optimizer)                         tensors that report overflows
@@ -67,17 +68,26 @@ class DeviceConfig:
     use_fp16: bool = command_line.flag(
         False, "TensorFlow's automatic mixed precision (GPU)."
     )
-    use_xla: bool = command_line.flag(False, "Compile with XLA.")
+    use_xla: typing.Optional[bool] = command_line.flag(
+        None,
+        "Compile with XLA; all batches then have the same length. Default: "
+        "on a GPU under TensorFlow 2, not elsewhere.",
+    )
     npu_bert_loss_scale: typing.Optional[float] = command_line.flag(
         None,
         "Loss scale on any device: -1 off, 0 dynamic, >= 1 fixed. "
-        "Default: 0 with half precision, else -1.",
+        "Default: 0 with half precision or --allreduce_fp16, else -1.",
     )
     init_loss_scale_value: float = command_line.flag(
         2.0**15, "Initial value of a dynamic loss scale.", lower=1
     )
     horovod: bool = command_line.flag(
         False, "Train in several processes with Horovod (CPU, GPU)."
+    )
+    allreduce_fp16: bool = command_line.flag(
+        False,
+        "Horovod: send gradients in fp16, half the bytes; turns on a dynamic "
+        "loss scale.",
     )
     distributed: bool = command_line.flag(
         False, "Train on RANK_SIZE NPUs; this process is RANK_ID."
@@ -127,6 +137,11 @@ class DeviceConfig:
                 "--manual_fp16 and --use_fp16 are both given; they are two "
                 "ways to compute in fp16, use one of them"
             )
+        if self.allreduce_fp16 and not self.horovod:
+            raise errors.UserError(
+                "--allreduce_fp16: only Horovod sends gradients in fp16; pass "
+                "--horovod=True too, or omit the flag"
+            )
         if self.data_dump and self.over_dump:
             raise errors.UserError(
                 "--data_dump and --over_dump are both given; CANN writes one "
@@ -150,7 +165,7 @@ class DeviceConfig:
     def loss_scale(self) -> float:
         """-1 off, 0 dynamic, >= 1 fixed."""
         if self.npu_bert_loss_scale is None:
-            return 0 if self.half_precision else -1
+            return 0 if self.half_precision or self.allreduce_fp16 else -1
         return self.npu_bert_loss_scale
 
 
@@ -167,21 +182,31 @@ def _check_split(text):
 
 
 class Processes:
-    """A single process; base class of several that train together."""
+    """A single process; base class of several that train together.
+
+    Attributes:
+      session_config: function giving the tf.ConfigProto of all sessions; the
+        device sets it.
+    """
 
     rank = 0
     world_size = 1
     local_rank = 0
+    session_config: typing.Callable[[], tf.ConfigProto] = tf.ConfigProto
 
     def average(
-        self, tensors: typing.Iterable[tf.Tensor]
+        self, tensors: typing.Iterable[tf.Tensor], in_fp16: bool = False
     ) -> typing.List[tf.Tensor]:
-        """The tensors' means over all processes."""
+        """The tensors' means over all processes, sent in fp16 if asked for."""
         return list(tensors)
 
     def agree(self, number: int) -> int:
         """Rank 0's number, in every process."""
         return number
+
+    def once_per_host(self, make: typing.Callable[[], typing.Any]):
+        """make()'s value; one process of each host calls it."""
+        return make()
 
     def hooks(self) -> typing.List[tf.train.SessionRunHook]:
         """Hooks that give every process the same initial state."""
@@ -192,7 +217,6 @@ class Device:
     """Plain TensorFlow; devices add what they do differently."""
 
     name = ""
-    static_shapes = False
     stops_together = True
     runs_between_steps = True
     saturates = False
@@ -202,11 +226,21 @@ class Device:
         self.options = self._options = options
         self._processes = processes
         self._scratch: typing.Optional[str] = None
+        processes.session_config = self.session_config
         self.rank = processes.rank
         self.world_size = processes.world_size
         self.average = processes.average
         self.agree = processes.agree
+        self.once_per_host = processes.once_per_host
         self.hooks = processes.hooks
+
+    @property
+    def uses_xla(self) -> bool:
+        return bool(self._options.use_xla)
+
+    @property
+    def static_shapes(self) -> bool:
+        return self.uses_xla  # which compiles once per shape
 
     def memory_bytes(self) -> typing.Optional[int]:
         return None
@@ -241,7 +275,7 @@ class Device:
         reduce_each = None
         if not run.allreduce_post_accumulation:
             if self.averages_micro_batches:
-                reduce_each = self.average
+                reduce_each = self._average_gradients
             else:
                 tf.logging.info(
                     "device=%s averages gradients once per update, after "
@@ -262,7 +296,12 @@ class Device:
     def _averaged(self, optimizer, run):
         if not run.allreduce_post_accumulation:
             return optimizer
-        return optimization.Averaged(optimizer, self.average)
+        return optimization.Averaged(optimizer, self._average_gradients)
+
+    def _average_gradients(self, gradients):
+        if self._options.allreduce_fp16:
+            return self.average(gradients, in_fp16=True)
+        return self.average(gradients)
 
     def _loss_scaled(self, optimizer):
         fixed = self._options.loss_scale
@@ -300,7 +339,7 @@ class Device:
             allow_soft_placement=True,
             intra_op_parallelism_threads=options.cpu_threads,
         )
-        if options.use_xla:
+        if self.uses_xla:
             config.graph_options.optimizer_options.global_jit_level = (
                 tf.OptimizerOptions.ON_1
             )

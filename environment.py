@@ -38,7 +38,9 @@ def create(
     """
     environ = os.environ if environ is None else environ
     _disable_v2_behavior()
-    if options.use_xla:
+    if options.use_xla and (
+        options.accelerator == "cpu" or not tf.test.is_built_with_cuda()
+    ):
         # On a CPU XLA compiles nothing without it. TensorFlow reads it once,
         # when it first lists the devices.
         environ["TF_XLA_FLAGS"] = (
@@ -85,5 +87,7 @@ def _create_cpu_or_gpu(name, options, environ):
     if options.horovod:
         processes = gpu_environment.HorovodProcesses()
     if name == "gpu":
+        if options.horovod:
+            processes.warn_without_nccl()
         return gpu_environment.Gpu(options, processes)
     return cpu_environment.create(options, processes)

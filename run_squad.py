@@ -352,19 +352,21 @@ def main(_: typing.List[str]) -> None:
     )
     if task.feature_cache_dir:
         tf.logging.info("--feature_cache_dir: ignored; there is no cache")
+    device = environment.create(options)
     # All input is read, and rejected, before anything is written.
     train = test = None
     if run.do_train:
-        train = read_data(task.train_file, setup.tokenizer, run, task, True)
-    if task.do_predict:
+        train = device.once_per_host(
+            lambda: read_data(task.train_file, setup.tokenizer, run, task, True)
+        )
+    if task.do_predict and device.rank == 0:
         test = read_data(task.predict_file, setup.tokenizer, run, task, False)
-    device = environment.create(options)
     tuning = finetuning.FineTuning(
         build_model(setup, device, chance_loss(train) if train else None),
         sequences(train, True) if train else None,
     )
     tuning.train()
-    if task.do_predict and device.rank == 0:
+    if test:
         write_predictions(test, *predict(tuning, test), setup)
     device.close()
 

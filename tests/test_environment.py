@@ -52,11 +52,22 @@ def test_auto_takes_a_gpu_before_the_cpu(
         "list_physical_devices",
         lambda kind: ["gpu 0"] * (kind == "GPU"),
     )
+    visible = []
+    monkeypatch.setattr(
+        tf.config.experimental, "set_memory_growth", lambda gpu, grows: None
+    )
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "set_visible_devices",
+        lambda gpus, kind: visible.append(gpus),
+    )
     device = create()
     assert device.name == "gpu"
     assert device.session_config().gpu_options.allow_growth
     assert "device=gpu reason=TensorFlow sees 1" in log_lines
-    assert create(accelerator="cpu").name == "cpu"
+    cpu = create(accelerator="cpu")
+    assert cpu.name == "cpu" and cpu.session_config().device_count["GPU"] == 0
+    assert visible == ["gpu 0", []]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import planted, tiny
+from helpers.paths import REPOSITORY
 from training import checkpoints
 
 pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
@@ -116,6 +117,52 @@ def test_averaging_every_micro_batch_changes_nothing(data, single):
         allreduce_post_accumulation=False,
     )
     assert_same(outputs[0], single)
+
+
+def test_gradients_sent_in_fp16_give_nearly_the_losses_of_one(data, single):
+    outputs = two_processes(
+        data, "half", train_batch_size=8, allreduce_fp16=True
+    )
+    losses = tiny.losses_of(outputs[0])
+    np.testing.assert_allclose(losses, single, rtol=0, atol=2e-3)
+    assert np.abs(losses - single).max() > 1e-6
+    assert "loss_scale=32768" in outputs[0]
+
+
+ONCE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import environment
+from common import errors
+device = environment.create(
+    environment.DeviceConfig(accelerator="cpu", horovod=True)
+)
+def make():
+    print("made by", device.rank)
+    return {"rank": device.rank}
+def fail():
+    raise errors.UserError("bad input")
+print("value", device.once_per_host(make))
+try:
+    device.once_per_host(fail)
+except errors.UserError as error:
+    print(error)
+"""
+
+
+def test_one_process_per_host_makes_a_value(tmp_path):
+    outputs = launch(
+        tmp_path / "logs", [sys.executable, "-c", ONCE, REPOSITORY]
+    )
+    assert "made by 0" in outputs[0] and "bad input" in outputs[0]
+    assert "made by" not in outputs[1]
+    assert all("value {'rank': 0}" in output for output in outputs)
+    assert "another process could not read its input" in outputs[1]
+
+
+def test_a_finished_run_ends_on_all_ranks(data, two):
+    outputs = two_processes(data, "two", train_batch_size=8)
+    assert "nothing is left to train" in outputs[0]
 
 
 def test_the_number_of_processes_may_change(data, single):
