@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to answers: n-best lists, predictions and null odds.
 
-The windows of a question are decoded together, in matrices of B windows and C
-columns, one column for each token of the longest window's context.
+An answer's score is the sum of its first token's start logit and its last
+token's end logit. It must begin at a token that has no more context in another
+window; the best such answers of each window compete, found exactly. "" scores
+the smallest sum of logits at `<s>` of a question's windows.
+
+Windows are decoded in batches, whatever questions they are of: matrices of B
+windows and C columns, one column for each token of the longest window's
+context. Time and memory grow linearly with the number of windows.
 
 Source: google-research/bert, run_squad.py (maximum context, n-best, null
 score); Liu et al. 2019, section 5.2 (answerability classifier).
 """
 
+import itertools
 import typing
 
 import numpy as np
@@ -16,6 +23,8 @@ from common import errors
 
 # Stands for minus infinity in sums, so that their differences are numbers.
 _LOWEST = -1e30
+# Windows decoded at a time.
+_BATCH_SIZE = 64
 
 
 class _Answer(typing.NamedTuple):
@@ -34,10 +43,19 @@ class _Spans(typing.NamedTuple):
     """
 
     scores: np.ndarray  # float64 [B, K]
-    first: np.ndarray  # int64 [B, K], first token, counted in the window
+    first: np.ndarray  # int64 [B, K], first token
     last: np.ndarray  # int64 [B, K], last token
     start_logits: np.ndarray  # float64 [B, K]
     end_logits: np.ndarray  # float64 [B, K]
+
+
+class _Window(typing.NamedTuple):
+    """A feature and the T tokens of its context that answers may touch."""
+
+    example: typing.Any
+    feature: typing.Any
+    may_start: np.ndarray  # bool [T]
+    may_end: np.ndarray  # bool [T]
 
 
 def decode(
@@ -53,12 +71,6 @@ def decode(
     with_offsets: bool = False,
 ) -> typing.Tuple[dict, dict, dict]:
     """Answers from the logits of all windows.
-
-    An answer's score is the sum of its first token's start logit and its last
-    token's end logit. It must begin at a token that has no more context in
-    another window; the best `n_best_size` such answers of each window compete,
-    found exactly. "" scores the smallest sum of logits at `<s>` of a
-    question's windows.
 
     Args:
       examples: list of `Example`.
@@ -87,22 +99,16 @@ def decode(
       errors.UserError: a question lacks windows or logits, a logit is NaN or
         infinite, or a size is below 1.
     """
-    check_positive(n_best_size=n_best_size, max_answer_length=max_answer_length)
-    if null_score_diff_threshold != null_score_diff_threshold:
-        raise errors.UserError(
-            "--null_score_diff_threshold is nan; expected a number"
-        )
+    _check_settings(n_best_size, max_answer_length, null_score_diff_threshold)
     predictions, nbest, null_odds = {}, {}, {}
-    for example, windows in zip(examples, _group_windows(examples, features)):
+    for example, windows, answers in _best_answers(
+        examples, features, results, n_best_size, max_answer_length
+    ):
         name = example.question_id
-        logits = [_window_logits(example, w, results) for w in windows]
-        starts, ends = _context_logits(example, windows, logits)
-        spans = _best_spans(starts, ends, n_best_size, max_answer_length)
-        answers = _merge(example, windows, spans, n_best_size)
         best = answers[0] if answers else _Answer(_LOWEST, "", 0.0, 0.0)
         predictions[name] = best.text
         if version_2_with_negative:
-            null = _null_answer(example, windows, logits, answerable_logits)
+            null = _null_answer(example, windows, results, answerable_logits)
             null_odds[name] = null.score - best.score
             if null_odds[name] > null_score_diff_threshold:
                 predictions[name] = ""
@@ -116,6 +122,25 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise errors.UserError(f"--{name} is {size}; use 1 or more")
+
+
+def _check_settings(n_best_size, max_answer_length, threshold):
+    check_positive(n_best_size=n_best_size, max_answer_length=max_answer_length)
+    if threshold != threshold:
+        raise errors.UserError(
+            "--null_score_diff_threshold is nan; expected a number"
+        )
+
+
+def _best_answers(examples, features, results, count, max_answer_length):
+    """Yields (example, its features, its best `_Answer`s by falling score)."""
+    grouped = _group_windows(examples, features)
+    spans = _spans(
+        _windows(examples, grouped), results, count, max_answer_length
+    )
+    for example, windows in zip(examples, grouped):
+        own = itertools.islice(spans, len(windows))
+        yield example, windows, _merge(example, windows[0].document, own, count)
 
 
 def _group_windows(examples, features):
@@ -133,80 +158,110 @@ def _group_windows(examples, features):
     return grouped
 
 
-def _context_logits(example, windows, logits):
-    """Start and end logits of each window's context, [B, C] each.
-
-    Where no answer may begin or end, they are minus infinity.
-    """
-    context, starts = example.context, windows[0].document.starts
-    # A token's offsets exclude its leading space, so this token is all space.
-    is_space = [context[i].isspace() for i in starts.tolist()]
-    allowed = ~np.array(is_space, bool)
-    matrices = np.full(
-        [2, len(windows), max(w.doc_length for w in windows)], -np.inf
-    )
-    for row, (window, pair, owned) in enumerate(
-        zip(windows, logits, _owned_tokens(windows))
-    ):
-        first, length = window.context_start, window.doc_length
-        tokens = slice(window.doc_start, window.doc_start + length)
-        for matrix, values, usable in zip(
-            matrices, pair, (allowed & owned, allowed)
-        ):
-            columns = values[first : first + length]
-            matrix[row, :length] = np.where(usable[tokens], columns, -np.inf)
-    return matrices
+def _windows(examples, grouped):
+    """Yields the `_Window`s of all examples in their order."""
+    document = None
+    for example, features in zip(examples, grouped):
+        if features[0].document is not document:
+            document = features[0].document
+            # A token's offsets exclude its leading space, so this token is
+            # all space.
+            is_space = [
+                example.context[i].isspace() for i in document.starts.tolist()
+            ]
+            may_end = ~np.array(is_space, bool)
+        owners = _owners(features)
+        for number, feature in enumerate(features):
+            tokens = _tokens(feature)
+            may_start = may_end[tokens] & (owners[tokens] == number)
+            yield _Window(example, feature, may_start, may_end[tokens])
 
 
-def _window_logits(example, feature, results):
-    """Checked float64 logits [length] of a feature."""
-    if feature.unique_id not in results:
-        raise errors.UserError(
-            f"question {example.question_id!r}: no logits for its feature "
-            f"{feature.unique_id}; predict all features, including the last "
-            "partial batch"
-        )
-    pair = []
-    for logits in results[feature.unique_id]:
-        logits = np.asarray(logits, np.float64)
-        if logits.ndim != 1 or len(logits) < feature.length:
-            raise errors.UserError(
-                f"question {example.question_id!r}: logits of feature "
-                f"{feature.unique_id} have shape {logits.shape}, but the "
-                f"feature has {feature.length} tokens"
-            )
-        logits = logits[: feature.length]
-        # The greatest of numbers and a NaN is NaN.
-        if not logits.max() < np.inf:
-            raise errors.UserError(
-                f"question {example.question_id!r}: logits of feature "
-                f"{feature.unique_id} are NaN or infinite; the model has "
-                "diverged, or half precision overflows"
-            )
-        pair.append(np.maximum(logits, _LOWEST))
-    return pair
+def _tokens(feature):
+    """The slice of the document's tokens that a window holds."""
+    return slice(feature.doc_start, feature.doc_start + feature.doc_length)
 
 
-def _owned_tokens(windows):
-    """For each window, the tokens that have most context there: bool [T].
+def _owners(features):
+    """For each token, the number of the window with most context: int64 [T].
 
     A token's context in a window is the smaller number of tokens to either
     side, plus a hundredth of the window's length; the first window wins a tie.
     """
-    total = len(windows[0].document.ids)
-    if len(windows) == 1:
-        return np.ones([1, total], bool)
-    token = np.arange(total)
-    context = []
-    for window in windows:
-        left = token - window.doc_start
-        right = window.doc_length - 1 - left
-        smaller = np.minimum(left, right)
-        context.append(
-            np.where(smaller < 0, -1, 100 * smaller + window.doc_length)
+    owners = np.zeros(len(features[0].document.ids), np.int64)
+    if len(features) == 1:
+        return owners
+    most = np.zeros_like(owners)
+    for number, feature in enumerate(features):
+        left = np.arange(feature.doc_length)
+        context = 100 * np.minimum(left, left[::-1]) + feature.doc_length
+        tokens = _tokens(feature)
+        owners[tokens][context > most[tokens]] = number
+        most[tokens] = np.maximum(most[tokens], context)
+    return owners
+
+
+def _spans(windows, results, count, max_answer_length):
+    """Yields the fields of `_Spans`, [K] each, of each `_Window`.
+
+    Tokens are counted in the document.
+    """
+    while True:
+        batch = list(itertools.islice(windows, _BATCH_SIZE))
+        if not batch:
+            return
+        spans = _best_spans(
+            *_context_logits(batch, results), count, max_answer_length
         )
-    owner = np.argmax(context, axis=0)
-    return owner == np.arange(len(windows))[:, None]
+        offset = np.array([window.feature.doc_start for window in batch])
+        yield from zip(
+            *spans._replace(
+                first=spans.first + offset[:, None],
+                last=spans.last + offset[:, None],
+            )
+        )
+
+
+def _context_logits(windows, results):
+    """Start and end logits of each window's context, float64 [B, C] each.
+
+    Where no answer may start or end, they are minus infinity.
+    """
+    longest = max(window.feature.doc_length for window in windows)
+    logits = np.zeros([2, len(windows), longest])
+    usable = np.zeros(logits.shape, bool)
+    for row, window in enumerate(windows):
+        first, length = window.feature.context_start, window.feature.doc_length
+        usable[0, row, :length] = window.may_start
+        usable[1, row, :length] = window.may_end
+        for matrix, values in zip(logits, _window_logits(window, results)):
+            matrix[row, :length] = values[first : first + length]
+    return np.where(usable, np.maximum(logits, _LOWEST), -np.inf)
+
+
+def _window_logits(window, results):
+    """Checked logits of a window's feature, each [`length` or more]."""
+    feature = window.feature
+    where = f"question {window.example.question_id!r}"
+    if feature.unique_id not in results:
+        raise errors.UserError(
+            f"{where}: no logits for its feature {feature.unique_id}; predict "
+            "all features, including the last partial batch"
+        )
+    pair = [np.asarray(logits) for logits in results[feature.unique_id]]
+    for logits in pair:
+        if logits.ndim != 1 or len(logits) < feature.length:
+            raise errors.UserError(
+                f"{where}: logits of feature {feature.unique_id} have shape "
+                f"{logits.shape}, but the feature has {feature.length} tokens"
+            )
+        # The greatest of numbers and a NaN is NaN.
+        if not logits[: feature.length].max() < np.inf:
+            raise errors.UserError(
+                f"{where}: logits of feature {feature.unique_id} are NaN or "
+                "infinite; the model has diverged, or half precision overflows"
+            )
+    return pair
 
 
 def _best_spans(starts, ends, count, max_answer_length):
@@ -261,37 +316,51 @@ def _argsort_falling(matrix):
     return np.argsort(-matrix, axis=1, kind="stable")
 
 
-def _merge(example, windows, spans, n_best_size):
-    """The best answers of all windows of a question, each text once."""
-    order = np.argsort(-spans.scores, axis=None, kind="stable")
-    scores = spans.scores.ravel()[order]
+def _merge(example, document, spans, n_best_size):
+    """The best answers of all windows of a question, each text once.
+
+    Args:
+      example: the question.
+      document: its context.
+      spans: fields of `_Spans`, [K] each, of each window.
+      n_best_size: answers at most.
+    """
+    scores, first, last, start_logits, end_logits = map(
+        np.concatenate, zip(*spans)
+    )
+    order = np.argsort(-scores, kind="stable")
     order = order[: np.count_nonzero(scores > -np.inf)]
-    document = windows[0].document
-    offset = np.array([w.doc_start for w in windows])[:, None]
-    starts = document.starts[(spans.first + offset).ravel()[order]]
-    ends = document.ends[(spans.last + offset).ravel()[order]]
     answers, seen = [], set()
-    for score, first, last, start_logit, end_logit in zip(
-        scores.tolist(),
-        starts.tolist(),
-        ends.tolist(),
-        spans.start_logits.ravel()[order].tolist(),
-        spans.end_logits.ravel()[order].tolist(),
+    for score, start, end, start_logit, end_logit in zip(
+        scores[order].tolist(),
+        document.starts[first[order]].tolist(),
+        document.ends[last[order]].tolist(),
+        start_logits[order].tolist(),
+        end_logits[order].tolist(),
     ):
-        text = example.context[first:last]
+        text = example.context[start:end]
         if text not in seen:
             seen.add(text)
             answers.append(
-                _Answer(score, text, start_logit, end_logit, first, last)
+                _Answer(score, text, start_logit, end_logit, start, end)
             )
             if len(answers) == n_best_size:
                 break
     return answers
 
 
-def _null_answer(example, windows, logits, answerable_logits):
-    """ "" with the smallest sum of logits at `<s>` of all windows."""
-    start, end = min(((float(s[0]), float(e[0])) for s, e in logits), key=sum)
+def _null_answer(example, windows, results, answerable_logits):
+    """ "" with the smallest sum of checked logits at `<s>` of all windows."""
+    start, end = min(
+        (
+            [
+                max(float(logits[0]), _LOWEST)
+                for logits in results[window.unique_id]
+            ]
+            for window in windows
+        ),
+        key=sum,
+    )
     score = start + end
     if answerable_logits is not None:
         score -= max(

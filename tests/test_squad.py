@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -784,7 +785,7 @@ def test_v1_always_answers():
 )
 def test_faulty_results_name_the_question(change, named):
     examples, made, results = two_windows()
-    made[1] = made[1]._replace(doc_length=6)  # so that both have 11 tokens
+    made[1] = made[1]._replace(doc_start=1, doc_length=6)  # 11 tokens too
     results = {f.unique_id: (np.zeros(11), np.zeros(11)) for f in made}
     change(results)
     with pytest.raises(errors.UserError, match=named):
@@ -830,6 +831,20 @@ def test_answers_do_not_depend_on_the_order_of_features():
     assert decode(
         examples, made[::-1], results, version_2_with_negative=True
     ) == decode(examples, made, results, version_2_with_negative=True)
+
+
+def test_decoding_takes_memory_for_the_windows_alone():
+    peaks = []
+    for tokens in (2000, 8000):
+        examples = [example(context="a " * tokens)]
+        made = features(examples, 32, 8, is_training=False)
+        results = random_results(made, 3, columns=32)
+        tracemalloc.start()
+        decode(examples, made, results)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Linear: 4 times as much. A matrix of windows by tokens: 16 times.
+    assert peaks[1] < 5 * peaks[0]
 
 
 def oracle_scores(path, tokenizer, tmp_path, max_answer_length):
