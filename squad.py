@@ -260,7 +260,7 @@ def convert_examples_to_features(
     num_workers: int = 1,
     counts: typing.Optional[collections.Counter] = None,
 ) -> typing.Iterator[Feature]:
-    """Yields the windows of all questions, in order.
+    """Yields a `Feature` for each window of each question, in order.
 
     With room for 4 tokens and a doc_stride of 2, a context of 7 tokens gives
     windows of tokens 0-3, 2-5 and 4-6: the last is the first that reaches the
@@ -276,9 +276,6 @@ def convert_examples_to_features(
       num_workers: processes that tokenize; the result is the same.
       counts: its "truncated_questions" and "features" grow.
 
-    Returns:
-      An iterator of `Feature`.
-
     Raises:
       errors.UserError: the settings leave no room for context, or would leave
         tokens between two windows; a training question has no answer.
@@ -292,26 +289,23 @@ def convert_examples_to_features(
     counts = collections.Counter() if counts is None else counts
 
     def generate():
-        unique_id = 0
-        encoded = _encode(examples, tokenizer, num_workers)
-        for index, (example, (document, query)) in enumerate(
-            zip(examples, encoded)
-        ):
+        unique_ids = itertools.count()
+        encoded = zip(examples, _encode(examples, tokenizer, num_workers))
+        for index, (example, (document, query)) in enumerate(encoded):
             counts["truncated_questions"] += len(query) > max_query_length
             query = query[:max_query_length]
             prefix = [tokenizer.bos_id, *query] + [tokenizer.eos_id] * 2
-            span = _answer_tokens(example, document) if is_training else None
-            for window in _windows(
+            windows = _windows(
                 example, document, max_seq_length, len(query), doc_stride
-            ):
-                label = (None, None)
-                if is_training:
-                    label = _label(span, len(prefix), *window)
-                counts["features"] += 1
+            )
+            counts["features"] += len(windows)
+            labels = itertools.repeat((None, None))
+            if is_training:
+                labels = _labels(example, document, windows, len(prefix))
+            for window, label in zip(windows, labels):
                 yield Feature(
-                    unique_id, index, document, prefix, *window, *label
+                    next(unique_ids), index, document, prefix, *window, *label
                 )
-                unique_id += 1
 
     return generate()
 
@@ -379,14 +373,15 @@ def _answer_tokens(example, document):
     return int(first), int(last)
 
 
-def _label(span, context_start, doc_start, doc_length):
-    """Columns of the answer's first and last token in a window."""
-    if span is None:
-        return 0, 0
-    first, last = span
-    if first < doc_start or last >= doc_start + doc_length:
-        return 0, 0
-    return (first - doc_start + context_start, last - doc_start + context_start)
+def _labels(example, document, windows, context_start):
+    """Columns of the answer's first and last token in each window."""
+    first, last = _answer_tokens(example, document) or (-1, -1)
+    return [
+        (first - start + context_start, last - start + context_start)
+        if start <= first and last < start + length
+        else (0, 0)
+        for start, length in windows
+    ]
 
 
 def _encode(examples, tokenizer, num_workers):

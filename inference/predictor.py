@@ -192,22 +192,11 @@ class Predictor:
                 is_training=False,
             )
         )
-        logits = self._engine.run([feature.input_ids for feature in features])
-        answerable = None
-        if options.version_2_with_negative and (
-            "answerable" in self.model.parts
-        ):
-            answerable = {
-                index: row["answerable_logits"]
-                for index, row in enumerate(logits)
-            }
+        results, answerable = self._span_logits(features)
         outputs = squad.decode(
             examples,
             features,
-            {
-                index: (row["start_logits"], row["end_logits"])
-                for index, row in enumerate(logits)
-            },
+            results,
             options.n_best_size,
             options.max_answer_length,
             options.version_2_with_negative,
@@ -216,6 +205,24 @@ class Predictor:
             with_offsets=True,
         )
         return [_answer(example.question_id, *outputs) for example in examples]
+
+    def _span_logits(self, features):
+        """({unique_id: (start, end)}, {unique_id: answerable} or None)."""
+        rows = self._engine.run(
+            [feature.length for feature in features],
+            lambda index: features[index].input_ids,
+        )
+        results = {
+            index: (row["start_logits"], row["end_logits"])
+            for index, row in enumerate(rows)
+        }
+        if not self.answers.version_2_with_negative or (
+            "answerable" not in self.model.parts
+        ):
+            return results, None
+        return results, {
+            index: row["answerable_logits"] for index, row in enumerate(rows)
+        }
 
     # --- fill-mask ------------------------------------------------------
 
@@ -245,7 +252,9 @@ class Predictor:
         encoded = [self._encode_masked(text) for text in texts]
         count = min(top_k or self.settings.top_k, self.tokenizer.vocab_size)
         results: typing.List[dict] = [{}] * len(texts)
-        for indices, ids in self._engine.batches(encoded):
+        for indices, ids in self._engine.batches(
+            list(map(len, encoded)), encoded.__getitem__
+        ):
             rows, columns = np.nonzero(ids == self.tokenizer.mask_id)
             best = self._engine.call(
                 ids, positions=rows * ids.shape[1] + columns, top_k=count
@@ -318,7 +327,9 @@ class Predictor:
         """
         self._check_task("classify")
         encoded = [self._encode_pair(*pair) for pair in pairs]
-        outputs = self._engine.run([ids for ids, _ in encoded])
+        outputs = self._engine.run(
+            [len(ids) for ids, _ in encoded], lambda index: encoded[index][0]
+        )
         return [
             dict(
                 self._label(output["logits"].astype(np.float64)),
@@ -376,7 +387,9 @@ class Predictor:
         """
         self._check_task("embed")
         encoded = [self._encode_pair(text) for text in texts]
-        outputs = self._engine.run([ids for ids, _ in encoded])
+        outputs = self._engine.run(
+            [len(ids) for ids, _ in encoded], lambda index: encoded[index][0]
+        )
         is_padded = self.settings.pooling == "tokens"
         return [
             {
@@ -457,16 +470,20 @@ class _Engine:
             model, graph, device.session_config()
         )
 
-    def batches(self, sequences):
-        """Yields (indices, input_ids int32 [B, S]), longest ones first."""
-        lengths = np.array([len(sequence) for sequence in sequences])
-        order = np.argsort(-lengths, kind="stable")
+    def batches(self, lengths, sequence):
+        """Yields (indices, input_ids int32 [B, S]), longest ones first.
+
+        Args:
+          lengths: tokens of each sequence.
+          sequence: function of an index, the ids of that sequence.
+        """
+        order = np.argsort(-np.array(lengths), kind="stable")
         for first in range(0, len(order), self._batch_size):
             indices = order[first : first + self._batch_size].tolist()
             longest = -(-lengths[indices[0]] // _LENGTH_STEP) * _LENGTH_STEP
             ids = np.full([len(indices), longest], self._pad_token_id, np.int32)
             for row, index in zip(ids, indices):
-                row[: lengths[index]] = sequences[index]
+                row[: lengths[index]] = sequence(index)
             yield indices, ids
 
     def call(self, input_ids, **inputs):
@@ -478,10 +495,10 @@ class _Engine:
             {self._inputs[name]: value for name, value in inputs.items()},
         )
 
-    def run(self, sequences):
-        """{name: array} of each sequence, in their order."""
-        results = [None] * len(sequences)
-        for indices, ids in self.batches(sequences):
+    def run(self, lengths, sequence):
+        """{name: array} of each sequence, in their order; see `batches`."""
+        results = [None] * len(lengths)
+        for indices, ids in self.batches(lengths, sequence):
             outputs = self.call(ids)
             for row, index in enumerate(indices):
                 results[index] = {
