@@ -178,9 +178,12 @@ def build_model(
 
 
 def read_examples(
-    path: str, task: SquadConfig, is_training: bool
+    path: str,
+    task: SquadConfig,
+    is_training: bool,
+    counts: typing.Optional[collections.Counter] = None,
 ) -> typing.List[squad.Example]:
-    """The questions of a SQuAD file."""
+    """The questions of a SQuAD file; see squad.read_examples."""
     if not path:
         raise errors.UserError(
             f"--{('train_file' if is_training else 'predict_file')} is not "
@@ -191,13 +194,23 @@ def read_examples(
         is_training,
         task.version_2_with_negative,
         skip_invalid_answers=task.skip_invalid_answers,
+        counts=counts,
     )
 
 
-def read_data(path, tokenizer, run, task, is_training) -> Data:
-    """The questions of a SQuAD file and their windows."""
-    examples = read_examples(path, task, is_training)
-    counts = collections.Counter()
+def read_data(path, tokenizer, run, task, is_training, counts=None) -> Data:
+    """The questions of a SQuAD file and their windows.
+
+    Args:
+      path: the file.
+      tokenizer: a `tokenization.RobertaTokenizer`.
+      run: RunConfig.
+      task: SquadConfig.
+      is_training: whether to label the windows.
+      counts: a Counter that grows; see squad.
+    """
+    counts = collections.Counter() if counts is None else counts
+    examples = read_examples(path, task, is_training, counts)
     features = list(
         squad.convert_examples_to_features(
             examples,
@@ -208,16 +221,44 @@ def read_data(path, tokenizer, run, task, is_training) -> Data:
             is_training,
             num_workers=task.num_workers or os.cpu_count() or 1,
             counts=counts,
+            max_answer_length=task.max_answer_length,
         )
     )
-    tf.logging.info(
-        "%s: questions=%d features=%d truncated_questions=%d",
-        path,
-        len(examples),
-        len(features),
-        counts["truncated_questions"],
-    )
+    is_lossy = any(counts[name] for name in _HINTS)
+    log = tf.logging.warning if is_lossy else tf.logging.info
+    log("%s", summary(path, counts))
     return Data(examples, features)
+
+
+_COUNTS = (
+    "questions",
+    "features",
+    "truncated_questions",
+    "moved_answers",
+    "ignored_answers",
+    "skipped_invalid_answers",
+    "skipped_empty_contexts",
+    "answers_in_no_window",
+    "long_answers",
+)
+# Of counts: the flags that would help.
+_HINTS = {
+    "answers_in_no_window": (
+        "answers in no window are trained as no answer; use a larger "
+        "--max_seq_length or a smaller --doc_stride"
+    ),
+    "long_answers": (
+        "long answers cannot be predicted in full; use a larger "
+        "--max_answer_length"
+    ),
+}
+
+
+def summary(path: str, counts: collections.Counter) -> str:
+    """One line with all counts of `read_data`."""
+    numbers = " ".join(f"{name}={counts[name]}" for name in _COUNTS)
+    hints = [hint for name, hint in _HINTS.items() if counts[name]]
+    return "; ".join([f"{path}: {numbers}", *hints])
 
 
 def sequences(data: Data, is_training: bool) -> finetuning.Sequences:
@@ -307,7 +348,7 @@ def write_predictions(
 
 def _gold(task):
     """[(id, answers)] of --predict_file, None if it lacks answers."""
-    document = squad_scores.read_json(task.predict_file, "a SQuAD file")
+    document = squad_scores.read_dataset(task.predict_file)
     try:
         gold = squad_scores.gold_answers(task.predict_file, document)
     except errors.UserError:  # questions without "answers"

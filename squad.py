@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import re
 import typing
 
 import numpy as np
@@ -120,13 +121,17 @@ def read_examples(
     """The questions of a SQuAD file.
 
     Args:
-      path: a JSON file in the format of SQuAD v1.1 or v2.0.
+      path: a JSON file in the format of SQuAD v1.1 or v2.0, a list of
+        questions each with its context, or .jsonl with one per line.
       is_training: whether answers are needed; otherwise they are ignored.
       version_2_with_negative: whether questions may have no answer.
       skip_invalid_answers: skip a question whose answer_start does not hold
         its answer's text, instead of raising an error.
-      counts: its "questions" and "skipped_invalid_answers" grow by the numbers
-        of questions that were read and skipped.
+      counts: grows by the numbers of "questions" that were read, of those left
+        out of training ("skipped_invalid_answers", "skipped_empty_contexts"),
+        of "moved_answers", whose text is a little beside answer_start, and of
+        "ignored_answers": wrong ones after the first, and those of a question
+        with is_impossible.
 
     Returns:
       A list of `Example`; the first of several answers counts.
@@ -136,8 +141,9 @@ def read_examples(
         answers are missing, invalid or not expected; the text names the
         question or the paragraph.
     """
+    counts = collections.Counter() if counts is None else counts
     examples, names, skipped = [], set(), []
-    document = squad_scores.read_json(path, "a SQuAD file")
+    document = squad_scores.read_dataset(path)
     for where, paragraph, question in squad_scores.iterate_questions(
         path, document
     ):
@@ -149,27 +155,27 @@ def read_examples(
                 f"{where}: this id is repeated; give each question its own"
             )
         names.add(name)
-        if not context.strip():
-            raise errors.UserError(
-                f"{where}: the context is empty; add its text or remove the "
-                "question"
-            )
+        text = _text(question, "question", where)
+        if is_training and not context.strip():
+            counts["skipped_empty_contexts"] += 1
+            continue
         try:
             answer = _answer(
-                where, context, question, is_training, version_2_with_negative
+                where,
+                context,
+                question,
+                is_training,
+                version_2_with_negative,
+                counts,
             )
         except _InvalidAnswer:
             if not skip_invalid_answers:
                 raise
             skipped.append(name)
             continue
-        text = _text(question, "question", where)
         examples.append(Example(name, text, context, *answer))
     _report_skipped(path, skipped, examples)
-    if counts is not None:
-        counts.update(
-            questions=len(examples), skipped_invalid_answers=len(skipped)
-        )
+    counts.update(questions=len(examples), skipped_invalid_answers=len(skipped))
     return examples
 
 
@@ -186,14 +192,18 @@ def _text(mapping, key, where):
     return text
 
 
-def _answer(where, context, question, is_training, version_2_with_negative):
+def _answer(
+    where, context, question, is_training, version_2_with_negative, counts
+):
     """(answer_text, answer_start, is_impossible) of a question."""
-    if "is_impossible" in question:
+    if question.get("is_impossible") is not None:
         squad_scores.value(question, "is_impossible", bool, where)
     answers = []
     if is_training or "answers" in question:
-        answers = squad_scores.value(question, "answers", list, where)
-    is_impossible = question.get("is_impossible", is_training and not answers)
+        answers = squad_scores.answers_of(question, where)
+    is_impossible = question.get("is_impossible")
+    if is_impossible is None:
+        is_impossible = is_training and not answers
     if not version_2_with_negative and (
         is_impossible or question.get("plausible_answers")
     ):
@@ -203,21 +213,33 @@ def _answer(where, context, question, is_training, version_2_with_negative):
         )
     if not is_training:
         return "", -1, False
-    if is_impossible != (not answers):
+    if is_impossible:
+        counts["ignored_answers"] += len(answers)
+        return "", -1, True
+    if not answers:
         raise errors.UserError(
-            f"{where} has is_impossible={str(is_impossible).lower()} and "
-            f"{len(answers)} answers; fix one of them"
+            f"{where} has is_impossible=false and no answers; fix one of them"
         )
-    checked = [_checked_answer(where, context, answer) for answer in answers]
-    return checked[0] + (False,) if checked else ("", -1, True)
+    text, start, is_moved = _checked_answer(where, context, answers[0])
+    counts["moved_answers"] += is_moved
+    for answer in answers[1:]:
+        try:
+            is_wrong = _checked_answer(where, context, answer)[2]
+        except errors.UserError:
+            is_wrong = True
+        counts["ignored_answers"] += is_wrong
+    return text, start, False
 
 
 def _checked_answer(where, context, answer):
-    """(text, start) of an answer whose text is at its answer_start."""
+    """(text, start, whether it was moved) of an answer near answer_start."""
     text = squad_scores.value(answer, "text", str, where)
-    start = squad_scores.value(answer, "answer_start", int, where)
+    start = _answer_start(answer, where)
     if text.strip() and start >= 0 and context.startswith(text, start):
-        return text, start
+        return text, start, False
+    near = _nearest(context, text, start)
+    if near is not None:
+        return text.strip(), near, True
     if not text.strip():
         problem = f"the answer {text!r:.50} is empty"
     else:
@@ -235,6 +257,36 @@ def _checked_answer(where, context, answer):
     )
 
 
+def _answer_start(answer, where):
+    """answer_start as an int; 15.0 and "15" are 15."""
+    start = answer.get("answer_start")
+    if isinstance(start, float) and start.is_integer():
+        return int(start)
+    if isinstance(start, str) and re.fullmatch("-?[0-9]{1,9}", start.strip()):
+        return int(start)
+    return squad_scores.value(answer, "answer_start", int, where)
+
+
+def _nearest(context, text, start):
+    """Where an answer's text is within 2 characters of its start, or None.
+
+    White space around the text does not count, and answer_start may not have
+    counted the white space that the text or the context begins with: so are
+    all 234 misplaced answers of COVID-QA's 1,380.
+    """
+    core = text.strip()
+    offsets = [0] + [len(t) - len(t.lstrip()) for t in (text, context)]
+    places = [
+        start + offset + distance
+        for offset in offsets
+        for distance in (0, -1, 1, -2, 2)
+    ]
+    return next(
+        (p for p in places if core and p >= 0 and context.startswith(core, p)),
+        None,
+    )
+
+
 def _report_skipped(path, skipped, examples):
     if skipped:
         logging.warning(
@@ -246,7 +298,8 @@ def _report_skipped(path, skipped, examples):
         )
     if not examples:
         raise errors.UserError(
-            f"{path}: every question's answer_start is wrong; fix the file"
+            f"{path}: every question's answer_start is wrong, or its context "
+            "is empty; fix the file"
         )
 
 
@@ -259,6 +312,7 @@ def convert_examples_to_features(
     is_training: bool,
     num_workers: int = 1,
     counts: typing.Optional[collections.Counter] = None,
+    max_answer_length: int = AnswerConfig.max_answer_length,
 ) -> typing.Iterator[Feature]:
     """Yields a `Feature` for each window of each question, in order.
 
@@ -274,7 +328,9 @@ def convert_examples_to_features(
       max_query_length: tokens of a question at most; more are cut off.
       is_training: whether to label the windows.
       num_workers: processes that tokenize; the result is the same.
-      counts: its "truncated_questions" and "features" grow.
+      counts: its "truncated_questions" and "features" grow, in training also
+        "answers_in_no_window" and "long_answers".
+      max_answer_length: tokens of an answer beyond which it is a long one.
 
     Raises:
       errors.UserError: the settings leave no room for context, or would leave
@@ -301,7 +357,9 @@ def convert_examples_to_features(
             counts["features"] += len(windows)
             labels = itertools.repeat((None, None))
             if is_training:
-                labels = _labels(example, document, windows, len(prefix))
+                span = _answer_tokens(example, document)
+                labels = _labels(span, windows, len(prefix))
+                _count_answer(span, labels, max_answer_length, counts)
             for window, label in zip(windows, labels):
                 yield Feature(
                     next(unique_ids), index, document, prefix, *window, *label
@@ -373,9 +431,15 @@ def _answer_tokens(example, document):
     return int(first), int(last)
 
 
-def _labels(example, document, windows, context_start):
+def _count_answer(span, labels, max_answer_length, counts):
+    if span:
+        counts["answers_in_no_window"] += not any(map(any, labels))
+        counts["long_answers"] += span[1] - span[0] >= max_answer_length
+
+
+def _labels(span, windows, context_start):
     """Columns of the answer's first and last token in each window."""
-    first, last = _answer_tokens(example, document) or (-1, -1)
+    first, last = span or (-1, -1)
     return [
         (first - start + context_start, last - start + context_start)
         if start <= first and last < start + length

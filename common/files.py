@@ -6,6 +6,7 @@ overflows its stack on deep nesting, and turning digits into an int takes
 quadratic time.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -95,14 +96,18 @@ def read_bytes(path: str, limit: int = MAX_JSON_BYTES) -> bytes:
 
 
 def parse_json(
-    data: bytes, path: str, kind: str = "JSON"
-) -> typing.Dict[str, typing.Any]:
+    data: bytes,
+    path: str,
+    kind: str = "JSON",
+    kinds: typing.Tuple[type, ...] = (dict,),
+) -> typing.Any:
     """The object of a JSON text in UTF-8 whose keys are all different.
 
     Args:
       data: the text, with or without a byte order mark.
       path: its file, for messages.
       kind: what the file should be, for messages: "a SQuAD file".
+      kinds: types that the value may have.
 
     Raises:
       errors.UserError: not UTF-8, not JSON within the limits, not an object,
@@ -118,7 +123,7 @@ def parse_json(
         raise errors.UserError(
             f"{path}: not JSON: {error}; check that it is {kind} and complete"
         ) from error
-    if not isinstance(values, dict):
+    if not isinstance(values, kinds):
         raise errors.UserError(
             f"{path}: a JSON {type(values).__name__}, expected an object; "
             f"check that it is {kind}"
@@ -127,10 +132,30 @@ def parse_json(
 
 
 def read_json(
-    path: str, kind: str = "JSON", limit: int = MAX_JSON_BYTES
-) -> typing.Dict[str, typing.Any]:
+    path: str,
+    kind: str = "JSON",
+    limit: int = MAX_JSON_BYTES,
+    kinds: typing.Tuple[type, ...] = (dict,),
+) -> typing.Any:
     """The object of a JSON file; arguments and errors as parse_json's."""
-    return parse_json(read_bytes(path, limit), path, kind)
+    return parse_json(read_bytes(path, limit), path, kind, kinds)
+
+
+def read_json_lines(
+    path: str,
+) -> typing.Iterator[typing.Tuple[int, typing.Dict[str, typing.Any]]]:
+    """Yields (line, object) of a file with a JSON object per line.
+
+    Empty lines are skipped.
+
+    Raises:
+      errors.UserError: a line is not UTF-8, or not a JSON object.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip(codecs.BOM_UTF8).strip():
+                where = f"{path}, line {number}"
+                yield number, parse_json(line, where, "an object per line")
 
 
 def sha256(path: str) -> str:

@@ -37,6 +37,20 @@ def read_json(path: str, kind: str) -> typing.Dict[str, typing.Any]:
     return files.read_json(str(path), kind, MAX_JSON_BYTES)
 
 
+def read_dataset(path: str) -> typing.Dict[str, typing.Any]:
+    """The JSON object of a SQuAD file.
+
+    A list of questions, and a .jsonl with one per line, become its "data".
+    """
+    path = str(path)
+    if path.lower().endswith(".jsonl"):
+        return {"data": [entry for _, entry in files.read_json_lines(path)]}
+    document = files.read_json(
+        path, "a SQuAD file", MAX_JSON_BYTES, kinds=(dict, list)
+    )
+    return document if isinstance(document, dict) else {"data": document}
+
+
 def iterate_questions(
     path: str, document: dict
 ) -> typing.Iterator[typing.Tuple[str, dict, dict]]:
@@ -44,35 +58,94 @@ def iterate_questions(
 
     Args:
       path: the file's name, for messages.
-      document: the result of `read_json`.
+      document: the result of `read_dataset`.
 
     Yields:
       (where, paragraph, question): a text that names the paragraph, its dict
-      and the question's dict, whose "id" is a non-empty string.
+      and the question's dict, whose "id" is a non-empty string; a number
+      becomes its decimal text.
 
     Raises:
       errors.UserError: a level is not of SQuAD's shape, or the file has no
         questions.
     """
     is_empty = True
-    for a, article in enumerate(value(document, "data", list, path)):
-        where = f"{path}: article {a}"
-        paragraphs = value(article, "paragraphs", list, where)
-        for p, paragraph in enumerate(paragraphs):
-            where = f"{path}: article {a}, paragraph {p}"
-            for question in value(paragraph, "qas", list, where):
-                if not value(question, "id", str, where):
-                    raise errors.UserError(
-                        f"{where}: a question's 'id' is empty; give each "
-                        "question its own"
-                    )
-                is_empty = False
-                yield where, paragraph, question
+    for where, paragraph in _paragraphs(path, document):
+        for question in entries(paragraph, "qas", where):
+            name = _question_id(question, where)
+            is_empty = False
+            yield where, paragraph, dict(question, id=name)
     if is_empty:
         raise errors.UserError(
             f"{path}: no questions; expected data -> paragraphs -> qas as in "
             "SQuAD"
         )
+
+
+def _paragraphs(path, document):
+    for a, article in enumerate(entries(document, "data", path)):
+        where = f"{path}: article {a}"
+        # `datasets` writes questions side by side, each with its context.
+        if isinstance(article, dict) and "question" in article:
+            yield where, dict(article, qas=[article])
+            continue
+        for p, paragraph in enumerate(entries(article, "paragraphs", where)):
+            yield f"{where}, paragraph {p}", paragraph
+
+
+def _question_id(question, where):
+    name = question.get("id") if isinstance(question, dict) else None
+    if type(name) in (int, float):
+        is_whole = type(name) is float and name.is_integer()
+        return f"{name:.0f}" if is_whole else str(name)
+    if not value(question, "id", str, where):
+        raise errors.UserError(
+            f"{where}: a question's 'id' is empty; give each question its own"
+        )
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise errors.UserError(
+            f"{where}: question {name!r}: its 'id' has half a surrogate pair; "
+            "write the complete character"
+        ) from error
+    return name
+
+
+def entries(
+    mapping: typing.Any, key: str, where: str
+) -> typing.List[typing.Any]:
+    """The list `mapping[key]`, in which null counts as nothing."""
+    if isinstance(mapping, dict) and key in mapping and mapping[key] is None:
+        return []
+    return [x for x in value(mapping, key, list, where) if x is not None]
+
+
+def answers_of(question: dict, where: str) -> typing.List[typing.Any]:
+    """The answers of a question, as SQuAD or as `datasets` writes them.
+
+    >>> answers_of({"answers": {"text": ["a"], "answer_start": [3]}}, "")
+    [{'text': 'a', 'answer_start': 3}]
+
+    Raises:
+      errors.UserError: "answers" is missing or of another shape.
+    """
+    columns = question.get("answers")
+    if not isinstance(columns, dict):
+        return entries(question, "answers", where)
+    if isinstance(columns.get("text"), str):
+        return [columns]
+    lists = {
+        key: entries(columns, key, where)
+        for key in ("text", "answer_start")
+        if key in columns or key == "text"
+    }
+    if len(set(map(len, lists.values()))) > 1:
+        raise errors.UserError(
+            f"{where}: 'text' and 'answer_start' have different lengths; give "
+            "each answer both"
+        )
+    return [dict(zip(lists, answer)) for answer in zip(*lists.values())]
 
 
 def value(mapping: typing.Any, key: str, kind: type, where: str) -> typing.Any:
@@ -114,8 +187,10 @@ def gold_answers(path: str, document: dict) -> Gold:
     gold = []
     for _, _, question in iterate_questions(path, document):
         where = f"{path}: question {question['id']!r}"
-        answers = value(question, "answers", list, where)
-        texts = [value(answer, "text", str, where) for answer in answers]
+        texts = [
+            value(answer, "text", str, where)
+            for answer in answers_of(question, where)
+        ]
         gold.append((question["id"], texts))
     return gold
 

@@ -30,7 +30,6 @@ from absl import flags
 import environment
 import run_pretraining
 import run_squad
-import squad as squad_data
 import tokenization
 from common import command_line, errors, version
 from training import (
@@ -250,32 +249,17 @@ class Doctor:
         return f"{text}; {schedule}"
 
     def _questions(self, is_training):
-        """Counts a SQuAD file; converts the first questions to windows."""
+        """Counts a SQuAD file, its windows and what is left out."""
         squad, counts = self._squad, collections.Counter()
         path = squad.train_file if is_training else squad.predict_file
-        examples = run_squad.read_examples(path, squad, is_training)
-        text = (
-            f"{path}: {len(examples)} questions on "
-            f"{len({e.context for e in examples})} contexts"
-        )
         if self._tokenizer is None:
+            run_squad.read_examples(path, squad, is_training, counts)
+            text = run_squad.summary(path, counts)
             return text + "; pass --vocab_file to cut them into windows"
-        list(
-            squad_data.convert_examples_to_features(
-                examples[:100],
-                self._tokenizer,
-                self._run.max_seq_length,
-                squad.doc_stride,
-                squad.max_query_length,
-                is_training,
-                counts=counts,
-            )
+        run_squad.read_data(
+            path, self._tokenizer, self._run, squad, is_training, counts
         )
-        return (
-            f"{text}; the first {min(len(examples), 100)} give "
-            f"{counts['features']} windows of up to {self._run.max_seq_length} "
-            "tokens"
-        )
+        return run_squad.summary(path, counts)
 
     def _source(self, inputs):
         return masked_lm_batches.MaskedLmSource(

@@ -68,8 +68,10 @@ class Parser(argparse.ArgumentParser):
 # --- Files ------------------------------------------------------------------
 
 
-def read_json(path: str, kind: str, limit: int = MAX_JSON_BYTES) -> dict:
-    """The JSON object of a file or a pipe.
+def read_json(
+    path: str, kind: str, limit: int = MAX_JSON_BYTES, kinds: tuple = (dict,)
+) -> typing.Any:
+    """The JSON object of a file or a pipe, or a value of another of `kinds`.
 
     Size, depth and digits are bounded: Python's parser overflows its stack on
     deep nesting and takes quadratic time for an integer's digits.
@@ -99,7 +101,7 @@ def read_json(path: str, kind: str, limit: int = MAX_JSON_BYTES) -> dict:
         raise InputError(
             f"{path}: not JSON: {problem}; check that it is {kind} and complete"
         ) from None
-    if not isinstance(value, dict):
+    if not isinstance(value, kinds):
         raise InputError(
             f"{path}: a JSON {type(value).__name__}, expected an object; "
             f"check that it is {kind}"
@@ -147,16 +149,32 @@ def field(mapping: typing.Any, key: str, kind: type, where: str) -> typing.Any:
     return mapping[key]
 
 
+def read_dataset(path: str) -> dict:
+    """A SQuAD file; a list of questions becomes its "data"."""
+    document = read_json(path, "a SQuAD file", kinds=(dict, list))
+    return document if isinstance(document, dict) else {"data": document}
+
+
+def entries(mapping: typing.Any, key: str, where: str) -> list:
+    """The list `mapping[key]`, in which null counts as nothing."""
+    if isinstance(mapping, dict) and key in mapping and mapping[key] is None:
+        return []
+    return [x for x in field(mapping, key, list, where) if x is not None]
+
+
 def read_gold(path: str, document: dict) -> list:
     """[(question id, [accepted text])] in the order of a SQuAD file."""
     gold = []
-    for a, article in enumerate(field(document, "data", list, path)):
+    for a, article in enumerate(entries(document, "data", path)):
         where = f"{path}: article {a}"
-        paragraphs = field(article, "paragraphs", list, where)
-        for p, paragraph in enumerate(paragraphs):
-            where = f"{path}: article {a}, paragraph {p}"
-            for question in field(paragraph, "qas", list, where):
-                gold.append(read_question(path, where, question))
+        # `datasets` writes questions side by side, each with its context.
+        if isinstance(article, dict) and "question" in article:
+            gold.append(read_question(path, where, article))
+            continue
+        for p, paragraph in enumerate(entries(article, "paragraphs", where)):
+            place = f"{where}, paragraph {p}"
+            for question in entries(paragraph, "qas", place):
+                gold.append(read_question(path, place, question))
     if not gold:
         raise InputError(
             f"{path}: no questions; expected data -> paragraphs -> qas as in "
@@ -166,13 +184,23 @@ def read_gold(path: str, document: dict) -> list:
 
 
 def read_question(path: str, where: str, question: dict) -> tuple:
-    question_id = field(question, "id", str, where)
-    if not question_id:
+    question_id = question.get("id") if isinstance(question, dict) else None
+    if type(question_id) in (int, float):
+        is_whole = type(question_id) is float and question_id.is_integer()
+        question_id = f"{question_id:.0f}" if is_whole else str(question_id)
+    elif not field(question, "id", str, where):
         raise InputError(
             f"{where}: a question's 'id' is empty; give each question its own"
         )
     where = f"{path}: question {question_id!r}"
-    answers = field(question, "answers", list, where)
+    answers = question.get("answers")
+    if isinstance(answers, dict) and not isinstance(answers.get("text"), str):
+        # As `datasets` writes them: {"text": [...], "answer_start": [...]}.
+        answers = [{"text": text} for text in entries(answers, "text", where)]
+    elif isinstance(answers, dict):
+        answers = [answers]
+    else:
+        answers = entries(question, "answers", where)
     return question_id, [field(a, "text", str, where) for a in answers]
 
 
@@ -257,7 +285,7 @@ def mean_scores_v1(gold: list, predictions: dict) -> dict:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    document = read_json(arguments.dataset_file, "a SQuAD file")
+    document = read_dataset(arguments.dataset_file)
     version = document.get("version", EXPECTED_VERSION)
     if version != EXPECTED_VERSION:
         print(

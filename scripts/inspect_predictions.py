@@ -75,7 +75,7 @@ def read_questions(arguments: argparse.Namespace) -> typing.List[Question]:
     Args:
       arguments: dataset, predictions, and nbest and null_odds or None.
     """
-    document = squad_scores.read_json(arguments.dataset, "a SQuAD file")
+    document = squad_scores.read_dataset(arguments.dataset)
     gold = dict(squad_scores.gold_answers(arguments.dataset, document))
     predictions = squad_scores.read_predictions(arguments.predictions)
     if predictions.keys().isdisjoint(gold):

@@ -234,6 +234,32 @@ def test_v2_prints_what_the_official_script_prints(evaluate):
     ) == (0, OFFICIAL_V2_THRESHOLD, "")
 
 
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+@pytest.mark.parametrize("shape", ["SQuAD", "datasets"])
+def test_files_of_other_shapes_are_scored(evaluate, version, shape):
+    """Ids that are numbers, null lists, and answers as `datasets` has them."""
+    questions = [
+        {"id": 17, "question": "?", "answers": {"text": ["Odra", "x"]}},
+        {"id": 3.0, "question": "?", "answers": [None, {"text": "mill"}]},
+    ]
+    data = [dict(entry, context="c") for entry in questions]
+    if shape == "SQuAD":
+        data = {"data": [{"paragraphs": [{"qas": questions}]}]}
+        data["data"] += [{"paragraphs": None}]
+        data["data"] += [{"paragraphs": [{"qas": None}]}]
+    code, out, err = evaluate(version, data, {"17": "odra", "3": "no"})
+    assert (code, err) == (0, "")
+    scores = json.loads(out)
+    assert scores["f1"] == 50 == scores.get("exact", scores.get("exact_match"))
+
+
+@pytest.mark.parametrize("question_id", [True, None, ""])
+def test_an_id_is_a_text_or_a_number(evaluate, question_id):
+    data = {"data": [{"paragraphs": [{"qas": [{"id": question_id}]}]}]}
+    code, _, err = evaluate("1.1", data, {})
+    assert code == 1 and "'id'" in err
+
+
 def test_out_file_takes_the_scores_on_one_line(evaluate, tmp_path):
     code, out, _ = evaluate(
         "2.0", dataset(ANSWERS), PREDICTIONS, "-o", "scores"
@@ -415,7 +441,8 @@ GOOD = dataset({"a": ["x"]})
     "version, data, predictions, named",
     [
         ("1.1", "{", {}, "not JSON"),
-        ("1.1", [], {}, "expected an object"),
+        ("1.1", 3, {}, "expected an object"),
+        ("1.1", [], {}, "no questions"),
         ("1.1", {}, {}, "'data' is missing"),
         ("1.1", {"data": []}, {}, "no questions"),
         ("1.1", {"data": [{"paragraphs": {}}]}, {}, "article 0: 'paragraphs'"),
@@ -427,7 +454,7 @@ GOOD = dataset({"a": ["x"]})
         ),
         (
             "1.1",
-            {"data": [{"paragraphs": [{"qas": [{"id": 7}]}]}]},
+            {"data": [{"paragraphs": [{"qas": [{"id": [7]}]}]}]},
             {},
             "'id' must be a string",
         ),

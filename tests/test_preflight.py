@@ -412,8 +412,9 @@ def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
         output_dir=tmp_path / "file" / "out",
     )
     assert (
-        "train.json: 8 questions on 4 contexts; the first 8 give 8 "
-        "windows of up to 384 tokens"
+        "train.json: questions=8 features=8 truncated_questions=0 "
+        "moved_answers=0 ignored_answers=0 skipped_invalid_answers=0 "
+        "skipped_empty_contexts=0 answers_in_no_window=0 long_answers=0\n"
     ) in output
     assert "ok     length: 384 tokens of 512" in output
     assert "48 sequences of 384 tokens" in output

@@ -167,7 +167,7 @@ def test_no_more_processes_start_than_there_is_work(monkeypatch):
 
 
 def test_invalid_answers_are_errors_or_left_out(tmp_path):
-    start = CONTEXT.index("Anna Bell") + 1
+    start = CONTEXT.index("Anna Bell") + 3
     path = write(
         tmp_path,
         dataset(
@@ -182,15 +182,15 @@ def test_invalid_answers_are_errors_or_left_out(tmp_path):
     for part in (
         "data.json",
         "'q2'",
-        "'nna Bell '",
-        f"which is at {start - 1}",
+        "'a Bell pa'",
+        f"which is at {start - 3}",
         "--skip_invalid_answers=True",
     ):
         assert part in str(caught.value)
     counts = collections.Counter()
     examples = squad.read_examples(path, True, False, True, counts)
     assert [e.question_id for e in examples] == ["q1"]
-    assert counts == {"questions": 1, "skipped_invalid_answers": 1}
+    assert +counts == {"questions": 1, "skipped_invalid_answers": 1}
 
 
 @pytest.mark.parametrize(
@@ -233,14 +233,15 @@ QUESTION = PARAGRAPH + ["qas", 0]
         ("{", "not JSON"),
         ("", "not JSON"),
         ("[" * 99999, "nested too deeply"),
-        ([], "expected an object"),
+        ("3", "expected an object"),
+        ([], "no questions"),
         (change(["data"], []), "no questions"),
         (change(["data"], {"a": 1}), "'data' must be a list"),
         (change(["data", 0], "x"), "expected an object with 'paragraphs'"),
         (change(["data", 0, "paragraphs"], None), "article 0: 'paragraphs' is"),
         (change(PARAGRAPH + ["context"], None), "paragraph 0: 'context' is"),
         (change(PARAGRAPH + ["context"], 3), "'context' must be a string"),
-        (change(PARAGRAPH + ["context"], " \n"), "'q1': the context is empty"),
+        (change(PARAGRAPH + ["context"], " \n"), "or its context is empty"),
         (change(PARAGRAPH + ["context"], "\ud800"), "half a surrogate pair"),
         (change(PARAGRAPH + ["qas"], {}), "paragraph 0: 'qas' must be a list"),
         (
@@ -249,6 +250,12 @@ QUESTION = PARAGRAPH + ["qas", 0]
         ),
         (change(QUESTION + ["id"], None), "'id' is missing"),
         (change(QUESTION + ["id"], ""), "'id' is empty"),
+        (change(QUESTION + ["id"], True), "'id' must be a string"),
+        (change(QUESTION + ["id"], "\ud800"), "question '\\ud800': its 'id'"),
+        (
+            change(QUESTION + ["answers"], {"text": ["a"], "answer_start": []}),
+            "'q1': 'text' and 'answer_start' have different lengths",
+        ),
         (change(QUESTION + ["question"], None), "'q1': 'question' is missing"),
         (change(QUESTION + ["answers"], None), "'q1': 'answers' is missing"),
         (change(QUESTION + ["answers"], [3]), "'q1': expected an object"),
@@ -269,13 +276,168 @@ def test_faults_of_shape_name_the_place(tmp_path, data, named):
     assert named in str(caught.value) and "data.json" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "fields", [dict(is_impossible=True), dict(is_impossible=False, answers=[])]
-)
-def test_is_impossible_must_agree_with_the_answers(tmp_path, fields):
-    path = write(tmp_path, dataset(question(**fields)))
+def test_is_impossible_must_agree_with_the_answers(tmp_path):
+    path = write(tmp_path, dataset(question(is_impossible=False, answers=[])))
     with pytest.raises(errors.UserError, match="'q1' has is_impossible="):
         squad.read_examples(path, True, True)
+
+
+# file: whether it is of v2.0, questions in training and in prediction, and
+# what is counted.
+CASES = {
+    "answer_as_dict_HF": (False, 1, 1, {}),
+    "answer_longer_than_window": (False, 1, 1, {}),
+    "answers_null_v2": (True, 1, 1, {}),
+    "cmrc2018_later_answer_misplaced": (False, 4, 4, {"ignored_answers": 4}),
+    "covid_qa_cut": (False, 3, 3, {"moved_answers": 1}),
+    "haystack287_not_given_has_answer": (True, 2, 2, {"ignored_answers": 1}),
+    "haystack488_empty_context": (False, 1, 2, {"skipped_empty_contexts": 1}),
+    "id_int": (False, 1, 1, {}),
+    "second_answer_wrong": (False, 1, 1, {"ignored_answers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_of_users_are_read(shared, name):
+    is_v2, training, prediction, expected = CASES[name]
+    path = shared / "cases" / "squad" / f"{name}.json"
+    counts = collections.Counter()
+    examples = squad.read_examples(path, True, is_v2, counts=counts)
+    assert len(examples) == training
+    assert +counts == dict(expected, questions=training)
+    assert all(
+        e.context.startswith(e.answer_text, e.answer_start)
+        for e in examples
+        if not e.is_impossible
+    )
+    assert len(squad.read_examples(path, False, is_v2)) == prediction
+
+
+def test_the_answer_of_covid_qa_is_moved_by_a_blank(shared):
+    path = shared / "cases" / "squad" / "covid_qa_cut.json"
+    examples = squad.read_examples(path, True, False)
+    assert [e.question_id for e in examples] == ["1658", "1659", "1719"]
+    assert examples[2].answer_text == "HCoV-OC43 and HCoV-229E"
+    assert examples[2].answer_start == 4101
+
+
+def flat(**fields):
+    """A question beside its context, as `datasets` has it."""
+    return dict(question(**fields), context=CONTEXT)
+
+
+ANNA = CONTEXT.index("Anna Bell")
+
+
+@pytest.mark.parametrize(
+    "text, start, moved_to",
+    [
+        ("Anna Bell", ANNA, None),
+        (" Anna Bell", ANNA, ANNA),
+        (" Anna Bell\n", ANNA - 2, ANNA),
+        ("\n\n\nAnna Bell", ANNA - 3, ANNA),
+        ("Anna Bell", ANNA - 2, ANNA),
+        ("Anna Bell", ANNA + 2, ANNA),
+        ("Varn", -1, 0),
+    ],
+)
+def test_an_answer_near_its_place_is_moved(tmp_path, text, start, moved_to):
+    answers = [{"text": text, "answer_start": start}]
+    path = write(tmp_path, dataset(question(answers=answers)))
+    counts = collections.Counter()
+    (read,) = squad.read_examples(path, True, False, counts=counts)
+    assert read.answer_text == text.strip()
+    assert read.answer_start == (start if moved_to is None else moved_to)
+    assert counts["moved_answers"] == (moved_to is not None)
+
+
+def test_white_space_before_the_context_may_not_have_been_counted(tmp_path):
+    data = dataset(question())
+    data["data"][0]["paragraphs"][0]["context"] = " \n\n\t" + CONTEXT
+    (read,) = squad.read_examples(write(tmp_path, data), True, False)
+    assert (read.answer_text, read.answer_start) == ("Anna Bell", ANNA + 4)
+
+
+@pytest.mark.parametrize("distance", [-3, 3])
+def test_an_answer_three_characters_away_is_invalid(tmp_path, distance):
+    answers = [{"text": "Anna Bell", "answer_start": ANNA + distance}]
+    path = write(tmp_path, dataset(question(answers=answers)))
+    with pytest.raises(errors.UserError, match=f"which is at {ANNA}"):
+        squad.read_examples(path, True, False)
+
+
+@pytest.mark.parametrize(
+    "question_id, text",
+    [(17, "17"), (17.0, "17"), (1.5, "1.5"), (-3, "-3"), (0, "0")],
+)
+def test_a_number_as_id_becomes_its_decimal_text(tmp_path, question_id, text):
+    path = write(tmp_path, dataset(question(question_id)))
+    assert squad.read_examples(path, True, False)[0].question_id == text
+    gold = squad_scores.gold_answers("a", squad_scores.read_dataset(path))
+    assert gold == [(text, ["Anna Bell"])]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": ["Anna Bell", "Bell"], "answer_start": [ANNA, 0]},
+        {"text": "Anna Bell", "answer_start": ANNA},
+        [{"text": "Anna Bell", "answer_start": str(ANNA)}],
+        [{"text": "Anna Bell", "answer_start": float(ANNA)}],
+        [None, {"text": "Anna Bell", "answer_start": ANNA}, {"text": 3}],
+    ],
+)
+@pytest.mark.parametrize("shape", ["SQuAD", "list", "data", "lines"])
+def test_answers_of_other_shapes_are_read(tmp_path, answers, shape):
+    one = flat(answers=answers)
+    path = tmp_path / "data.json"
+    if shape == "lines":
+        path = tmp_path / "data.JSONL"
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(one).encode() + b"\r\n\n")
+    else:
+        value = {"list": [one], "data": {"data": [one]}}
+        write(tmp_path, value.get(shape) or dataset(question(answers=answers)))
+    assert squad.read_examples(path, True, False) == [example()]
+
+
+def test_null_is_an_empty_list(tmp_path):
+    data = dataset(question(), question("q2", answers=None, is_impossible=None))
+    data["data"] += [
+        {"title": None, "paragraphs": None},
+        {"paragraphs": [{"context": "c", "qas": None}, None]},
+    ]
+    examples = squad.read_examples(write(tmp_path, data), True, True)
+    assert [e.is_impossible for e in examples] == [False, True]
+
+
+def test_a_question_without_context_is_answered_with_nothing(tmp_path):
+    data = change(PARAGRAPH + ["context"], " \n")
+    examples = squad.read_examples(write(tmp_path, data), False, False)
+    made = features(examples, is_training=False)
+    logits = {f.unique_id: (np.ones(f.length),) * 2 for f in made}
+    predictions, nbest, _ = squad.decode(
+        examples, made, logits, 5, 30, False, 0.0
+    )
+    assert predictions == {"q1": ""} and nbest["q1"][0]["text"] == ""
+
+
+@pytest.mark.parametrize(
+    "max_seq_length, max_answer_length, in_no_window, long_answers",
+    [(64, 2, 0, 0), (64, 1, 0, 1), (6, 30, 1, 0)],
+)
+def test_answers_that_cannot_be_learned_are_counted(
+    max_seq_length, max_answer_length, in_no_window, long_answers
+):
+    counts = collections.Counter()
+    features(
+        [example(question="?"), example(question="?", is_impossible=True)],
+        max_seq_length=max_seq_length,
+        doc_stride=1,
+        max_answer_length=max_answer_length,
+        counts=counts,
+    )
+    assert counts["answers_in_no_window"] == in_no_window
+    assert counts["long_answers"] == long_answers
 
 
 # --- Windows ---
@@ -388,7 +550,7 @@ def test_long_questions_are_cut_and_counted():
         counts=counts,
     )
     assert made[0].context_start == 3 + 3
-    assert counts == {"truncated_questions": 1, "features": len(made)}
+    assert +counts == {"truncated_questions": 1, "features": len(made)}
 
 
 def many_examples(number=600):

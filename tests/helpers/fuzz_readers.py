@@ -490,7 +490,7 @@ def questions(directory):
                     )
                 )
         squad_scores.gold_answers(
-            str(path), squad_scores.read_json(str(path), "a SQuAD file")
+            str(path), squad_scores.read_dataset(str(path))
         )
 
     return of_json([_squad(False), _squad(True)], read)
