@@ -38,10 +38,10 @@ class TaggerConfig(finetuning.TaskConfig):
     do_eval: bool = command_line.flag(False, "Whether to score eval_file.")
     eval_file: str = command_line.flag("", "Labelled words to score.")
     predict_file: str = command_line.flag("", "Words to label.")
-    token_column: int = command_line.flag(
-        0,
+    token_column: typing.Optional[int] = command_line.flag(
+        None,
         "The column of the words, counted from 0, or from the end: -1 is "
-        "the last one.",
+        "the last one. Default: 0, in CoNLL-U 1.",
     )
     label_column: int = command_line.flag(
         -1,

@@ -6,12 +6,15 @@
     Dol NNP I-NP I-PER
     kufs VBZ I-VP O
 
-A blank line ends a sentence; lines with -DOCSTART- are skipped. Labels of
+A blank line ends a sentence; lines with -DOCSTART- and comments are skipped. In
+CoNLL-U, ten columns with tabs between them, so are lines of a multiword token
+(1-2) and of an empty node (8.1), whose words are not in the text. Labels of
 entities become BIO: B-X begins an entity of the type X, I-X continues it, O is
 outside of all. If no label begins with B- or I-, they are plain labels, such as
 parts of speech.
 
-Source: Tjong Kim Sang and De Meulder 2003, section 2.2 (format, IOB1).
+Source: Tjong Kim Sang and De Meulder 2003, section 2.2 (format, IOB1);
+universaldependencies.org/format.html (CoNLL-U).
 """
 
 import itertools
@@ -26,6 +29,13 @@ from tasks import classification, table_files
 DOCUMENT_START = "-DOCSTART-"
 OUTSIDE = "O"
 _FIELD = re.compile("[^ \t\n]+")
+_CONLL_U_COLUMNS = 10
+_ID = re.compile("[0-9]+([-.][0-9]+)?")  # CoNLL-U's first column
+_NOT_A_WORD = re.compile("#|[0-9]+[-.][0-9]")  # such a line of CoNLL-U
+# In other files a word may be #: these are comments where they have another
+# number of columns, or begin as those of CoNLL-2012 and MultiCoNER do.
+_MAY_BE_COMMENT = re.compile("#( |$|begin |end )")
+_COMMENT = re.compile("# (id|sent_id|text|newdoc|newpar) |#(begin|end) doc")
 _OF_ENTITY = re.compile("[BI]-.")
 # What a prefix of IOBES or BILOU is in BIO.
 _BIO = {"B": "B", "I": "I", "S": "B", "U": "B", "E": "I", "L": "I"}
@@ -35,19 +45,19 @@ class Sentence(typing.NamedTuple):
     """Words of consecutive lines."""
 
     path: str
-    line: int  # of the first word, from 1
+    lines: typing.Sequence[int]  # of each word, from 1
     words: typing.Tuple[str, ...]
     labels: typing.Tuple[str, ...]  # one per word; () if none were read
 
     def place(self, word: int) -> str:
         """ "file, line 3" of a word, for messages."""
-        return f"{self.path}, line {self.line + word}"
+        return f"{self.path}, line {self.lines[word]}"
 
 
 def read(
     path: str,
     *,
-    token_column: int = 0,
+    token_column: typing.Optional[int] = None,
     label_column: typing.Optional[int] = None,
 ) -> typing.List[Sentence]:
     """Reads a file.
@@ -55,6 +65,7 @@ def read(
     Args:
       path: a file; UTF-8, with or without a byte order mark.
       token_column: number of the words' column, from 0; -1 is the last one.
+        None is 1 in CoNLL-U, else 0.
       label_column: that of the labels; None reads no labels.
 
     Raises:
@@ -62,13 +73,12 @@ def read(
       OSError: it cannot be read.
     """
     with table_files.open_text(path) as stream:
-        lines = [
-            (number, _FIELD.findall(line))
-            for number, line in enumerate(stream, 1)
-        ]
+        rows, is_conll_u = _rows(stream)
+    if token_column is None:
+        token_column = int(is_conll_u)
     groups = [
         list(group)
-        for has_words, group in itertools.groupby(lines, _has_words)
+        for has_words, group in itertools.groupby(rows, _has_words)
         if has_words
     ]
     if not groups:
@@ -94,12 +104,43 @@ def read(
     return [
         Sentence(
             path,
-            group[0][0],
+            [number for number, _ in group],
             column(group, token_column),
             () if label_column is None else column(group, label_column),
         )
         for group in groups
     ]
+
+
+def _rows(stream):
+    """([(line, columns)] without comments, whether it is CoNLL-U)."""
+    lines = [
+        (number, line.strip("\n")) for number, line in enumerate(stream, 1)
+    ]
+    first = next(
+        (
+            line
+            for _, line in lines
+            if line.strip() and not _MAY_BE_COMMENT.match(line)
+        ),
+        "",
+    )
+    columns = first.split("\t")
+    if len(columns) == _CONLL_U_COLUMNS and _ID.fullmatch(columns[0]):
+        return [
+            (number, line.split("\t") if line.strip() else [])
+            for number, line in lines
+            if not _NOT_A_WORD.match(line)
+        ], True
+    width = len(_FIELD.findall(first))
+    return [
+        (number, fields)
+        for number, fields, line in (
+            (number, _FIELD.findall(line), line) for number, line in lines
+        )
+        if not _COMMENT.match(line)
+        and (len(fields) == width or not _MAY_BE_COMMENT.match(line))
+    ], False
 
 
 def _has_words(line):
@@ -142,6 +183,24 @@ def bio(labels: typing.Iterable[str]) -> typing.List[str]:
             converted.append(f"B-{kind}")
         last_kind = None if label == OUTSIDE else kind
     return converted
+
+
+def entities(
+    labels: typing.Sequence[str],
+) -> typing.List[typing.Tuple[str, int, int]]:
+    """(type, first word, word after the last) of the entities in BIO.
+
+    >>> entities(["B-PER", "I-PER", "O", "B-LOC"])
+    [('PER', 0, 2), ('LOC', 3, 4)]
+    """
+    result = []
+    for first, label in enumerate(labels):
+        if label.startswith("B-"):
+            end = first + 1
+            while labels[end : end + 1] == ["I" + label[1:]]:
+                end += 1
+            result.append((label[2:], first, end))
+    return result
 
 
 def to_bio(
@@ -229,8 +288,12 @@ def label_ids(
 
 def text_of(sentences: typing.Iterable[Sentence]) -> str:
     """The text of a file of words and labels."""
+    sentences = list(sentences)
+    # Words of CoNLL-U may contain blanks.
+    has_blanks = any(" " in word for s in sentences for word in s.words)
+    blank = "\t" if has_blanks else " "
     return "".join(
-        "".join(f"{word} {label}\n" for word, label in zip(s.words, s.labels))
+        "".join(word + blank + label + "\n" for word, label in zip(*s[2:]))
         + "\n"
         for s in sentences
     )

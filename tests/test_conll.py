@@ -4,7 +4,7 @@
 import pytest
 
 from common import errors
-from tasks import conll
+from tasks import conll, task_scores
 
 
 def write(path, text):
@@ -35,6 +35,86 @@ def test_columns_are_counted_from_either_end(tmp_path):
     first = conll.read(path, token_column=-3, label_column=1)[0]
     assert (first.words, first.labels) == (("Dol", "kufs"), ("NN", "VB"))
     assert conll.read(write(tmp_path / "b", "Dol\nkufs\n"))[0].labels == ()
+
+
+COLUMNS = "\t_" * 6 + "\tSpaceAfter=No\n"
+CONLL_U = "".join(
+    line + (COLUMNS if "\t" in line else "\n")
+    for line in (
+        "# sent_id = 1",
+        "1-2\tdoli\t_",
+        "1\tdol\tVB",
+        "2\t#i\tNN",
+        "2.1\tkufs\tVB",
+        "3-4\tzogs\t_",
+        "3\t10 000\tCD",
+        "4\t# s\tNN",
+        "# text = the end",
+        "",
+        "# sent_id = 2",
+        "1\tmer\tVB",
+        "# the end",
+    )
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_conll_u_has_words_alone(tmp_path, end):
+    path = write(tmp_path / "a", CONLL_U.replace("\n", end))
+    sentences = conll.read(path, label_column=2)
+    assert [(s.words, s.labels) for s in sentences] == [
+        (("dol", "#i", "10 000", "# s"), ("VB", "NN", "CD", "NN")),
+        (("mer",), ("VB",)),
+    ]
+    assert sentences[0].place(2) == path + ", line 7"
+    assert conll.text_of(sentences).startswith("dol\tVB\n#i\tNN\n10 000\tCD")
+
+
+def test_a_file_of_conll_u_has_52_words(shared):
+    path = shared / "cases" / "tagging" / "allennlp_dep.conllu"
+    sentences = conll.read(str(path), label_column=3)
+    assert sum(len(s.words) for s in sentences) == 52
+    assert sentences[0].words[:3] == ("What", "if", "Google")
+    assert sentences[0].labels[:3] == ("PRON", "SCONJ", "PROPN")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("# id 12\tdomain=en\na _ _ O\n# _ _ O\n\n", [("a", "#")]),
+        ("# id 12 domain=en\na O\n\n# a comment here\nb O\n", ["a", "b"]),
+        ("#begin document (x);\na O\n#end document\n", ["a"]),
+        ("# O\n#tag O\n", [("#", "#tag")]),
+        ("#tag\tO\n#\tO\n", [("#tag", "#")]),
+    ],
+)
+def test_comments_are_told_from_words(tmp_path, text, words):
+    sentences = conll.read(write(tmp_path / "a", text), label_column=-1)
+    assert [s.words for s in sentences] == [tuple(w) for w in words]
+
+
+@pytest.mark.parametrize(
+    "submission, f1", [("sub_flytxt", 0.3835), ("sub_sjtu_adapt.txt", 0.4042)]
+)
+def test_submissions_to_wnut17_score_as_published(shared, submission, f1):
+    pytest.importorskip("seqeval")
+    labels = []
+    for name in ("emerging.test.annotated", submission):
+        path = str(shared / "cases" / "tagging" / name)
+        sentences, _ = conll.to_bio(conll.read(path, label_column=-1))
+        labels.append([list(s.labels) for s in sentences])
+    scores = task_scores.entity_scores(*labels)
+    assert round(scores["f1"], 4) == f1
+
+
+def test_entities_end_where_their_type_does():
+    labels = ["B-X", "I-X", "I-Y", "B-X", "B-X", "O", "B-Y"]
+    assert conll.entities(labels) == [
+        ("X", 0, 2),
+        ("X", 3, 4),
+        ("X", 4, 5),
+        ("Y", 6, 7),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,18 +160,20 @@ CHANGED = {
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_labels_become_bio(scheme):
     labels, in_bio = (tuple(text.split()) for text in SCHEMES[scheme])
-    sentence = conll.Sentence("file", 1, ("dol",) * len(labels), labels)
-    (converted,), changed = conll.to_bio([sentence])
+    (converted,), changed = conll.to_bio(labelled(" ".join(labels)))
     assert converted.labels == in_bio
     assert changed == CHANGED[scheme]
 
 
-def labelled(*labels):
+def labelled(*texts):
     return [
         conll.Sentence(
-            "file", 1, ("dol",) * len(text.split()), tuple(text.split())
+            "file",
+            range(1, len(labels) + 1),
+            ("dol",) * len(labels),
+            tuple(labels),
         )
-        for text in labels
+        for labels in map(str.split, texts)
     ]
 
 

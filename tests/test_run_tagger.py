@@ -245,7 +245,7 @@ def test_labels_come_from_the_checkpoint_or_the_flag(tmp_path):
     assert decide(tmp_path, "B-X,O", **NAMED) == ("O", "B-X")
     regression = dict(UNNAMED, problem_type="regression")
     assert decide(tmp_path, "NN,VB", **regression) == ("NN", "VB")
-    sentences = [conll.Sentence("file", 1, ("a", "b"), ("VB", "NN"))]
+    sentences = [conll.Sentence("file", (1, 2), ("a", "b"), ("VB", "NN"))]
     assert decide(tmp_path, do_train=True, train=sentences, **NAMED) == (
         "NN",
         "VB",
@@ -265,8 +265,8 @@ def test_labels_that_do_not_match_are_rejected(tmp_path):
 # --- Scores -----------------------------------------------------------------
 
 SENTENCES = [
-    conll.Sentence("file", 1, ("ab", "cd"), ("B-X", "I-X")),
-    conll.Sentence("file", 4, ("ef",), ("O",)),
+    conll.Sentence("file", (1, 2), ("ab", "cd"), ("B-X", "I-X")),
+    conll.Sentence("file", (4,), ("ef",), ("O",)),
 ]
 NAMES = ("O", "B-X", "I-X")
 OUTPUTS = np.log([[0.1, 0.2, 0.7], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])

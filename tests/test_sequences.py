@@ -89,7 +89,8 @@ def merging():
 
 def sentences_of(*texts):
     return [
-        conll.Sentence("file", 7, tuple(text.split(" ")), ()) for text in texts
+        conll.Sentence("file", (7,), tuple(text.split(" ")), ())
+        for text in texts
     ]
 
 
@@ -191,7 +192,7 @@ def test_words_of_white_space_are_rejected(tmp_path):
     tokenizer = tokenization.RobertaTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt")
     )
-    sentence = conll.Sentence("file", 7, ("a", "\u00a0", "\u00a0", "b"), ())
+    sentence = conll.Sentence("file", (7,), ("a", "\u00a0", "\u00a0", "b"), ())
     with pytest.raises(
         errors.UserError,
         match=r"line 7: words of the sentence .* '\\xa0' and '\\xa0' share",
