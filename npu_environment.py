@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ascend NPUs, through Huawei's TensorFlow adapter.
 
-The only module that names npu_bridge; it imports it when an NPU is used. It
-uses only names and arguments that all releases of the adapter since 2021 have.
+The only module that names npu_bridge, the adapter for TensorFlow 1.15, and
+npu_device, for TensorFlow 2.6, whose compat.v1 has the same modules.
+One is imported when an NPU is used. It uses only names and arguments that all
+releases of the adapter since 2021 have.
 
 Source: Ascend/tensorflow (Apache 2.0), tf_adapter/python/npu_bridge; the
 vendor's TensorFlow 1.15 porting guide.
@@ -22,7 +24,11 @@ import device
 from common import errors
 from kernels import gather
 
-_ADAPTER = "npu_bridge"
+_ADAPTER, _MODULES = (
+    ("npu_device", "npu_device.compat.v1")
+    if tf.__version__.startswith("2.6.")
+    else ("npu_bridge", "npu_bridge")
+)
 _DEVICES_PER_SERVER = 8
 # Precision modes that never lower float32 to fp16.
 _KEEPS_RANGE = (
@@ -38,7 +44,7 @@ def missing() -> str:
     if importlib.util.find_spec(_ADAPTER) is not None:
         return ""
     return (
-        "--accelerator=npu: the npu_bridge package does not import; install "
+        f"--accelerator=npu: the {_ADAPTER} package does not import; install "
         "CANN and its TensorFlow adapter, and source its set_env.sh "
         "(docs/ascend.md)"
     )
@@ -46,7 +52,7 @@ def missing() -> str:
 
 def _adapter(module: str) -> types.ModuleType:
     """A module of the adapter, by its name below the package."""
-    return importlib.import_module(f"{_ADAPTER}.{module}")
+    return importlib.import_module(f"{_MODULES}.{module}")
 
 
 def create(
@@ -73,6 +79,8 @@ def create(
             "omit the flag"
         )
     rank, world_size = _ranks(options, environ)
+    if _ADAPTER == "npu_device":
+        importlib.import_module(_ADAPTER).compat.enable_v1()
     # The adapter fails without JOB_ID, and releases of 2021 without RANK_SIZE.
     environ.setdefault("JOB_ID", "10086")
     environ.setdefault("RANK_SIZE", "1")
