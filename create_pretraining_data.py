@@ -48,6 +48,7 @@ _LOG_SECONDS = 10
 _RECORD_SETTINGS = (
     "masking",
     "packing",
+    "line_break",
     "max_seq_length",
     "max_predictions_per_seq",
     "masked_lm_prob",
@@ -156,6 +157,10 @@ class BuildConfig:
         if self.is_single:
             return 1
         return self.num_shards or max(1, total_bytes // SHARD_BYTES)
+
+
+class InvalidTextError(errors.UserError):
+    """Lines of the input are invalid; the build can be completed."""
 
 
 class Progress:
@@ -338,8 +343,9 @@ def run(
     Raises:
       errors.UserError: a mistake in the flags or in the text; then all files
         of this build are removed.
-      OSError: a file cannot be read or written; finished shards are kept, and
-        the same build resumes from them.
+      InvalidTextError: lines are invalid; shards without any are kept, and the
+        same build resumes from them.
+      OSError: a file cannot be read or written; as InvalidTextError.
     """
     if config.masking == record_builder.DYNAMIC and config.dupe_factor:
         logging.warning(
@@ -362,7 +368,10 @@ def run(
         build,
         num_shards,
         settings,
-        _identity(texts, config),
+        {
+            "input": _identity(texts, config),
+            "invalid_text": config.invalid_text,
+        },
         _tokenizer_contents(build, config),
     )
     if output.begin(build.overwrite):
@@ -370,41 +379,62 @@ def run(
         return content, "complete already, nothing was built"
     try:
         write = _write_shards if build.runner is None else _write_with_beam
-        summary = write(build, config, texts, output)
+        places = shard_output.Places(
+            num_shards, total, shard_output.unfinished_shards(output)
+        )
+        summary, invalid_lines = write(build, config, texts, output, places)
+        if invalid_lines:
+            raise InvalidTextError(
+                f"--input_file={build.input_file}: {invalid_lines} invalid "
+                "lines, named above; run the same command with "
+                "--invalid_text=replace or skip to complete the build, or "
+                "correct them and build with --overwrite"
+            )
         if not any(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
-                f"--input_file={build.input_file} contains only white space; "
-                "expected text"
+                f"--input_file={build.input_file} contains only white space "
+                "or invalid lines; expected text"
             )
         return output.complete(), summary
     except BaseException as error:
         output.abandon(
             remove_finished=isinstance(error, errors.UserError)
-            and not isinstance(error, worker_pool.WorkerError)
+            and not isinstance(
+                error, (InvalidTextError, worker_pool.WorkerError)
+            )
         )
         raise
 
 
-def _chunks(texts, limits, config, is_needed):
-    """Yields the chunks of the input whose position is needed."""
+def _chunks(texts, limits, config, places):
+    """Yields the chunks of the input that unfinished shards need."""
     for group in corpus.group_files(texts, limits):
-        if is_needed(group.start + max(group.size - 1, 0)):
+        if places.needs(group.start, group.size):
             for chunk in corpus.read_chunks(group, limits, config.text_field):
-                if is_needed(chunk.position):
+                if places.needs(chunk.position):
                     yield chunk
 
 
-def _write_shards(build, config, texts, output):
-    """Writes the unfinished shards; returns the counts of this run."""
-    total = sum(file.size for file in texts)
+def _finish(config, output, entry):
+    """Ends a shard; returns its invalid lines, for which it is removed."""
+    if config.invalid_text == text_files.ERROR and entry["skipped_lines"]:
+        output.reject(entry)
+        return entry["skipped_lines"]
+    output.finish(entry)
+    return 0
+
+
+def _write_shards(build, config, texts, output, places):
+    """Writes the unfinished shards.
+
+    Returns:
+      (the counts of this run as a text, number of invalid lines if they are
+      errors).
+    """
+    total = places.total_bytes
     limits = config.chunk_limits(total, output.num_shards)
-    first = len(output.finished)
-
-    def shard_of(position):
-        return shard_output.shard_of(position, output.num_shards, total)
-
     results = worker_pool.map_ordered(
-        _chunks(texts, limits, config, lambda at: shard_of(at) >= first),
+        _chunks(texts, limits, config, places),
         create_builder,
         (build.tokenizer_arguments, config),
         min(
@@ -412,23 +442,30 @@ def _write_shards(build, config, texts, output):
             -(-total // limits.size),
         ),
     )
-    progress = Progress(total, total * first // output.num_shards)
+    start = total * min(places.unfinished, default=output.num_shards)
+    progress = Progress(total, start // output.num_shards)
+    invalid_lines = 0
     with contextlib.closing(results), contextlib.closing(progress):
         built = next(results, None)
-        for number in range(first, output.num_shards):
+        for number in places.unfinished:
             with shard_output.shuffled_writer(
                 output.path(number),
                 shard_output.shuffle_seed(config.random_seed, number),
             ) as writer:
-                while built is not None and shard_of(built.position) == number:
+                while (
+                    built is not None
+                    and places.shard_of(built.position) == number
+                ):
+                    for message in built.messages:
+                        logging.error("%s", message)
                     writer.add(built)
                     progress.update(built)
                     built = next(results, None)
-            output.finish(writer.entry())
-        return progress.finish()
+            invalid_lines += _finish(config, output, writer.entry())
+        return progress.finish(), invalid_lines
 
 
-def _write_with_beam(build, config, texts, output):
+def _write_with_beam(build, config, texts, output, places):
     """As _write_shards, by the workers of a Beam runner."""
     beam_builder = _beam_builder(build.runner)
     begin = time.monotonic()
@@ -441,19 +478,23 @@ def _write_with_beam(build, config, texts, output):
         ),
         config,
         tuple(map(output.path, range(output.num_shards))),
-        first=len(output.finished),
+        places,
     )
     shards = []
-    if job.first < len(job.paths):
+    if places.unfinished:
         shards = beam_builder.run(job, build.runner, build.runner_options)
-    for shard in shards:
-        output.finish(shard["entry"])
-    return _rates(
+    for message in (text for shard in shards for text in shard["messages"]):
+        logging.error("%s", message)
+    invalid_lines = sum(
+        _finish(config, output, shard["entry"]) for shard in shards
+    )
+    summary = _rates(
         sum(shard["entry"]["tokens"] for shard in shards),
         sum(shard["dropped_tokens"] for shard in shards),
         sum(shard["text_bytes"] for shard in shards),
         time.monotonic() - begin,
     )
+    return summary, invalid_lines
 
 
 def define_flags() -> None:
@@ -483,6 +524,14 @@ def main(_):
             "--num_shards",
             empty,
             len(shards),
+        )
+    if content["replaced_lines"] or content["skipped_lines"]:
+        logging.warning(
+            "--invalid_text=%s: %d lines with invalid bytes were replaced, %d "
+            "invalid lines were skipped",
+            config.invalid_text,
+            content["replaced_lines"],
+            content["skipped_lines"],
         )
     logging.info(
         "documents=%d tokens=%d sequences=%d records=%d shards=%d %s",

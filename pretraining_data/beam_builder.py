@@ -50,7 +50,7 @@ _PLACED = typing.Tuple[int, typing.Tuple[typing.Tuple[int, int], bytes]]
 _COUNTS = tuple(
     field.name
     for field in dataclasses.fields(record_builder.ChunkRecords)
-    if field.name != "records"
+    if field.name not in ("records", "messages")
 )
 _MISTAKE = re.compile(
     r"errors\.UserError: (.*?)(?: \[while running .*)?$", re.MULTILINE
@@ -85,28 +85,19 @@ def load_tokenizer(content: Tokenizer) -> tokenization.RobertaTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A build of the shards `first` to `len(paths) - 1`."""
+    """A build of the shards that are unfinished."""
 
     files: typing.Tuple[text_files.TextFile, ...]
     tokenizer: Tokenizer
     config: record_builder.RecordConfig
     paths: typing.Tuple[str, ...]  # of all shards
-    first: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of the input as stored."""
-        return sum(file.size for file in self.files)
+    places: shard_output.Places
 
     @property
     def limits(self) -> corpus.ChunkLimits:
         """Sizes of the chunks."""
-        return self.config.chunk_limits(self.total_bytes, len(self.paths))
-
-    def shard_of(self, position: int) -> int:
-        """The shard of a position in the input."""
-        return shard_output.shard_of(
-            position, len(self.paths), self.total_bytes
+        return self.config.chunk_limits(
+            self.places.total_bytes, len(self.paths)
         )
 
 
@@ -197,6 +188,9 @@ class RemoteOutput:
         """Records that a shard is complete."""
         self.finished.append(entry)
 
+    def reject(self, entry: typing.Dict[str, typing.Any]) -> None:
+        """Leaves a shard whose text has invalid lines to `abandon`."""
+
     def complete(self) -> typing.Dict[str, typing.Any]:
         """Writes the tokenizer and manifest.json; returns its content."""
         content = shard_output.with_totals(self._settings, self.finished)
@@ -247,8 +241,8 @@ def run(
       options: its options, words as in a shell.
 
     Returns:
-      A dict for each shard from `job.first` on: "entry" (of manifest.json),
-      "text_bytes", "dropped_tokens".
+      A dict for each unfinished shard: "entry" (of manifest.json),
+      "text_bytes", "dropped_tokens", "messages".
 
     Raises:
       errors.UserError: a mistake in the text or in the options, or the job
@@ -272,9 +266,7 @@ def write_pipeline(pipeline: beam.Pipeline, job: Job, results: str) -> None:
     """Adds the steps of a job; the last one writes `results`, a JSON file."""
     groups = corpus.group_files(job.files, job.limits)
     unfinished = [
-        group
-        for group in groups
-        if job.shard_of(group.start + max(group.size - 1, 0)) >= job.first
+        group for group in groups if job.places.needs(group.start, group.size)
     ]
     records = (
         pipeline
@@ -284,9 +276,8 @@ def write_pipeline(pipeline: beam.Pipeline, job: Job, results: str) -> None:
         | "SpreadChunks" >> beam.Reshuffle()
         | "Build" >> beam.ParDo(_Build(job)).with_output_types(_PLACED)
     )
-    numbers = range(job.first, len(job.paths))
     shards = pipeline | "Shards" >> beam.Create(  # empty ones are written too
-        [(number, ((-1, -1), b"")) for number in numbers]
+        [(number, ((-1, -1), b"")) for number in job.places.unfinished]
     ).with_output_types(_PLACED)
     placed = (records, shards) | "Together" >> beam.Flatten()
     _ = (
@@ -309,7 +300,7 @@ class _Read(beam.DoFn):
         for chunk in corpus.read_chunks(
             element, job.limits, job.config.text_field
         ):
-            if job.shard_of(chunk.position) >= job.first:
+            if job.places.needs(chunk.position):
                 yield chunk
 
 
@@ -330,7 +321,7 @@ class _Build(beam.DoFn):
         built = self._builder.build(element)
         self._text_bytes.inc(built.text_bytes)
         yield (
-            self._job.shard_of(element.position),
+            self._job.places.shard_of(element.position),
             ((element.group, element.index), encode_records(built)),
         )
 
@@ -345,6 +336,7 @@ class _Write(beam.DoFn):
         number, placed = element
         path = self._paths[number]
         text_bytes = dropped = 0
+        messages = []
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, os.path.basename(path))
             with shard_output.shuffled_writer(
@@ -354,6 +346,7 @@ class _Write(beam.DoFn):
                     writer.add(built)
                     text_bytes += built.text_bytes
                     dropped += built.tokens - built.packed_tokens
+                    messages += built.messages
             _publish(local, path)
         logging.info(
             "shard=%d of=%d records=%d",
@@ -365,6 +358,7 @@ class _Write(beam.DoFn):
             "entry": writer.entry(),
             "text_bytes": text_bytes,
             "dropped_tokens": dropped,
+            "messages": messages,
         }
 
 
@@ -382,25 +376,32 @@ def _in_order(placed):
 
 
 def encode_records(built: record_builder.ChunkRecords) -> bytes:
-    """A ChunkRecords as bytes: how many records, counts, lengths, records."""
-    lengths = [len(record) for record in built.records]
-    numbers = (
-        [len(lengths)] + [getattr(built, name) for name in _COUNTS] + lengths
-    )
-    return struct.pack(f"<{len(numbers)}q", *numbers) + b"".join(built.records)
+    """A ChunkRecords as bytes.
+
+    Returns:
+      Number of messages and records, counts, lengths; messages, records.
+    """
+    messages = [message.encode("utf-8") for message in built.messages]
+    parts = messages + built.records
+    numbers = [len(messages), len(parts)]
+    numbers += [getattr(built, name) for name in _COUNTS]
+    numbers += map(len, parts)
+    return struct.pack(f"<{len(numbers)}q", *numbers) + b"".join(parts)
 
 
 def decode_records(data: bytes) -> record_builder.ChunkRecords:
     """The inverse of `encode_records`."""
-    head = 1 + len(_COUNTS)
-    count, *numbers = struct.unpack_from(f"<{head}q", data)
+    head = 2 + len(_COUNTS)
+    messages, count, *numbers = struct.unpack_from(f"<{head}q", data)
     lengths = struct.unpack_from(f"<{count}q", data, 8 * head)
-    start, records = 8 * (head + count), []
+    start, parts = 8 * (head + count), []
     for length in lengths:
-        records.append(data[start : start + length])
+        parts.append(data[start : start + length])
         start += length
     return record_builder.ChunkRecords(
-        records=records, **dict(zip(_COUNTS, numbers))
+        records=parts[messages:],
+        messages=[part.decode("utf-8") for part in parts[:messages]],
+        **dict(zip(_COUNTS, numbers)),
     )
 
 

@@ -7,9 +7,7 @@ give the same sequences. Chunks are numbered within a group of files: a large
 file is a group of its own, small ones share one.
 
 Like fairseq's encoder, each line is stripped of the white space around it and
-encoded by itself, so a line begins without a leading space, and line breaks are
-not encoded. WikiText-2's validation text then has 251,354 tokens. (Lower
-case: 262,785; stripped at the right only, it would be 262,649.)
+encoded by itself; packing.tokenize decides what becomes of the line breaks.
 
 Source: fairseq/examples/roberta/multiprocessing_bpe_encoder.py.
 """
@@ -28,6 +26,9 @@ MIN_CHUNK_BYTES = 1 << 14
 BYTES_A_LINE = 32  # what a shorter line counts as
 # A JSON line must be read whole.
 MAX_JSON_LINE_BYTES = 1 << 24
+# What a sentence begins: a document, a line, or nothing, being the rest of a
+# giant line.
+DOCUMENT, LINE, REST = "document", "line", "rest"
 
 _BOM = b"\xef\xbb\xbf"
 # Left of a space a cut changes no token (see packing.tokenize).
@@ -229,12 +230,14 @@ def _without_giants(segment, limits, text_field):
     """
     if not segment.is_json or len(segment.data) <= limits.size:
         return [segment]
-    lines = (
-        line.strip()
-        for line in text_files.json_text(
-            segment.path, segment.line, _decode(segment), text_field
-        ).split("\n")
-    )
+    try:
+        (line, *_) = _decode_lines(segment, text_files.InvalidText())
+        text = text_files.json_text(
+            segment.path, segment.line, line, text_field
+        )
+    except text_files.InvalidLine:
+        return [segment]  # `sentences` says what becomes of it
+    lines = (line.strip() for line in text.split("\n"))
     text = "\n".join(filter(None, lines)).encode("utf-8")
     part = dataclasses.replace(segment, data=b"", is_json=False)
     parts, start = [], 0
@@ -313,67 +316,96 @@ def _cut_text(buffer, limits, before):
     ]
     if ends:
         return ends[-1], True, True
-    while window > 1 and buffer[window - 1] & 0xC0 == 0x80:
-        window -= 1
+    for _ in range(3):  # no character has more bytes after its first
+        if window > 1 and buffer[window - 1] & 0xC0 == 0x80:
+            window -= 1
     return max(1, window - 1), True, True
 
 
 def sentences(
-    chunk: Chunk, text_field: str = "text"
-) -> typing.Iterator[typing.Tuple[str, bool]]:
-    """Yields (text, begins a document) for each line that is not blank.
+    chunk: Chunk,
+    text_field: str = "text",
+    invalid: typing.Optional[text_files.InvalidText] = None,
+) -> typing.Iterator[typing.Tuple[str, str]]:
+    """Yields (text, DOCUMENT, LINE or REST) for each line that is not blank.
 
     Text has no white space around it, except where a giant line was cut.
 
+    Args:
+      chunk: from `read_chunks`.
+      text_field: the field of a JSON line that is its text.
+      invalid: what becomes of invalid UTF-8 and JSON; None raises.
+
     Raises:
-      errors.UserError: invalid UTF-8 or JSON, with file and line.
+      text_files.InvalidLine: an invalid line, if `invalid` raises it.
     """
+    invalid = invalid or text_files.InvalidText()
     for segment in chunk.segments:
-        text = _decode(segment)
+        lines = _decode_lines(segment, invalid)
         if segment.is_json:
-            yield from _json_sentences(segment, text, text_field)
+            yield from _json_sentences(segment, lines, text_field, invalid)
         else:
-            yield from _text_sentences(segment, text)
+            yield from _text_sentences(segment, lines)
 
 
-def _decode(segment):
+def _decode_lines(segment, invalid):
+    """The lines of a segment, None for each one that is skipped."""
     has_mark = not segment.offset and segment.data.startswith(_BOM)
-    skipped = len(_BOM) if has_mark else 0
+    offset = len(_BOM) if has_mark else 0
+    data = segment.data[offset:]
     try:
-        return segment.data[skipped:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = error.start + skipped
-        line = segment.line + segment.data.count(b"\n", 0, where)
-        raise errors.UserError(
-            f"{segment.path!r} is not UTF-8: byte "
-            f"0x{segment.data[where]:02x} at offset {segment.offset + where}, "
-            f"in line {line}; convert it, for example with iconv -t UTF-8"
-        ) from error
+        return data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        offset += segment.offset
+    lines = []
+    for number, line in enumerate(data.split(b"\n"), segment.line):
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            message = (
+                f"{segment.path!r} is not UTF-8: byte "
+                f"0x{line[error.start]:02x} at offset {offset + error.start}, "
+                f"in line {number}; convert it, for example with iconv -t UTF-8"
+            )
+            replacement = line.decode("utf-8", "replace")
+            lines.append(
+                invalid.handle(
+                    text_files.InvalidLine(message, segment.path, replacement)
+                )
+            )
+        offset += len(line) + 1
+    return lines
 
 
-def _text_sentences(segment, text):
-    lines = text.split("\n")
-    begins = not segment.continues_document
+def _text_sentences(segment, lines):
+    begins = LINE if segment.continues_document else DOCUMENT
     for number, line in enumerate(lines):
+        if line is None:
+            continue
         continues = segment.continues_line and number == 0
         is_cut = segment.ends_in_line and number == len(lines) - 1
         if line.strip():
             line = line if continues else line.lstrip()
-            yield line if is_cut else line.rstrip(), begins
-            begins = False
+            yield (
+                line if is_cut else line.rstrip(),
+                REST if continues else begins,
+            )
+            begins = LINE
         elif not (continues or is_cut):
-            begins = True
+            begins = DOCUMENT
 
 
-def _json_sentences(segment, text, text_field):
-    for number, line in enumerate(text.split("\n"), segment.line):
-        if not line.strip():
+def _json_sentences(segment, lines, text_field, invalid):
+    for number, line in enumerate(lines, segment.line):
+        if not (line and line.strip()):
             continue
-        begins = True
-        for part in text_files.json_text(
-            segment.path, number, line, text_field
-        ).split("\n"):
+        try:
+            text = text_files.json_text(segment.path, number, line, text_field)
+        except text_files.InvalidLine as error:
+            text = invalid.handle(error) or ""
+        begins = DOCUMENT
+        for part in text.split("\n"):
             stripped = part.strip()
             if stripped:
                 yield stripped, begins
-                begins = False
+                begins = LINE

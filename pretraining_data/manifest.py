@@ -71,6 +71,7 @@ _MANIFEST_KEYS = {
         "static or dynamic",
     ),
     "packing": _TEXT,
+    "line_break": _TEXT,
     "word_starts": _TEXT,
     "do_whole_word_mask": _BOOLEAN,
     "do_lower_case": _BOOLEAN,
@@ -91,6 +92,8 @@ _MANIFEST_KEYS = {
     "documents": _COUNT,
     "tokens": _COUNT,
     "sequences": _COUNT,
+    "replaced_lines": _COUNT,
+    "skipped_lines": _COUNT,
     "shards": (lambda value: isinstance(value, list), "a list"),
 }
 _SHARD_KEYS = {

@@ -16,6 +16,8 @@ from pretraining_data import corpus
 
 FULL_SENTENCES = "full_sentences"
 DOC_SENTENCES = "doc_sentences"
+# What stands for a line break.
+SPACE, EOS, NONE = "space", "eos", "none"
 
 # A longer line is encoded in parts, which bounds the memory that this takes.
 _PART_CHARACTERS = 1 << 16
@@ -46,33 +48,45 @@ class TokenStream:
 
 
 def tokenize(
-    chunk: corpus.Chunk,
+    sentences: typing.Iterable[typing.Tuple[str, str]],
     encode: typing.Callable[[str], typing.List[int]],
     eos_id: int,
-    text_field: str = "text",
+    line_break: str = SPACE,
 ) -> TokenStream:
     """The token stream of a chunk.
 
     Args:
-      chunk: a corpus.Chunk.
+      sentences: of the chunk, from `corpus.sentences`.
       encode: text -> list of ids, as RobertaTokenizer.encode.
       eos_id: the id of `</s>`.
-      text_field: where a JSON line has its text.
+      line_break: SPACE encodes a line after the first one of its document with
+        a space before it, as if they were one line; EOS puts `</s>` after each
+        line, NONE nothing. WikiText-2's validation text has 251,354 tokens with
+        NONE and EOS (lower case: 262,785; stripped at the right only, it would
+        be 262,649).
 
     Example: the documents "a b⏎c" and "d" become the ids
-      a b c </s> d, with starts 0 2 4, ends 2 3 5, document_ends 3 3 5.
+      a b c </s> d, with starts 0 2 4, ends 2 3 5, document_ends 3 3 5; with EOS
+      a b </s> c </s> </s> d.
 
     Raises:
       errors.UserError: as `corpus.sentences`.
+
+    Source: fairseq-preprocess ends each line with `</s>`, also the blank one
+      between documents (fairseq/binarizer.py, append_eos).
     """
     ids, starts, ends, first_sentences = [], [], [], []
     documents = tokens = 0
-    for text, begins_document in corpus.sentences(chunk, text_field):
-        if begins_document:
+    for text, begins in sentences:
+        if ids and line_break == EOS and begins != corpus.REST:
+            ids.append(eos_id)
+        if begins == corpus.DOCUMENT:
             documents += 1
             first_sentences.append(len(starts))
             if ids:
                 ids.append(eos_id)
+        elif begins == corpus.LINE and line_break == SPACE:
+            text = " " + text
         starts.append(len(ids))
         for part in _parts(text):
             ids += encode(part)

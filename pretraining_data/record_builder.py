@@ -14,11 +14,14 @@ import typing
 import numpy as np
 
 from common import command_line, errors, tf_example
-from pretraining_data import corpus
+from pretraining_data import corpus, text_files
 from pretraining_data.masking import MaskingRules, mask_batch
 from pretraining_data.packing import (
     DOC_SENTENCES,
+    EOS,
     FULL_SENTENCES,
+    NONE,
+    SPACE,
     pack,
     padded,
     rooms,
@@ -86,6 +89,21 @@ class RecordConfig:
     text_field: str = command_line.flag(
         "text", "The field of a JSON line (.jsonl, .json) that is its text."
     )
+    line_break: str = command_line.flag(
+        SPACE,
+        "space: a line after the first of a document is encoded with a space "
+        "before it; eos: </s> after each line, as fairseq-preprocess; none: "
+        "neither, for text without spaces such as Chinese.",
+        choices=(SPACE, EOS, NONE),
+    )
+    invalid_text: str = command_line.flag(
+        text_files.ERROR,
+        "Lines of invalid UTF-8 and JSON lines without text. error: each is "
+        "named, and shards that contain one are not written; replace: invalid "
+        "bytes become U+FFFD, JSON lines without text are skipped; skip: all "
+        "are skipped.",
+        choices=(text_files.ERROR, text_files.REPLACE, text_files.SKIP),
+    )
 
     def __post_init__(self):
         if not 0 < self.masked_lm_prob < 1:
@@ -126,6 +144,9 @@ class ChunkRecords:
     tokens: int  # of the text
     packed_tokens: int  # those of them that are in the sequences
     sequences: int
+    replaced_lines: int = 0
+    skipped_lines: int = 0
+    messages: typing.Sequence[str] = ()  # about skipped lines
 
 
 class RecordBuilder:
@@ -155,19 +176,17 @@ class RecordBuilder:
         )
 
     def build(self, chunk: corpus.Chunk) -> ChunkRecords:
-        """The ChunkRecords of a chunk.
-
-        Raises:
-          errors.UserError: its text is invalid (see `corpus.sentences`).
-        """
+        """The ChunkRecords of a chunk."""
+        config = self._config
+        invalid = text_files.InvalidText(config.invalid_text)
         stream = tokenize(
-            chunk,
+            corpus.sentences(chunk, config.text_field, invalid),
             self._tokenizer.encode,
             self._tokenizer.eos_id,
-            self._config.text_field,
+            config.line_break,
         )
         starts, ends = self._pack(chunk, stream)
-        if self._config.masking == DYNAMIC:
+        if config.masking == DYNAMIC:
             records = self._dynamic_records(stream, starts, ends)
         else:
             records = self._static_records(chunk, stream, starts, ends)
@@ -180,6 +199,9 @@ class RecordBuilder:
             tokens=stream.tokens,
             packed_tokens=int((is_text[ends] - is_text[starts]).sum()),
             sequences=len(starts),
+            replaced_lines=invalid.replaced,
+            skipped_lines=invalid.skipped,
+            messages=invalid.messages(),
         )
 
     def _pack(self, chunk, stream):

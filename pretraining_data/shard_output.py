@@ -7,6 +7,7 @@ resumes. manifest.json replaces progress.json at the end.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import hashlib
@@ -18,7 +19,7 @@ import typing
 from absl import logging
 
 from common import errors, files, tfrecord
-from pretraining_data import manifest, record_builder
+from pretraining_data import manifest, packing, record_builder, text_files
 from weights import model_directory
 
 PROGRESS = manifest.PROGRESS
@@ -26,7 +27,13 @@ PROGRESS = manifest.PROGRESS
 SHUFFLE_BYTES = 32 << 20
 
 _ENDING = ".tfrecord"
-_TOTALS = ("documents", "tokens", "sequences")
+_TOTALS = (
+    "documents",
+    "tokens",
+    "sequences",
+    "replaced_lines",
+    "skipped_lines",
+)
 _OTHER_OUTPUT = "choose another --output_file, or pass --overwrite to replace "
 _Entry = typing.Dict[str, typing.Any]  # of a shard in manifest.json
 _Settings = typing.Dict[str, typing.Any]  # what manifest.json says of records
@@ -102,11 +109,11 @@ class _Output:
       progress_path: the file that lists the finished shards of this build.
       num_shards: number of files.
       settings: what manifest.json says of the records (JSON values).
-      source: what identifies the input (JSON values).
+      source: {"input": what identifies it (JSON values), "invalid_text"}.
       tokenizer: {name: content} of the tokenizer's files.
 
     Attributes:
-      finished: entries of the complete shards, the first ones.
+      finished: entries of the complete shards.
     """
 
     def __init__(
@@ -115,7 +122,7 @@ class _Output:
         progress_path: str,
         num_shards: int,
         settings: _Settings,
-        source: typing.Any,
+        source: _Settings,
         tokenizer: _Contents,
     ) -> None:
         self.num_shards = num_shards
@@ -127,12 +134,15 @@ class _Output:
         self._build = dict(
             settings,
             num_shards=num_shards,
-            input=source,
             format_version=manifest.FORMAT_VERSION,
+            **source,
         )
-        self._digest = hashlib.sha256(
-            json.dumps(self._build, sort_keys=True).encode("utf-8")
-        ).hexdigest()
+        # A shard without invalid lines is the same with each --invalid_text.
+        self._same_builds = [
+            self._build,
+            dict(self._build, invalid_text=text_files.ERROR),
+        ]
+        self._digest, self._digest_of_error = map(_digest, self._same_builds)
         self._made: typing.List[str] = []
 
     def begin(self, overwrite: bool) -> bool:
@@ -150,7 +160,7 @@ class _Output:
         self._made = _make_directory(self._directory)
         self._other_entries()
         progress = self._read_progress()
-        if progress is not None and progress["build"] == self._build:
+        if progress is not None and progress["build"] in self._same_builds:
             self._resume(progress["shards"])
             return False
         if not overwrite:
@@ -172,7 +182,7 @@ class _Output:
         entries = [
             entry
             for entry in content["shards"]
-            if entry.get("build") == self._digest
+            if entry.get("build") in (self._digest, self._digest_of_error)
         ]
         sizes = {
             os.path.basename(path): os.path.getsize(path)
@@ -184,9 +194,13 @@ class _Output:
         return len(entries) == len(paths)
 
     def finish(self, entry: _Entry) -> None:
-        """Records that the next shard is complete."""
+        """Records that a shard is complete."""
         self.finished.append(dict(entry, build=self._digest))
         self._write_progress()
+
+    def reject(self, entry: _Entry) -> None:
+        """Removes a shard whose text has invalid lines."""
+        os.remove(os.path.join(self._directory, entry["name"]))
 
     def complete(self) -> _Settings:
         """Writes the tokenizer's files, then manifest.json.
@@ -258,17 +272,17 @@ class _Output:
         )
 
     def _resume(self, entries):
-        """Keeps the complete shards up to the first one that is not."""
-        for number, entry in enumerate(entries):
-            path = self.path(number)
-            if not (
-                entry["name"] == os.path.basename(path)
-                and os.path.isfile(path)
-                and os.path.getsize(path) == entry["bytes"]
-            ):
-                break
-            self.finished.append(entry)
-        finished = {self.path(number) for number in range(len(self.finished))}
+        """Keeps the shards that are complete."""
+        shards = {self.path(number) for number in range(self.num_shards)}
+        finished = {
+            path: entry
+            for entry in entries
+            for path in [os.path.join(self._directory, entry["name"])]
+            if path in shards
+            and os.path.isfile(path)
+            and os.path.getsize(path) == entry["bytes"]
+        }
+        self.finished = list(finished.values())
         unfinished = [path for path in self._records() if path not in finished]
         self._reject_foreign(unfinished)
         for path in unfinished:
@@ -333,7 +347,7 @@ class ShardedOutput(_Output):
         directory: str,
         num_shards: int,
         settings: _Settings,
-        source: typing.Any,
+        source: _Settings,
         tokenizer: _Contents,
     ) -> None:
         super().__init__(
@@ -376,7 +390,7 @@ class SingleOutput(_Output):
         self,
         path: str,
         settings: _Settings,
-        source: typing.Any,
+        source: _Settings,
         tokenizer: _Contents,
     ) -> None:
         self._path = path
@@ -413,6 +427,8 @@ class SingleOutput(_Output):
         content = manifest.load_manifest(self._directory)
         if content is None:
             return []
+        # Manifests of the first version do not record the line break.
+        content.setdefault("line_break", packing.NONE)
         settings = {key: content.get(key) for key in self._settings}
         if settings != self._settings:
             raise errors.UserError(
@@ -437,9 +453,37 @@ def _is_entry(value):
     )
 
 
-def shard_of(position: int, num_shards: int, total_bytes: int) -> int:
-    """The shard of a chunk by its position in an input of `total_bytes`."""
-    return position * num_shards // total_bytes
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """The shards of the chunks of an input.
+
+    `num_shards` divide `total_bytes` as stored; `unfinished` are the numbers of
+    those to be built, in order.
+    """
+
+    num_shards: int
+    total_bytes: int
+    unfinished: typing.Tuple[int, ...]
+
+    def shard_of(self, position: int) -> int:
+        """The shard of a chunk by its position in the input."""
+        return position * self.num_shards // self.total_bytes
+
+    def needs(self, start: int, size: int = 1) -> bool:
+        """Whether chunks of an unfinished shard may begin in these bytes."""
+        last = self.shard_of(start + max(size - 1, 0))
+        numbers = range(self.shard_of(start), last + 1)
+        return not set(numbers).isdisjoint(self.unfinished)
+
+
+def unfinished_shards(output: typing.Any) -> typing.Tuple[int, ...]:
+    """The numbers of the shards that an output lacks, in order."""
+    finished = {entry["name"] for entry in output.finished}
+    return tuple(
+        number
+        for number in range(output.num_shards)
+        if os.path.basename(output.path(number)) not in finished
+    )
 
 
 def shard_name(number: int, num_shards: int) -> str:
@@ -450,6 +494,11 @@ def shard_name(number: int, num_shards: int) -> str:
 def shuffle_seed(random_seed: int, number: int) -> int:
     """The seed of a shard's ShuffledWriter; not negative."""
     return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
+
+
+def _digest(build):
+    text = json.dumps(build, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def with_totals(settings: _Settings, shards: typing.List[_Entry]) -> _Settings:

@@ -6,20 +6,81 @@ documents; a JSON-lines file (.jsonl, .json) has one document per line, its
 text in one field. Both may be gzipped (.gz).
 """
 
+import collections
 import dataclasses
 import glob
 import json
 import os
+import re
 import typing
 import zlib
 
 from common import errors
 
 BLOCK_BYTES = 1 << 16
+# What becomes of a line that is not valid text.
+ERROR, REPLACE, SKIP = "error", "replace", "skip"
 
 _JSON_ENDINGS = (".jsonl", ".json")
 # What a directory may contain besides text: this project's own outputs.
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# More in one file and chunk are counted, not described.
+_MOST_DESCRIBED = 100
+
+
+class InvalidLine(errors.UserError):
+    """A line is not valid text; `replacement` is one that is, or None."""
+
+    def __init__(
+        self,
+        message: str,
+        path: str = "",
+        replacement: typing.Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.replacement = replacement
+
+
+class InvalidText:
+    """Raises, replaces or skips lines that are not valid text.
+
+    Args:
+      action: None raises InvalidLine; REPLACE replaces those that can be and
+        skips the others, SKIP skips all, ERROR also describes them.
+
+    Attributes:
+      replaced, skipped: number of lines.
+    """
+
+    def __init__(self, action: typing.Optional[str] = None) -> None:
+        self.replaced = self.skipped = 0
+        self._action = action
+        self._messages: typing.List[str] = []
+        self._counts: typing.Counter[str] = collections.Counter()
+
+    def handle(self, error: InvalidLine) -> typing.Optional[str]:
+        """The text in place of an invalid line, None if it is skipped."""
+        if self._action is None:
+            raise error
+        if self._action == REPLACE and error.replacement is not None:
+            self.replaced += 1
+            return error.replacement
+        self.skipped += 1
+        if self._action == ERROR:
+            self._counts[error.path] += 1
+            if self._counts[error.path] <= _MOST_DESCRIBED:
+                self._messages.append(str(error))
+        return None
+
+    def messages(self) -> typing.List[str]:
+        """Descriptions of the skipped lines, with ERROR alone."""
+        return self._messages + [
+            f"{count - _MOST_DESCRIBED} more invalid lines of {path!r} follow"
+            for path, count in self._counts.items()
+            if count > _MOST_DESCRIBED
+        ]
 
 
 def open_local(path: str) -> typing.BinaryIO:
@@ -159,39 +220,45 @@ def json_text(path: str, number: int, line: str, text_field: str) -> str:
       text_field: the field of the object that is its text.
 
     Raises:
-      errors.UserError: the line is not such an object.
+      InvalidLine: the line is not such an object.
     """
     where = f"line {number} of {path!r}"
     try:
         # float, because turning many digits into an int takes quadratic time.
         value = json.loads(line, parse_int=float)
     except RecursionError:
-        raise errors.UserError(
+        raise InvalidLine(
             f"{where} is nested too deeply; expected an object with the field "
-            f"{text_field!r}"
+            f"{text_field!r}",
+            path,
         ) from None
     except ValueError as error:
-        raise errors.UserError(
+        raise InvalidLine(
             f"{where} is not JSON ({error}); expected an object, like "
-            f'{{"{text_field}": "..."}}'
+            f'{{"{text_field}": "..."}}',
+            path,
         ) from error
     if not isinstance(value, dict) or text_field not in value:
         content = sorted(value)[:10] if isinstance(value, dict) else "no object"
-        raise errors.UserError(
+        raise InvalidLine(
             f"{where} has no field {text_field!r} but {content}; name the "
-            "field of the text with --text_field"
+            "field of the text with --text_field",
+            path,
         )
     value = value[text_field]
     if not isinstance(value, str):
-        raise errors.UserError(
+        raise InvalidLine(
             f"{where}: the field {text_field!r} is a {type(value).__name__}; "
-            "expected a text"
+            "expected a text",
+            path,
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise errors.UserError(
+        raise InvalidLine(
             f"{where}: the text has half of a surrogate pair at character "
-            f"{error.start}; remove it or complete the pair"
+            f"{error.start}; remove it or complete the pair",
+            path,
+            _SURROGATE.sub("\ufffd", value),
         ) from error
     return value

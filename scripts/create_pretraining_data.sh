@@ -20,7 +20,7 @@ PYTHON=$VENV_DIR/bin/python
 #
 # The predecessor's settings, to compare with:
 #   --masking=static --do_lower_case=True --max_seq_length=128
-#   --max_predictions_per_seq=20 --dupe_factor=5
+#   --max_predictions_per_seq=20 --dupe_factor=5 --line_break=none
 "$PYTHON" "$REPOSITORY/create_pretraining_data.py" \
   --input_file="$BookCorpus_DIR/test_bookscorpus.txt" \
   --output_file="$BookCorpus_DIR/pretrain_data" \

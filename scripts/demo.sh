@@ -53,7 +53,7 @@ records() {
       --vocab_file=demo/vocab.json --merges_file=demo/merges.txt \
       --max_seq_length=128 --max_predictions_per_seq=24 \
       --masked_lm_prob=0.2 --do_whole_word_mask=True --masking=dynamic \
-      --packing=doc_sentences --overwrite
+      --packing=doc_sentences --line_break=none --overwrite
 }
 
 # fine_tune TITLE DIRECTORY VERSION [flags]

@@ -87,7 +87,9 @@ def counts(summary):
             "do_whole_word_mask": True,
             "short_seq_prob": 0.2,
             "random_seed": -7,
+            "line_break": "none",
         },
+        {"masking": "dynamic", "line_break": "eos"},
     ],
 )
 def test_shards_are_those_of_the_local_builder(build, tmp_path, config):
@@ -174,16 +176,37 @@ def test_it_goes_on_from_finished_shards(build, tmp_path, monkeypatch):
 
 
 @needs_beam
-def test_a_mistake_in_the_text_leaves_nothing_behind(build, tmp_path):
+@pytest.mark.parametrize("shards", [1, 4])
+def test_invalid_lines_are_treated_as_by_the_local_builder(
+    build, tmp_path, caplog, shards
+):
     bad = tmp_path / "bad.txt"
-    bad.write_bytes(b"good\n\n" + b"\xff\n")
-    with pytest.raises(errors.UserError) as error:
-        build("beam", input_file=bad, runner="DirectRunner")
-    assert str(error.value) == (
+    text = make_text(150, seed=3).encode("utf-8")
+    bad.write_bytes(b"good\n\n" + b"\xff\n" + text)
+    (tmp_path / "null.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
+    options = dict(
+        input_file=f"{bad},{tmp_path / 'null.jsonl'}",
+        num_shards=shards,
+        masking="dynamic",
+    )
+    with pytest.raises(errors.UserError, match="2 invalid lines, named above"):
+        build("beam", runner="DirectRunner", **options)
+    messages = [r.getMessage() for r in caplog.records]
+    assert (
         f"{str(bad)!r} is not UTF-8: byte 0xff at offset 6, in line 3; convert "
         "it, for example with iconv -t UTF-8"
+    ) in messages
+    assert any("line 2 of" in m and "null.jsonl" in m for m in messages)
+    kept = len(list(tmp_path.glob("beam/*.tfrecord")))
+    assert (kept > 0) == (tmp_path / "beam").exists() == (shards == 4)
+    content, _ = build(
+        "beam", runner="DirectRunner", invalid_text="replace", **options
     )
-    assert not (tmp_path / "beam").exists()
+    assert (content["replaced_lines"], content["skipped_lines"]) == (1, 1)
+    build("local", invalid_text="replace", **options)
+    beam, local = digests(tmp_path / "beam"), digests(tmp_path / "local")
+    del beam["manifest.json"], local["manifest.json"]
+    assert beam == local
 
 
 @needs_beam

@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,9 +94,13 @@ def test_chunks_hold_every_byte_and_every_document(tmp_path, size, compress):
         assert [c.index for c in chunks] == list(range(len(chunks)))
 
         encode = Words().encode
-        streams = [packing.tokenize(c, encode, EOS) for c in chunks]
+        streams = [
+            packing.tokenize(corpus.sentences(c), encode, EOS) for c in chunks
+        ]
         ids = np.concatenate([s.ids[s.ids != EOS] for s in streams])
-        whole = packing.tokenize(chunk_of(tmp_path, text), encode, EOS)
+        whole = packing.tokenize(
+            corpus.sentences(chunk_of(tmp_path, text)), encode, EOS
+        )
         # Words stay whole unless they are longer than a chunk.
         if size > 40:
             assert ids.tolist() == whole.ids[whole.ids != EOS].tolist()
@@ -150,9 +155,9 @@ def test_chunks_of_small_files_are_joined(tmp_path):
         (tmp_path / name).write_text(f"one {name}\n")
     (chunk,) = chunks_of(tmp_path, 1000)
     assert list(corpus.sentences(chunk)) == [
-        ("one a", True),
-        ("one b", True),
-        ("one c", True),
+        ("one a", corpus.DOCUMENT),
+        ("one b", corpus.DOCUMENT),
+        ("one c", corpus.DOCUMENT),
     ]
 
 
@@ -162,10 +167,10 @@ def test_chunks_of_small_files_are_joined(tmp_path):
 def test_lines_are_stripped_and_blank_lines_end_documents(tmp_path):
     chunk = chunk_of(tmp_path, "\ufeff a b \r\nc\r\n \t\u3000\n\n d\ne")
     assert list(corpus.sentences(chunk)) == [
-        ("a b", True),
-        ("c", False),
-        ("d", True),
-        ("e", False),
+        ("a b", corpus.DOCUMENT),
+        ("c", corpus.LINE),
+        ("d", corpus.DOCUMENT),
+        ("e", corpus.LINE),
     ]
 
 
@@ -175,15 +180,15 @@ def test_json_lines_are_documents(tmp_path):
         tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", "a.jsonl"
     )
     assert list(corpus.sentences(chunk)) == [
-        ("a", True),
-        ("b", False),
-        ("c", True),
+        ("a", corpus.DOCUMENT),
+        ("b", corpus.LINE),
+        ("c", corpus.DOCUMENT),
     ]
 
 
 def test_json_text_may_stand_in_another_field(tmp_path):
     chunk = chunk_of(tmp_path, '{"body": "a"}', "a.json")
-    assert list(corpus.sentences(chunk, "body")) == [("a", True)]
+    assert list(corpus.sentences(chunk, "body")) == [("a", corpus.DOCUMENT)]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,7 @@ def test_giant_json_documents_are_divided_like_text(tmp_path):
     assert max(len(s.data) for c in chunks for s in c.segments) <= 200
     found = [s for c in chunks for s in corpus.sentences(c, "body")]
     assert "".join(t for t, _ in found) == "".join(t for t, _ in expected)
-    begun = [t[:3] for t, begins in found if begins]
+    begun = [t[:3] for t, begins in found if begins == corpus.DOCUMENT]
     assert begun == ["a b", "wor", "漢漢漢", "d", "x x"]
 
 
@@ -263,3 +268,80 @@ def test_invalid_utf8_names_file_byte_and_line(tmp_path, size):
     ):
         for chunk in chunks_of(tmp_path / "a.txt", size):
             list(corpus.sentences(chunk))
+
+
+BAD_TEXT = b"one\nt\xe9 wo\nthree\n\nf\xc3\n"
+BAD_JSON = (
+    b'{"text": "one"}\n{"text": null}\n{"text": "t\xe9 wo"}\n'
+    b'{"text": "\\ud800 x"}\n'
+)
+
+
+@pytest.mark.parametrize("size", [8, 1000])
+@pytest.mark.parametrize(
+    "name, data, replaced, kept, bad_lines",
+    [
+        (
+            "a.txt",
+            BAD_TEXT,
+            ["one", "t\ufffd wo", "three", "f\ufffd"],
+            ["one", "three"],
+            [2, 5],
+        ),
+        (
+            "a.jsonl",
+            BAD_JSON,
+            ["one", "t\ufffd wo", "\ufffd x"],
+            ["one"],
+            [2, 3, 4],
+        ),
+    ],
+)
+def test_invalid_lines_are_replaced_or_skipped_and_named(
+    tmp_path, size, name, data, replaced, kept, bad_lines
+):
+    (tmp_path / name).write_bytes(data)
+    for action, texts in (
+        ("replace", replaced),
+        ("skip", kept),
+        ("error", kept),
+    ):
+        invalid = text_files.InvalidText(action)
+        assert texts == [
+            text
+            for chunk in chunks_of(tmp_path / name, size)
+            for text, _ in corpus.sentences(chunk, invalid=invalid)
+        ]
+        number = len(replaced) - len(kept) if action == "replace" else 0
+        counts = (number, len(bad_lines) - number)
+        assert (invalid.replaced, invalid.skipped) == counts
+        messages = invalid.messages()
+        assert len(messages) == (len(bad_lines) if action == "error" else 0)
+        assert all(name in message for message in messages)
+        lines = re.findall(r"\bline (\d+)", " ".join(messages))
+        assert sorted(map(int, lines)) == (bad_lines if messages else [])
+
+
+def test_a_skipped_line_does_not_end_its_document(tmp_path):
+    chunk = chunk_of(tmp_path, b"one\n\xff\ntwo\n")
+    invalid = text_files.InvalidText("skip")
+    assert list(corpus.sentences(chunk, invalid=invalid)) == [
+        ("one", corpus.DOCUMENT),
+        ("two", corpus.LINE),
+    ]
+
+
+def test_many_invalid_lines_are_counted_and_each_file_is_named(tmp_path):
+    invalid = text_files.InvalidText("error")
+    for name in ("a.txt", "b.txt"):
+        chunk = chunk_of(tmp_path, b"\xff\n" * 150, name)
+        assert not list(corpus.sentences(chunk, invalid=invalid))
+    messages = invalid.messages()
+    assert (invalid.skipped, len(messages)) == (300, 202)
+    for name, message in zip(("a.txt", "b.txt"), messages[-2:]):
+        assert "50 more" in message and name in message
+
+
+def test_bytes_that_are_no_text_are_cut_into_few_chunks(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\x80" * 5000)
+    assert len(chunks_of(tmp_path / "a.txt", 100)) < 110

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,10 +101,10 @@ def unmasked(record):
 
 
 def expected_tokens(tokenizer, text):
+    """The ids of each document, whose lines are joined by spaces."""
     return [
-        tokenizer.encode(line.strip())
-        for line in text.splitlines()
-        if line.strip()
+        tokenizer.encode(" ".join(map(str.strip, document.split("\n"))))
+        for document in re.split(r"\n\s*\n", text.strip())
     ]
 
 
@@ -133,9 +134,10 @@ def test_every_token_of_the_text_is_in_the_records(
         s[0] == 0 and s[-1] == 2 and 3 <= len(s) <= 40 for s in sequences
     )
     found = collections.Counter(i for s in sequences for i in s[1:-1] if i != 2)
-    lines = expected_tokens(tokenizer, text_file.read_text("utf-8"))
-    assert found == collections.Counter(i for line in lines for i in line)
-    assert content["tokens"] == sum(map(len, lines))
+    documents = expected_tokens(tokenizer, text_file.read_text("utf-8"))
+    expected = sum(documents, [])
+    assert found == collections.Counter(expected)
+    assert content["tokens"] == len(expected)
     assert content["documents"] == DOCUMENTS
     assert content["sequences"] == len(sequences)
 
@@ -152,9 +154,7 @@ def test_every_token_of_the_text_is_in_the_records(
                 for r in builder.build(chunk).records
             ]
     assert sorted(in_order) == sorted(sequences)
-    assert [i for s in in_order for i in s[1:-1] if i != 2] == [
-        i for line in lines for i in line
-    ]
+    assert [i for s in in_order for i in s[1:-1] if i != 2] == expected
 
 
 def test_static_records_have_the_schema(build, tmp_path, tokenizer):
@@ -325,14 +325,20 @@ def test_gzip_and_json_lines_give_the_same_sequences(
         assert sum((found[0] & other).values()) >= 0.98 * sum(found[0].values())
 
 
-def test_wikitext_has_251354_tokens(shared, tmp_path):
+@pytest.mark.parametrize("line_break", ["none", "space", "eos"])
+def test_wikitext_has_all_its_tokens(shared, tmp_path, line_break):
     text = shared / "data" / "text" / "wikitext2_valid.txt"
     files = [
         str(shared / "data" / "roberta" / n)
         for n in ("vocab.json", "merges.txt")
     ]
     tokenizer = tokenization.RobertaTokenizer(*files)
-    lines = expected_tokens(tokenizer, text.read_text("utf-8"))
+    lines = [
+        tokenizer.encode(line.strip())
+        for line in text.read_text("utf-8").split("\n")
+    ]
+    if line_break == "space":
+        lines = expected_tokens(tokenizer, text.read_text("utf-8"))
     expected = collections.Counter(i for line in lines for i in line)
     for masking in ("static", "dynamic"):
         content, _ = script.run(
@@ -340,7 +346,10 @@ def test_wikitext_has_251354_tokens(shared, tmp_path):
                 str(text), str(tmp_path / masking), *files, num_workers=1
             ),
             record_builder.RecordConfig(
-                masking=masking, dupe_factor=1, max_seq_length=512
+                masking=masking,
+                dupe_factor=1,
+                max_seq_length=512,
+                line_break=line_break,
             ),
         )
         found = collections.Counter(
@@ -350,7 +359,10 @@ def test_wikitext_has_251354_tokens(shared, tmp_path):
             if i != 2
         )
         assert found == expected
-        assert content["tokens"] == sum(expected.values()) == 251354
+        assert content["tokens"] == sum(expected.values())
+        assert content["line_break"] == line_break
+    # As Hugging Face's tokenizers counts the lines, and the documents.
+    assert content["tokens"] == (251206 if line_break == "space" else 251354)
 
 
 # --- The same bytes -----------------------------------------------------------
@@ -369,14 +381,76 @@ def test_bytes_do_not_depend_on_workers_or_place(build, tmp_path):
     }
 
 
-def test_bytes_are_the_same_on_every_platform(build, tmp_path):
-    build("static", dupe_factor=2, do_whole_word_mask=True, short_seq_prob=0.2)
-    build("dynamic", masking="dynamic")
-    found = [
-        digests(tmp_path / name)["pretrain-00000-of-00001.tfrecord"][:16]
-        for name in ("static", "dynamic")
+# SHA-256 of what commit 8c0f1f9, which knew no line breaks, built.
+FIRST_VERSION = {
+    "static": (
+        {"dupe_factor": 2, "do_whole_word_mask": True, "short_seq_prob": 0.2},
+        ["0fcdba81f4c02bf6", "1e797c26b952dc31", "e8ad09c4838b2f5b"],
+    ),
+    "dynamic": (
+        {"masking": "dynamic"},
+        ["dd9051bf0bdf432d", "017189627c1b584c", "6cac2067fa11fbd8"],
+    ),
+    "documents": (
+        {
+            "masking": "dynamic",
+            "packing": "doc_sentences",
+            "max_seq_length": 64,
+        },
+        ["9c10a254a1b0fd9b", "52b1c851cde8eb96", "f27e21d9a4d7b5f5"],
+    ),
+}
+
+
+def first_version_texts(folder):
+    """Text of every kind: two formats, gzip, a mark, giant lines, no words."""
+    text = make_text(150, seed=7)
+    windows = "\ufeff" + text.replace("\n", " \r\n\t")
+    giant = " ".join(text.split() * 3)
+    (folder / "a.txt").write_bytes(windows.encode("utf-8"))
+    (folder / "b.txt").write_text(giant + "\n\n中文 1,234!\n", "utf-8")
+    (folder / "c.jsonl").write_text(
+        "".join(json.dumps({"text": d}) + "\n" for d in text.split("\n\n"))
+        + json.dumps({"text": f"{giant}\n\n{giant}"}),
+        "utf-8",
+    )
+    with gzip.open(str(folder / "d.txt.gz"), "wb") as stream:
+        stream.write(make_text(20, seed=8).encode("utf-8"))
+
+
+@pytest.mark.parametrize("name", FIRST_VERSION)
+def test_without_line_breaks_records_are_those_of_the_first_version(
+    build, tmp_path, name
+):
+    (tmp_path / "texts").mkdir()
+    first_version_texts(tmp_path / "texts")
+    settings, expected = FIRST_VERSION[name]
+    build(
+        input_file=tmp_path / "texts",
+        num_shards=3,
+        num_workers=2,
+        line_break="none",
+        **settings,
+    )
+    assert expected == [
+        digest[:16]
+        for file, digest in digests(tmp_path / "records").items()
+        if file.endswith(".tfrecord")
     ]
-    assert found == ["a266692f9b5ba1b9", "6798025ee5f569ce"]
+
+
+def test_the_default_is_that_two_lines_are_one(build, tmp_path, tokenizer):
+    lines = ["Anna sleeps in Paris.", "Bob works in Rome.", "She left."]
+    for name, text in (("three", "\n".join(lines)), ("one", " ".join(lines))):
+        (tmp_path / f"{name}.txt").write_text(text + "\n")
+        build(name, tmp_path / f"{name}.txt", masking="dynamic")
+    assert [unmasked(r) for r in read(tmp_path / "three")] == [
+        [0, *tokenizer.encode(" ".join(lines)), 2]
+    ]
+    shard = "pretrain-00000-of-00001.tfrecord"
+    assert (
+        digests(tmp_path / "three")[shard] == digests(tmp_path / "one")[shard]
+    )
 
 
 def test_shuffled_records_are_all_there_and_few_wait(tmp_path):
@@ -798,26 +872,91 @@ def bad_inputs(tmp_path):
 
 @pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("output", ["new/records", "one.tfrecord"])
-def test_bad_text_leaves_nothing_behind(build, tmp_path, number, output):
+def test_bad_text_leaves_nothing_behind(
+    build, tmp_path, number, output, caplog
+):
     data, name, message = bad_inputs(tmp_path)[number]
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(errors.UserError, match=message):
+    with pytest.raises(errors.UserError) as error:
         build(output, tmp_path / name)
+    lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert re.search(message, "\n".join([*lines, str(error.value)]))
+    assert bool(lines) == ("1 invalid lines" in str(error.value))
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_bad_text_late_in_the_input_leaves_nothing_behind(
-    build, tmp_path, text_file
+@pytest.mark.parametrize("action", ["replace", "skip"])
+@pytest.mark.parametrize("masking", ["dynamic", "static"])
+def test_a_build_with_invalid_lines_is_completed_by_replacing_or_skipping(
+    build, tmp_path, text_file, caplog, action, masking
 ):
-    (tmp_path / "a.txt").write_bytes(text_file.read_bytes() * 2 + b"\xff")
-    with pytest.raises(errors.UserError, match="is not UTF-8"):
-        build(
-            input_file=tmp_path / "a.txt",
-            num_shards=8,
-            masking="dynamic",
-            num_workers=2,
-        )
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    """Invalid lines are in the first, a middle and the last shard."""
+    good = text_file.read_bytes()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(b"the \xff town\n\n" + good * 2)
+    (tmp_path / "texts" / "b.txt").write_bytes(good + b"\xff\n" + good)
+    (tmp_path / "texts" / "c.jsonl").write_bytes(b'{"text": null}\n')
+    options = dict(
+        input_file=tmp_path / "texts",
+        num_shards=8,
+        masking=masking,
+        dupe_factor=1,
+        num_workers=2,
+    )
+    with pytest.raises(errors.UserError, match="3 invalid lines, named above"):
+        build(**options)
+    named = "\n".join(r.getMessage() for r in caplog.records)
+    for words in (
+        "a.txt' is not UTF-8: byte 0xff at offset 4, in line 1;",
+        f"b.txt' is not UTF-8: byte 0xff at offset {len(good)}, in line "
+        f"{good.count(10) + 1};",
+        "line 1 of .*c.jsonl': the field 'text' is a NoneType",
+    ):
+        assert re.search(words, named)
+    kept = {
+        path.name: path.stat().st_mtime_ns
+        for path in (tmp_path / "records").glob("*.tfrecord")
+    }
+    assert 4 <= len(kept) <= 6
+    assert "pretrain-00000-of-00008.tfrecord" not in kept
+    content = build(invalid_text=action, **options)
+    counts = content["replaced_lines"], content["skipped_lines"]
+    assert counts == ((2, 1) if action == "replace" else (0, 3))
+    for name, time_of_change in kept.items():
+        path = tmp_path / "records" / name
+        assert path.stat().st_mtime_ns == time_of_change
+    build("fresh", invalid_text=action, **options)
+    completed, fresh = (
+        digests(tmp_path / "records"),
+        digests(tmp_path / "fresh"),
+    )
+    assert {**completed, "manifest.json": ""} == {**fresh, "manifest.json": ""}
+    # Given again it is complete; another treatment is another build.
+    build(invalid_text=action, **options)
+    with pytest.raises(errors.UserError, match="pass --overwrite"):
+        build(**options)
+
+
+@pytest.mark.parametrize("output", ["records", "one.tfrecord"])
+def test_a_build_without_invalid_lines_is_complete_for_each_treatment(
+    build, tmp_path, output
+):
+    build(output, masking="dynamic")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")}
+    build(output, masking="dynamic", invalid_text="replace")
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")}
+
+
+def test_an_interrupted_build_that_skips_lines_is_not_resumed_otherwise(
+    build, monkeypatch
+):
+    options = {"num_shards": 3, "masking": "dynamic"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            build(invalid_text="skip", **options)
+    with pytest.raises(errors.UserError, match="invalid_text 'skip', not 'er"):
+        build(**options)
 
 
 def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
@@ -968,4 +1107,5 @@ def test_every_setting_reaches_the_manifest_or_the_build():
     assert fields == set(script._RECORD_SETTINGS) | {
         "dupe_factor",
         "text_field",
+        "invalid_text",
     }

@@ -88,7 +88,9 @@ def test_every_reader_rejects_depth_and_digits(tmp_path, name, text):
 @pytest.mark.parametrize("text", ["[" * 100000, "9" * 10**6])
 def test_damaged_progress_restarts_a_build(tmp_path, text):
     (tmp_path / "progress.json").write_text(text)
-    output = shard_output.ShardedOutput(str(tmp_path), 2, {}, "x", {})
+    output = shard_output.ShardedOutput(
+        str(tmp_path), 2, {}, {"invalid_text": "error"}, {}
+    )
     output.begin(overwrite=True)
     assert output.finished == []
 

@@ -8,8 +8,8 @@ from helpers.streams import EOS, pack, stream_of
 from pretraining_data import corpus, packing
 
 
-def chunk_of(text):
-    return corpus.Chunk(
+def sentences_of(text):
+    chunk = corpus.Chunk(
         0,
         0,
         0,
@@ -26,6 +26,7 @@ def chunk_of(text):
             ),
         ),
     )
+    return corpus.sentences(chunk)
 
 
 def word_encoder():
@@ -37,12 +38,54 @@ def word_encoder():
 
 
 def test_tokenize_puts_eos_between_documents():
-    stream = packing.tokenize(chunk_of("a b\nc\n\nd\n"), word_encoder(), EOS)
+    stream = packing.tokenize(
+        sentences_of("a b\nc\n\nd\n"), word_encoder(), EOS
+    )
     assert stream.ids.tolist() == [10, 11, 12, EOS, 13]
     assert stream.starts == [0, 2, 4]
     assert stream.ends == [2, 3, 5]
     assert stream.document_ends == [3, 3, 5]
     assert (stream.documents, stream.tokens) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "line_break, expected",
+    [
+        ("space", "a b c|d e"),
+        ("none", "a bc|de"),
+        # fairseq-preprocess: one for each line, also a blank one.
+        ("eos", "a b|c||d|e"),
+    ],
+)
+def test_a_line_break_becomes_a_space_or_eos_or_nothing(line_break, expected):
+    stream = packing.tokenize(
+        sentences_of("a b\n c\n\nd\ne\n"),
+        lambda line: list(map(ord, line)),
+        ord("|"),
+        line_break,
+    )
+    assert "".join(map(chr, stream.ids)) == expected
+    assert stream.tokens == len(expected.replace("|", ""))
+    assert stream.documents == 2
+
+
+def test_no_eos_begins_or_ends_a_sequence_of_lines():
+    stream = packing.tokenize(
+        sentences_of("a b c\nd e\nf g\n\nh i\nj\n"),
+        word_encoder(),
+        EOS,
+        packing.EOS,
+    )
+    room_for_6 = dict(max_seq_length=8)
+    kept = [stream.ids[a:b].tolist() for a, b in pack(stream, **room_for_6)]
+    # a b c </s> d e | f g </s> </s> h i | j
+    assert kept == [[10, 11, 12, EOS, 13, 14], [15, 16, EOS, EOS, 17, 18], [19]]
+    kept = pack(stream, packing.DOC_SENTENCES, **room_for_6)
+    assert [stream.ids[a:b].tolist() for a, b in kept] == [
+        [10, 11, 12, EOS, 13, 14],
+        [15, 16],
+        [17, 18, EOS, 19],
+    ]
 
 
 def test_full_sentences_by_hand():
@@ -114,7 +157,7 @@ def test_packing_keeps_every_token_once_and_in_order(kind, short_seq_prob):
 
 
 def test_an_empty_stream_has_no_sequences():
-    stream = packing.tokenize(chunk_of(" \n\n"), word_encoder(), EOS)
+    stream = packing.tokenize(sentences_of(" \n\n"), word_encoder(), EOS)
     assert stream.documents == stream.tokens == 0
     assert pack(stream) == []
 
@@ -151,7 +194,7 @@ def test_giant_lines_are_encoded_in_parts_at_spaces():
         return [1] * len(text)
 
     line = "word, é " * 40000 + "x" * 200000
-    stream = packing.tokenize(chunk_of(line), encode, EOS)
+    stream = packing.tokenize(sentences_of(line), encode, EOS)
     assert "".join(encoded) == line and len(encoded) > 5
     assert max(map(len, encoded)) <= 1 << 16
     assert all(text.startswith((" é", " word")) for text in encoded[1:4])

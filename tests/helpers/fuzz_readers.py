@@ -211,25 +211,25 @@ def unfinished_builds(directory):
         documents=1,
         tokens=9,
         sequences=4,
+        replaced_lines=0,
+        skipped_lines=0,
     )
     (directory / "a.tfrecord").rename(directory / shard["name"])
     sound = (directory / shard["name"]).read_bytes()
     path = directory / "progress.json"
+    source = {"input": "x", "invalid_text": "error"}
     build = dict(
-        SETTINGS,
-        num_shards=2,
-        input="x",
-        format_version=manifest.FORMAT_VERSION,
+        SETTINGS, num_shards=2, format_version=manifest.FORMAT_VERSION, **source
     )
 
     def read(data):
         path.write_bytes(data)
         (directory / shard["name"]).write_bytes(sound)
         output = shard_output.ShardedOutput(
-            str(directory), 2, SETTINGS, "x", {}
+            str(directory), 2, SETTINGS, source, {}
         )
         output.begin(overwrite=False)
-        for number in range(len(output.finished), 2):
+        for number in shard_output.unfinished_shards(output):
             output.finish(
                 dict(shard, name=f"pretrain-0000{number}-of-00002.tfrecord")
             )
