@@ -48,13 +48,15 @@ class Script:
         )
         self._flags.update(flags)
 
-    def words(self, name):
+    def words(self, name, **changed):
         """The command line of a run, without Python."""
         return tiny.command(
-            self._script, [], output_dir=self.folder / name, **self._flags
+            self._script,
+            [],
+            **{**self._flags, "output_dir": self.folder / name, **changed},
         )[1:]
 
-    def start(self, name, largest_file=None):
+    def start(self, name, largest_file=None, **changed):
         """Starts the run whose output directory is `name`.
 
         A write beyond `largest_file` bytes fails, as on a full disk.
@@ -64,7 +66,7 @@ class Script:
             if largest_file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
 
-        command = [sys.executable] + self.words(name)
+        command = [sys.executable] + self.words(name, **changed)
         self.log = self.folder / (name + ".log")
         with open(str(self.log), "w") as log:
             return subprocess.Popen(
@@ -109,10 +111,12 @@ def pretraining(folder, kind=Script, **more):
     tiny.write_model(folder / "model", dropout=0.1)
     settings = dict(num_train_steps=STEPS, num_warmup_steps=10)
     settings.update(more)
+    records = tiny.write_sequences(folder / "records")
     return kind(
         folder,
         "run_pretraining.py",
-        input_files_dir=tiny.write_sequences(folder / "records"),
+        input_files_dir=records,
+        eval_files_dir=records,
         train_batch_size=4,
         num_accumulation_steps=2,
         npu_bert_loss_scale=0,
@@ -127,12 +131,14 @@ def pretraining(folder, kind=Script, **more):
 
 def squad(folder):
     model = tiny.write_model(folder / "model", dropout=0.1)
+    questions = tiny.write_squad(folder / "train.json")
     return Script(
         folder,
         "run_squad.py",
         vocab_file=model / "vocab.json",
         merges_file=model / "merges.txt",
-        train_file=tiny.write_squad(folder / "train.json"),
+        train_file=questions,
+        predict_file=questions,
         num_workers=1,
         train_batch_size=4,
         num_train_epochs=STEPS // 2,
@@ -142,12 +148,38 @@ def squad(folder):
     )
 
 
+# The batch changes twice. num_train_steps, and with it the learning rate, is
+# that of a phase.
+PHASES = {
+    pretraining: [
+        {"num_train_steps": STEPS // 3},
+        {
+            "num_train_steps": 2 * STEPS // 3,
+            "train_batch_size": 2,
+            "num_accumulation_steps": 3,
+        },
+        {"train_batch_size": 8, "num_accumulation_steps": 1},
+    ],
+    # 8 questions: 66, 132 and 34 steps.
+    squad: [
+        {"num_train_epochs": STEPS // 6},
+        {"num_train_epochs": STEPS // 3, "train_batch_size": 2},
+        {"train_batch_size": 8},
+    ],
+}
+EVALUATION = {
+    pretraining: {"do_train": False, "do_eval": True},
+    squad: {"do_train": False, "do_predict": True},
+}
+
+
 def kill(script, process, chance, done):
     """Kills at a random moment; returns the last step logged."""
     if chance.random() < 0.25:
         time.sleep(chance.uniform(0, START_SECONDS))
     elif script.wait_for(
-        process, done + chance.randint(1, max(2, 2 * (STEPS - done) // KILLS))
+        process,
+        done + chance.randint(1, max(2, min(STEPS // 4, 2 * STEPS // KILLS))),
     ):
         time.sleep(chance.uniform(0, 0.1))
     process.kill()
@@ -157,19 +189,29 @@ def kill(script, process, chance, done):
 
 @pytest.mark.parametrize("task", [pretraining, squad])
 def test_killed_runs_end_with_the_same_weights_bit_for_bit(task, tmp_path):
-    script = task(tmp_path)
-    # The first start also makes what both runs share.
-    script.finish(script.start("whole"))
-    expected = script.weights("whole")
-    assert np.frombuffer(expected["global_step"], np.int64) == STEPS
+    script, phases = task(tmp_path), PHASES[task]
     chance, done, places = random.Random(KILLS), 0, []
-    for _ in range(KILLS):
-        done = kill(script, script.start("killed"), chance, done)
-        places.append(done)
-    script.finish(script.start("killed"))
-    print("killed at steps", places)
+    for phase, changed in enumerate(phases):
+        script.finish(script.start("whole", **changed))
+        for number in range(phase * KILLS // 3, (phase + 1) * KILLS // 3):
+            if number % 4 == 1:
+                process = script.start("killed", **EVALUATION[task])
+                time.sleep(chance.uniform(1, 2 * START_SECONDS))
+                places.append(f"evaluation, {process.poll()}")
+                process.kill()
+                process.wait()
+                continue
+            process = script.start("killed", **changed)
+            done = kill(script, process, chance, done)
+            places.append(done)
+        script.finish(script.start("killed", **changed))
+    print("killed at", places)
     assert done > 0, "no kill met a run that trained"
-    weights = script.weights("killed")
+    log = script.finish(script.start("killed", **EVALUATION[task]))
+    assert "Traceback" not in log
+    expected, weights = script.weights("whole"), script.weights("killed")
+    steps = np.frombuffer(expected["global_step"], np.int64)
+    assert steps == (STEPS if task is pretraining else 66 + 132 + 34)
     assert set(weights) == set(expected)
     assert [name for name in weights if weights[name] != expected[name]] == []
     assert not list((tmp_path / "killed").glob("*_temp*"))
