@@ -10,7 +10,13 @@ import tensorflow.compat.v1 as tf
 
 from common import errors
 from helpers import tiny
-from training import checkpoints, output_directory, run_config
+from training import (
+    checkpoints,
+    input_pipeline,
+    output_directory,
+    run_config,
+    tensorflow_errors,
+)
 from weights import tf_checkpoint
 
 
@@ -74,6 +80,18 @@ def run(tmp_path):
     directory = Directory(tmp_path / "run")
     with directory.session:
         yield directory
+
+
+def test_damage_in_the_middle_of_a_run_is_one_line(run):
+    run.flip(3, 100)
+    with pytest.raises(errors.UserError) as caught:
+        with tensorflow_errors.reported(input_pipeline.Batches(), run.path):
+            run.saver.restore(run.session, run.prefix(3))
+    assert str(caught.value) == (
+        f"damaged data: {run.prefix(3)}: 'a' is damaged, its checksum does not "
+        "match; use another checkpoint or copy it again; run the same command "
+        "again to resume from an undamaged checkpoint"
+    )
 
 
 @pytest.fixture

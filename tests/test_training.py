@@ -59,6 +59,12 @@ def reason(error):
             "make it usable",
         ),
         (
+            tf.errors.DataLossError,
+            "TensorBundle at run/x shard 0: Checksum does not match",
+            "damaged data: TensorBundle at run/x shard 0: Checksum does not "
+            "match; run the same command again",
+        ),
+        (
             tf.errors.NotFoundError,
             "x; No such file or directory",
             "make it usable",

@@ -54,6 +54,8 @@ def _reason(error, output_dir):
             f"out of memory: {text.strip().splitlines()[0]}; use a smaller "
             "--train_batch_size and a larger --num_accumulation_steps"
         )
+    if isinstance(error, tf.errors.DataLossError):
+        return _damage(text, output_dir)
     key = _MISSING_KEY.search(text)
     if not key:
         return ""
@@ -62,6 +64,15 @@ def _reason(error, output_dir):
         "flags need; use the optimizer and the loss scale that it was trained "
         "with (--optimizer_type, --npu_bert_loss_scale), or pass it as "
         "--init_checkpoint with another --output_dir"
+    )
+
+
+def _damage(text, output_dir):
+    latest = output_dir and checkpoints.newest(output_dir)
+    problem = latest and checkpoints.damage(latest)
+    return (
+        f"damaged data: {problem or text.strip().splitlines()[0]}; run the "
+        "same command again to resume from an undamaged checkpoint"
     )
 
 
