@@ -95,6 +95,24 @@ def test_an_evaluation_in_a_fresh_directory_writes_nothing(tmp_path, base):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_an_old_tokenizer_json_is_replaced(tmp_path, base):
+    """transformers would read it instead of vocab.json and lower-case."""
+    out = tmp_path / "out"
+    prepare(new_run(tmp_path), tokenizer_of(base, True))
+    path = out / "tokenizer.json"
+    assert json.loads(path.read_text())["normalizer"] == {"type": "Lowercase"}
+    vocabulary = json.loads((base / "vocab.json").read_text())
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (base / "vocab.json").write_text(json.dumps(vocabulary))
+    prepare(new_run(tmp_path), tokenizer_of(base))
+    values = json.loads(path.read_text())
+    assert values["normalizer"] is None
+    assert values["model"]["vocab"] == vocabulary
+    path.unlink()
+    prepare(new_run(tmp_path), tokenizer_of(base))
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("place", ["out", "init", "directory"])
 def test_another_tokenizer_than_the_models_stops(tmp_path, base, place):
     folder = tmp_path / place

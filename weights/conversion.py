@@ -463,7 +463,11 @@ def _small_files(model, directory, dtype, overwrite):
     """{path: bytes} beside the weights, without unchanged files."""
     contents = {
         model_directory.CONFIG: _config_bytes(model, dtype),
-        **model.tokenizer,
+        **(
+            model_directory.with_tokenizer_json(directory, model.tokenizer)
+            if overwrite
+            else model.tokenizer
+        ),
     }
     task = model_directory.task_of(os.path.dirname(model.path), model.parts)
     if task.task:

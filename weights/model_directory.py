@@ -138,8 +138,27 @@ def write_tokenizer(
       tokenizer: where its files are, and whether it lower-cases.
       model_max_length: tokens of a sequence, special ones included.
     """
-    for name, data in tokenizer_contents(tokenizer, model_max_length).items():
+    contents = tokenizer_contents(tokenizer, model_max_length)
+    for name, data in with_tokenizer_json(directory, contents).items():
         files.write_bytes(os.path.join(directory, name), data)
+
+
+def with_tokenizer_json(
+    directory: str, contents: typing.Dict[str, bytes]
+) -> typing.Dict[str, bytes]:
+    """The contents, with a tokenizer.json where a directory has an old one.
+
+    transformers prefers it to vocab.json and merges.txt.
+
+    Args:
+      directory: to write to.
+      contents: {name: content} of a tokenizer's files.
+    """
+    path = os.path.join(directory, TOKENIZER)
+    if not {VOCAB, MERGES} <= contents.keys() or not os.path.exists(path):
+        return contents
+    new = _tokenizer_json(contents[VOCAB], contents[MERGES], lowers=False)
+    return {TOKENIZER: new, **contents}
 
 
 def tokenizer_contents(
@@ -198,16 +217,7 @@ def description(
     }
     if do_lower_case:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        values = files.parse_json(vocab, VOCAB, "a vocab.json")
-        try:
-            contents[TOKENIZER] = files.json_bytes(
-                _fast_tokenizer(values, merges)
-            )
-        except (KeyError, UnicodeError) as error:
-            raise errors.UserError(
-                f"{VOCAB} and {MERGES}: not RoBERTa's tokenizer: {error!r}; "
-                "pass the model's own --vocab_file and --merges_file"
-            ) from error
+        contents[TOKENIZER] = _tokenizer_json(vocab, merges, lowers=True)
     saved = files.parse_json(saved_config, TOKENIZER_CONFIG)
     contents[TOKENIZER_CONFIG] = (
         saved_config
@@ -230,10 +240,21 @@ def _special_token(
     }
 
 
+def _tokenizer_json(vocab: bytes, merges: bytes, lowers: bool) -> bytes:
+    values = files.parse_json(vocab, VOCAB, "a vocab.json")
+    try:
+        return files.json_bytes(_fast_tokenizer(values, merges, lowers))
+    except (KeyError, UnicodeError) as error:
+        raise errors.UserError(
+            f"{VOCAB} and {MERGES}: not RoBERTa's tokenizer: {error!r}; "
+            "pass the model's own --vocab_file and --merges_file"
+        ) from error
+
+
 def _fast_tokenizer(
-    vocab: typing.Dict[str, int], merges: bytes
+    vocab: typing.Dict[str, int], merges: bytes, lowers: bool
 ) -> typing.Dict[str, typing.Any]:
-    """tokenizer.json of a lower-casing byte-level BPE.
+    """tokenizer.json of a byte-level BPE, lower-casing or not.
 
     Source: the format of Hugging Face's tokenizers 0.22.
     """
@@ -248,7 +269,7 @@ def _fast_tokenizer(
         "truncation": None,
         "padding": None,
         "added_tokens": specials,
-        "normalizer": {"type": "Lowercase"},
+        "normalizer": {"type": "Lowercase"} if lowers else None,
         "pre_tokenizer": dict(level, add_prefix_space=False),
         "post_processor": {
             "type": "RobertaProcessing",
@@ -292,10 +313,10 @@ def check_tokenizer(
     ):
         beside = os.path.join(directory, name)
         if os.path.isfile(beside) and not _have_same_content(path, beside):
-            _reject(f"{path}: not the same as {beside}", allow_other)
+            reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
     saved = lower_case(directory)
     if saved is not None and saved != tokenizer.do_lower_case:
-        _reject(
+        reject_tokenizer(
             f"do_lower_case is {tokenizer.do_lower_case}, but "
             f"{os.path.join(directory, TOKENIZER_CONFIG)} has {saved}",
             allow_other,
@@ -319,7 +340,8 @@ def _merges(content: bytes) -> typing.List[str]:
     return [line for line in lines if line and not line.startswith("#v")]
 
 
-def _reject(problem: str, allow_other: bool) -> None:
+def reject_tokenizer(problem: str, allow_other: bool) -> None:
+    """Stops at another tokenizer; with allow_other it warns."""
     if not allow_other:
         raise errors.UserError(
             f"{problem}; use the model's own tokenizer, or pass "
