@@ -223,12 +223,15 @@ class RobertaTokenizer:
                 f"{self.vocab_size} tokens (ids 0 to {self.vocab_size - 1})"
             ) from error
 
+    def capitals(self) -> typing.List[int]:
+        """The ids of the tokens with capitals, which lower-casing removes."""
+        return [
+            i for i, text in enumerate(self._texts()) if text != text.lower()
+        ]
+
     def is_cased(self) -> bool:
-        """Whether a merged token has capitals, which lower-casing removes."""
-        return any(
-            len(self._bytes[i]) > 1 and text != text.lower()
-            for i, text in enumerate(self._texts())
-        )
+        """Whether a merged token has capitals."""
+        return any(len(self._bytes[i]) > 1 for i in self.capitals())
 
     def word_start_table(self) -> np.ndarray:
         """Which tokens begin a word: bool [V].

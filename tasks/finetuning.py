@@ -152,6 +152,11 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
         tokenizer, task.vocab_file, config, run.bert_config_file
     )
     output_directory.check_tokenizer(source, tokenizer_files(task))
+    checkpoint = checkpoints.newest(source.output_dir) or run.init_checkpoint
+    if checkpoint and task.do_lower_case:
+        output_directory.check_lower_case(
+            checkpoint, tokenizer, run.allow_other_tokenizer
+        )
     if not (
         run.do_train
         or run.init_checkpoint

@@ -2,12 +2,15 @@
 """What a training run writes beside its checkpoints, and what it compares."""
 
 import json
+import shutil
 
 import pytest
 
 import configuration
+import tokenization
 from common import errors, files
 from helpers import tiny
+from helpers.paths import FIRST_VERSION
 from training import output_directory, run_config
 from weights import model_directory
 
@@ -93,6 +96,31 @@ def test_evaluation_and_resuming_write_nothing(tmp_path, base, trains):
 def test_an_evaluation_in_a_fresh_directory_writes_nothing(tmp_path, base):
     prepare(new_run(tmp_path, do_train=False), tokenizer_of(base))
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, warnings",
+    [
+        # All embeddings of a masked LM have moments.
+        ("pretraining/model.ckpt-8", ["nothing beside"]),
+        ("squad/model.ckpt-26", ["30 tokens with capitals"]),
+    ],
+)
+def test_lower_case_is_compared_with_what_was_trained_on(
+    tmp_path, caplog, name, warnings
+):
+    prefix = FIRST_VERSION / name
+    names = ("vocab.json", "merges.txt")
+    paths = [FIRST_VERSION / "squad" / name for name in names]
+    tokenizer = tokenization.RobertaTokenizer(*map(str, paths), True)
+    output_directory.check_lower_case(str(prefix), tokenizer, True)
+    assert len(caplog.records) == len(warnings)
+    assert all(text in caplog.text for text in warnings)
+    copy = tmp_path / "copy"
+    shutil.copytree(str(prefix.parent), str(copy))
+    (copy / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    output_directory.check_lower_case(str(copy / prefix.name), tokenizer, False)
+    assert len(caplog.records) == len(warnings)
 
 
 def test_an_old_tokenizer_json_is_replaced(tmp_path, base):

@@ -7,10 +7,13 @@ Only a new training run writes; all others compare (`check_tokenizer`).
 import os
 import typing
 
+from absl import logging
+
 import configuration
+import tokenization
 from common import files
 from training import checkpoints, run_config
-from weights import model_directory
+from weights import model_directory, tf_checkpoint
 
 
 def models(run: run_config.RunConfig) -> typing.List[str]:
@@ -35,6 +38,51 @@ def check_tokenizer(
     for directory in models(run):
         model_directory.check_tokenizer(
             tokenizer, directory, run.allow_other_tokenizer
+        )
+
+
+_SLOT = "bert/embeddings/word_embeddings/adam_v"
+_MLM_HEAD = "cls/predictions/output_bias"
+
+
+def check_lower_case(
+    prefix: str, tokenizer: tokenization.RobertaTokenizer, allow_other: bool
+) -> None:
+    """Compares lower-casing with what a checkpoint was fine-tuned on.
+
+    For a checkpoint without tokenizer_config.json: fine-tuning gives the
+    embeddings of tokens that occur, and no others, second moments above 0.
+    With a masked-LM head all tokens have them.
+
+    Args:
+      prefix: of the checkpoint.
+      tokenizer: lower-cases.
+      allow_other: --allow_other_tokenizer: warn instead of stopping.
+
+    Raises:
+      errors.UserError: the checkpoint was trained on capitals.
+    """
+    directory = os.path.dirname(prefix)
+    capitals = tokenizer.capitals()
+    if model_directory.lower_case(directory) is not None or not capitals:
+        return
+    tensors = tf_checkpoint.load(prefix)
+    if _SLOT not in tensors or _MLM_HEAD in tensors:
+        logging.warning(
+            "do_lower_case is True, but nothing beside %s says whether its "
+            "texts were lower-cased, and its vocabulary is cased; omit "
+            "--do_lower_case unless they were",
+            prefix,
+        )
+        return
+    moments = tensors[_SLOT].read()
+    trained = [i for i in capitals if i < len(moments) and moments[i].any()]
+    if trained:
+        model_directory.reject_tokenizer(
+            f"do_lower_case is True, but {prefix} was trained on "
+            f"{len(trained)} tokens with capitals, "
+            f"{tokenizer.decode(trained[:1])!r} first",
+            allow_other,
         )
 
 
