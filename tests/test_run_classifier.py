@@ -492,11 +492,19 @@ def test_a_trained_init_checkpoint_is_the_one_evaluated(folder, trained):
     folder.run("out", **evaluation)
     newest = folder.results("out")
     assert newest["global_step"] == 75
+    mine = out / "init_checkpoint"
+    mine.mkdir()
+    before = {path.name for path in out.iterdir()}
     log = folder.run("out", init_checkpoint=out / "model.ckpt-30", **evaluation)
     earlier = folder.results("out")
     assert "model.ckpt-30: " in log  # the log of what was loaded
     assert earlier["global_step"] == 30 and earlier["loss"] != newest["loss"]
+    assert not list(mine.iterdir())
+    new = {path.name for path in out.iterdir()} - before
+    assert all(name.endswith(".eval") for name in new)
     folder.run("fresh", init_checkpoint=out / "model.ckpt-30", **evaluation)
+    results, events = sorted((folder.path / "fresh").iterdir())
+    assert (events.suffix, results.name) == (".eval", "eval_results.txt")
     assert folder.results("fresh") == earlier
     tiny.write_trained(folder.path / "encoder", ["masked_lm"])
     bare = next((folder.path / "encoder").glob("*.index")).with_suffix("")

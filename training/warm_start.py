@@ -5,9 +5,12 @@
 initializes the variables of a new run from --init_checkpoint.
 """
 
+import atexit
 import dataclasses
 import os
 import re
+import shutil
+import tempfile
 import typing
 
 import tensorflow.compat.v1 as tf
@@ -169,21 +172,21 @@ def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
     """The run that names the checkpoint to restore: `run`, or a variant.
 
     Without training, an --init_checkpoint that has the task's head is the one
-    to evaluate, also where output_dir has newer ones. The variant has an
-    output_dir without checkpoints, so that it is found.
+    to evaluate, also where output_dir has newer ones. The variant has an empty
+    output_dir, so that it is found; the directory is removed at exit.
 
     Args:
       run: flags.
       head: prefix of the names of the head's variables, such as "cls/squad/".
     """
-    latest = checkpoints.newest(run.output_dir)
-    if run.do_train or not (latest and run.init_checkpoint):
+    if run.do_train or not run.init_checkpoint:
         return run
+    latest = checkpoints.newest(run.output_dir)
     names = _open(run.init_checkpoint).get_variable_to_shape_map()
-    if any(name.startswith(head) for name in names):
-        return dataclasses.replace(
-            run, output_dir=os.path.join(run.output_dir, "init_checkpoint")
-        )
+    if not latest or any(name.startswith(head) for name in names):
+        empty = tempfile.mkdtemp(prefix="roberta_evaluation_")
+        atexit.register(shutil.rmtree, empty, ignore_errors=True)
+        return dataclasses.replace(run, output_dir=empty)
     tf.logging.info(
         "--init_checkpoint=%s has no %s: evaluating %s",
         run.init_checkpoint,
