@@ -105,11 +105,20 @@ def test_another_casing_than_that_of_a_run_is_rejected(tmp_path):
     ) in output.splitlines()[-1]
 
 
-def test_a_question_answering_run_is_predicted_with(tmp_path):
+@pytest.mark.parametrize("model", ["run", "hf"])
+def test_a_question_answering_model_is_predicted_with(tmp_path, model):
     out = tmp_path / "run"
-    shutil.copytree(str(DATA / "squad"), str(out))
-    for name in SQUAD_FILES:
-        (out / name).unlink()
+    place = {}
+    if model == "run":
+        shutil.copytree(str(DATA / "squad"), str(out))
+        for name in SQUAD_FILES:
+            (out / name).unlink()
+    else:
+        out.mkdir()
+        place = {
+            "init_checkpoint": DATA / "hf",
+            "cache_dir": tmp_path / "cache",
+        }
     before = {path.name: files.sha256(str(path)) for path in out.iterdir()}
     tiny.run(
         tiny.command(
@@ -124,6 +133,7 @@ def test_a_question_answering_run_is_predicted_with(tmp_path):
             doc_stride=32,
             max_query_length=24,
             accelerator="cpu",
+            **place,
         ),
         tiny.environment(npu=False),
     )

@@ -2,13 +2,17 @@
 """Config values that no shape depends on are compared with config.json."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 import configuration
 from common import errors
 from helpers import tiny
-from training import run_config, warm_start
+from helpers.paths import FIRST_VERSION
+from training import checkpoints, run_config, warm_start
+from weights import tf_checkpoint
 
 
 @pytest.fixture
@@ -33,12 +37,64 @@ def check(folder, place, **changes):
     )
 
 
-def test_a_directory_without_a_checkpoint_is_rejected(tmp_path):
-    with pytest.raises(errors.UserError, match="no TensorFlow checkpoint"):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("config.json", "neither model.safetensors nor pytorch_model.bin"),
+        ("vocab.json", "neither a TensorFlow checkpoint nor Hugging Face's"),
+    ],
+)
+def test_a_directory_without_weights_is_rejected(
+    trained, tmp_path, name, message
+):
+    (tmp_path / "empty").mkdir()
+    shutil.copy(str(tmp_path / "trained" / name), str(tmp_path / "empty"))
+    with pytest.raises(errors.UserError, match=message) as caught:
         check(
             tmp_path,
-            {"init_checkpoint": str(tiny.write_model(tmp_path / "trained"))},
+            {
+                "init_checkpoint": str(tmp_path / "empty"),
+                "cache_dir": str(tmp_path / "cache"),
+            },
         )
+    assert f"--init_checkpoint={tmp_path / 'empty'}: " in str(caught.value)
+
+
+def test_files_of_hugging_face_are_converted_once(tmp_path, log_lines):
+    """tests/data/first_version/hf is its squad, as version 1.0 converted it."""
+    folder = tmp_path / "hf"
+    shutil.copytree(str(FIRST_VERSION / "hf"), str(folder))
+    settings = {
+        "init_checkpoint": str(folder),
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    run = run_config.RunConfig(output_dir=str(tmp_path / "out"), **settings)
+    prefixes = [warm_start.resolved(run).init_checkpoint for _ in range(2)]
+    original = tiny.values_of(FIRST_VERSION / "squad" / "model.ckpt-26")
+    values = tiny.values_of(prefixes[0])
+    assert len(values) == 39 and prefixes[0] == prefixes[1]
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, original[name], err_msg=name)
+    assert log_lines == [
+        f"--init_checkpoint={folder}: {what} {prefixes[0]}"
+        for what in ("converting to", "using")
+    ]
+    with open(tf_checkpoint.data_file(prefixes[0]), "r+b") as stream:
+        stream.truncate(1000)
+    assert warm_start.resolved(run).init_checkpoint == prefixes[0]
+    assert not checkpoints.damage(prefixes[0])
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    assert warm_start.resolved(run).init_checkpoint != prefixes[0]
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "config.json").write_text(json.dumps(config))
+    for name, value, message in (
+        ("layer_norm_eps", 1e-12, "has layer_norm_eps 1e-12"),
+        ("num_attention_heads", 1, "has num_attention_heads 1"),
+        ("hidden_size", 8, "the model config requires"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            check(tmp_path, settings, **{name: value})
 
 
 @pytest.mark.parametrize(

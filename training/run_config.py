@@ -35,8 +35,13 @@ class RunConfig:
     )
     init_checkpoint: str = command_line.flag(
         "",
-        "Initial weights of a new run: a checkpoint's prefix or directory. "
-        "Without --do_train, the checkpoint to evaluate.",
+        "Initial weights of a new run: a checkpoint's prefix, a directory of "
+        "checkpoints, or one of Hugging Face's files. Without --do_train, the "
+        "checkpoint to evaluate.",
+    )
+    cache_dir: str = command_line.flag(
+        "~/.cache/roberta-tf1",
+        "Where an --init_checkpoint of another format is converted to, once.",
     )
     do_train: bool = command_line.flag(False, "Whether to train.")
     allow_other_tokenizer: bool = command_line.flag(

@@ -6,7 +6,11 @@ initializes the variables of a new run from --init_checkpoint.
 """
 
 import atexit
+import contextlib
 import dataclasses
+import fcntl
+import glob
+import hashlib
 import os
 import re
 import shutil
@@ -17,10 +21,10 @@ import tensorflow.compat.v1 as tf
 
 import configuration
 import optimization
-from common import errors, files
+from common import errors, files, version
 from training import checkpoints, run_config
+from weights import conversion, model_directory, tf_checkpoint
 from weights import names as weight_names
-from weights import tf_checkpoint
 
 ENCODER = re.compile(r"bert/(embeddings|encoder)/")
 # Checkpoint variables that are not part of the model.
@@ -149,23 +153,96 @@ def _check_config(checkpoint, config, config_file):
 
 
 def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
-    """The run with the prefix of the newest checkpoint for a directory.
+    """The run whose --init_checkpoint is the prefix of a checkpoint.
+
+    A directory stands for its newest checkpoint, else for Hugging Face's files
+    in it, which are converted.
 
     Raises:
-      errors.UserError: --init_checkpoint is a directory without one.
+      errors.UserError: a directory with neither, or incomplete files.
     """
     path = run.init_checkpoint
     if not os.path.isdir(path):
         return run
     prefix = checkpoints.newest_whole(path)
-    if not prefix:
+    if prefix:
+        tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
+    elif os.path.isfile(os.path.join(path, model_directory.CONFIG)):
+        prefix = _converted("hf", path, run.cache_dir)
+    else:
         raise errors.UserError(
-            f"--init_checkpoint={path}: the directory has no TensorFlow "
-            "checkpoint; convert Hugging Face's files with "
-            "convert_checkpoint.py --from=hf --to=tf"
+            f"--init_checkpoint={path}: the directory has neither a TensorFlow "
+            "checkpoint nor Hugging Face's config.json with model.safetensors "
+            "or pytorch_model.bin"
         )
-    tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
     return dataclasses.replace(run, init_checkpoint=prefix)
+
+
+# What a conversion reads of a directory.
+_MODEL_FILES = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
+
+
+def _converted(kind, path, cache_dir):
+    """The prefix of a model converted to the cache, where it may be already.
+
+    Args:
+      kind: its format, a key of conversion.READERS.
+      path: its directory.
+      cache_dir: --cache_dir.
+    """
+    cache = os.path.join(os.path.expanduser(cache_dir), "converted")
+    try:
+        os.makedirs(cache, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"--cache_dir={cache_dir}: cannot make {cache}: {error.strerror}; "
+            "pass a directory that can be written"
+        ) from error
+    name = os.path.basename(os.path.abspath(path))
+    prefix = os.path.join(cache, f"{name}-{_digest(path)}", "model.ckpt")
+    options = conversion.ConvertConfig(
+        input=path, output=prefix, overwrite=True
+    )
+    with _locked(cache):
+        if checkpoints.damage(prefix):  # or not converted yet
+            tf.logging.info(
+                "--init_checkpoint=%s: converting to %s", path, prefix
+            )
+            try:
+                conversion.convert(kind, "tf", options, tf.logging.debug)
+            except errors.UserError as error:
+                raise errors.UserError(
+                    f"--init_checkpoint={path}: {error}"
+                ) from error
+        else:
+            tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
+    return prefix
+
+
+def _digest(directory):
+    """Hexadecimal digits that change with a model's files or this version."""
+    digest = hashlib.sha256(version.VERSION.encode("ascii"))
+    paths = [
+        path
+        for pattern in _MODEL_FILES
+        for path in glob.glob(os.path.join(glob.escape(directory), pattern))
+    ]
+    for path in sorted(paths):
+        name = os.path.basename(path)
+        digest.update(f"{name} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """Lets one process at a time run the block, where files can be locked."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
