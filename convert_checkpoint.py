@@ -14,6 +14,8 @@ output appears under its name when it is complete.
   tf       the prefix of a checkpoint, with config.json beside it
 """
 
+import common.startup
+
 import sys
 
 from absl import flags

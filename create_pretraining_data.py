@@ -11,6 +11,8 @@ the number of workers. Running the same command again resumes an interrupted
 build from its finished shards.
 """
 
+import common.startup
+
 import contextlib
 import dataclasses
 import functools

@@ -13,6 +13,8 @@ only head in the checkpoint, else the encoder.
 inference/exporting.py describes the formats.
 """
 
+import common.startup
+
 import dataclasses
 import logging
 import sys

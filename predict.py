@@ -11,6 +11,8 @@ The tasks are answer, fill-mask, classify and embed. Without --text and
 --input_file it prompts for inputs until they end (Ctrl-D).
 """
 
+import common.startup
+
 import contextlib
 import dataclasses
 import json

@@ -10,6 +10,8 @@ GLUE's tasks are read in their own formats; --task=generic reads any table by
 its column names.
 """
 
+import common.startup
+
 import dataclasses
 import json
 import os

@@ -7,6 +7,8 @@
       --do_train=True --do_eval=True --do_predict=True --output_dir=output
 """
 
+import common.startup
+
 import dataclasses
 import math
 import os

@@ -5,6 +5,8 @@
       --input_files_dir=records --output_dir=output --do_train=True
 """
 
+import common.startup
+
 import dataclasses
 import math
 import os

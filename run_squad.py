@@ -7,6 +7,8 @@
       --do_predict=True --predict_file=dev-v1.1.json --output_dir=output
 """
 
+import common.startup
+
 import collections
 import dataclasses
 import math

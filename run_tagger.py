@@ -11,6 +11,8 @@ Files have one word per line and a blank line after each sentence, as in CoNLL's
 shared tasks.
 """
 
+import common.startup
+
 import dataclasses
 import os
 import typing

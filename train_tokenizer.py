@@ -13,6 +13,8 @@ Source: Radford et al. 2019, section 2.2 (byte-level BPE); Liu et al. 2019,
 section 4.4 (50K units, no further preprocessing).
 """
 
+import common.startup
+
 import collections
 import dataclasses
 import json

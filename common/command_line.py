@@ -29,7 +29,7 @@ import typing
 
 from absl import app, flags, logging
 
-from common import errors, version
+from common import errors, startup, version
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "t", "1", "yes", "y"), True),
@@ -190,9 +190,20 @@ def describe_os_error(error: OSError) -> str:
     return f"cannot use {error.filename!r}: {error.strerror}"
 
 
+def end_at_closed_pipe() -> typing.NoReturn:
+    """Ends the process when the reader of its output, as `head`, has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
 def _parse(argv: typing.List[str]) -> typing.List[str]:
     try:
-        return flags.FLAGS(argv)
+        try:
+            return flags.FLAGS(argv)
+        finally:
+            sys.stdout.flush()  # of --help
+    except BrokenPipeError:
+        end_at_closed_pipe()
     except flags.Error as error:
         fail(f"{error}; --help lists the flags")
     except UnicodeDecodeError as error:
@@ -238,6 +249,7 @@ def run(
     """
 
     def guarded(argv):
+        startup.finish()
         try:
             if flags.FLAGS["version"].value:
                 sys.stdout.write(version.VERSION + "\n")
@@ -252,9 +264,8 @@ def run(
         except KeyboardInterrupt:
             sys.stderr.write(f"{os.path.basename(sys.argv[0])}: interrupted\n")
             sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:  # the reader, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+        except BrokenPipeError:
+            end_at_closed_pipe()
         except OSError as error:
             logging.debug("traceback", exc_info=True)
             fail(describe_os_error(error))

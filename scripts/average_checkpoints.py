@@ -21,9 +21,11 @@ import re
 import sys
 import typing
 
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import common.startup
+
+import numpy as np
 
 from common import errors, files
 from scripts import script_parser

@@ -33,6 +33,8 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import common.startup
+
 import numpy as np
 import tqdm
 from absl import flags, logging

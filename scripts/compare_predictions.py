@@ -19,9 +19,11 @@ import pathlib
 import sys
 import typing
 
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import common.startup
+
+import numpy as np
 
 from question_answering import squad_scores
 from scripts import script_parser

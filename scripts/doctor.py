@@ -25,6 +25,8 @@ import typing
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import common.startup
+
 from absl import flags
 
 import environment

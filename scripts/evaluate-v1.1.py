@@ -50,10 +50,11 @@ class Parser(argparse.ArgumentParser):
 
     def run(self, main: typing.Callable) -> None:
         """Calls `main(arguments)`."""
-        arguments = self.parse_args()
         try:
-            main(arguments)
-            sys.stdout.flush()
+            try:
+                main(self.parse_args())
+            finally:
+                sys.stdout.flush()  # of --help too
         except InputError as error:
             self.fail(error)
         except KeyboardInterrupt:

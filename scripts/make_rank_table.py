@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 import typing
 
@@ -213,8 +214,14 @@ def _write_table(options):
 def main(arguments: typing.List[str]) -> int:
     """Writes the file; a mistake is one line on standard error and code 1."""
     try:
-        _write_table(parse(arguments))
+        try:
+            _write_table(parse(arguments))
+        finally:
+            sys.stdout.flush()  # of --help
         return 0
+    except BrokenPipeError:  # the reader, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Mistake as mistake:
         message = str(mistake)
     except OSError as error:

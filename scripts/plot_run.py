@@ -21,6 +21,8 @@ import typing
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before it is imported
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import common.startup
+
 import numpy as np
 
 from common import errors

@@ -21,6 +21,8 @@ import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import common.startup
+
 from common import errors, files
 from scripts import script_parser
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import typing
 
-from common import errors
+from common import errors, startup
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -23,10 +23,12 @@ class ScriptParser(argparse.ArgumentParser):
 
     def run(self, main: typing.Callable) -> None:
         """Calls `main(arguments)`; a user's mistake ends the process."""
-        arguments = self.parse_args()
+        startup.finish()
         try:
-            main(arguments)
-            sys.stdout.flush()
+            try:
+                main(self.parse_args())
+            finally:
+                sys.stdout.flush()  # of --help too
         except errors.UserError as error:
             self.fail(error)
         except KeyboardInterrupt:

@@ -187,7 +187,8 @@ def test_library_modules_do_nothing_at_import():
     )
     assert not [
         f"{name}:{node.lineno}"
-        for name in LIBRARY
+        # common.startup acts before the commands import anything else.
+        for name in set(LIBRARY) - {"common.startup"}
         for node in tree(name).body[1:]  # the first one is the docstring
         if not isinstance(node, harmless)
     ]

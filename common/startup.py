@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command ends that is interrupted, or lacks a package, while it imports.
+
+Each command imports this module first: importing TensorFlow takes seconds, and
+a Python without the packages is the most frequent mistake. Where a command is
+imported by another program, this module does nothing.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _is_command(path):
+    """Whether a program is one of this project's commands or scripts."""
+    folder = pathlib.Path(path or os.sep).resolve().parent
+    return folder in (_REPOSITORY, _REPOSITORY / "scripts")
+
+
+def _end(message, code):
+    """Ends the process; SystemExit could be caught by what is imported."""
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {message}\n")
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _interrupted(*_):
+    _end("interrupted", 128 + signal.SIGINT)
+
+
+def _report_missing_package(kind, error, traceback):
+    if not issubclass(kind, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    _end(
+        f"error: the package {error.name} is missing in {sys.executable}; run "
+        "bash scripts/setup.sh and use .venv/bin/python",
+        1,
+    )
+
+
+def finish() -> None:
+    """Restores what Python does; a command calls it when it has imported."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.excepthook is _report_missing_package:
+        sys.excepthook = sys.__excepthook__
+
+
+if _is_command(getattr(sys.modules["__main__"], "__file__", None)):
+    sys.excepthook = _report_missing_package
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
