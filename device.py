@@ -115,6 +115,11 @@ class DeviceConfig:
         "NPU: sizes of the groups of gradients that are averaged together, "
         "in percent, comma separated, sum 100. Default: the adapter's.",
     )
+    deterministic: bool = command_line.flag(
+        False,
+        "NPU, and GPU under TensorFlow 2.15: operations that give the same "
+        "bits in each run; slower. A CPU does so for each --cpu_threads.",
+    )
     precision_mode: str = command_line.flag(
         "",
         "NPU: precision mode of the graph compiler. Default: "

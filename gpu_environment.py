@@ -39,6 +39,8 @@ class Gpu(device.Device):
             tf.config.experimental.set_memory_growth(gpu, True)
         if gpus:
             tf.config.experimental.set_visible_devices(gpus[self._index], "GPU")
+        if options.deterministic:
+            _make_deterministic()
         if options.use_xla is None:
             tf.logging.info(
                 "use_xla=%s: the default of a GPU under TensorFlow %s",
@@ -105,6 +107,16 @@ class Gpu(device.Device):
             rewriter = config.graph_options.rewrite_options
             rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
         return config
+
+
+def _make_deterministic():
+    if tf.__version__.startswith(("1.", "2.6.")):
+        raise errors.UserError(
+            f"--deterministic: TensorFlow {tf.__version__} has no "
+            "deterministic operations on a GPU; use TensorFlow 2.15 or omit "
+            "the flag"
+        )
+    tf.compat.v2.config.experimental.enable_op_determinism()
 
 
 def _index(count, local_rank):

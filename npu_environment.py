@@ -12,6 +12,7 @@ vendor's TensorFlow 1.15 porting guide.
 
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -86,6 +87,12 @@ def create(
     environ.setdefault("RANK_SIZE", "1")
     environ.setdefault(
         "ASCEND_DEVICE_ID",
+    if options.deterministic and not _accepts_deterministic():
+        raise errors.UserError(
+            "--deterministic: this TensorFlow adapter has no such option; "
+            "install CANN 7 or later and its adapter, or omit the "
+            "flag"
+        )
         environ.get("DEVICE_ID", str(rank % _DEVICES_PER_SERVER)),
     )
     return Npu(options, _NpuProcesses(rank, world_size))
@@ -96,6 +103,11 @@ def _ranks(options, environ):
     size = _number(environ, "RANK_SIZE", 1, 1)
     if size == 1:
         return 0, 1
+def _accepts_deterministic():
+    config = _adapter("estimator.npu.npu_config").NPURunConfig
+    return "deterministic" in inspect.signature(config.__init__).parameters
+
+
     if not environ.get("RANK_TABLE_FILE"):
         raise errors.UserError(
             f"RANK_SIZE is {size}, but RANK_TABLE_FILE is not set; write one "
@@ -391,3 +403,5 @@ def _dump(directory, options):
         enable_dump_debug=options.over_dump,
         dump_debug_mode="all",
     )
+        if options.deterministic:
+            arguments["deterministic"] = 1

@@ -154,6 +154,15 @@ def test_xla_on_a_gpu_is_the_default_of_tensorflow_2(log_lines, use_xla):
     assert len(logged) == (use_xla is None)
 
 
+@pytest.mark.skipif(
+    not tf.__version__.startswith("1."), reason="it would last for the process"
+)
+def test_determinism_on_a_gpu_needs_tensorflow_2(monkeypatch):
+    options = environment.DeviceConfig(deterministic=True)
+    with pytest.raises(errors.UserError, match="--deterministic.*2.15"):
+        gpu_environment.Gpu(options, Processes())
+
+
 def test_cpu_hides_the_gpus(data):
     _, lines = pretrain(data, 1, accelerator="cpu", num_train_steps=5)
     assert {line["visible"] for line in lines if "visible" in line} == {""}
