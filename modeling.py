@@ -384,9 +384,12 @@ def recomputed(
 
 
 def _attention_mask(input_mask):
-    """0 where a position is visible, else -1e9: float32 [B, 1, 1, S]."""
+    """0 where a position is visible, else -1e4: float32 [B, 1, 1, S].
+
+    fp16, in which an NPU may compute it, has numbers up to 65504.
+    """
     visible = tf.cast(input_mask, tf.float32)
-    return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e9
+    return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e4
 
 
 def normal_variable(
@@ -455,7 +458,10 @@ def layer_norm(
     with tf.variable_scope("LayerNorm"):
         beta = variable("beta", [width], tf.zeros_initializer())
         gamma = variable("gamma", [width], tf.ones_initializer())
-    normed = kernels.normalize(tf.cast(rows, tf.float32), gamma, beta, epsilon)
+        # Within the scope, by whose name an NPU's compiler recognizes it.
+        normed = kernels.normalize(
+            tf.cast(rows, tf.float32), gamma, beta, epsilon
+        )
     return tf.cast(normed, rows.dtype)
 
 

@@ -3,8 +3,8 @@
 
 The only module that names npu_bridge, the adapter for TensorFlow 1.15, and
 npu_device, for TensorFlow 2.6, whose compat.v1 has the same modules.
-One is imported when an NPU is used. It uses only names and arguments that all
-releases of the adapter since 2021 have.
+One is imported when an NPU is used. It looks for names and arguments that not
+all releases of the adapter since 2021 have, and does without them.
 
 Source: Ascend/tensorflow (Apache 2.0), tf_adapter/python/npu_bridge; the
 vendor's TensorFlow 1.15 porting guide.
@@ -18,12 +18,14 @@ import os
 import re
 import types
 import typing
+import zlib
 
 import tensorflow.compat.v1 as tf
 
 import device
+import kernels
+import optimization
 from common import errors
-from kernels import gather
 
 _ADAPTER, _MODULES = (
     ("npu_device", "npu_device.compat.v1")
@@ -31,6 +33,9 @@ _ADAPTER, _MODULES = (
     else ("npu_bridge", "npu_bridge")
 )
 _DEVICES_PER_SERVER = 8
+# A prime: float32, in which some operators of the NPU compute integers, holds
+# products of two smaller numbers exactly, and cubes are a permutation.
+_PRIME = 4091
 # Precision modes that never lower float32 to fp16.
 _KEEPS_RANGE = (
     "must_keep_origin_dtype",
@@ -82,20 +87,25 @@ def create(
     rank, world_size = _ranks(options, environ)
     if _ADAPTER == "npu_device":
         importlib.import_module(_ADAPTER).compat.enable_v1()
-    # The adapter fails without JOB_ID, and releases of 2021 without RANK_SIZE.
-    environ.setdefault("JOB_ID", "10086")
-    environ.setdefault("RANK_SIZE", "1")
-    environ.setdefault(
-        "ASCEND_DEVICE_ID",
     if options.deterministic and not _accepts_deterministic():
         raise errors.UserError(
             "--deterministic: this TensorFlow adapter has no such option; "
             "install CANN 7 or later and its adapter, or omit the "
             "flag"
         )
+    # The adapter fails without JOB_ID, and releases of 2021 without RANK_SIZE.
+    environ.setdefault("JOB_ID", "10086")
+    environ.setdefault("RANK_SIZE", "1")
+    environ.setdefault(
+        "ASCEND_DEVICE_ID",
         environ.get("DEVICE_ID", str(rank % _DEVICES_PER_SERVER)),
     )
     return Npu(options, _NpuProcesses(rank, world_size))
+
+
+def _accepts_deterministic():
+    config = _adapter("estimator.npu.npu_config").NPURunConfig
+    return "deterministic" in inspect.signature(config.__init__).parameters
 
 
 def _ranks(options, environ):
@@ -103,11 +113,6 @@ def _ranks(options, environ):
     size = _number(environ, "RANK_SIZE", 1, 1)
     if size == 1:
         return 0, 1
-def _accepts_deterministic():
-    config = _adapter("estimator.npu.npu_config").NPURunConfig
-    return "deterministic" in inspect.signature(config.__init__).parameters
-
-
     if not environ.get("RANK_TABLE_FILE"):
         raise errors.UserError(
             f"RANK_SIZE is {size}, but RANK_TABLE_FILE is not set; write one "
@@ -168,7 +173,6 @@ class Npu(device.Device):
     name = "npu"
     static_shapes = True
     runs_between_steps = False  # compiling a second graph takes minutes
-    saturates = True  # and lacks the operator is_finite
     averages_micro_batches = False
 
     def __init__(
@@ -176,6 +180,7 @@ class Npu(device.Device):
     ):
         super().__init__(options, processes)
         self._manager = None
+        self._run = None  # that trains
         # A signal reaches the ranks in different loops of the device, and one
         # that stops early leaves the others waiting for its gradients.
         self.stops_together = self.world_size == 1
@@ -190,24 +195,101 @@ class Npu(device.Device):
         return dict(super().versions(), CANN=_cann_version())
 
     @property
+    def saturates(self) -> bool:
+        """Whether an overflow gives the largest number and raises a flag.
+
+        An Ascend 910 does and lacks the operator is_finite; an Atlas A2 or
+        later gives inf or nan. Adapters before 2023 know only the former.
+        """
+        if _ADAPTER == "npu_device":
+            plugin = importlib.import_module(_ADAPTER)
+        else:
+            plugin = _adapter("estimator.npu.npu_plugin")
+        enabled = getattr(plugin, "is_inf_nan_enabled", lambda: False)
+        return not enabled()
+
+    @property
     def kernels(self):
         options = self._options
-        kernels = super().kernels._replace(normalize=_normalize, embed=_embed)
+        replaced = super().kernels._replace(
+            normalize=self._normalize, dropout=self._dropout, embed=_embed
+        )
         if options.npu_bert_fused_gelu:
             native = _adapter("estimator.npu_unary_ops").npu_unary_ops
-            kernels = kernels._replace(gelu=native.gelu)
-        if options.npu_bert_npu_dropout:
-            kernels = kernels._replace(dropout=_dropout)
+            replaced = replaced._replace(gelu=native.gelu)
         if not options.npu_gather:
-            kernels = kernels._replace(
+            replaced = replaced._replace(
                 gather=tf.gather,
                 embed=lambda table, ids: (tf.gather(table, ids), table),
             )
-        return kernels
+        return replaced
+
+    def _normalize(self, x, gamma, beta, epsilon):
+        """LayerNorm whose two passes the compiler fuses, or neither.
+
+        A forward pass that is fused without its backward pass gives wrong
+        gradients. The adapter's own operation (since release 1.7.0) is one in
+        both; else the compiler looks for the names of TensorFlow's operations,
+        which it finds in a backward pass inside a loop, but not in a forward
+        pass there.
+        """
+        aicore = _adapter("estimator.npu_aicore_ops")
+        if hasattr(aicore, "layer_norm"):
+            return aicore.layer_norm(
+                x,
+                gamma,
+                beta,
+                begin_norm_axis=-1,
+                begin_params_axis=-1,
+                epsilon=epsilon,
+            )[0]
+        run = self._run
+        if (
+            run is None
+            or run.num_accumulation_steps > 1
+            or run.recompute_layers
+        ):
+            return kernels.normalize(x, gamma, beta, epsilon)
+        mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
+        return tf.nn.batch_normalization(
+            x, mean, variance, beta, gamma, epsilon
+        )
+
+    def _dropout(self, x, rate, seed):
+        """The NPU's dropout, or one that is a function of its seed alone.
+
+        The NPU's keeps a state of its own. Its seed differs by rank and place,
+        and by the checkpoint from which a run starts. A layer that is computed
+        twice needs the same mask twice, which only the other one gives.
+        """
+        run = self._run
+        if not self._options.npu_bert_npu_dropout or (
+            run and run.recompute_layers
+        ):
+            return stateless_dropout(x, rate, seed)
+        graph = tf.get_default_graph()
+        start = run and tf.train.latest_checkpoint(run.output_dir)
+        key = (
+            graph.seed,
+            self.rank,
+            graph.unique_name("dropout"),
+            os.path.basename(start or ""),
+        )
+        return _adapter("estimator.npu_ops").dropout(
+            x,
+            keep_prob=1.0 - rate,
+            seed=zlib.crc32(repr(key).encode()) & 0x7FFFFFFF,
+        )
+
+    def micro_batches(self, optimizer, losses, run):
+        self._run = run
+        return super().micro_batches(optimizer, losses, run)
 
     def wrap_optimizer(self, optimizer, run):
+        # Without a loss scale too, a step that overflows is skipped: in fp16,
+        # which is the adapter's default, one of them would end the run.
         self._warn_of_underflow()
-        return super().wrap_optimizer(optimizer, run)
+        return self._loss_scaled(self._averaged(optimizer, run))
 
     def _averaged(self, optimizer, run):
         if self.world_size == 1:
@@ -221,6 +303,13 @@ class Npu(device.Device):
         return npu_optimizer.NPUDistributedOptimizer(optimizer)
 
     def _loss_scaled(self, optimizer):
+        self._manager = None
+        # npu_device has no loss scale; the other adapter's would test every
+        # gradient with is_finite, which runs on the NPU's slow scalar cores.
+        if _ADAPTER == "npu_device" or not self.saturates:
+            if self._options.loss_scale < 0:
+                return optimization.LossScaled(optimizer)
+            return super()._loss_scaled(optimizer)
         scaling = _adapter("estimator.npu.npu_loss_scale_optimizer")
         self._manager = self._loss_scale_manager()
         return scaling.NPULossScaleOptimizer(
@@ -242,7 +331,7 @@ class Npu(device.Device):
         managers = _adapter("estimator.npu.npu_loss_scale_manager")
         fixed = self._options.loss_scale
         if fixed:
-            return managers.FixedLossScaleManager(loss_scale=fixed)
+            return managers.FixedLossScaleManager(loss_scale=max(fixed, 1.0))
         return managers.ExponentialUpdateLossScaleManager(
             init_loss_scale=self._options.init_loss_scale_value,
             incr_every_n_steps=1000,
@@ -252,9 +341,11 @@ class Npu(device.Device):
         )
 
     def overflow(self, optimizer):
-        del optimizer
         if self._manager is None:
-            return {}
+            return {
+                "loss_scale": optimizer.loss_scale,
+                "finite": optimizer.finite,
+            }
         return {"loss_scale": self._manager.get_loss_scale()}
 
     def estimator(self, model_fn, run, num_train_steps):
@@ -312,6 +403,8 @@ class Npu(device.Device):
         precision = self._precision_mode()
         if precision:
             arguments["precision_mode"] = precision
+        if options.deterministic:
+            arguments["deterministic"] = 1
         if options.profiling:
             arguments["profiling_config"] = _profiling(
                 os.path.join(run.output_dir, "profiling")
@@ -338,21 +431,46 @@ def _cann_version():
     return "unknown"
 
 
-def _dropout(x, rate, seed):
-    """The NPU's dropout; its seed is the graph's."""
-    del seed
-    return _adapter("estimator.npu_ops").dropout(x, keep_prob=1.0 - rate)
+def stateless_dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    """Inverted dropout in integer operations that the NPU has.
+
+    Element (i, j) of x as a matrix is kept where (a[i] * b[j] + c[i]) mod p is
+    below p * (1 - rate): in a row, any two elements are independent.
+
+    Args:
+      x: float tensor.
+      rate: probability of a zero, in [0, 1).
+      seed: int32 [2].
+
+    Source: Carter & Wegman 1979; a, b and c by MiMC (Albrecht et al. 2016,
+    eprint 2016/492) over a small prime field.
+    """
+    key = tf.constant(0)
+    for number in (seed[0], seed[1]):
+        key = _mix(_mix(key, number % _PRIME), number // _PRIME % _PRIME)
+
+    def draw(stream, count):
+        index = tf.range(count)
+        return _mix(_mix(_mix(key, stream), index // _PRIME), index % _PRIME)
+
+    columns = tf.shape(x)[-1]
+    rows = tf.reduce_prod(tf.shape(x)[:-1])
+    factors = draw(1, rows) % (_PRIME - 1) + 1
+    number = factors[:, tf.newaxis] * draw(2, columns)
+    number = (number + draw(3, rows)[:, tf.newaxis]) % _PRIME
+    kept = tf.reshape(number < round(_PRIME * (1.0 - rate)), tf.shape(x))
+    return x * (tf.cast(kept, x.dtype) * (1.0 / (1.0 - rate)))
 
 
-def _normalize(x, gamma, beta, epsilon):
-    """LayerNorm in the operations that the NPU's compiler can fuse."""
-    mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
-    return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
+def _mix(state, number):
+    """One round of MiMC: int32 tensors in [0, _PRIME)."""
+    total = (state + number + 1) % _PRIME
+    return total * total % _PRIME * total % _PRIME
 
 
 def _embed(table, ids):
     """Rows and table, with a dense gradient by a supported operator."""
-    return gather(table, ids), table
+    return kernels.gather(table, ids), table
 
 
 def loop_length(
@@ -403,5 +521,3 @@ def _dump(directory, options):
         enable_dump_debug=options.over_dump,
         dump_debug_mode="all",
     )
-        if options.deterministic:
-            arguments["deterministic"] = 1

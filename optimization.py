@@ -480,15 +480,15 @@ class LossScaled(Wrapper):
     Source: Micikevicius et al. 2017 (arXiv:1710.03740), section 3.2.
     """
 
-    def __init__(self, optimizer, loss_scale):
+    def __init__(self, optimizer, loss_scale=None):
         """
         Args:
           optimizer: the optimizer to wrap.
-          loss_scale: LossScale.
+          loss_scale: LossScale; None for a scale of 1 without variables.
         """
         super().__init__(optimizer)
         self._scale = loss_scale
-        self.loss_scale = loss_scale.scale
+        self.loss_scale = loss_scale.scale if loss_scale else tf.constant(1.0)
         self.finite = None  # bool [G], after compute_gradients
 
     def compute_gradients(self, loss, var_list=None, **_):
@@ -514,4 +514,5 @@ class LossScaled(Wrapper):
 
         applied = tf.cond(finite, update, lambda: tf.constant(False))
         with tf.control_dependencies([applied]):
-            return tf.group(self._scale.update(finite), name=name)
+            update = self._scale.update(finite) if self._scale else tf.no_op()
+            return tf.group(update, name=name)

@@ -27,6 +27,7 @@ STATE = (
 )
 OVERFLOW = 4  # the step in which one is planted
 LARGE_SCALE = 2.0**22  # fp16 overflows
+INF_NAN = {"NPU_STUB_INF_NAN": "1", "NPU_STUB_RELEASE": "M"}
 # Clipping, and Adam with a small epsilon, would hide gradients of a wrong
 # scale.
 SIZES = dict(
@@ -50,6 +51,9 @@ class Runs:
     def __init__(self, folder):
         self.folder = folder
         self.model = tiny.write_model(folder / "model", layers=1)
+        self.overflowing = tiny.write_model(
+            folder / "overflowing", layers=1, initializer_range=1e3
+        )
         self.records = tiny.write_sequences(folder / "records")
         self.squad = tiny.write_squad(folder / "squad.json")
         self._pool = futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2))
@@ -161,6 +165,24 @@ def runs(tmp_path_factory):
         code=1,
         NPU_STUB_OVERFLOW_STEPS="3-",
     )
+    started.start(
+        "flagged_unscaled",
+        started.watched("flagged_unscaled", npu_bert_loss_scale=-1),
+        NPU_STUB_OVERFLOW_STEPS=str(OVERFLOW),
+    )
+    started.start(
+        "overflow_inf_nan",
+        started.watched("overflow_inf_nan", f"{OVERFLOW}:{LARGE_SCALE}"),
+        **INF_NAN,
+    )
+    for name, scale in (("forward", 0), ("forward_unscaled", -1)):
+        line = started.pretraining(
+            name,
+            manual_fp16=True,
+            npu_bert_loss_scale=scale,
+            bert_config_file=started.overflowing / "config.json",
+        )
+        started.start(name, line, code=1, **INF_NAN)
     for name, half in (("float32", False), ("fp16", True)):
         started.start(
             name,
@@ -250,7 +272,7 @@ def test_planted_flag_skips_the_step_and_halves_the_scale(runs):
     assert list(seen["global_step"]) == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("device", ["cpu", "npu"])
+@pytest.mark.parametrize("device", ["cpu", "npu", "inf_nan"])
 def test_real_overflow_skips_the_step_and_halves_the_scale(runs, device):
     output = runs.output("overflow_" + device)
     check_skipped_step(
@@ -262,6 +284,27 @@ def test_endless_overflow_ends_the_run(runs):
     last = runs.output("endless").splitlines()[-1]
     assert "40 steps in a row overflowed after step 2" in last
     assert "the loss scale is down to 1;" in last
+
+
+@pytest.mark.parametrize("name", ["forward", "forward_unscaled"])
+def test_endless_overflow_in_the_forward_pass_ends_the_run(runs, name):
+    """In INF/NaN mode, where the loss is not finite."""
+    output = runs.output(name)
+    lines = tiny.steps_of(output)
+    assert [line["overflows"] for line in lines] == list(range(1, 40))
+    last = output.splitlines()[-1]
+    assert "40 steps in a row overflowed after step 0" in last
+    assert "Traceback" not in output
+
+
+def test_flag_skips_a_step_without_a_loss_scale(runs):
+    output = runs.output("flagged_unscaled")
+    seen = runs.variables("flagged_unscaled")
+    assert "loss_scale" not in seen
+    assert list(seen["global_step"]) == [0, 1, 2, 3, 3, 4, 5, 6]
+    weights = seen["bert/encoder/layer_0/output/dense/kernel"]
+    np.testing.assert_array_equal(weights[3], weights[4])
+    assert tiny.steps_of(output)[-1]["overflows"] == 1
 
 
 def test_fp16_ends_near_float32(runs):

@@ -35,7 +35,9 @@ _FOREIGN = (
 _ITEM = re.compile(r"(\w+)=(\S+)")
 
 
-def write_model(folder, *, dropout=0.0, layers=2, hidden_size=32):
+def write_model(
+    folder, *, dropout=0.0, layers=2, hidden_size=32, initializer_range=0.1
+):
     """config.json, vocab.json and merges.txt of a model without merges."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(
@@ -52,7 +54,7 @@ def write_model(folder, *, dropout=0.0, layers=2, hidden_size=32):
                 "attention_probs_dropout_prob": dropout,
                 "max_position_embeddings": 514,
                 "type_vocab_size": 1,
-                "initializer_range": 0.1,
+                "initializer_range": initializer_range,
                 "layer_norm_eps": 1e-5,
                 "pad_token_id": 1,
             }

@@ -10,7 +10,9 @@ Source: Ascend/tensorflow, tf_adapter_2.x/compat_v1/upgrade_tf1_compat_tf2.py.
 import sys
 import types
 
-from npu_stub import loader
+from npu_stub import float_status, loader
+
+is_inf_nan_enabled = float_status.is_inf_nan_enabled
 
 
 def _enable_v1():

@@ -64,6 +64,11 @@ class FloatStatus:
             return np.full([_WIDTH], flag, np.float32)
 
 
+def is_inf_nan_enabled():
+    """Whether an overflow gives inf or nan instead (Atlas A2 and later)."""
+    return os.environ.get("NPU_STUB_INF_NAN") == "1"
+
+
 STATUS = FloatStatus(os.environ.get("NPU_STUB_OVERFLOW_STEPS", ""))
 
 
@@ -83,7 +88,7 @@ def saturate(tensors):
         return tensor
 
     present = [values(t) for t in tensors if t is not None]
-    if not present:
+    if not present or is_inf_nan_enabled():
         return list(tensors)
     with graph.own_operations():
         bad = tf.logical_not(

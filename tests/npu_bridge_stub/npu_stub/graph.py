@@ -10,17 +10,26 @@ _OWN = "_npu_stub"
 
 
 @contextlib.contextmanager
-def own_operations():
-    """Operations built in it are the stub's: `strict` ignores them."""
+def own_operations(operation=""):
+    """Operations built in it are the stub's: `strict` ignores them.
+
+    Args:
+      operation: the type of the adapter's operation that they make up.
+    """
     # pylint: disable=protected-access
-    attribute = {_OWN: tf.AttrValue(b=True)}
+    attribute = {_OWN: tf.AttrValue(s=operation.encode())}
     with tf.get_default_graph()._attr_scope(attribute):
         yield
 
 
 def is_own(operation):
-    """Whether an operation was built in `own_operations`."""
-    return _OWN in operation.node_def.attr
+    """Whether an operation or node was built in `own_operations`."""
+    return _OWN in getattr(operation, "node_def", operation).attr
+
+
+def adapter_operation(node):
+    """The type of the adapter's operation that a node is a part of."""
+    return node.attr[_OWN].s.decode()
 
 
 def py_func(function, inputs, dtypes, name):

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import pathlib
 import sys
 import types
@@ -28,6 +29,8 @@ _BEHAVIOUR = {
     "npu_loss_scale_manager": "loss_scale",
     "npu_loss_scale_optimizer": "optimizers",
     "npu_optimizer": "optimizers",
+    "npu_plugin": "float_status",
+    "npu_aicore_ops": "ops",
     "npu_ops": "ops",
     "npu_unary_ops": "ops",
     "hccl_ops": "hccl_ops",
@@ -36,11 +39,21 @@ _BEHAVIOUR = {
 
 
 def symbols():
-    """{dotted name: [[argument] or [argument, default]]} of the adapter."""
+    """{dotted name: [[argument] or [argument, default]]} of the adapter.
+
+    NPU_STUB_RELEASE is D (default), 17 or M; see "versions" in the file.
+    """
+    release = os.environ.get("NPU_STUB_RELEASE", "D")
     return {
         symbol["id"]: symbol["args"]
+        # Those that not every release has are known by name alone.
+        + [
+            [name, "None"]
+            for name in symbol.get("args_only_in", {}).get(release, ())
+            if release != "D"
+        ]
         for symbol in json.loads(_API.read_text(encoding="utf-8"))["symbols"]
-        if "D" in symbol["present_in"]
+        if release in symbol["present_in"]
     }
 
 

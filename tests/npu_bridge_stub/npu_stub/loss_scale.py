@@ -8,7 +8,8 @@ import tensorflow.compat.v1 as tf
 class FixedLossScaleManager:
     """A loss scale that never changes."""
 
-    def __init__(self, loss_scale):
+    def __init__(self, loss_scale, enable_overflow_check=True):
+        del enable_overflow_check
         if loss_scale < 1:
             raise ValueError(
                 f"loss_scale is {loss_scale:g}; expected at least 1"

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout and GELU."""
+"""Dropout, LayerNorm and GELU."""
 
 import math
 import numbers
 
 import tensorflow.compat.v1 as tf
+
+from npu_stub import graph
 
 
 def dropout(x, keep_prob, noise_shape, seed, name):
@@ -32,7 +34,9 @@ def dropout(x, keep_prob, noise_shape, seed, name):
             raise ValueError(f"keep_prob is {keep_prob:g}, expected (0, 1]")
         if keep_prob == 1:
             return x
-    with tf.name_scope(name, "dropout", [x]):
+    with tf.name_scope(name, "dropout", [x]), graph.own_operations(
+        "DropOutDoMask"
+    ):
         uniform = tf.random.uniform(_shape(x, noise_shape), seed=seed)
         kept = tf.cast(uniform < keep_prob, x.dtype)
         return x * (kept / tf.cast(keep_prob, x.dtype))
@@ -42,6 +46,52 @@ def _shape(x, noise_shape):
     if noise_shape is not None:
         return noise_shape
     return x.shape if x.shape.is_fully_defined() else tf.shape(x)
+
+
+def layer_norm(
+    x, gamma, beta, begin_norm_axis, begin_params_axis, epsilon, name
+):
+    """[y, mean, variance], with a gradient of its own.
+
+    Args:
+      x: float [N, H].
+      gamma, beta: [H], of x's type.
+      begin_norm_axis, begin_params_axis: the last axis.
+      epsilon: added to the variance.
+    """
+    x, gamma, beta = map(tf.convert_to_tensor, (x, gamma, beta))
+    if not x.dtype == gamma.dtype == beta.dtype:
+        raise TypeError("x, gamma and beta are of different types")
+    if {begin_norm_axis % len(x.shape), begin_params_axis % len(x.shape)} != {
+        len(x.shape) - 1
+    }:
+        raise NotImplementedError("the stub normalizes the last axis")
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        with graph.own_operations("FusedLayerNorm"):
+            mean = tf.reduce_mean(x, -1, keepdims=True)
+            variance = tf.reduce_mean(tf.square(x - mean), -1, keepdims=True)
+            scale = 1.0 / tf.sqrt(variance + epsilon)
+            normed = (x - mean) * scale
+
+        def gradient(y, *_):
+            with graph.own_operations("FusedLayerNormGrad"):
+                inner = y * gamma
+                slope = tf.reduce_mean(inner * normed, -1, keepdims=True)
+                centre = tf.reduce_mean(inner, -1, keepdims=True)
+                rows = list(range(len(x.shape) - 1))
+                return (
+                    scale * (inner - centre - normed * slope),
+                    tf.reduce_sum(y * normed, rows),
+                    tf.reduce_sum(y, rows),
+                )
+
+        with graph.own_operations("FusedLayerNorm"):
+            return (normed * gamma + beta, mean, variance), gradient
+
+    with tf.name_scope(name, "FusedLayerNorm"):
+        return list(normalize(x, gamma, beta))
 
 
 def gelu(features, name=None):

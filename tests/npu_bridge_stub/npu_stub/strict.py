@@ -5,7 +5,7 @@ import inspect
 
 import tensorflow.compat.v1 as tf
 
-from npu_stub import graph
+from npu_stub import float_status, graph
 
 _NO_DTYPES = {
     d.as_datatype_enum: d.name
@@ -126,6 +126,8 @@ def _check_operation(operation):
             _check_tensor(tensor)
         return
     reason = _NO_OPERATIONS.get(operation.type)
+    if operation.type.startswith("Is") and float_status.is_inf_nan_enabled():
+        reason = None
     if reason is None and "QueueDequeue" in operation.type:
         reason = "input by queues is not supported"
     if reason:
