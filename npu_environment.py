@@ -307,9 +307,12 @@ class Npu(device.Device):
         # npu_device has no loss scale; the other adapter's would test every
         # gradient with is_finite, which runs on the NPU's slow scalar cores.
         if _ADAPTER == "npu_device" or not self.saturates:
-            if self._options.loss_scale < 0:
-                return optimization.LossScaled(optimizer)
-            return super()._loss_scaled(optimizer)
+            scaled = (
+                optimization.LossScaled(optimizer)
+                if self._options.loss_scale < 0
+                else super()._loss_scaled(optimizer)
+            )
+            return _Flagged(scaled, self.average) if self.saturates else scaled
         scaling = _adapter("estimator.npu.npu_loss_scale_optimizer")
         self._manager = self._loss_scale_manager()
         return scaling.NPULossScaleOptimizer(
@@ -414,6 +417,38 @@ class Npu(device.Device):
                 os.path.join(run.output_dir, "dump"), options
             )
         return arguments
+
+
+class _Flagged(optimization.Wrapper):
+    """Also skips a step after which the device's overflow flag is up."""
+
+    def __init__(self, scaled, average):
+        """
+        Args:
+          scaled: optimization.LossScaled.
+          average: function on a list of tensors.
+        """
+        super().__init__(scaled)
+        self._average = average
+        self.loss_scale = scaled.loss_scale
+        self.finite = None  # bool [G + 1], after compute_gradients
+
+    def compute_gradients(self, loss, var_list=None, **_):
+        scaled = self._optimizer
+        pairs = scaled.compute_gradients(loss, var_list)
+        native = _adapter("helper.helper").get_gen_ops()
+        with tf.control_dependencies([scaled.finite]):
+            status = native.npu_get_float_status_v2()
+        with tf.control_dependencies([status]):
+            cleared = native.npu_clear_float_status_v2()
+        with tf.control_dependencies([cleared]):
+            raised = tf.reduce_max(tf.cast(status, tf.float32))
+            (raised,) = self._average([raised])
+        scaled.finite = tf.concat(
+            [scaled.finite, [tf.equal(raised, 0.0)]], axis=0
+        )
+        self.finite = scaled.finite
+        return pairs
 
 
 def _cann_version():

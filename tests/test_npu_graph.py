@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph that an NPU's compiler gets: LayerNorm, operations, dropout."""
 
+import importlib
 import pathlib
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import npu_environment
+import optimization
 from helpers import npu_graph
 
 OPERATIONS = pathlib.Path(__file__).parent / "data" / "npu_operations.txt"
@@ -184,3 +186,30 @@ def test_recomputed_layer_drops_the_same(monkeypatch, tmp_path):
             first.shape == again.shape and (first == again).all()
             for again in masks[7:]
         )
+
+
+# Overflows on TensorFlow 2.6, whose adapter has no loss scale.
+
+
+def test_flag_of_the_device_skips_a_step(monkeypatch):
+    npu_graph.use_stub(monkeypatch, "M")
+    status = importlib.import_module("npu_stub.float_status").STATUS
+    status.plant("2")
+    weight = tf.get_variable("weight", initializer=1.0)
+    micro = optimization.MicroBatches(
+        optimization.AdamW(0.1), lambda index: (weight, {}), 1
+    )
+    chain = npu_environment._Flagged(optimization.LossScaled(micro), list)
+    step = tf.train.get_or_create_global_step()
+    update = chain.apply_gradients(
+        chain.compute_gradients(tf.constant(1.0)), step
+    )
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        seen = [session.run([update, chain.finite])[1] for _ in range(3)]
+        assert session.run(step) == 2
+    assert [list(finite) for finite in seen] == [
+        [True, True],
+        [True, False],
+        [True, True],
+    ]

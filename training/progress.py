@@ -196,8 +196,10 @@ class ProgressHook(tf.train.SessionRunHook):
         if "finite" not in values:
             return ""
         names = zip(self._gradient_names, values["finite"])
-        first = next((name for name, finite in names if not finite), "none")
-        return f"; the first gradient that is not finite is that of {first}"
+        first = next((name for name, finite in names if not finite), "")
+        return first and (
+            f"; the first gradient that is not finite is that of {first}"
+        )
 
     def _write(self, run_context, values, now):
         """Logs one line and writes its scalars."""

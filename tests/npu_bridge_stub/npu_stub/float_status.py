@@ -8,6 +8,7 @@ raises the flag.
 """
 
 import os
+import sys
 import threading
 
 import numpy as np
@@ -121,6 +122,30 @@ def _clean(tensor):
         tf.is_nan(tensor), tf.fill(tf.shape(tensor), largest), tensor
     )
     return tf.clip_by_value(numbers, -largest, largest)
+
+
+def npu_get_float_status_v2():
+    """Int32 [8], not all zero after an overflow; counts as an update."""
+    with graph.own_operations():
+        (status,) = graph.py_func(
+            lambda: STATUS.read().astype(np.int32),
+            [],
+            [tf.int32],
+            "NpuGetFloatStatusV2",
+        )
+        status.set_shape([_WIDTH])
+        return status
+
+
+def npu_clear_float_status_v2():
+    """An operation that takes the flag down."""
+    with graph.own_operations():
+        return graph.py_func(STATUS.clear, [], [], "NpuClearFloatStatusV2")
+
+
+def get_gen_ops():
+    """The native operations."""
+    return sys.modules[__name__]
 
 
 def read_and_clear(after):

@@ -29,6 +29,7 @@ _BEHAVIOUR = {
     "npu_loss_scale_manager": "loss_scale",
     "npu_loss_scale_optimizer": "optimizers",
     "npu_optimizer": "optimizers",
+    "helper": "float_status",
     "npu_plugin": "float_status",
     "npu_aicore_ops": "ops",
     "npu_ops": "ops",
