@@ -7,6 +7,7 @@ half a request, takes nobody's place and is closed after a while.
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -14,6 +15,7 @@ import re
 import signal
 import threading
 import time
+import traceback
 import typing
 import urllib.parse
 
@@ -214,7 +216,7 @@ class _Answers:
         # Here, because it needs a running event loop.
         self._limiter = self._limiter or anyio.CapacityLimiter(_COMPUTED)
         try:
-            with anyio.fail_after(seconds):
+            with anyio.fail_after(seconds), _cleared_frames():
                 return await anyio.to_thread.run_sync(
                     compute, limiter=self._limiter
                 )
@@ -233,6 +235,20 @@ class _Answers:
             ) from None
         finally:
             gone.cancel()
+
+
+@contextlib.contextmanager
+def _cleared_frames():
+    """Drops what a failed call computed.
+
+    The future of its thread and its error refer to each other, and would hold
+    all arrays until a full garbage collection.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 async def _body(request):

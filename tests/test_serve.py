@@ -6,6 +6,7 @@ The server itself runs once, for many callers at a time and for a browser.
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
+import weakref
 
+import numpy as np
 import pytest
 
 from common import errors
@@ -173,6 +176,26 @@ def test_pages_of_other_sites_get_no_answer(client, status, headers):
     assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
     assert client.options("/answer").status_code == 405
+
+
+def test_a_rejected_request_holds_no_memory():
+    """Not even until the next garbage collection."""
+    arrays = []
+
+    class Failing:
+        def answer(self, question, text):
+            array = np.zeros(1000)
+            arrays.append(weakref.ref(array))
+            raise errors.UserError(f"failed with {array.nbytes} bytes")
+
+    client = client_of(Failing())
+    gc.disable()
+    try:
+        response = post(client, json.dumps({"question": "a", "text": "b"}))
+        check_rejected(response, 422, "failed with 8000 bytes")
+        assert arrays[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_missing_packages_are_one_line_with_the_fix(monkeypatch):
