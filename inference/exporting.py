@@ -107,10 +107,7 @@ def inference_graph(
 
 
 def _named(outputs):
-    return {
-        name: tf.identity(tensor, name)
-        for name, tensor in sorted(outputs.items())
-    }
+    return {name: tf.identity(tensor, name) for name, tensor in outputs.items()}
 
 
 def _top_k(model, inputs, input_ids, top_k):
@@ -239,8 +236,14 @@ def _write_onnx(built, model, path):
     for node in proto.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
+    axes = ["batch", "sequence"]
+    if inputs["input_ids"].shape.rank == 3:
+        axes.insert(1, "choices")
     for value in list(proto.graph.input) + list(proto.graph.output):
         value.name = names.get(value.name, value.name)
+        for dimension, axis in zip(value.type.tensor_type.shape.dim, axes):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = axis
     files.write_bytes(path, proto.SerializeToString())
 
 

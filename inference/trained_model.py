@@ -359,13 +359,14 @@ def span_logits(
     padding = tf.equal(input_ids, config.pad_token_id)
     # The loss is then independent of a batch's padding.
     lowest = tf.cast(padding, tf.float32) * NO_ANSWER
-    outputs = {}
+    answerable = {}
     if has_answerable:
-        outputs["answerable_logits"] = modeling.answerable_logits(
+        answerable["answerable_logits"] = modeling.answerable_logits(
             config, hidden, kernels
         )
-    outputs.update(start_logits=start + lowest, end_logits=end + lowest)
-    return outputs
+    return dict(
+        start_logits=start + lowest, end_logits=end + lowest, **answerable
+    )
 
 
 def restored(

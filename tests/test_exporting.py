@@ -323,6 +323,36 @@ def test_random_sequences_are_padded_on_the_right(model):
     assert (np.diff(tokens.astype(int), axis=-1) <= 0).all()
 
 
+def test_onnx_names_its_axes_and_orders_its_outputs(model, tmp_path):
+    pytest.importorskip("tf2onnx")
+    session = pytest.importorskip("onnxruntime")
+    axes = {}
+    for head in ("squad", "multiple_choice", "encoder"):
+        path = str(tmp_path / f"{head}.onnx")
+        exporting.export(model, head, "onnx", path)
+        run = session.InferenceSession(path, providers=["CPUExecutionProvider"])
+        axes[head] = [
+            (value.name, value.shape)
+            for value in run.get_inputs() + run.get_outputs()
+        ]
+    assert axes == {
+        "squad": [
+            ("input_ids", ["batch", "sequence"]),
+            ("start_logits", ["batch", "sequence"]),
+            ("end_logits", ["batch", "sequence"]),
+            ("answerable_logits", ["batch"]),
+        ],
+        "multiple_choice": [
+            ("input_ids", ["batch", "choices", "sequence"]),
+            ("logits", ["batch", "choices"]),
+        ],
+        "encoder": [
+            ("input_ids", ["batch", "sequence"]),
+            ("sequence_output", ["batch", "sequence", 32]),
+        ],
+    }
+
+
 def test_onnx_without_its_packages_is_one_clear_line(model, tmp_path):
     try:
         import tf2onnx  # noqa: F401
