@@ -11,9 +11,10 @@ BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_large}      # vocab.json, merges.txt
 BookCorpus_DIR=${BookCorpus_DIR:-./bookcorpus}       # the text, the records
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/missing_paths.sh
+source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
-PYTHON=$VENV_DIR/bin/python
-[[ -x $PYTHON ]] || PYTHON=python3
+PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
 # RoBERTa's recipe: cased text, full sequences of 512 tokens, masks drawn
 # again each time a sequence is fed.
@@ -32,4 +33,4 @@ PYTHON=$VENV_DIR/bin/python
   --max_predictions_per_seq=80 \
   --masked_lm_prob=0.15 \
   --random_seed=12345 \
-  "$@"
+  "$@" || end_with $? BERT_BASE_DIR BookCorpus_DIR

@@ -19,9 +19,10 @@ fail() {
 
 usage() {
   cat << END
-bash scripts/$(basename "$0") --data_path=DIR [FLAG ...]
-  --data_path       holds Data/BookCorpus/pretraining_data (records) and
-                    Data/SQuAD/data (train- and dev-v1.1.json, -v2.0.json)
+bash scripts/$(basename "$0") --data_path=DIR [FLAG ...]  (--data_path DIR too)
+  --data_path       holds Data/BookCorpus/pretraining_data or pretrain_data
+                    (records) and Data/SQuAD/data (train- and dev-v1.1.json,
+                    -v2.0.json)
   --ckpt_path       holds config.json, vocab.json, merges.txt and
                     tf_model/roberta_large.ckpt; default DATA_PATH/Data/Roberta-large
   --precision_mode  precision mode of the NPU's compiler; default: see docs/ascend.md
@@ -34,7 +35,13 @@ END
 # Sets the variables above from the flags.
 parse_flags() {
   local flag value
-  for flag in "$@"; do
+  while (($#)); do
+    flag=$1
+    shift
+    if [[ $flag == --* && $flag != *=* && $# -gt 0 && $1 != --* ]]; then
+      flag=$flag=$1  # --data_path DIR
+      shift
+    fi
     value=${flag#*=}
     case $flag in
       --data_path=*) DATA_PATH=$value ;;
@@ -55,6 +62,12 @@ parse_flags() {
   [ -d "$DATA_PATH" ] || fail "--data_path=$DATA_PATH: not a directory; --help describes it"
   export BERT_BASE_DIR=${CKPT_PATH:-$DATA_PATH/Data/Roberta-large}
   export SQUAD_DIR=$DATA_PATH/Data/SQuAD/data
+  export BookCorpus_DIR=$DATA_PATH/Data/BookCorpus
+  RECORDS_DIR=$BookCorpus_DIR/pretraining_data
+  # scripts/create_pretraining_data.sh writes pretrain_data.
+  if [ ! -d "$RECORDS_DIR" ] && [ -d "$BookCorpus_DIR/pretrain_data" ]; then
+    RECORDS_DIR=$BookCorpus_DIR/pretrain_data
+  fi
 }
 
 # Runs a launcher, its output in OUT_DIR/NAME.log: train NAME LAUNCHER [FLAG ...]

@@ -19,6 +19,8 @@ export JOB_ID=${JOB_ID:-10086}
 export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-0}
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/missing_paths.sh
+source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
@@ -61,4 +63,4 @@ PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
     --save_checkpoints_steps=10000 \
     --output_dir="$OUT_DIR" \
     --out_log_dir="$OUT_DIR/loss" \
-    "$@"
+    "$@" || end_with $? BERT_BASE_DIR BookCorpus_DIR

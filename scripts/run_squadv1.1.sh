@@ -20,6 +20,8 @@ export JOB_ID=${JOB_ID:-10086}
 export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-0}
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/missing_paths.sh
+source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
 
@@ -57,7 +59,7 @@ PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
     --manual_fp16=True \
     --npu_bert_loss_scale=0 \
     --output_dir="$OUT_DIR" \
-    "$@"
+    "$@" || end_with $? BERT_BASE_DIR INIT_CHECKPOINT SQUAD_DIR
 
 # With several processes, the first one alone predicts.
 if [ "${RANK_SIZE:-1}" != 1 ] && [ "${RANK_ID:-0}" != 0 ]; then exit; fi

@@ -20,7 +20,7 @@ parse_flags "$@"
 # shellcheck disable=SC2086
 train pretraining run_pretraining.sh \
     --flagfile="$SCRIPTS/../configs/predecessor_pretraining.flags" \
-    --input_files_dir="$DATA_PATH/Data/BookCorpus/pretraining_data" \
+    --input_files_dir="$RECORDS_DIR" \
     --iterations_per_loop=20 --display_loss_steps=20 $PRETRAINING_FLAGS
 
 echo "------------------ Final result ------------------"

@@ -123,6 +123,47 @@ def test_launcher_passes_paths_and_flags_on(name, tmp_path):
     assert "--output_dir=an output" in calls[0]
 
 
+def test_the_launcher_of_records_honours_python(tmp_path):
+    calls, _ = launch("create_pretraining_data.sh", tmp_path, "--num_shards=2")
+    assert calls[0][0] == str(REPOSITORY / "create_pretraining_data.py")
+    assert calls[0][-1] == "--num_shards=2"
+
+
+@pytest.mark.parametrize(
+    "name, variable",
+    [
+        ("create_pretraining_data.sh", "BookCorpus_DIR"),
+        ("run_pretraining.sh", "BookCorpus_DIR"),
+        ("run_squadv1.1.sh", "INIT_CHECKPOINT"),
+        ("run_squadv2.0.sh", "SQUAD_DIR"),
+    ],
+)
+def test_a_launcher_that_fails_names_the_path_to_edit(name, variable, tmp_path):
+    (tmp_path / "x.ckpt.index").write_text("")
+    paths = dict(
+        BERT_BASE_DIR=str(tmp_path),
+        BookCorpus_DIR=str(tmp_path),
+        SQUAD_DIR=str(tmp_path),
+        INIT_CHECKPOINT=str(tmp_path / "x.ckpt"),
+        PYTHON="false",
+    )
+    for changes, expected in (
+        ({}, ""),
+        (
+            {variable: "no such"},
+            f"{name}: error: {variable} is no such, which does not exist; edit "
+            f"{variable} in scripts/{name}, or set it in the environment\n",
+        ),
+    ):
+        done = subprocess.run(
+            ["bash", str(REPOSITORY / "scripts" / name)],
+            env={**os.environ, **paths, **changes},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (1, expected)
+
+
 def test_squad_launchers_score_their_predictions(tmp_path):
     calls, _ = launch("run_squadv1.1.sh", tmp_path)
     assert calls[1] == [
