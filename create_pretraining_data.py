@@ -387,10 +387,10 @@ def run(
         summary, invalid_lines = write(build, config, texts, output, places)
         if invalid_lines:
             raise InvalidTextError(
-                f"--input_file={build.input_file}: {invalid_lines} invalid "
-                "lines, named above; run the same command with "
-                "--invalid_text=replace or skip to complete the build, or "
-                "correct them and build with --overwrite"
+                f"--input_file={build.input_file}: lines that are not UTF-8, "
+                f"or JSON without text: {invalid_lines}, named above; run the "
+                "same command with --invalid_text=replace or skip to complete "
+                "the build, or correct them and build with --overwrite"
             )
         if not any(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
@@ -529,8 +529,7 @@ def main(_):
         )
     if content["replaced_lines"] or content["skipped_lines"]:
         logging.warning(
-            "--invalid_text=%s: %d lines with invalid bytes were replaced, %d "
-            "invalid lines were skipped",
+            "--invalid_text=%s: invalid lines replaced: %d, skipped: %d",
             config.invalid_text,
             content["replaced_lines"],
             content["skipped_lines"],

@@ -881,7 +881,7 @@ def test_bad_text_leaves_nothing_behind(
         build(output, tmp_path / name)
     lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert re.search(message, "\n".join([*lines, str(error.value)]))
-    assert bool(lines) == ("1 invalid lines" in str(error.value))
+    assert bool(lines) == ("1, named above" in str(error.value))
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
@@ -903,7 +903,7 @@ def test_a_build_with_invalid_lines_is_completed_by_replacing_or_skipping(
         dupe_factor=1,
         num_workers=2,
     )
-    with pytest.raises(errors.UserError, match="3 invalid lines, named above"):
+    with pytest.raises(errors.UserError, match="without text: 3, named above"):
         build(**options)
     named = "\n".join(r.getMessage() for r in caplog.records)
     for words in (
