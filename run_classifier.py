@@ -165,7 +165,7 @@ def read_data(run: run_config.RunConfig, task: ClassifierConfig) -> Data:
     train, evaluation, predicted = read(task)
     return Data(
         train() if run.do_train else [],
-        evaluation() if task.do_eval else [],
+        evaluation() if task.do_eval or run.evaluates else [],
         predicted() if task.do_predict else [],
     )
 
@@ -353,7 +353,8 @@ def evaluate_and_predict(
 ) -> None:
     """Writes eval_results.txt and the files of predictions."""
     run, task = tuning.setup.run, tuning.setup.task
-    sets = [examples for _, examples in data.evaluation + data.predict]
+    evaluated = data.evaluation if task.do_eval else []
+    sets = [examples for _, examples in evaluated + data.predict]
     outputs = np.split(
         tuning.outputs(
             sequences_of(
@@ -365,17 +366,38 @@ def evaluate_and_predict(
         ),
         np.cumsum([len(examples) for examples in sets])[:-1],
     )
-    if data.evaluation:
-        results = evaluation_results(labels, metrics, data.evaluation, outputs)
+    if evaluated:
+        results = evaluation_results(labels, metrics, evaluated, outputs)
         eval_results.report_results(
             run, results, warm_start.global_step(tuning.setup.source)
         )
     for (name, examples), values in zip(
-        data.predict, outputs[len(data.evaluation) :]
+        data.predict, outputs[len(evaluated) :]
     ):
         path = os.path.join(run.output_dir, name)
         files.write_text(path, predictions_text(task, labels, examples, values))
         tf.logging.info("%d predictions in %s", len(examples), path)
+
+
+def score_with(
+    tuning: finetuning.FineTuning,
+    sets: typing.Sequence[typing.Tuple[str, _Examples]],
+    labels: classification.Labels,
+    metrics: typing.Sequence[str],
+) -> None:
+    """Scores while training by the first metric of the first set."""
+    ends = np.cumsum([len(examples) for _, examples in sets])
+
+    def score(outputs):
+        parts = np.split(outputs["outputs"], ends[:-1])
+        return evaluation_results(labels, metrics, sets, parts)
+
+    examples = [example for _, part in sets for example in part]
+    tuning.score_with(
+        sequences_of("evaluation", examples, tuning.setup),
+        score,
+        metrics[0] + sets[0][0],
+    )
 
 
 def define_flags() -> None:
@@ -400,7 +422,7 @@ def main(_):
     labels = decide_labels(setup.source, task, data.train)
     for examples in [data.train] + [part for _, part in data.evaluation]:
         labels.ids(examples)
-    metrics = task.metrics_for(labels) if task.do_eval else ()
+    metrics = task.metrics_for(labels) if data.evaluation else ()
     task_scores.check(metrics, len(labels.names))
     warm_start.check(
         setup.source,
@@ -420,6 +442,8 @@ def main(_):
         labels.config_values(),
         labels.names,
     )
+    if run.evaluates:
+        score_with(tuning, data.evaluation, labels, metrics)
     tuning.train()
     if (task.do_eval or task.do_predict) and device.rank == 0:
         evaluate_and_predict(tuning, data, labels, metrics)

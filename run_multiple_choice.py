@@ -192,7 +192,7 @@ def read_data(
     parts = {}
     if run.do_train:
         parts["do_train"] = "train"
-    if task.do_eval:
+    if task.do_eval or run.evaluates:
         parts["do_eval"] = task.eval_part
     if task.do_predict:
         parts["do_predict"] = task.predict_part
@@ -239,6 +239,13 @@ def main(_):
         train,
         {"architectures": ["RobertaForMultipleChoice"]},
     )
+    if run.evaluates:
+        questions = questions_of(data["do_eval"])
+        tuning.score_with(
+            sequences(task.eval_part, data["do_eval"], setup),
+            lambda outputs: evaluation_results(questions, outputs["outputs"]),
+            "accuracy",
+        )
     tuning.train()
     if task.do_eval and device.rank == 0:
         evaluate_and_predict(tuning, task.eval_part, data["do_eval"], True)

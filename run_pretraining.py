@@ -25,6 +25,7 @@ from pretraining_data import records
 from training import (
     checkpoints,
     eval_results,
+    evaluation,
     input_pipeline,
     logs,
     loop,
@@ -245,12 +246,7 @@ def evaluate(
       task: flags.
       source: whose checkpoint is restored, see `warm_start.source`.
     """
-    batches = masked_lm_batches.MaskedLmBatches(
-        records_source, batch_size=task.eval_batch_size, seed=run.random_seed
-    )
-    steps = batches.steps
-    if task.max_eval_steps:
-        steps = min(steps, task.max_eval_steps)
+    batches, steps = _evaluation_batches(records_source, run, task)
     tf.logging.info(
         "evaluating %d of %d sequences",
         min(steps * task.eval_batch_size, len(records_source)),
@@ -262,20 +258,76 @@ def evaluate(
             lambda: estimator.evaluate(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
                 steps=steps,
+                checkpoint_path=warm_start.best(run),
             ),
         )
-    results = {
-        name: float(measured[name])
-        for name in ("masked_lm_loss", "masked_lm_accuracy")
-    }
-    results["perplexity"] = math.exp(min(results["masked_lm_loss"], 700.0))
+    results = _results(
+        float(measured["masked_lm_loss"]), float(measured["masked_lm_accuracy"])
+    )
     eval_results.report_results(run, results, warm_start.global_step(source))
 
 
+def score_with(
+    training: run_config.Training,
+    records_source: masked_lm_batches.MaskedLmSource,
+    task: PretrainingConfig,
+) -> None:
+    """Scores while training, under masks that stay the same."""
+    batches, steps = _evaluation_batches(records_source, training.run, task)
+
+    def outputs(features):
+        sums, _, weights = masked_lm_sums(
+            training.config,
+            features,
+            training.device.kernels,
+            is_training=False,
+        )
+        sums["weight"] = tf.reduce_sum(weights)
+        return {name: tf.reshape(value, [1]) for name, value in sums.items()}
+
+    def score(values):
+        sums = {n: float(v.sum(dtype=float)) for n, v in values.items()}
+        weight = max(sums["weight"], 1.0)
+        return _results(
+            sums["loss"] / weight, sums["masked_lm_accuracy"] / weight
+        )
+
+    evaluation.begin(
+        training,
+        evaluation.Task(
+            batches, steps, steps, outputs, score, "masked_lm_loss"
+        ),
+    )
+
+
+def _evaluation_batches(records_source, run, task):
+    """(batches, how many of them are evaluated)."""
+    batches = masked_lm_batches.MaskedLmBatches(
+        records_source, batch_size=task.eval_batch_size, seed=run.random_seed
+    )
+    steps = batches.steps
+    if task.max_eval_steps:
+        steps = min(steps, task.max_eval_steps)
+    return batches, steps
+
+
+def _results(loss, accuracy):
+    return {
+        "masked_lm_loss": loss,
+        "masked_lm_accuracy": accuracy,
+        "perplexity": math.exp(min(loss, 700.0)),
+    }
+
+
 def _check(run, task, config):
-    if not (run.do_train or task.do_eval):
+    if not (run.do_train or task.do_eval or run.scores_checkpoints):
         raise errors.UserError(
             "nothing to do; pass --do_train=True or --do_eval=True"
+        )
+    if run.evaluates and not task.eval_files_dir:
+        raise errors.UserError(
+            "--eval_files_dir is missing; --evaluate_every_steps and "
+            "--evaluate_checkpoints need records to evaluate on"
         )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
@@ -287,6 +339,7 @@ def _check(run, task, config):
     if not (
         run.do_train
         or run.init_checkpoint
+        or run.evaluate_checkpoints == "watch"
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
@@ -325,7 +378,7 @@ def _choose_tokenizer(run, task):
       errors.UserError: records or a model have another one.
     """
     inputs = [task.input_files_dir] * run.do_train
-    inputs += [task.eval_files_dir] * task.do_eval
+    inputs += [task.eval_files_dir] * (task.do_eval or run.evaluates)
     tokenizers = [_tokenizer_of(text, run) for text in dict.fromkeys(inputs)]
     known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     for tokenizer in known:
@@ -376,7 +429,7 @@ def main(_) -> None:
     train_source = eval_source = None
     if run.do_train:
         train_source = read_records(task.input_files_dir, config, run, task)
-    if task.do_eval:
+    if task.do_eval or run.evaluates:
         eval_source = read_records(task.eval_files_dir, config, run, task)
     source = warm_start.source(run, "cls/predictions/")
     _check_files(run, source, task, config, device)
@@ -394,6 +447,8 @@ def main(_) -> None:
         training.data = dict(
             train_source.description, shuffle_window=task.shuffle_window
         )
+    if run.evaluates:
+        score_with(training, eval_source, task)
     estimator = device.estimator(
         build_model_fn(training, source), source, task.num_train_steps
     )

@@ -278,44 +278,93 @@ def sequences(data: Data, is_training: bool) -> finetuning.Sequences:
     )
 
 
-def predict(tuning, data: Data):
-    """Logits of all windows.
+class Logits(typing.NamedTuple):
+    """The outputs of a model for all windows."""
 
-    Returns:
-      ({unique_id: (start, end)}, {unique_id: answerable logit} or None).
-    """
+    data: Data
+    spans: typing.Dict[int, typing.Tuple]  # {unique_id: (start, end)}
+    answerable: typing.Optional[typing.Dict[int, float]]  # by unique_id
+
+    def decode(self, task: SquadConfig, threshold: float):
+        """(predictions, nbest, null_odds), see `squad.decode`."""
+        return squad.decode(
+            self.data.examples,
+            self.data.features,
+            self.spans,
+            task.n_best_size,
+            task.max_answer_length,
+            task.version_2_with_negative,
+            threshold,
+            answerable_logits=self.answerable,
+        )
+
+
+def logits_of(
+    data: Data, outputs: typing.Iterable[typing.Tuple[int, typing.Mapping]]
+) -> Logits:
+    """The logits of windows, from (index of a window, {name: array})."""
     spans, answerable = {}, {}
-    for index, outputs in tuning.predict(sequences(data, False)):
+    for index, values in outputs:
         unique_id = data.features[index].unique_id
-        spans[unique_id] = outputs["start_logits"], outputs["end_logits"]
-        if "answerable_logits" in outputs:
-            answerable[unique_id] = float(outputs["answerable_logits"])
-    return spans, answerable or None
+        spans[unique_id] = values["start_logits"], values["end_logits"]
+        if "answerable_logits" in values:
+            answerable[unique_id] = float(values["answerable_logits"])
+    return Logits(data, spans, answerable or None)
 
 
-def write_predictions(
-    data: Data, results, answerable, setup: finetuning.Setup
+def score(
+    task: SquadConfig,
+    gold: squad_scores.Gold,
+    logits: Logits,
+    predictions: typing.Dict[str, str],
+    null_odds: typing.Dict[str, float],
+) -> typing.Dict[str, float]:
+    """The official scores; for v2.0 also thresholds of null odds."""
+    if not task.version_2_with_negative:
+        return squad_scores.mean_scores_v1(gold, predictions)
+    answers, _, _ = logits.decode(task, math.inf)
+    return _scores_v2(dict(gold), predictions, answers, null_odds)
+
+
+def score_with(
+    tuning: finetuning.FineTuning, data: Data, task: SquadConfig
 ) -> None:
+    """Scores while training, by F1.
+
+    Raises:
+      errors.UserError: --predict_file has no answers.
+    """
+    gold = _gold(task)
+    if gold is None:
+        raise errors.UserError(
+            f"--predict_file={task.predict_file}: questions without answers "
+            "cannot be scored; leave out --evaluate_every_steps"
+        )
+
+    def score_outputs(outputs):
+        rows = (
+            (index, {name: values[index] for name, values in outputs.items()})
+            for index in range(len(data.features))
+        )
+        logits = logits_of(data, rows)
+        predictions, _, null_odds = logits.decode(
+            task, task.null_score_diff_threshold
+        )
+        return score(task, gold, logits, predictions, null_odds)
+
+    tuning.score_with(sequences(data, False), score_outputs, "f1")
+
+
+def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
     """predictions.json, nbest_predictions.json and null_odds.json.
 
     Where the file has answers, also eval_results.txt: the official scores,
     for v2.0 with the best null thresholds and a suggested one.
     """
     run, task = setup.run, setup.task
-
-    def decode(threshold):
-        return squad.decode(
-            data.examples,
-            data.features,
-            results,
-            task.n_best_size,
-            task.max_answer_length,
-            task.version_2_with_negative,
-            threshold,
-            answerable_logits=answerable,
-        )
-
-    predictions, nbest, null_odds = decode(task.null_score_diff_threshold)
+    predictions, nbest, null_odds = logits.decode(
+        task, task.null_score_diff_threshold
+    )
     outputs = {"predictions.json": predictions, "nbest_predictions.json": nbest}
     if task.version_2_with_negative:
         outputs["null_odds.json"] = null_odds
@@ -329,12 +378,7 @@ def write_predictions(
     gold = _gold(task)
     if gold is None:
         return
-    if task.version_2_with_negative:
-        scores = _scores_v2(
-            dict(gold), predictions, decode(math.inf)[0], null_odds
-        )
-    else:
-        scores = squad_scores.mean_scores_v1(gold, predictions)
+    scores = score(task, gold, logits, predictions, null_odds)
     eval_results.report_results(
         run, scores, warm_start.global_step(setup.source)
     )
@@ -402,15 +446,24 @@ def main(_: typing.List[str]) -> None:
         train = device.once_per_host(
             lambda: read_data(task.train_file, setup.tokenizer, run, task, True)
         )
-    if task.do_predict and device.rank == 0:
-        test = read_data(task.predict_file, setup.tokenizer, run, task, False)
+
+    def read_test():
+        return read_data(task.predict_file, setup.tokenizer, run, task, False)
+
+    if run.evaluates:
+        test = device.once_per_host(read_test)
+    elif task.do_predict and device.rank == 0:
+        test = read_test()
     tuning = finetuning.FineTuning(
         build_model(setup, device, chance_loss(train) if train else None),
         sequences(train, True) if train else None,
     )
+    if run.evaluates:
+        score_with(tuning, test, task)
     tuning.train()
-    if test:
-        write_predictions(test, *predict(tuning, test), setup)
+    if task.do_predict and device.rank == 0:
+        outputs = tuning.predict(sequences(test, False))
+        write_predictions(logits_of(test, outputs), setup)
     device.close()
 
 

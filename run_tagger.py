@@ -75,7 +75,9 @@ def read_data(run: run_config.RunConfig, task: TaggerConfig) -> Data:
     """
     return Data(
         _read(task, "train_file", task.label_column) if run.do_train else [],
-        _read(task, "eval_file", task.label_column) if task.do_eval else [],
+        _read(task, "eval_file", task.label_column)
+        if task.do_eval or run.evaluates
+        else [],
         _read(task, "predict_file", None) if task.do_predict else [],
     )
 
@@ -198,18 +200,24 @@ def encode(sentences: _Sentences, setup: finetuning.Setup) -> sequences.Windows:
     )
 
 
-def predict(
-    tuning: finetuning.FineTuning, encoded: sequences.Windows, size: int
+def of_words(
+    encoded: sequences.Windows,
+    outputs: typing.Iterable[typing.Tuple[int, np.ndarray]],
+    size: int,
 ) -> np.ndarray:
-    """The model's outputs for all words: float32 [words, size]."""
+    """The model's outputs for all words: float32 [words, size].
+
+    Args:
+      encoded: all windows.
+      outputs: (index of a window, float32 [S, size]).
+      size: number of labels.
+    """
     windows = encoded.windows
-    outputs = np.zeros([windows[-1].words.stop, size], np.float32)
-    for index, values in tuning.predict(
-        sequences_of("evaluation and prediction", encoded)
-    ):
+    result = np.zeros([windows[-1].words.stop, size], np.float32)
+    for index, values in outputs:
         window = windows[index]
-        outputs[window.words] = values["outputs"][window.places]
-    return outputs
+        result[window.words] = values[window.places]
+    return result
 
 
 def with_labels(
@@ -273,9 +281,14 @@ def evaluate_and_predict(
       encoded: windows of the sentences for evaluation and prediction.
     """
     run = tuning.setup.run
-    outputs = predict(tuning, encoded, len(names))
+    predicted = tuning.predict(
+        sequences_of("evaluation and prediction", encoded)
+    )
+    outputs = of_words(
+        encoded, ((i, values["outputs"]) for i, values in predicted), len(names)
+    )
     evaluated = sum(len(sentence.words) for sentence in data.evaluation)
-    if data.evaluation:
+    if tuning.setup.task.do_eval:
         results = evaluation_results(
             names, data.evaluation, outputs[:evaluated]
         )
@@ -289,6 +302,25 @@ def evaluate_and_predict(
         tf.logging.info(
             "%d labelled words in %s", len(outputs) - evaluated, path
         )
+
+
+def score_with(
+    tuning: finetuning.FineTuning,
+    sentences: _Sentences,
+    names: typing.Sequence[str],
+) -> None:
+    """Scores while training: by F1 of entities, else by accuracy."""
+    encoded = encode(sentences, tuning.setup)
+
+    def score(outputs):
+        words = of_words(encoded, enumerate(outputs["outputs"]), len(names))
+        return evaluation_results(names, sentences, words)
+
+    tuning.score_with(
+        sequences_of("evaluation", encoded),
+        score,
+        "f1" if conll.has_entities(names) else "accuracy",
+    )
 
 
 def define_flags() -> None:
@@ -311,7 +343,7 @@ def main(_):
     names = labels.names
     train_ids = conll.label_ids(data.train, names)
     conll.label_ids(data.evaluation, names)
-    if task.do_eval and conll.has_entities(names):
+    if data.evaluation and conll.has_entities(names):
         task_scores.check_entities()
     warm_start.check(
         setup.source,
@@ -333,8 +365,11 @@ def main(_):
         classification.label_config("RobertaForTokenClassification", names),
         names,
     )
+    if run.evaluates:
+        score_with(tuning, data.evaluation, names)
     tuning.train()
-    if to_predict.windows and device.rank == 0:
+    predicts = task.do_eval or task.do_predict
+    if predicts and device.rank == 0:
         evaluate_and_predict(tuning, data, names, to_predict)
     device.close()
 

@@ -48,6 +48,7 @@ import tokenization
 from common import command_line, errors, files, worker_pool
 from training import (
     checkpoints,
+    evaluation,
     input_pipeline,
     logs,
     loop,
@@ -142,7 +143,11 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
     actions = [
         name for name in ("do_eval", "do_predict") if hasattr(task, name)
     ]
-    if not (run.do_train or any(getattr(task, name) for name in actions)):
+    if not (
+        run.do_train
+        or run.scores_checkpoints
+        or any(getattr(task, name) for name in actions)
+    ):
         choices = " or ".join(
             f"--{name}=True" for name in ("do_train", *actions)
         )
@@ -160,6 +165,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
     if not (
         run.do_train
         or run.init_checkpoint
+        or run.evaluate_checkpoints == "watch"
         or checkpoints.newest(run.output_dir)
     ):
         raise errors.UserError(
@@ -494,6 +500,30 @@ class FineTuning:
         warm_start.load_initial(self.setup.source)
         return tf.estimator.EstimatorSpec(mode, predictions=outputs)
 
+    def score_with(
+        self, sequences: Sequences, score: typing.Callable, metric: str
+    ) -> None:
+        """Scores the model while it trains, or the checkpoints of its run.
+
+        Args:
+          sequences: of the evaluation.
+          score: function ({name: float32 [n, ...]}, the head's outputs by
+            sequence) -> {name: number}.
+          metric: the score that says which checkpoint is the best.
+        """
+        batches, steps = predict_batches(
+            sequences, self.setup, self._model.device
+        )
+        task = evaluation.Task(
+            batches,
+            steps,
+            len(sequences.lengths),
+            self._model.predictions,
+            score,
+            metric,
+        )
+        evaluation.begin(self._training, task)
+
     def train(self) -> None:
         """Trains, resuming a run in output_dir; nothing without do_train."""
         if self._train is None:
@@ -528,6 +558,7 @@ class FineTuning:
         def begin():
             outputs = self._estimator.predict(
                 lambda params: input_pipeline.dataset(batches, 0, steps),
+                checkpoint_path=warm_start.best(self.setup.run),
                 yield_single_examples=False,
             )
             # The first batch restores the checkpoint.

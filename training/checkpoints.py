@@ -19,6 +19,8 @@ import tensorflow.compat.v1 as tf
 from common import errors, files
 from weights import tf_checkpoint
 
+# The folder of the checkpoint with the best scores.
+BEST = "best"
 _STATE_FILE = "checkpoint"
 # The variable that checkpoints of the first version lack.
 _RECORDS_SEEN = "records_seen"
@@ -330,16 +332,43 @@ def restored(directory: str, restore: typing.Callable[[], _Result]) -> _Result:
         repair(directory, removes=False)
 
 
+def step_of(prefix: str) -> int:
+    """The step in the name of a checkpoint, -1 without one."""
+    match = re.search(r"-(\d+)$", prefix)
+    return int(match.group(1)) if match else -1
+
+
 def _on_disk(directory):
     """Prefixes that have an index, by step."""
-    steps = {}
-    for path in glob.glob(
+    paths = glob.glob(
         os.path.join(glob.escape(directory), "model.ckpt-*.index")
-    ):
-        match = re.search(r"-(\d+)\.index$", path)
-        if match:
-            steps[path[: -len(".index")]] = int(match.group(1))
-    return sorted(steps, key=steps.get)
+    )
+    prefixes = [path[: -len(".index")] for path in paths]
+    return sorted((p for p in prefixes if step_of(p) >= 0), key=step_of)
+
+
+def best(directory: str) -> str:
+    """Prefix of the checkpoint that --keep_best kept.
+
+    Raises:
+      errors.UserError: there is none.
+    """
+    path = newest(os.path.join(directory, BEST))
+    if not path:
+        raise errors.UserError(
+            f"--evaluate_checkpoints=best: {os.path.join(directory, BEST)} has "
+            "no checkpoint; train with --evaluate_every_steps and --keep_best"
+        )
+    return path
+
+
+def remove_others(directory: str, prefix: str) -> None:
+    """Removes all checkpoints of a directory but one, and lists that one."""
+    keep(directory, [prefix])
+    for path in _on_disk(directory):
+        if step_of(path) != step_of(prefix):
+            for name in glob.glob(glob.escape(path) + ".*"):
+                os.remove(name)
 
 
 def keep(directory: str, paths: typing.Sequence[str]) -> None:

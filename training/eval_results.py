@@ -20,22 +20,25 @@ def report_results(
       results: {name: number}. Only floats become scalars.
       step: of the checkpoint evaluated.
     """
-    results = dict(results, global_step=step)
-    tf.logging.info(
-        "%s", " ".join(f"{k}={v:.6g}" for k, v in sorted(results.items()))
-    )
-    write_results(os.path.join(run.output_dir, "eval_results.txt"), results)
     writer = progress.scalar_writer(run.log_dir, "eval")
-    progress.add_scalars(
-        writer,
-        {
-            "eval/" + name: value
-            for name, value in results.items()
-            if isinstance(value, float)
-        },
-        step,
-    )
+    log_results(writer, results, step)
     writer.close()
+    write_results(
+        os.path.join(run.output_dir, "eval_results.txt"),
+        dict(results, global_step=step),
+    )
+
+
+def log_results(
+    writer: tf.summary.FileWriter,
+    results: typing.Mapping[str, float],
+    step: int,
+) -> None:
+    """The log line and the scalars of `report_results`."""
+    numbers = sorted(dict(results, global_step=step).items())
+    tf.logging.info("%s", " ".join(f"{k}={v:.6g}" for k, v in numbers))
+    scalars = {"eval/" + k: v for k, v in numbers if isinstance(v, float)}
+    progress.add_scalars(writer, scalars, step)
 
 
 def write_results(path: str, results: typing.Mapping[str, float]) -> None:

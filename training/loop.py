@@ -103,6 +103,8 @@ def _train_from_newest(estimator, batches, training, stop):
     batches.shift = records - first * global_batch
     training.guard.skipped = device.agree(skipped)
     step = device.agree(checkpoints.global_step(latest) if latest else 0)
+    if training.evaluation and training.evaluation.resume(training, step):
+        return
     if step >= training.num_train_steps:
         # All processes return: Estimator.train would wait for rank 0 in the
         # others, whose directories have no checkpoint.

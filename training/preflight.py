@@ -170,7 +170,7 @@ def checkpoint_bytes(config: configuration.RobertaConfig, head: str) -> int:
     return 3 * 4 * parameters(config, head)
 
 
-def check_disk(directory: str, size: int, keep: int) -> str:
+def check_disk(directory: str, size: int, keep: int, best: int = 0) -> str:
     """Checks that the checkpoints of a run fit on the disk.
 
     While the newest is written, there is one more than are kept.
@@ -179,6 +179,7 @@ def check_disk(directory: str, size: int, keep: int) -> str:
       directory: of the run.
       size: bytes of a checkpoint.
       keep: how many are kept.
+      best: bytes of the best checkpoint, which is kept besides.
 
     Raises:
       errors.UserError: not even the next checkpoint fits.
@@ -187,12 +188,12 @@ def check_disk(directory: str, size: int, keep: int) -> str:
     path = _writable(directory)
     free = shutil.disk_usage(path).free
     written = len(checkpoints.listed(directory))
-    needed = size * max(1, keep + 1 - written)
+    needed = size * max(1, keep + 1 - written) + best
     text = (
         f"{gigabytes(free)} free at {path}; a checkpoint takes "
         f"{gigabytes(size)}, {keep} are kept"
     )
-    if free < size * (2 if written < 2 else 1):
+    if free < size * (2 if written < 2 else 1) + best:
         raise errors.UserError(
             f"{text}; free {gigabytes(needed - free)}, or use another "
             "--output_dir"
@@ -361,8 +362,13 @@ def check_room(
 ) -> str:
     """`check_disk` of a run; arguments as for `check_run`."""
     _writable(run.log_dir)
+    size = checkpoint_bytes(config, head)
+    # The best one has no optimizer: a third.
     return check_disk(
-        run.output_dir, checkpoint_bytes(config, head), run.keep_checkpoint_max
+        run.output_dir,
+        size,
+        run.keep_checkpoint_max,
+        size // 3 if run.keep_best else 0,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import errors
-from training import divergence, run_config
+from training import divergence, metrics_file, run_config
 
 # Entries of the report without a scalar of their own.
 _COUNTERS = ("finite", "batches_seen", "global_step", "tokens")
@@ -237,6 +237,7 @@ class ProgressHook(tf.train.SessionRunHook):
                 run_context.session.run(self._weight_norm)
             )
         add_scalars(self._writer, scalars, step)
+        metrics_file.append(self._training.run, "train", step, scalars)
 
     def _warn_if_stuck(self, step, loss):
         """Warns once when the loss is still that of guessing.

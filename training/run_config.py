@@ -111,6 +111,28 @@ class RunConfig:
     keep_checkpoint_max: int = command_line.flag(
         5, "Checkpoints to keep.", lower=2
     )
+    evaluate_every_steps: int = command_line.flag(
+        0,
+        "Training steps between evaluations of --eval_files_dir, "
+        "--predict_file or --eval_file while training; 0 for none.",
+        lower=0,
+    )
+    keep_best: bool = command_line.flag(
+        False, "Keep a copy of the best checkpoint in output_dir/best."
+    )
+    early_stopping_patience: int = command_line.flag(
+        0,
+        "Stop training after so many evaluations without a better score; 0 "
+        "never stops.",
+        lower=0,
+    )
+    evaluate_checkpoints: str = command_line.flag(
+        "newest",
+        "What to evaluate or predict with: the newest checkpoint, the best "
+        "one, the newest after scoring all, or after scoring those of a run "
+        "in another process as they appear (watch).",
+        choices=("newest", "best", "all", "watch"),
+    )
     iterations_per_loop: int = command_line.flag(
         1000, "NPU: steps on the device per call from the host.", lower=1
     )
@@ -162,6 +184,30 @@ class RunConfig:
                 f"--out_log_dir={self.out_log_dir!r}: not UTF-8, as TensorFlow "
                 "expects; use another name"
             )
+        if self.keep_best and not self.evaluates:
+            raise errors.UserError(
+                "--keep_best: no evaluations to compare; pass "
+                "--evaluate_every_steps"
+            )
+        if self.early_stopping_patience and not self.evaluate_every_steps:
+            raise errors.UserError(
+                "--early_stopping_patience: no evaluations to wait for; pass "
+                "--evaluate_every_steps"
+            )
+        if (
+            self.do_train
+            and self.evaluate_checkpoints == "best"
+            and not self.keep_best
+        ):
+            raise errors.UserError(
+                "--evaluate_checkpoints=best: training keeps no best "
+                "checkpoint; pass --keep_best"
+            )
+        if self.do_train and self.scores_checkpoints:
+            raise errors.UserError(
+                f"--evaluate_checkpoints={self.evaluate_checkpoints}: scores "
+                "the checkpoints of a run; pass it without --do_train"
+            )
         # A step would divide by zero.
         for name, value, expected in (
             ("adam_beta1", 1, "below 1"),
@@ -182,6 +228,16 @@ class RunConfig:
                 f"update on a device; expected at most {_MAX_TOKENS}, use "
                 "smaller values"
             )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the data of the evaluation is read, also without do_eval."""
+        return bool(self.evaluate_every_steps) or self.scores_checkpoints
+
+    @property
+    def scores_checkpoints(self) -> bool:
+        """Whether several checkpoints of the run are scored."""
+        return self.evaluate_checkpoints in ("all", "watch")
 
     @property
     def batch_size(self) -> int:
@@ -208,6 +264,7 @@ class Training:
       head: names of a head's variables; see `warm_start.load`.
       data: {name: value} of the training data; see `run_record.fixed`.
       save_timer: times the saving of checkpoints.
+      evaluation: evaluation.Evaluation while training, None for none.
       guard: watches the loss.
     """
 
@@ -223,6 +280,7 @@ class Training:
     save_timer: checkpoints.SaveTimer = dataclasses.field(
         default_factory=checkpoints.SaveTimer
     )
+    evaluation: typing.Any = None
     guard: divergence.Guard = dataclasses.field(init=False)
 
     def __post_init__(self):

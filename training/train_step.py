@@ -7,7 +7,7 @@ import typing
 import tensorflow.compat.v1 as tf
 
 import optimization
-from training import checkpoints, progress, run_config, warm_start
+from training import checkpoints, evaluation, progress, run_config, warm_start
 
 
 class Losses(typing.NamedTuple):
@@ -91,11 +91,14 @@ def train_spec(
         weight_norm=_weight_norm(device),
         chance=losses.chance,
     )
+    hooks = device.hooks() + [hook]
+    if training.evaluation:
+        hooks.append(evaluation.EvaluationHook(training, report["global_step"]))
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN,
         loss=device.without_nan(sums["loss"]),
         train_op=train_op,
-        training_hooks=device.hooks() + [hook],
+        training_hooks=hooks,
     )
 
 

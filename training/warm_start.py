@@ -256,7 +256,7 @@ def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
       run: flags.
       head: prefix of the names of the head's variables, such as "cls/squad/".
     """
-    if run.do_train or not run.init_checkpoint:
+    if run.do_train or best(run) or not run.init_checkpoint:
         return run
     latest = checkpoints.newest(run.output_dir)
     names = _open(run.init_checkpoint).get_variable_to_shape_map()
@@ -273,10 +273,21 @@ def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
     return run
 
 
+def best(run: run_config.RunConfig) -> typing.Optional[str]:
+    """The checkpoint of --evaluate_checkpoints=best, None without that flag.
+
+    Raises:
+      errors.UserError: the run has kept none.
+    """
+    if run.evaluate_checkpoints != "best":
+        return None
+    return checkpoints.best(run.output_dir)
+
+
 def global_step(run: run_config.RunConfig) -> int:
     """The step of the checkpoint that a run (see `source`) evaluates."""
     return checkpoints.global_step(
-        checkpoints.newest(run.output_dir) or run.init_checkpoint
+        best(run) or checkpoints.newest(run.output_dir) or run.init_checkpoint
     )
 
 
