@@ -43,9 +43,11 @@ _COMPUTED = 4
 HEADER_SECONDS = 10
 BODY_SECONDS = 30
 READ_SECONDS = 30
-# Seconds after a signal until requests are cut off, and until the process ends.
-_GRACE_SECONDS = 5
-_EXIT_SECONDS = 8
+# Seconds after a signal until requests are cut off, until the process ends
+# itself, and until the system ends it, where a thread keeps Python's lock.
+_GRACE_SECONDS = 4
+_EXIT_SECONDS = 6
+_KILL_SECONDS = 8
 _RETRY = {"Retry-After": "5"}
 _NO_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
 _HEADERS = (
@@ -400,6 +402,7 @@ class _Server(uvicorn.Server):
         timer = threading.Timer(_EXIT_SECONDS, os._exit, [0])
         timer.daemon = True
         timer.start()
+        signal.alarm(_KILL_SECONDS)
 
 
 def create_server(app: typing.Any) -> uvicorn.Server:

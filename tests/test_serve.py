@@ -5,27 +5,24 @@ The server itself runs once, for many callers at a time and for a browser.
 """
 
 import concurrent.futures
-import contextlib
 import gc
 import json
 import signal
-import subprocess
 import sys
 import threading
 import urllib.parse
-import urllib.request
 import weakref
 
 import numpy as np
 import pytest
 
-from common import errors
-from helpers import browser, tiny
-from helpers.paths import REPOSITORY
-from inference import predictor
-from scripts import serve
+pytest.importorskip("fastapi")
 
-answer_server = pytest.importorskip("scripts.answer_server")
+from common import errors
+from helpers import answering, browser, tiny
+from inference import predictor
+from scripts import answer_server, serve
+
 TEXT = "\U0001f600 Town 1 lies on <b>river</b> bbb & town 2 on river ccc."
 
 
@@ -254,31 +251,11 @@ def test_the_policy_admits_the_pages_script_alone(client):
 # --- The server -------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def running(folder, log, *flags):
-    """A process that serves, and its address."""
-    command = ["scripts/serve.py", "--port=0", f"--model={folder}", *flags]
-    with open(str(log), "wb") as errors_file, subprocess.Popen(
-        [sys.executable, "-W", "ignore", *command],
-        cwd=str(REPOSITORY),
-        stdout=subprocess.PIPE,
-        stderr=errors_file,
-        universal_newlines=True,
-        env=dict(tiny.environment(npu=False), TF_CPP_MIN_LOG_LEVEL="3"),
-    ) as process:
-        try:
-            line = process.stdout.readline()
-            assert " answers with " in line, log.read_text()
-            yield process, line.split()[0]
-        finally:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """The address of a server, ended as Ctrl-C ends it."""
     log = tmp_path_factory.mktemp("log") / "log"
-    with running(folder, log) as (process, address):
+    with answering.running(folder, log) as (process, address):
         yield address
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
@@ -287,24 +264,12 @@ def server(folder, tmp_path_factory):
     assert "Traceback" not in text and "Where" not in text
 
 
-def ask(address, question, text):
-    """A server's answer."""
-    body = json.dumps({"question": question, "text": text}).encode()
-    with urllib.request.urlopen(
-        urllib.request.Request(
-            address + "answer", body, {"Content-Type": "application/json"}
-        ),
-        timeout=60,
-    ) as response:
-        return json.load(response)
-
-
 def test_many_ask_at_a_time(server, reader):
     asked = [
         (f"Where is {n}?", f"{TEXT * (1 + n % 3)} And {n}.") for n in range(36)
     ]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        results = pool.map(lambda pair: ask(server, *pair), asked)
+        results = pool.map(lambda pair: answering.ask(server, *pair), asked)
         answers = [(result["answer"], result["start"]) for result in results]
     expected = [reader.answer(*pair) for pair in asked]
     assert answers == [(item["answer"], item["start"]) for item in expected]
@@ -323,26 +288,14 @@ class Meeting:
 
 
 def test_a_question_does_not_wait_for_another(reader):
-    listening = serve.listen("127.0.0.1", 0)
-    server = answer_server.create_server(
-        serve.create_app(Meeting(reader), serve.ServeConfig())
-    )
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listening]}
-    )
-    thread.start()
-    try:
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    with answering.threaded(Meeting(reader)) as address:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             both = list(
                 pool.map(
-                    lambda question: ask(address, question, TEXT),
+                    lambda question: answering.ask(address, question, TEXT),
                     ["Where?", "Who?"],
                 )
             )
-    finally:
-        server.should_exit = True
-        thread.join()
     assert all(result["nbest"] for result in both)
 
 
