@@ -22,6 +22,8 @@ MAX_FILES = 100000
 # What macOS adds to archives.
 _IGNORED = {"__MACOSX", ".DS_Store"}
 _CHUNK_BYTES = 1 << 20
+# Of one member's headers in a tar archive; tarfile reads them as a whole.
+_MAX_HEADER_BYTES = 1 << 20
 _ZIP_IS_ENCRYPTED = 1
 # What Python's modules raise for damaged archives.
 _DAMAGES = (
@@ -131,11 +133,11 @@ def _opened(path):
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             yield _zip_members(archive, path)
-    elif tarfile.is_tarfile(path):
-        with gzip.open(path) as stream, tarfile.open(
-            fileobj=stream, mode="r|"
-        ) as archive:
-            yield _tar_members(archive, path)
+    elif _is_gzip(path):
+        with gzip.open(path) as stream:
+            limited = _LimitedHeaders(stream)
+            with tarfile.open(fileobj=limited, mode="r|") as archive:
+                yield _tar_members(archive, path, limited)
             # The checksum is at the end, where tarfile does not look.
             while stream.read(_CHUNK_BYTES):
                 pass
@@ -144,6 +146,32 @@ def _opened(path):
             f"{path}: neither a .zip nor a .tar.gz file; remove it and "
             "download it again"
         )
+
+
+def _is_gzip(path):
+    with open(path, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+class _LimitedHeaders:
+    """A stream of a tar archive that rejects a member with long headers.
+
+    Attributes:
+      remaining: bytes until the next member's headers are too long.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+        self.remaining = _MAX_HEADER_BYTES
+
+    def read(self, size):
+        data = self._stream.read(size)
+        self.remaining -= len(data)
+        if self.remaining < 0:
+            raise tarfile.ReadError(
+                f"a member has headers of more than {_MAX_HEADER_BYTES} bytes"
+            )
+        return data
 
 
 def _zip_members(archive, path):
@@ -159,8 +187,9 @@ def _zip_members(archive, path):
             yield _Member(info.filename, lambda info=info: archive.open(info))
 
 
-def _tar_members(archive, path):
+def _tar_members(archive, path, limited):
     for info in archive:
+        limited.remaining = _MAX_HEADER_BYTES + info.size
         if not (info.isfile() or info.isdir()):
             raise _rejection(
                 path, f"contains {info.name!r}, a link or a device"

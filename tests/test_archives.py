@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from common import errors
-from helpers.archive_files import write_tar, write_zip
+from helpers.archive_files import write_long_header, write_tar, write_zip
 from scripts import archives
 
 GOOD = [("Task/train.tsv", b"a\tb\n" * 1000), ("Task/sub/dev.tsv", b"")]
@@ -148,6 +148,13 @@ def test_damaged_archive_is_rejection(tmp_path, write):
 def test_file_that_is_not_an_archive_is_rejection(tmp_path):
     (tmp_path / "a").write_bytes(b"<html>")
     assert "neither" in rejection(tmp_path, str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_long_headers_are_rejection(tmp_path, kind):
+    """One header of 1 GB is a megabyte of the archive."""
+    path = write_long_header(tmp_path / "a", kind, 1 << 30)
+    assert "headers of more than 1048576 bytes" in rejection(tmp_path, path)
 
 
 def test_a_name_that_is_not_utf8_is_rejection(tmp_path):

@@ -291,7 +291,17 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
 def test_another_archive_is_refused(tmp_path):
     with zipfile.ZipFile(str(tmp_path / "file"), "w") as archive:
         archive.writestr("something", "else")
-    assert "has no data.pkl" in refused(str(tmp_path / "file"))
+    assert "not have one data.pkl" in refused(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["archive/data.pkl", "other/data.pkl"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_second_pickle_is_refused(tmp_path, name):
+    """Which of two is read would depend on the reader."""
+    path = saved(tmp_path, {"a": STORED})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, archive.read("archive/data.pkl"))
+    assert "not have one data.pkl" in refused(path)
 
 
 def test_a_plain_pickle_is_refused(tmp_path):

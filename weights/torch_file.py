@@ -298,8 +298,8 @@ def _load_zip(archive, path):
         for name in members
         if name.count("/") == 1 and name.endswith("/data.pkl")
     ]
-    if len(pickles) != 1:
-        raise ValueError("the archive has no data.pkl")
+    if len(pickles) != 1 or len(members) != len(archive.infolist()):
+        raise ValueError("the archive does not have one data.pkl")
     folder = pickles[0][: -len("data.pkl")]
     if folder + "constants.pkl" in members:
         raise ValueError("it is a TorchScript model; a state dict is expected")

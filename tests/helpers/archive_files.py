@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes .zip and .tar.gz files, hostile ones too."""
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -26,4 +27,13 @@ def write_tar(path, members, kinds=None):
             info.type = (kinds or {}).get(name, tarfile.REGTYPE)
             info.linkname = "/etc/passwd"
             archive.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def write_long_header(path, kind, size):
+    """A .tar.gz file whose first header has `size` zeros."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, size
+    zeros = gzip.compress(bytes(1 << 20))
+    path.write_bytes(gzip.compress(info.tobuf()) + zeros * (size >> 20))
     return str(path)

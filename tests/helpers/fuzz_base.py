@@ -4,6 +4,7 @@
 import io
 import json
 import typing
+import warnings
 import zipfile
 
 from helpers import mutations
@@ -42,9 +43,12 @@ def of_bytes(texts, read, tokens=()):
     )
 
 
-def zipped(members, compression=zipfile.ZIP_STORED):
+def zipped(members, compression=zipfile.ZIP_STORED, repeated=None):
+    """A .zip file; members of `repeated` are in it a second time."""
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
+        for name, data in [*members.items(), *(repeated or {}).items()]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a repeated name
+                archive.writestr(name, data)
     return result.getvalue()

@@ -662,6 +662,8 @@ _OPCODES = [
     b"q\x01h\x01" * 5000,
     b"\x85" * 5000,
     b"2\x86" * 40,
+    b"\x8a\xff" + b"\x7f" * 255,
+    b"\x8b\xd0\x07\x00\x00" + b"\x7f" * 2000,
 ]
 
 
@@ -706,6 +708,7 @@ def torch_zips(directory):
         return zipped(
             changed,
             random.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)),
+            {name: changed[name]} if random.randrange(8) == 0 else {},
         )
 
     return Reader([sound], make, functools.partial(_read_torch, path))

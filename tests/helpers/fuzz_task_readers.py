@@ -9,6 +9,7 @@ import functools
 import gzip
 import io
 import json
+import pathlib
 import shutil
 import sys
 import tarfile
@@ -18,6 +19,7 @@ import tensorflow.compat.v1 as tf
 import tokenization
 from common import errors
 from helpers import mutations, tiny
+from helpers.archive_files import write_long_header
 from helpers.fuzz_base import Reader, of_bytes, of_json, zipped
 from helpers.paths import REPOSITORY
 from inference import trained_model
@@ -313,8 +315,14 @@ def archive_files(directory):
     sounds = [zipped(files), _tar_gz(files)]
     path, target = directory / "a.archive", directory / "in" / "target"
     target.parent.mkdir()
+    long = [
+        pathlib.Path(write_long_header(path, kind, 1 << 30)).read_bytes()
+        for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+    ]
 
     def make(random):
+        if random.randrange(20) == 0:
+            return random.choice(long)
         if random.randrange(2):
             return mutations.of_bytes(
                 random.choice(sounds),
