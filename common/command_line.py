@@ -239,7 +239,8 @@ def run(
 ) -> None:
     """Parses the flags and calls `main(arguments)`, as absl's `app.run`.
 
-    `errors.UserError` and `OSError` become one line and exit code 1;
+    `errors.UserError`, `OSError` and `MemoryError` become one line and exit
+    code 1;
     --version prints the version.
 
     Args:
@@ -266,6 +267,12 @@ def run(
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             end_at_closed_pipe()
+        except MemoryError:
+            logging.debug("traceback", exc_info=True)
+            fail(
+                "not enough memory; raise the limit (ulimit -v), end other "
+                "programs, or choose smaller batches"
+            )
         except OSError as error:
             logging.debug("traceback", exc_info=True)
             fail(describe_os_error(error))

@@ -230,8 +230,12 @@ def write_text(path: str, text: str) -> None:
 
 
 def json_bytes(value: typing.Any) -> bytes:
-    """Indented JSON in UTF-8."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """Indented JSON in UTF-8; escaped where it has half a surrogate pair."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        return (text + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def write_json(path: str, value: typing.Any) -> None:

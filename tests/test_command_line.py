@@ -126,6 +126,7 @@ def test_flag_file_with_comments(tmp_path):
         ("--unknown=1", ["unknown", "--help"]),
         ("--path=bad", ["--path is bad; use a good one"]),
         ("--path=missing", ["cannot use '/nonexistent/file'"]),
+        ("--path=large", ["not enough memory"]),
         ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
         # absl's search for the flag that was meant is recursive.
         (f"--{'size' * 500}=1", ["cannot read the flags"]),

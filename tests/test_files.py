@@ -102,3 +102,9 @@ def test_every_reader_is_bounded_in_size(tmp_path):
     for name in ("config", "weights", "vocabulary"):
         with pytest.raises(errors.UserError, match="limit|more than"):
             READERS[name][1](path)
+
+
+def test_half_a_surrogate_pair_is_written_escaped(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(str(path), {"\ud800": "\u00e9"})
+    assert path.read_bytes() == b'{\n  "\\ud800": "\\u00e9"\n}\n'

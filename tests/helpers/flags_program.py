@@ -32,6 +32,8 @@ def main(arguments):
     config = command_line.build(Config, flags.FLAGS)
     if config.path == "missing":
         open("/nonexistent/file")
+    if config.path == "large":
+        bytearray(1 << 60)
     if config.path == "interrupted":
         raise KeyboardInterrupt
     if config.path == "bug":
