@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors
+from common import errors, files
 from helpers import tiny
 from training import (
     checkpoints,
@@ -242,12 +242,14 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path):
 
 
 def test_unfinished_files_of_a_killed_save_are_removed(run):
-    left = os.path.join(run.path, "model.ckpt-4_temp_0123")
-    os.mkdir(left)
+    complete = sorted(os.listdir(run.path))
+    os.mkdir(os.path.join(run.path, "model.ckpt-4_temp_0123"))
+    for name in ("graph.pbtxt.tmp0123", "checkpoint.tmp0123"):
+        files.write_text(os.path.join(run.path, name), "unfinished")
     checkpoints.repair(run.path, removes=False)
-    assert os.path.isdir(left)
+    assert len(os.listdir(run.path)) == len(complete) + 3
     checkpoints.repair(run.path)
-    assert not os.path.exists(left)
+    assert sorted(os.listdir(run.path)) == complete
 
 
 def test_a_moved_directory_still_works(run, tmp_path):

@@ -24,8 +24,8 @@ BEST = "best"
 _STATE_FILE = "checkpoint"
 # The variable that checkpoints of the first version lack.
 _RECORDS_SEEN = "records_seen"
-# Left by a killed process; the name is TensorFlow's.
-_UNFINISHED = "model.ckpt-*_temp*"
+# Left by a killed process; the names are TensorFlow's.
+_UNFINISHED = ("model.ckpt-*_temp*", "graph.pbtxt.tmp*", "checkpoint.tmp*")
 
 
 class Saver(tf.train.Saver):
@@ -275,10 +275,12 @@ def repair(directory: str, removes: bool = True) -> typing.Optional[str]:
       errors.UserError: all checkpoints are damaged.
     """
     if removes:
-        for path in glob.glob(
-            os.path.join(glob.escape(directory), _UNFINISHED)
-        ):
-            shutil.rmtree(path, ignore_errors=True)
+        for name in _UNFINISHED:
+            for path in glob.glob(os.path.join(glob.escape(directory), name)):
+                if os.path.isdir(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    os.remove(path)
     path, problems = _choose(directory)
     if path is None or path == _restored_by_tensorflow(directory):
         return path
