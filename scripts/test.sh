@@ -8,8 +8,9 @@
 #   bash scripts/test.sh -k tokenization
 #   PYTHON=3.11 VENV_DIR=.venv-3.11 bash scripts/test.sh
 #
-# PYTHON and VENV_DIR are those of scripts/setup.sh. TEST_DATA is a directory
-# with optional reference data; CONTRIBUTING.md says which.
+# PYTHON and VENV_DIR are those of scripts/setup.sh. TEST_WORKERS is the number
+# of processes, one for each core by default; 0 runs all tests in one. TEST_DATA
+# is a directory with optional reference data; CONTRIBUTING.md says which.
 set -euo pipefail
 
 if [[ ${1:-} == --help ]]; then
@@ -27,4 +28,6 @@ bash "$REPOSITORY/scripts/setup.sh" --test
 cd "$REPOSITORY"
 # TensorFlow's messages about the processor would clutter the results.
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-exec "$VENV_DIR/bin/python" -m pytest "$@"
+# The tests of a file share what its fixtures made.
+exec "$VENV_DIR/bin/python" -m pytest -n "${TEST_WORKERS:-$(nproc)}" \
+    --dist loadfile "$@"
