@@ -40,7 +40,7 @@ GENERIC = "generic"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierConfig(finetuning.TaskConfig):
+class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
     """Flags of this script, including those of every fine-tuning script."""
 
     task: str = command_line.flag(
@@ -64,22 +64,7 @@ class ClassifierConfig(finetuning.TaskConfig):
     )
     eval_file: str = command_line.flag("", "Table to score.")
     predict_file: str = command_line.flag("", "Table to predict labels for.")
-    text_column: str = command_line.flag("text", "The column of the text.")
-    text_pair_column: str = command_line.flag(
-        "", "The column of the second text of a pair."
-    )
     label_column: str = command_line.flag("label", "The column of the label.")
-    index_column: str = command_line.flag(
-        "",
-        "The column whose value names a row in the predictions. Default: "
-        "rows are counted from 0.",
-    )
-    quoting: str = command_line.flag(
-        "auto",
-        "Quotes around fields: standard, none, or auto, which is "
-        "standard for .csv and none for .tsv.",
-        choices=table_files.QUOTING,
-    )
     labels: str = command_line.flag(
         "",
         "All labels, comma separated, in the order of their ids. Default: "
@@ -199,11 +184,14 @@ def _read_table(task, flag):
         raise errors.UserError(
             f"--{flag} is not given; pass a .tsv, .csv or .jsonl file"
         )
+    table = table_files.read(path, quoting=task.quoting)
+    others = (task.text_column, task.label_column)
+    has_pairs = "text_b" in table.columns and "text_b" not in others
     return classification.examples_of(
-        table_files.read(path, quoting=task.quoting),
+        table,
         classification.Columns(
             task.text_column,
-            task.text_pair_column or None,
+            task.text_pair_column or ("text_b" if has_pairs else None),
             None if flag == "predict_file" else task.label_column,
             task.index_column or None,
         ),

@@ -100,7 +100,7 @@ def compare(
 
 
 def main(arguments) -> None:
-    document = squad_scores.read_json(arguments.dataset, "a SQuAD file")
+    document = squad_scores.read_dataset(arguments.dataset)
     gold = squad_scores.gold_answers(arguments.dataset, document)
     scores = [
         question_scores(gold, squad_scores.read_predictions(path))

@@ -1,20 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of tables: tab-separated, comma-separated, one JSON object per line.
 
-The file name's ending decides: .csv has commas and quotes, .jsonl and .json an
-object per line, all others tabs. A table with tabs is read as GLUE writes its
-files: a quote is a character like any other.
+The file name's ending, in either case, decides: .csv has commas and quotes,
+.jsonl and .json an object per line, all others tabs. A table with tabs is read
+as GLUE writes its files: a quote is a character like any other.
 """
 
 import contextlib
 import csv
+import dataclasses
+import os
+import re
 import typing
 
-from common import errors, files
+from absl import logging
+
+from common import command_line, errors, files
 
 QUOTING = ("auto", "none", "standard")
+ENDINGS = (".tsv", ".csv", ".jsonl", ".json")
 # The csv module's limit is 131,072 characters; texts may be longer.
 _LONGEST_FIELD = 1 << 30
+_QUOTED = re.compile('"(?=.*"")([^"]|"")*"', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnConfig:
+    """Flags of every script that reads texts from tables."""
+
+    text_column: str = command_line.flag("text", "The column of the text.")
+    text_pair_column: str = command_line.flag(
+        "",
+        "The column of the second text of a pair. Default: text_b, where the "
+        "table has it.",
+    )
+    index_column: str = command_line.flag(
+        "",
+        "The column whose value names a row in the predictions. Default: "
+        "run_classifier.py counts rows from 0, predict.py takes id, else the "
+        "line.",
+    )
+    quoting: str = command_line.flag(
+        "auto",
+        "Quotes around fields: standard, none, or auto, which is "
+        "standard for .csv and none for .tsv.",
+        choices=QUOTING,
+    )
 
 
 class Row(typing.NamedTuple):
@@ -39,6 +70,11 @@ class Table(typing.NamedTuple):
     columns: typing.Tuple[str, ...]
     rows: typing.List[Row]
     irregular: typing.List[int]
+
+
+def ending(path: str) -> str:
+    """The ending of a file's name in lower case: ".csv"."""
+    return os.path.splitext(path)[1].lower()
 
 
 @contextlib.contextmanager
@@ -81,12 +117,10 @@ def read(
       errors.UserError: the file is not such a table.
       OSError: it cannot be read.
     """
-    with open_text(path, newline="") as stream:
-        if path.endswith((".jsonl", ".json")):
-            table = _read_json(path, stream)
-        else:
-            if quoting == "auto":
-                quoting = "standard" if path.endswith(".csv") else "none"
+    if ending(path) in (".jsonl", ".json"):
+        table = _read_json(path)
+    else:
+        with open_text(path, newline="") as stream:
             table = _read_delimited(
                 path, stream, header, quoting, skips_irregular
             )
@@ -105,15 +139,20 @@ def read(
 
 def _read_delimited(path, stream, header, quoting, skips_irregular):
     csv.field_size_limit(_LONGEST_FIELD)
+    is_csv = ending(path) == ".csv"
+    is_quoted = quoting == "standard" or quoting == "auto" and is_csv
     reader = csv.reader(
         stream,
-        delimiter="," if path.endswith(".csv") else "\t",
+        delimiter="," if is_csv else "\t",
         strict=True,
-        quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
+        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
     )
     rows, irregular = [], []
+    looks_quoted = 0
     try:
         for fields in filter(None, reader):
+            if quoting == "auto" and not is_csv:
+                looks_quoted += any(map(_QUOTED.fullmatch, fields))
             if header is None:
                 header = _header(path, fields)
             elif len(fields) == len(header):
@@ -130,6 +169,14 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
         raise errors.UserError(
             f"{path}, line {reader.line_num}: {error}; see --quoting"
         ) from error
+    if looks_quoted:
+        logging.warning(
+            "%s: %d rows have text in double quotes with doubled quotes "
+            "inside, which are read as they are; pass --quoting=standard if "
+            "they are not part of the text",
+            path,
+            looks_quoted,
+        )
     return Table(path, tuple(header or ()), rows, irregular)
 
 
@@ -143,24 +190,8 @@ def _header(path, fields):
     return tuple(fields)
 
 
-def _read_json(path, stream):
-    rows = []
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            values = files.loads(line)
-        except ValueError as error:
-            raise errors.UserError(
-                f"{path}, line {number}: not JSON ({error}); expected one "
-                "object per line"
-            ) from error
-        if not isinstance(values, dict):
-            raise errors.UserError(
-                f"{path}, line {number}: not a JSON object; expected "
-                '{"column": value, ...}'
-            )
-        rows.append(Row(number, values))
+def _read_json(path):
+    rows = [Row(*pair) for pair in files.read_json_lines(path)]
     return Table(path, tuple(rows[0].values) if rows else (), rows, [])
 
 

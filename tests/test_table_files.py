@@ -60,6 +60,41 @@ def test_lines_of_json_hold_texts_and_numbers(tmp_path):
         table_files.text_of(table, table.rows[0], "x")
 
 
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.CSV", '\ufefftext,label\r\n"dol\r\nkuf",1\r\n'),
+        ("a.TSV", "\ufefftext\tlabel\r\ndol\r\nkuf\t1\r\n"),
+        ("a.JSONL", '\ufeff{"text": "dol\\r\\nkuf", "label": 1}\r\n'),
+    ],
+)
+def test_endings_in_capitals_and_marks_of_windows(tmp_path, name, text):
+    text = text.replace("dol\r\nkuf\t", '"dol\r\nkuf"\t')
+    table = table_files.read(
+        write(tmp_path, name, text),
+        quoting="standard" if name == "a.TSV" else "auto",
+    )
+    (row,) = table.rows
+    assert (
+        row.values["text"] == "dol\r\nkuf" and str(row.values["label"]) == "1"
+    )
+
+
+@pytest.mark.parametrize(
+    "field, warned",
+    [('"a ""b"" c"', True), ('"a" "b"', False), ('"ab"', False)],
+)
+def test_a_table_that_looks_quoted_is_warned_of(
+    tmp_path, caplog, field, warned
+):
+    path = write(tmp_path, "a.tsv", f"text\tlabel\n{field}\t1\n")
+    assert values(table_files.read(path)) == [(field, "1")]
+    assert ("a.tsv: 1 rows have text in double" in caplog.text) == warned
+    caplog.clear()
+    table_files.read(path, quoting="none")
+    assert not caplog.text
+
+
 def test_a_header_can_be_given(tmp_path):
     path = write(tmp_path, "a.tsv", "dol\t1\n")
     table = table_files.read(path, header=("text", "label"))
@@ -87,7 +122,7 @@ def test_rows_of_another_width_are_skipped_or_rejected(tmp_path):
         ("a.tsv", b"a\tb\n\xff\t1\n", "not UTF-8 text"),
         ("a.csv", 'a,b\n"x"y,1\n', "line 2: .*; see --quoting"),
         ("a.jsonl", "{}\n{\n", "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
+        ("a.jsonl", "[1]\n", "line 1: a JSON list, expected an object"),
     ],
 )
 def test_other_files_are_rejected(tmp_path, name, text, message):
