@@ -7,14 +7,17 @@
       --input_file=texts.txt --output_file=filled.jsonl
     python predict.py classify --model=output/sentiment
 
-The tasks are answer, fill-mask, classify and embed. Without --text and
+The tasks are answer, fill-mask, classify, embed and tag. Without --text and
 --input_file it prompts for inputs until they end (Ctrl-D).
 """
 
 import common.startup
 
 import contextlib
+import csv
 import dataclasses
+import io
+import itertools
 import json
 import os
 import sys
@@ -27,6 +30,7 @@ from absl import flags
 import squad
 from common import command_line, errors, files
 from inference import predictor
+from tasks import conll, table_files
 from training import logs
 
 FLAGS = flags.FLAGS
@@ -35,22 +39,27 @@ _BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictConfig:
-    """Flags of this script alone."""
+class PredictConfig(table_files.ColumnConfig):
+    """Flags of this script alone, and the columns of tables."""
 
     text: str = command_line.flag("", "The text.")
     text_b: str = command_line.flag("", "classify: the second text of a pair.")
     question: str = command_line.flag("", "answer: the question.")
     input_file: str = command_line.flag(
         "",
-        "Inputs: one text per line, or JSON lines (.jsonl) with text, text_b "
-        "or question and context; answer takes SQuAD's JSON too.",
+        "Inputs: one text per line, or a table (.csv, .tsv, .jsonl) with "
+        "columns text, text_b or question and context, and id; answer takes "
+        "SQuAD's JSON too, tag words in CoNLL's form (.conll, .conllu).",
+    )
+    token_column: typing.Optional[int] = command_line.flag(
+        None,
+        "tag: the input file has one word per line, in this column from 0.",
     )
     output_file: str = command_line.flag(
         "",
-        "Where results go, as JSON lines; answers to a name in .json as "
-        "{id: answer}; vectors to a .npy with an index beside it. Default: "
-        "standard output.",
+        "Where results go, as JSON lines; to a name in .csv or .tsv as a "
+        "table; answers to a name in .json as {id: answer}; vectors to a .npy "
+        "with an index beside it. Default: standard output.",
     )
 
     def __post_init__(self):
@@ -73,46 +82,56 @@ class Item(typing.NamedTuple):
     text: str
     text_b: typing.Optional[str] = None
     question: str = ""
+    words: typing.Tuple[str, ...] = ()
 
 
 # --- Input ------------------------------------------------------------------
 
 
 def read_items(
-    task: str, path: str, version_2_with_negative: bool
+    task: str,
+    path: str,
+    version_2_with_negative: bool,
+    options: "PredictConfig",
 ) -> typing.List[Item]:
     """The Items of a file.
+
+    Args:
+      task: a key of predictor.TASKS.
+      path: a table (.csv, .tsv, .jsonl) by its columns, SQuAD's JSON for
+        answer, words in CoNLL's form for tag, else one text per line.
+      version_2_with_negative: whether questions may have no answer.
+      options: names of columns.
 
     Raises:
       errors.UserError: names the file and the line.
     """
-    is_json = path.endswith(".jsonl")
-    if task == "answer" and not is_json:
+    ending = table_files.ending(path)
+    if task == "answer" and ending not in table_files.ENDINGS[:3]:
+        examples = squad.read_examples(path, False, version_2_with_negative)
         return [
-            Item(
-                example.question_id, example.context, question=example.question
-            )
-            for example in squad.read_examples(
-                path, False, version_2_with_negative
-            )
+            Item(e.question_id, e.context, None, e.question) for e in examples
         ]
-    with open(path, encoding="utf-8", newline="\n") as stream:
-        try:
+    if task == "tag" and (
+        options.token_column is not None or ending in (".conll", ".conllu")
+    ):
+        sentences = conll.read(path, token_column=options.token_column)
+        return [
+            Item(str(number), " ".join(s.words), words=s.words)
+            for number, s in enumerate(sentences, 1)
+        ]
+    if ending in table_files.ENDINGS:
+        items = _items_of_table(task, path, options)
+    else:
+        with table_files.open_text(path, newline="\n") as stream:
             lines = [line.rstrip("\r\n") for line in stream]
-        except UnicodeDecodeError as error:
-            raise errors.UserError(
-                f"{path}: not UTF-8: {error}; convert it to UTF-8"
-            ) from error
-    items = [
-        _item(task, f"{path}, line {number}", str(number), line)
-        if is_json
-        else Item(str(number), line)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+        items = [
+            Item(str(number), line)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
     if not items:
-        expected = _EXAMPLES[task] if is_json else "one text per line"
-        raise errors.UserError(f"{path}: no input; expected {expected}")
+        raise errors.UserError(f"{path}: no input; expected one text per line")
     if len({item.name for item in items}) < len(items):
         raise errors.UserError(
             f"{path}: an id is repeated; give each input its own"
@@ -120,46 +139,40 @@ def read_items(
     return items
 
 
-def _item(task, where, number, line):
-    """The Item of a JSON line."""
-    try:
-        values = files.loads(line)
-    except ValueError as error:
-        raise errors.UserError(
-            f"{where} is not JSON: {error}; expected an object such as "
-            f"{_EXAMPLES[task]}"
-        ) from error
-    if not isinstance(values, dict):
-        raise errors.UserError(
-            f"{where} is not a JSON object; expected {_EXAMPLES[task]}"
-        )
-    text = values.get("text")
-    if task == "answer":
-        text = values.get("context", text)
-    item = Item(
-        str(values.get("id", number)),
-        text,
-        values.get("text_b"),
-        values.get("question", ""),
-    )
-    texts = [item.text, item.question]
-    if item.text_b is not None:
-        texts.append(item.text_b)
-    if not all(isinstance(value, str) for value in texts) or (
-        task == "answer" and not item.question
-    ):
-        raise errors.UserError(
-            f"{where}: expected an object such as {_EXAMPLES[task]}"
-        )
-    return item
+def _items_of_table(task, path, options):
+    """Items by the columns, which rows of JSON lines may lack."""
+    table = table_files.read(path, quoting=options.quoting)
+    texts = [options.text_column]
+    if task == "answer" and options.text_column == "text":
+        texts = ["context", "text"]
+    pairs = [options.text_pair_column or "text_b"]
+    names = [options.index_column or "id"]
 
+    def part(row, columns, default=None):
+        for column in columns:
+            if row.values.get(column) is not None:
+                return table_files.text_of(table, row, column)
+        return default
 
-_EXAMPLES = {
-    "answer": '{"id": "1", "question": "...", "context": "..."}',
-    "fill-mask": '{"id": "1", "text": "... <mask> ..."}',
-    "classify": '{"id": "1", "text": "...", "text_b": "..."}',
-    "embed": '{"id": "1", "text": "..."}',
-}
+    def required(row, columns):
+        text = part(row, columns)
+        if text is None:
+            raise errors.UserError(
+                f"{path}, line {row.line}: no text in {columns[-1]!r}; the "
+                f"columns are {', '.join(map(repr, row.values)) or 'none'}; "
+                "see --text_column"
+            )
+        return text
+
+    return [
+        Item(
+            part(row, names) or str(row.line),
+            required(row, texts),
+            part(row, pairs) if task == "classify" else None,
+            required(row, ["question"]) if task == "answer" else "",
+        )
+        for row in table.rows
+    ]
 
 
 def check_flags(task: str, options: PredictConfig) -> None:
@@ -168,8 +181,13 @@ def check_flags(task: str, options: PredictConfig) -> None:
         raise errors.UserError(
             "answer needs --question and --text; only one of them is given"
         )
-    for name, owner in (("question", "answer"), ("text_b", "classify")):
-        if getattr(options, name) and task != owner:
+    for name, owner in (
+        ("question", "answer"),
+        ("text_b", "classify"),
+        ("text_pair_column", "classify"),
+        ("token_column", "tag"),
+    ):
+        if getattr(options, name) not in (None, "") and task != owner:
             raise errors.UserError(
                 f"--{name}: is for the task {owner}, but the task is {task}"
             )
@@ -211,6 +229,8 @@ def predict(
         results = model.fill_mask_all(texts)
     elif model.task == "classify":
         results = model.classify_all([(i.text, i.text_b) for i in items])
+    elif model.task == "tag":
+        results = model.tag_all([item.words or item.text for item in items])
     else:
         results = model.embed_all(texts)
     return [
@@ -270,6 +290,8 @@ def write_results(results: typing.Iterable[dict], path: str) -> None:
             sys.stdout.write(_json(_plain(result), _encoding()) + "\n")
     elif path.endswith(".npy"):
         _write_vectors(results, path)
+    elif table_files.ending(path) in _DELIMITERS:
+        _write_table(results, path)
     elif path.endswith(".json"):
         answers = {
             result["id"]: result.get("answer", result) for result in results
@@ -277,6 +299,43 @@ def write_results(results: typing.Iterable[dict], path: str) -> None:
         _write(path, [_json(answers, indent=2)])
     else:
         _write(path, map(_json, results))
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def _write_table(results, path):
+    """A row per result, of tag one per word."""
+    rows = itertools.chain.from_iterable(map(_rows, results))
+    with files.NewFiles([path], overwrite=True) as output:
+        stream = io.TextIOWrapper(
+            output.open(path), "utf-8", "backslashreplace", newline=""
+        )
+        with stream:
+            first = next(rows)
+            writer = csv.DictWriter(
+                stream,
+                first,
+                delimiter=_DELIMITERS[table_files.ending(path)],
+                lineterminator="\n",
+            )
+            writer.writeheader()
+            writer.writerows(itertools.chain([first], rows))
+
+
+def _rows(result):
+    """Flat dicts; lists become JSON, n-best lists are left out."""
+    if "words" in result:
+        return [dict({"id": result["id"]}, **word) for word in result["words"]]
+    row = {}
+    for name, value in result.items():
+        if isinstance(value, dict):
+            row.update(
+                (f"{name}.{key}", number) for key, number in value.items()
+            )
+        elif name != "nbest":
+            row[name] = _json(value) if isinstance(value, list) else value
+    return [row]
 
 
 def _write(path, lines):
@@ -317,6 +376,13 @@ def readable(result: dict) -> typing.List[str]:
                 line += f"  [{entry['start']}:{entry['end']}]"
             lines.append(line)
         return lines
+    if "words" in result:
+        return [
+            f"{100 * part['score']:5.1f} %  {part.get('type') or part['label']}"
+            f"  {part.get('text') or part['word']}"
+            f"  [{part['start']}:{part['end']}]"
+            for part in result.get("entities") or result["words"]
+        ]
     if "masks" in result:
         return [result["filled"]] + [
             ", ".join(f"{w['word']} {100 * w['score']:.1f} %" for w in words)
@@ -406,7 +472,10 @@ def main(arguments: typing.List[str]) -> None:
     items = None
     if options.input_file:
         items = read_items(
-            task, options.input_file, model.answers.version_2_with_negative
+            task,
+            options.input_file,
+            model.answers.version_2_with_negative,
+            options,
         )
     elif options.text:
         items = [

@@ -12,6 +12,7 @@ do not depend on the batch.
 
 import contextvars
 import dataclasses
+import re
 import typing
 
 import numpy as np
@@ -22,7 +23,7 @@ import squad
 import tokenization
 from common import command_line, errors
 from inference import trained_model
-from tasks import sequences
+from tasks import conll, sequences
 from training import preflight
 from weights import model_directory
 
@@ -32,6 +33,7 @@ TASKS = {
     "answer": "squad",
     "classify": "classification",
     "embed": "encoder",
+    "tag": "tagging",
 }
 MASK = tokenization.MASK
 # run_squad.py's defaults: tokens of a window, and from one window to the next.
@@ -152,7 +154,12 @@ class Predictor:
     # --- answer ---------------------------------------------------------
 
     def answer(self, question: str, text: str) -> dict:
-        """The answer to a question in a text; see `answer_all`."""
+        """The answer to a question in a text that is not empty.
+
+        See `answer_all`.
+        """
+        if not text.strip():
+            raise errors.UserError("question 'question': the text is empty")
         return self.answer_all([squad.Example("question", question, text)])[0]
 
     def answer_all(
@@ -168,19 +175,18 @@ class Predictor:
           ones, "start", "end": characters of the text, "nbest": [{"text",
           "probability", "start_logit", "end_logit", "start", "end"}]}; with
           version_2_with_negative also "null_odds", and no answer is "" with
-          a start and end of None.
+          a start and end of None. An empty text has no answer.
 
         Raises:
-          errors.UserError: a text or a question is empty, or settings leave no
-            room for the text.
+          errors.UserError: a question is empty, or settings leave no room for
+            the text.
         """
         self._check_task("answer")
         for example in examples:
-            name = f"question {example.question_id!r}"
             if not example.question.strip():
-                raise errors.UserError(f"{name}: the question is empty")
-            if not example.context.strip():
-                raise errors.UserError(f"{name}: the text is empty")
+                raise errors.UserError(
+                    f"question {example.question_id!r}: the question is empty"
+                )
         options = self.answers
         features = list(
             squad.convert_examples_to_features(
@@ -368,6 +374,65 @@ class Predictor:
             "scores": dict(zip(names, scores)),
         }
 
+    # --- tag ------------------------------------------------------------
+
+    def tag(self, text: typing.Union[str, typing.Sequence[str]]) -> dict:
+        """The labels of a text's words; see `tag_all`."""
+        return self.tag_all([text])[0]
+
+    def tag_all(
+        self, texts: typing.Sequence[typing.Union[str, typing.Sequence[str]]]
+    ) -> typing.List[dict]:
+        """Labels of the words of many texts, as run_tagger.py predicts them.
+
+        Args:
+          texts: list of str, which `words_in` cuts into words, or of lists of
+            words.
+
+        Returns:
+          A list of {"words": [{"word", "start", "end": characters of the text,
+          or of the words joined by one space, "label", "score": its
+          probability}]}; of a model of entities also "entities": [{"type",
+          "text", "start", "end", "score": mean of its words'}].
+
+        Raises:
+          errors.UserError: a text has no word.
+        """
+        self._check_task("tag")
+        spans = [
+            words_in(text) if isinstance(text, str) else _joined_spans(text)
+            for text in texts
+        ]
+        texts = [t if isinstance(t, str) else " ".join(t) for t in texts]
+        sentences = [
+            conll.Sentence(
+                f"text {number}",
+                [1] * len(parts),
+                tuple(text[start:end] for start, end in parts),
+                (),
+            )
+            for number, (text, parts) in enumerate(zip(texts, spans), 1)
+        ]
+        if not all(spans):
+            empty = sentences[spans.index([])].path
+            raise errors.UserError(f"{empty} has no word; pass one with words")
+        windows = sequences.encode_words(
+            sentences, self.tokenizer, self.max_length, num_workers=1
+        ).windows
+        outputs = self._engine.run(
+            [len(window.ids) for window in windows],
+            lambda index: windows[index].ids,
+        )
+        logits = np.concatenate(
+            [o["logits"][w.places] for o, w in zip(outputs, windows)]
+        ).astype(np.float64)
+        ends = np.cumsum([len(parts) for parts in spans])[:-1]
+        names = self.model.labels(logits.shape[1])
+        return [
+            _tagged(text, parts, names, rows)
+            for text, parts, rows in zip(texts, spans, np.split(logits, ends))
+        ]
+
     # --- embed ----------------------------------------------------------
 
     def embed(self, text: str) -> np.ndarray:
@@ -401,6 +466,63 @@ class Predictor:
             }
             for output, (ids, truncated) in zip(outputs, encoded)
         ]
+
+
+# Characters that are words of their own, as data sets of Chinese have them.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}](?:[^\s{_CJK}]*[^\W{_CJK}])?|\S")
+
+
+def words_in(text: str) -> typing.List[typing.Tuple[int, int]]:
+    """(start, end) of the words of a text, in characters.
+
+    White space separates words; a mark at the edge of a word is a word of its
+    own, as in CoNLL's data, and so is each Chinese or Japanese character.
+
+    >>> [text[a:b] for text in ["(Don't!) 京都"] for a, b in words_in(text)]
+    ['(', "Don't", '!', ')', '京', '都']
+    """
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def _joined_spans(words):
+    ends = np.cumsum([len(word) + 1 for word in words], dtype=int) - 1
+    return [(end - len(word), end) for word, end in zip(words, ends.tolist())]
+
+
+def _tagged(text, spans, names, logits):
+    """The result of one text for `tag_all`; logits are [words, labels]."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = (exponentials.max(axis=1) / exponentials.sum(axis=1)).tolist()
+    labels = [names[best] for best in logits.argmax(axis=1)]
+    has_entities = conll.has_entities(names) and all(
+        map(conll.is_of_entity, names)
+    )
+    labels = conll.bio(labels) if has_entities else labels
+    result = {
+        "words": [
+            {
+                "word": text[start:end],
+                "start": start,
+                "end": end,
+                "label": label,
+                "score": score,
+            }
+            for (start, end), label, score in zip(spans, labels, scores)
+        ]
+    }
+    if has_entities:
+        result["entities"] = [
+            {
+                "type": kind,
+                "text": text[spans[first][0] : spans[end - 1][1]],
+                "start": spans[first][0],
+                "end": spans[end - 1][1],
+                "score": float(np.mean(scores[first:end])),
+            }
+            for kind, first, end in conll.entities(labels)
+        ]
+    return result
 
 
 def _answer(name, predictions, nbest, null_odds):

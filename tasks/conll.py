@@ -218,7 +218,7 @@ def to_bio(
         return sentences, 0
     for sentence in sentences:
         for word, label in enumerate(sentence.labels):
-            if not _is_of_entity(label):
+            if not is_of_entity(label):
                 raise errors.UserError(
                     f"{sentence.place(word)}: label {label!r} among labels of "
                     "entities; expected O, or a type after B- or I- (or one "
@@ -237,7 +237,8 @@ def has_entities(labels: typing.Iterable[str]) -> bool:
     return any(_OF_ENTITY.match(label) for label in labels)
 
 
-def _is_of_entity(label):
+def is_of_entity(label: str) -> bool:
+    """Whether a label is O, or a type after B-, I-, S-, E-, U- or L-."""
     return label == OUTSIDE or (
         label[:1] in _BIO and label[1:2] == "-" and len(label) > 2
     )

@@ -123,12 +123,12 @@ CASES = {
         (
             "empty input",
             ANSWER + ["--input_file=$BAD/empty.jsonl", "--output_file=$OUT"],
-            ["no input"],
+            ["empty.jsonl: no rows"],
         ),
         (
             "a line of text",
             ANSWER + ["--input_file=$BAD/text.jsonl", "--output_file=$OUT"],
-            ["line 1 is not JSON"],
+            ["line 1: not JSON"],
         ),
         (
             "no place for results",

@@ -4,6 +4,7 @@
 Its command line runs in test_end_to_end.py.
 """
 
+import csv
 import io
 import json
 
@@ -28,10 +29,12 @@ def reader(folder):
     return predictor.Predictor(folder, "answer")
 
 
-def items_of(tmp_path, name, text, task):
+def items_of(tmp_path, name, text, task, **flags):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
-    return predict.read_items(task, str(path), False)
+    return predict.read_items(
+        task, str(path), False, predict.PredictConfig(**flags)
+    )
 
 
 def test_a_line_is_a_text(tmp_path):
@@ -55,14 +58,130 @@ def test_json_lines_name_their_parts(tmp_path):
     ) == [predict.Item("1", "A", "B")]
 
 
+CSV = '\ufeffq,text,text_b,id\r\nA?,"Dol, ""kuf""\r\nmer",B,a1\r\nC?,zog,,7\r\n'
+
+
+def test_tables_are_read_by_their_columns(tmp_path):
+    first, second = 'Dol, "kuf"\r\nmer', "zog"
+    assert items_of(tmp_path, "a.CSV", CSV, "classify") == [
+        predict.Item("a1", first, "B"),
+        predict.Item("7", second, ""),
+    ]
+    assert items_of(
+        tmp_path,
+        "a.csv",
+        CSV,
+        "classify",
+        text_column="q",
+        text_pair_column="text",
+        index_column="text_b",
+    ) == [predict.Item("B", "A?", first), predict.Item("4", "C?", second)]
+    assert items_of(tmp_path, "a.csv", CSV, "embed")[0] == predict.Item(
+        "a1", first
+    )
+    table = "question\tcontext\ttext\nWho?\tDol.\tno\n"
+    assert items_of(tmp_path, "a.tsv", table, "answer") == [
+        predict.Item("2", "Dol.", question="Who?")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, columns, rows, first",
+    [
+        (
+            "covid_sim_cut.csv",
+            {"text_column": "question_1", "text_pair_column": "question_2"},
+            None,
+            ("What is a novel coronavirus?", "What is a new coronavirus?"),
+        ),
+        ("farm_regr_quoted.tsv", {"quoting": "standard"}, None, None),
+    ],
+)
+def test_tables_of_users_have_no_header_among_their_texts(
+    shared, name, columns, rows, first
+):
+    path = str(shared / "cases" / "tables" / name)
+    options = predict.PredictConfig(**columns)
+    items = predict.read_items("classify", path, False, options)
+    lines = (shared / "cases" / "tables" / name).read_text("utf-8").splitlines()
+    assert len(items) == len(lines) - 1
+    if first:
+        assert items[0][1:3] == first
+    assert not any(item.text.startswith('"') for item in items)
+
+
+def test_words_of_conll_are_one_text(tmp_path):
+    assert items_of(tmp_path, "a.conll", "Dol O\nkufs O\n\nmer O\n", "tag") == [
+        predict.Item("1", "Dol kufs", words=("Dol", "kufs")),
+        predict.Item("2", "mer", words=("mer",)),
+    ]
+    (item,) = items_of(tmp_path, "a.txt", "O Dol\n", "tag", token_column=1)
+    assert item.words == ("Dol",)
+    assert items_of(tmp_path, "a.txt", "O Dol\n", "tag") == [
+        predict.Item("1", "O Dol")
+    ]
+
+
+def table_of(tmp_path, results, name="a.csv"):
+    path = tmp_path / name
+    predict.write_results(results, str(path))
+    with path.open(encoding="utf-8", newline="") as stream:
+        delimiter = "," if name.lower().endswith(".csv") else "\t"
+        return list(csv.reader(stream, delimiter=delimiter))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.tsv"])
+def test_results_can_be_a_table(tmp_path, name):
+    results = [
+        {
+            "id": str(number),
+            "label": 'A, "b"\té\n',
+            "scores": {"A": 0.5, "B": 0.25},
+            "start": None,
+            "nbest": [{"text": "x"}],
+            "labels": ["A"],
+        }
+        for number in range(2)
+    ]
+    row = ['A, "b"\té\n', "0.5", "0.25", "", '["A"]']
+    assert table_of(tmp_path, results, name) == [
+        ["id", "label", "scores.A", "scores.B", "start", "labels"],
+        ["0"] + row,
+        ["1"] + row,
+    ]
+
+
+def test_a_table_of_labels_has_a_row_per_word(tmp_path):
+    part = {"word": "Dol", "start": 0, "end": 3, "label": "O", "score": 0.5}
+    results = [{"id": "7", "words": [part, part], "entities": []}]
+    row = ["7", "Dol", "0", "3", "O", "0.5"]
+    assert table_of(tmp_path, results)[1:] == [row, row]
+
+
+def test_a_question_on_an_empty_text_has_no_answer(reader):
+    items = [predict.Item("1", "Dol.", question="Who?")] * 2
+    items[1] = items[1]._replace(name="2", text="")
+    first, second = predict.predict(reader, items)
+    assert first["answer"] and second["answer"] == ""
+
+
 @pytest.mark.parametrize(
     "name, text, task, words",
     [
         ("a.txt", "\n", "embed", "no input"),
-        ("a.jsonl", "{", "embed", "line 1 is not JSON"),
-        ("a.jsonl", '"a"', "embed", "not a JSON object"),
-        ("a.jsonl", '{"text": 3}', "embed", "expected an object such as"),
-        ("a.jsonl", '{"text": "a"}', "answer", '"question": "..."'),
+        ("a.jsonl", "{", "embed", "line 1: not JSON"),
+        ("a.jsonl", '"a"', "embed", "a JSON str, expected an object"),
+        ("a.jsonl", '{"text": null}', "embed", "line 1: no text in 'text'"),
+        ("a.jsonl", '{"text": [3]}', "embed", "expected a text or a number"),
+        ("a.jsonl", '{"text": "a"}', "answer", "no text in 'question'"),
+        (
+            "a.csv",
+            "a,b\n1,2\n",
+            "classify",
+            "the columns are 'a', 'b'; see --t",
+        ),
+        ("a.conllu", "\n", "tag", "no sentence"),
+        ("a.tsv", "text\n", "embed", "no rows"),
         (
             "a.jsonl",
             '{"text": "a", "id": 1}\n' * 2,

@@ -408,3 +408,53 @@ def test_a_model_of_the_first_version_answers_as_it_did(tmp_path):
         assert answer["null_odds"] == pytest.approx(
             odds[answer["id"]], abs=1e-4
         )
+
+
+# --- tag ---
+
+TAGS = {"0": "O", "1": "B-PER", "2": "I-PER"}
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tagger")
+    tiny.write_trained(folder, ["tagging"], id2label=TAGS)
+    settings = predictor.Settings(max_seq_length=12)
+    return predictor.Predictor(str(folder), "tag", settings)
+
+
+def test_a_tagger_labels_each_word(tagger):
+    text = " (ab  cd!) 京都 don't."
+    result = tagger.tag(text)
+    words = ["(", "ab", "cd", "!", ")", "京", "都", "don't", "."]
+    assert [word["word"] for word in result["words"]] == words
+    assert all(
+        text[w["start"] : w["end"]] == w["word"]
+        and w["label"] in TAGS.values()
+        and 1 / 3 < w["score"] < 1
+        for w in result["words"]
+    )
+    entity_words = [w for w in result["words"] if w["label"] != "O"]
+    covered = {
+        place
+        for entity in result["entities"]
+        for place in range(entity["start"], entity["end"])
+    }
+    assert entity_words and all(w["start"] in covered for w in entity_words)
+    for entity in result["entities"]:
+        assert entity["type"] == "PER" and 1 / 3 < entity["score"] < 1
+        assert text[entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_words_may_be_given(tagger):
+    first, second = tagger.tag_all(["ab cd", ["ab", "c d"]])
+    assert first == tagger.tag(["ab", "cd"])
+    spans = [(w["word"], w["start"], w["end"]) for w in second["words"]]
+    assert spans == [("ab", 0, 2), ("c d", 3, 6)]
+    with pytest.raises(errors.UserError, match="text 2 has no word"):
+        tagger.tag_all(["ab", " "])
+
+
+def test_labels_that_are_not_of_entities_have_words_alone(tmp_path):
+    tiny.write_trained(tmp_path, ["tagging"], id2label={"0": "NN", "1": "B-X"})
+    assert set(predictor.Predictor(str(tmp_path), "tag").tag("ab")) == {"words"}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of words, from files to scores; on NPUs too."""
 
+import csv
 import json
 import math
 
@@ -163,6 +164,27 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained, forked):
     assert "split_sentences=0" not in log and "cut_words=0" in log
     predictions = folder / "own" / "predictions.txt"
     assert accuracy(folder / "data" / "dev.txt", predictions) > 0.7
+
+
+def test_predict_py_gives_the_labels_of_the_run(folder, trained, forked):
+    output = folder / "tagged.csv"
+    forked(
+        "predict.py",
+        "tag",
+        model=folder / "out",
+        input_file=folder / "data" / "test.txt",
+        token_column=0,
+        output_file=output,
+    )
+    with output.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    sentences = conll.read(
+        str(folder / "out" / "predictions.txt"), label_column=-1
+    )
+    assert [(row["word"], row["label"]) for row in rows] == [
+        pair for s in sentences for pair in zip(s.words, s.labels)
+    ]
+    assert all(0 < float(row["score"]) <= 1 for row in rows)
 
 
 def test_npus_get_windows_of_one_length(folder):

@@ -537,8 +537,12 @@ def prediction_inputs(directory):
         path.write_bytes(data)
         for task in ("answer", "fill-mask", "classify", "embed"):
             with contextlib.suppress(errors.UserError):
-                predict.read_items(task, str(path), False)
-        predict.read_items("classify", str(path), False)
+                predict.read_items(
+                    task, str(path), False, predict.PredictConfig()
+                )
+        predict.read_items(
+            "classify", str(path), False, predict.PredictConfig()
+        )
 
     return of_json([line], read)
 
