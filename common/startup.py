@@ -3,21 +3,20 @@
 
 Each command imports this module first: importing TensorFlow takes seconds, and
 a Python without the packages is the most frequent mistake. Where a command is
-imported by another program, this module does nothing.
+imported by another program, this module does nothing. It imports little, since
+an interrupt before it acts has a traceback.
 """
 
 import os
-import pathlib
 import signal
 import sys
-
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def _is_command(path):
     """Whether a program is one of this project's commands or scripts."""
-    folder = pathlib.Path(path or os.sep).resolve().parent
-    return folder in (_REPOSITORY, _REPOSITORY / "scripts")
+    folder = os.path.dirname(os.path.realpath(path))
+    repository = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    return folder in (repository, os.path.join(repository, "scripts"))
 
 
 def _end(message, code):
@@ -50,7 +49,7 @@ def finish() -> None:
         sys.excepthook = sys.__excepthook__
 
 
-if _is_command(getattr(sys.modules["__main__"], "__file__", None)):
+if _is_command(getattr(sys.modules["__main__"], "__file__", os.sep)):
     sys.excepthook = _report_missing_package
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
