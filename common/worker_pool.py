@@ -9,6 +9,7 @@ list(map_ordered(range(3), create, (10,), num_workers=2))  # [0, 10, 20]
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ _ITEMS_PER_WORKER = 2
 _WATCH_SECONDS = 0.5
 # A larger value is certainly a typo and would exhaust the machine.
 MAX_WORKERS = 1024
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _function = None  # of a worker, what `create` returned
 
@@ -68,7 +71,8 @@ def map_ordered(
     pending = collections.deque()
     try:
         for item in items:
-            pending.append(executor.submit(_call, item))
+            with _held_signals():  # the first items start processes
+                pending.append(executor.submit(_call, item))
             if len(pending) > _ITEMS_PER_WORKER * num_workers:
                 yield pending.popleft().result()
         while pending:
@@ -85,11 +89,22 @@ def map_ordered(
         executor.shutdown()
 
 
+@contextlib.contextmanager
+def _held_signals():
+    """Keeps Ctrl-C until a process was forked, where Python ignores errors."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _initialize(create, arguments):
     """Prepares a worker: it exits with its parent and ignores Ctrl-C."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     _function = create(*arguments)
 

@@ -693,6 +693,17 @@ def test_an_error_of_a_worker_arrives(workers):
         list(results)
 
 
+def test_ctrl_c_while_workers_start_is_not_lost():
+    """Python ignores an error in a function that it calls at a fork."""
+    armed = [signal.SIGINT]
+    os.register_at_fork(
+        before=lambda: armed and os.kill(os.getpid(), armed.pop())
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(worker_pool.map_ordered(iter(range(50)), _multiply, (10,), 2))
+    assert not armed
+
+
 def test_a_killed_worker_ends_the_work_with_an_error():
     results = worker_pool.map_ordered(iter(range(50)), _die_at, (20,), 2)
     with pytest.raises(worker_pool.WorkerError, match="was killed"):
