@@ -255,6 +255,16 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert script.weights("run") == script.weights("whole")
 
 
+def test_a_removed_output_directory_is_one_line(tmp_path):
+    script = pretraining(tmp_path)
+    process = script.start("run")
+    assert script.wait_for(process, 20)
+    os.rename(str(tmp_path / "run"), str(tmp_path / "moved"))
+    log = script.finish(process, 1)
+    assert "Traceback" not in log
+    assert f"error: {tmp_path / 'run'}: removed during the run; " in log
+
+
 def flip_a_bit(chance, directory, step="*"):
     """Damages a file of a random checkpoint; returns the file's path."""
     files = sorted(directory.glob(f"model.ckpt-{step}.[di]*"))

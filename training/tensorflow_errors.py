@@ -2,6 +2,7 @@
 """TensorFlow's errors as one line that says how to fix them."""
 
 import contextlib
+import os
 import re
 import typing
 
@@ -34,8 +35,15 @@ def reported(
     """
     try:
         yield
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, ValueError) as error:
         batches.raise_error()
+        if output_dir and not os.path.isdir(output_dir):
+            raise errors.UserError(
+                f"{output_dir}: removed during the run; run the same command "
+                "again to start from the beginning"
+            ) from error
+        if not isinstance(error, tf.errors.OpError):
+            raise
         message = _reason(error, output_dir)
         if message:
             raise errors.UserError(message) from error
