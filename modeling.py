@@ -44,6 +44,7 @@ class RobertaModel:
         kernels: Kernels = Kernels(),
         dropout_seed: typing.Optional[tf.Tensor] = None,
         recompute_layers: bool = False,
+        frozen_layers: int = 0,
         output_positions: typing.Optional[tf.Tensor] = None,
         scope: str = "bert",
     ):
@@ -60,6 +61,8 @@ class RobertaModel:
           recompute_layers: whether the backward pass computes a layer's
             activations again instead of storing them: less memory, about a
             third more time.
+          frozen_layers: embeddings and so many layers from below get no
+            gradient; 0 trains all.
           output_positions: int32 [B, P], the positions at which the last
             layer is computed, from keys and values everywhere; None for all.
             `get_rows` then gives [B * P, H].
@@ -98,6 +101,8 @@ class RobertaModel:
                         hidden = layers.transform(
                             hidden, mask, positions, recompute_layers
                         )
+                    if index + 1 == frozen_layers:
+                        hidden = tf.stop_gradient(hidden)
                     self._hidden.append(hidden)
 
     def _batched(self, rows):

@@ -12,6 +12,7 @@ The argument of `compute_gradients` is the factor on every micro-batch's loss:
 a wrapper that scales the loss multiplies this factor.
 """
 
+import math
 import re
 import typing
 
@@ -21,10 +22,17 @@ import tensorflow.compat.v1 as tf
 _NOT_DECAYED = re.compile(r"(LayerNorm/(gamma|beta)|bias)$")
 
 
-def linear_schedule(
-    step: tf.Tensor, peak: float, num_train_steps: int, num_warmup_steps: int
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def scheduled_rate(
+    step: tf.Tensor,
+    peak: float,
+    num_train_steps: int,
+    num_warmup_steps: int,
+    schedule: str = "linear",
 ) -> tf.Tensor:
-    """Linear warm-up from 0, then linear to 0 at the last step.
+    """Linear warm-up from 0, then to 0 at the last step, or constant.
 
     The first update runs at rate 0 when there is a warm-up.
 
@@ -32,15 +40,22 @@ def linear_schedule(
       step: int tensor, updates made so far.
       peak: the highest rate.
       num_train_steps, num_warmup_steps: updates of the run, of the warm-up.
+      schedule: one of SCHEDULES; cosine is the first half of a period.
 
     Returns:
       float32 scalar.
 
-    Source: Hugging Face's get_linear_schedule_with_warmup.
+    Source: Hugging Face's get_linear_schedule_with_warmup,
+    get_cosine_schedule_with_warmup, get_constant_schedule_with_warmup.
     """
     step = tf.cast(step, tf.float32)
     left = num_train_steps - step
-    falling = peak * left / max(1, num_train_steps - num_warmup_steps)
+    rest = max(1, num_train_steps - num_warmup_steps)
+    falling = {
+        "linear": lambda: peak * left / rest,
+        "cosine": lambda: peak * (0.5 - 0.5 * tf.cos(math.pi * left / rest)),
+        "constant": lambda: tf.constant(peak, tf.float32),
+    }[schedule]()
     rising = peak * step / max(1, num_warmup_steps)
     rate = tf.where(step < num_warmup_steps, rising, falling)
     return tf.maximum(rate, 0.0)

@@ -65,8 +65,9 @@ class PretrainingConfig:
     )
     masked_lm_prob: typing.Optional[float] = command_line.flag(
         None,
-        "Share of tokens that dynamic masking draws. Default: "
-        "manifest.json's, else 0.15.",
+        "Share of tokens that dynamic masking draws in training. Default: "
+        "manifest.json's, else 0.15. Evaluation draws 0.15 unless it is given "
+        "without --do_train.",
     )
     do_whole_word_mask: typing.Optional[bool] = command_line.flag(
         None,
@@ -197,14 +198,23 @@ def read_records(
     config: configuration.RobertaConfig,
     run: run_config.RunConfig,
     task: PretrainingConfig,
+    is_training: bool,
 ) -> masked_lm_batches.MaskedLmSource:
-    """Opens records; raises errors.UserError where flags do not match them."""
+    """Opens records; raises errors.UserError where flags do not match them.
+
+    Evaluation masks 15 % whatever training does, so that losses can be
+    compared (Wettig et al. 2022, arXiv:2202.08005); without training,
+    --masked_lm_prob changes that.
+    """
+    probability = task.masked_lm_prob
+    if not is_training and (run.do_train or probability is None):
+        probability = 0.15
     return masked_lm_batches.MaskedLmSource(
         inputs,
         masked_lm_batches.Settings(
             max_seq_length=run.max_seq_length,
             max_predictions=task.max_predictions_per_seq,
-            masked_lm_prob=task.masked_lm_prob,
+            masked_lm_prob=probability,
             whole_words=task.do_whole_word_mask,
             vocab_size=config.vocab_size,
             pad_token_id=config.pad_token_id,
@@ -428,9 +438,13 @@ def main(_) -> None:
     device = environment.create(options)
     train_source = eval_source = None
     if run.do_train:
-        train_source = read_records(task.input_files_dir, config, run, task)
+        train_source = read_records(
+            task.input_files_dir, config, run, task, True
+        )
     if task.do_eval or run.evaluates:
-        eval_source = read_records(task.eval_files_dir, config, run, task)
+        eval_source = read_records(
+            task.eval_files_dir, config, run, task, False
+        )
     source = warm_start.source(run, "cls/predictions/")
     _check_files(run, source, task, config, device)
     output_directory.prepare(

@@ -88,6 +88,12 @@ class TaskConfig:
         lower=0,
         upper=1,
     )
+    freeze_layers: int = command_line.flag(
+        0,
+        "Layers from below that are not trained, and with them the "
+        "embeddings; 0 trains all.",
+        lower=0,
+    )
     num_workers: int = command_line.flag(
         0,
         "Processes that tokenize; 0 takes all cores.",
@@ -152,6 +158,11 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
             f"--{name}=True" for name in ("do_train", *actions)
         )
         raise errors.UserError(f"nothing to do: pass {choices}")
+    if task.freeze_layers > config.num_hidden_layers:
+        raise errors.UserError(
+            f"--freeze_layers={task.freeze_layers}: the model has "
+            f"{config.num_hidden_layers} layers; use that or less"
+        )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     preflight.check_vocabulary(
         tokenizer, task.vocab_file, config, run.bert_config_file
@@ -356,6 +367,7 @@ class Model(typing.NamedTuple):
             is_training=dropout_seed is not None,
             dropout_seed=dropout_seed,
             recompute_layers=recompute_layers,
+            frozen_layers=self.setup.task.freeze_layers,
         )
         return self.head.outputs(
             features, model.get_sequence_output(), dropout_seed

@@ -316,7 +316,7 @@ def test_adamw_equals_its_paper():
     rates = [0.05 * (1 - step / 10) for step in range(6)]
     found, steps = run_optimizer(
         lambda step: optimization.AdamW(
-            optimization.linear_schedule(step, 0.05, 10, 0), **SETTINGS
+            optimization.scheduled_rate(step, 0.05, 10, 0), **SETTINGS
         )
     )
     assert steps == 6
@@ -327,7 +327,7 @@ def test_lamb_equals_its_paper_and_counts_a_step_once():
     rates = [0.05 * (1 - step / 10) for step in range(6)]
     found, steps = run_optimizer(
         lambda step: optimization.Lamb(
-            optimization.linear_schedule(step, 0.05, 10, 0), **SETTINGS
+            optimization.scheduled_rate(step, 0.05, 10, 0), **SETTINGS
         )
     )
     assert steps == 6
@@ -427,11 +427,31 @@ def test_no_variable_changes_before_all_gradients_are_known(name):
     ],
 )
 def test_linear_schedule(step, total, warmup, wanted):
-    rate = optimization.linear_schedule(
+    rate = optimization.scheduled_rate(
         tf.constant(step, tf.int64), 2.0, total, warmup
     )
     with tf.Session() as session:
         assert session.run(rate) == pytest.approx(2.0 * wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "step, schedule, expected",
+    [
+        (2, "cosine", 0.5),
+        (4, "cosine", 1.0),
+        (6, "cosine", (1 + np.cos(np.pi / 3)) / 2),
+        (10, "cosine", 0.0),
+        (2, "constant", 0.5),
+        (4, "constant", 1.0),
+        (10, "constant", 1.0),
+    ],
+)
+def test_other_schedules(step, schedule, expected):
+    rate = optimization.scheduled_rate(
+        tf.constant(step, tf.int64), 2.0, 10, 4, schedule
+    )
+    with tf.Session() as session:
+        assert session.run(rate) == pytest.approx(2.0 * expected, abs=1e-6)
 
 
 def test_layer_wise_factors():

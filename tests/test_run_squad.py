@@ -12,8 +12,9 @@ import configuration
 import kernels
 import modeling
 import run_squad
+from helpers import tiny
 from tasks import finetuning
-from training import run_config
+from training import checkpoints, run_config
 
 CONFIG = configuration.RobertaConfig(
     vocab_size=40,
@@ -109,3 +110,43 @@ def data_of(starts, doc_length=20):
 )
 def test_loss_of_guessing(starts, expected):
     assert run_squad.chance_loss(data_of(starts)) == pytest.approx(expected)
+
+
+def test_frozen_layers_keep_their_weights(tmp_path):
+    model = tiny.write_model(tmp_path / "model")
+    tiny.run(
+        tiny.command(
+            "run_squad.py",
+            [],
+            bert_config_file=model / "config.json",
+            vocab_file=model / "vocab.json",
+            merges_file=model / "merges.txt",
+            train_file=tiny.write_squad(tmp_path / "train.json"),
+            output_dir=tmp_path / "output",
+            do_train=True,
+            freeze_layers=1,
+            num_train_epochs=4,
+            train_batch_size=4,
+            num_accumulation_steps=2,
+            max_seq_length=96,
+            doc_stride=32,
+            learning_rate=1e-2,
+            accelerator="cpu",
+        ),
+        tiny.environment(npu=False),
+    )
+    first, last = (
+        tiny.values_of(prefix)
+        for prefix in checkpoints.listed(str(tmp_path / "output"))
+    )
+    changed = {name for name in first if (first[name] != last[name]).any()} - {
+        "global_step",
+        "batches_seen",
+        "records_seen",
+    }
+    trained = {name for name in changed if "/adam_" not in name}
+    assert trained and not any(
+        "embeddings" in name or "layer_0" in name for name in changed
+    )
+    assert "bert/encoder/layer_1/output/dense/kernel" in trained
+    assert "cls/squad/output_weights" in trained

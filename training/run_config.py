@@ -7,6 +7,7 @@ import typing
 
 import configuration
 import device as devices
+import optimization
 from common import command_line, errors
 from training import checkpoints, divergence
 
@@ -75,6 +76,12 @@ class RunConfig:
     )
     learning_rate: float = command_line.flag(
         1e-4, "Highest learning rate.", lower=0
+    )
+    learning_rate_schedule: str = command_line.flag(
+        "linear",
+        "The learning rate after the warm-up: linear or cosine to 0 at the "
+        "last step, or constant.",
+        choices=optimization.SCHEDULES,
     )
     adam_beta1: float = command_line.flag(
         0.9, "Decay of the first moment, below 1.", lower=0, upper=1

@@ -107,11 +107,12 @@ def _micro_batches(losses, features, training, seen):
     run, device = training.run, training.device
     (weight,) = device.average([losses.weight(features)])
     weight = tf.maximum(weight, 1.0)
-    rate = optimization.linear_schedule(
+    rate = optimization.scheduled_rate(
         tf.train.get_global_step(),
         run.learning_rate,
         training.num_train_steps,
         training.num_warmup_steps,
+        run.learning_rate_schedule,
     )
 
     def micro_batch(index):
