@@ -2,6 +2,7 @@
 """NVIDIA GPUs, and Horovod, for training on several CPUs or GPUs."""
 
 import logging
+import math
 import os
 import pickle
 import secrets
@@ -13,13 +14,24 @@ import typing
 import tensorflow.compat.v1 as tf
 
 import device
+import kernels as plain
 from common import errors
+
+# A uniform fp16 number is one of so many.
+_HALF_STEPS = 1024
+# The smallest that cuDNN's batch normalization takes.
+# Source: TensorFlow's nn_impl.fused_batch_norm.
+_LEAST_EPSILON = 1.001e-5
 
 
 class Gpu(device.Device):
     """One GPU per process; allocates memory as needed."""
 
     name = "gpu"
+    # TensorFlow 1.15's kernel for CPUs, on which tests run, lacks the layout.
+    fuses_norm = tf.test.is_built_with_cuda() or not tf.__version__.startswith(
+        "1."
+    )
 
     def __init__(
         self, options: device.DeviceConfig, processes: device.Processes
@@ -57,6 +69,15 @@ class Gpu(device.Device):
     @property
     def stores_half(self) -> bool:
         return self._options.half_precision
+
+    @property
+    def kernels(self):
+        replaced = super().kernels._replace(host=host)
+        if not self._options.manual_fp16:
+            return replaced
+        if self.fuses_norm:
+            replaced = replaced._replace(normalize=normalize, norm_dtype=None)
+        return replaced._replace(gelu=gelu, dropout=dropout, matmul=matmul)
 
     def memory_bytes(self) -> typing.Optional[int]:
         text = self._ask("memory.total")
@@ -117,6 +138,122 @@ def _make_deterministic():
             "the flag"
         )
     tf.compat.v2.config.experimental.enable_op_determinism()
+
+
+def host():
+    """A context whose operations run on the CPU of the process."""
+    return tf.device("/cpu:0")
+
+
+def gelu(x):
+    """kernels.gelu, in fp16 where x is."""
+    if x.dtype != tf.float16:
+        return plain.gelu(x)
+
+    @tf.custom_gradient
+    def unit(x):
+        scaled = x * -math.sqrt(0.5)
+        # Keeps its digits where 1 + erf would cancel.
+        area = 0.5 * tf.math.erfc(scaled)
+
+        def gradient(upstream):
+            density = tf.exp(-0.5 * math.log(2 * math.pi) - tf.square(scaled))
+            return upstream * (area + x * density)
+
+        return x * area, gradient
+
+    return unit(x)
+
+
+def dropout(x, rate, seed):
+    """kernels.dropout, drawn in fp16 where x is: rate is rounded to 1/1024."""
+    if x.dtype != tf.float16:
+        return plain.dropout(x, rate, seed)
+    shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
+    share = round((1.0 - rate) * _HALF_STEPS) / _HALF_STEPS
+    # tf.random.stateless_uniform adds an operation per seed in TensorFlow 2.
+    draws = tf.raw_ops.StatelessRandomUniform(
+        shape=shape, seed=seed, dtype=x.dtype
+    )
+    return x * (tf.cast(draws < share, x.dtype) * (1.0 / share))
+
+
+def normalize(x, gamma, beta, epsilon):
+    """kernels.normalize by cuDNN where x is fp16; statistics are float32.
+
+    Each row is a channel of a batch normalization, as in Keras'
+    LayerNormalization.
+
+    Args:
+      x: float [N, H].
+      gamma, beta: float32 [H].
+      epsilon: float.
+
+    Returns:
+      [N, H] of x's dtype.
+    """
+    if x.dtype != tf.float16 or epsilon < 1e-5:
+        normed = plain.normalize(tf.cast(x, tf.float32), gamma, beta, epsilon)
+        return tf.cast(normed, x.dtype)
+    rows, width = x.shape.as_list()
+    rows = tf.shape(x)[0] if rows is None else rows
+    common = dict(
+        scale=tf.ones([rows]),
+        epsilon=max(epsilon, _LEAST_EPSILON),
+        data_format="NCHW",
+        is_training=True,
+    )
+
+    def channels(matrix):
+        return tf.reshape(matrix, [1, rows, width, 1])
+
+    @tf.custom_gradient
+    def function(x, gamma, beta):
+        outputs = tf.raw_ops.FusedBatchNormV3(
+            x=channels(x),
+            offset=tf.zeros([rows]),
+            mean=tf.constant([]),
+            variance=tf.constant([]),
+            **common,
+        )
+        normed = tf.reshape(outputs.y, [rows, width])
+        factor = tf.cast(gamma, x.dtype)
+
+        def gradient(upstream):
+            inner = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=channels(upstream * factor),
+                x=channels(x),
+                reserve_space_1=outputs.reserve_space_1,
+                reserve_space_2=outputs.reserve_space_2,
+                reserve_space_3=outputs.reserve_space_3,
+                **common,
+            )
+            # Sums in float32, unlike tf.reduce_sum of fp16.
+            sums = [
+                tf.cast(tf.raw_ops.BiasAddGrad(out_backprop=g), tf.float32)
+                for g in (upstream * normed, upstream)
+            ]
+            return [tf.reshape(inner.x_backprop, [rows, width])] + sums
+
+        return tf.nn.bias_add(normed * factor, tf.cast(beta, x.dtype)), gradient
+
+    return function(x, gamma, beta)
+
+
+def matmul(a, b, transpose_b=False):
+    """tf.matmul; an fp16 b [V, H] gets rows of zeros up to a multiple of 8.
+
+    Tensor cores take such sizes alone under CUDA 10, and are faster with them.
+
+    Source: NVIDIA, "Deep Learning Performance: Matrix Multiplication".
+    """
+    missing = 0
+    if transpose_b and b.dtype == tf.float16 and b.shape.ndims == 2:
+        missing = -b.shape.as_list()[0] % 8
+    if not missing:
+        return tf.matmul(a, b, transpose_b=transpose_b)
+    padded = tf.pad(b, [[0, missing], [0, 0]])
+    return tf.matmul(a, padded, transpose_b=True)[:, :-missing]
 
 
 def _index(count, local_rank):

@@ -4,6 +4,7 @@
 A device may replace each of them: see Kernels.
 """
 
+import contextlib
 import math
 import typing
 
@@ -143,6 +144,10 @@ class Kernels(typing.NamedTuple):
     gather: typing.Callable = gather
     embed: typing.Callable = embed
     matmul: typing.Callable = tf.matmul
+    # What LayerNorm reads and writes; None: the dtype of the rows.
+    norm_dtype: typing.Optional[tf.DType] = tf.float32
     compute_dtype: tf.DType = tf.float32  # of the encoder
     head_dtype: tf.DType = tf.float32  # of LM head and pooler
+    # A context in which small operations run on the host.
+    host: typing.Callable = contextlib.nullcontext
     variable_getter: typing.Optional[typing.Callable] = None

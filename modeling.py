@@ -84,7 +84,15 @@ class RobertaModel:
         self._scope = scope
         self._input_ids = input_ids
         self._has_all_rows = output_positions is None
-        seeds = _Seeds(dropout_seed) if is_training else None
+        seeds = None
+        if is_training and (
+            config.hidden_dropout_prob or config.attention_probs_dropout_prob
+        ):
+            if dropout_seed is None:
+                raise ValueError("dropout in training needs dropout_seed")
+            # One for the embeddings, three in a layer.
+            count = 1 + 3 * config.num_hidden_layers
+            seeds = _Seeds(dropout_seed, count, kernels)
         layers = _Layers(config, kernels, seeds, tf.shape(input_ids))
         with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
             with tf.variable_scope("embeddings"):
@@ -169,21 +177,30 @@ def _by_sequence(rows, tokens):
 
 
 class _Seeds:
-    """A different seed for each dropout, all from one int32 [2]."""
+    """A different seed for each dropout, all from one int32 [2].
 
-    def __init__(self, seed, count=0):
-        self._seed = seed
-        self._count = count
+    One operation makes all of them, on the host, which starts the dropouts.
+    """
+
+    def __init__(self, seed, count, kernels, first=0):
+        """
+        Args:
+          seed: int32 [2].
+          count: how many are made.
+          kernels: Kernels.
+          first: number of seeds that others have made.
+        """
+        # An odd multiplier spreads the numbers over the 32 bits.
+        numbers = [
+            [((first + index) * 0x9E3779B1) & 0x7FFFFFFF, 0]
+            for index in range(1, count + 1)
+        ]
+        with kernels.host():
+            seeds = tf.bitwise.bitwise_xor(seed, tf.constant(numbers))
+            self._seeds = iter(tf.unstack(seeds))
 
     def next(self):
-        if self._seed is None:
-            raise ValueError("dropout in training needs dropout_seed")
-        self._count += 1
-        # An odd multiplier spreads the counts over the 32 bits.
-        number = (self._count * 0x9E3779B1) & 0x7FFFFFFF
-        return tf.stack(
-            [tf.bitwise.bitwise_xor(self._seed[0], number), self._seed[1]]
-        )
+        return next(self._seeds)
 
 
 class _Layers:
@@ -458,14 +475,17 @@ def dense(
 def layer_norm(
     rows: tf.Tensor, epsilon: float, kernels: Kernels = Kernels()
 ) -> tf.Tensor:
-    """LayerNorm over the last axis, in float32; returns the dtype of rows."""
+    """LayerNorm over the last axis, statistics in float32; dtype of rows."""
     width = rows.shape.as_list()[-1]
     with tf.variable_scope("LayerNorm"):
         beta = variable("beta", [width], tf.zeros_initializer())
         gamma = variable("gamma", [width], tf.ones_initializer())
         # Within the scope, by whose name an NPU's compiler recognizes it.
         normed = kernels.normalize(
-            tf.cast(rows, tf.float32), gamma, beta, epsilon
+            tf.cast(rows, kernels.norm_dtype or rows.dtype),
+            gamma,
+            beta,
+            epsilon,
         )
     return tf.cast(normed, rows.dtype)
 
@@ -575,7 +595,7 @@ def _head_dropout(config, kernels, seed):
         rate = config.hidden_dropout_prob
     if seed is None or not rate:
         return lambda x: x
-    seeds = _Seeds(seed, _FIRST_HEAD_SEED)
+    seeds = _Seeds(seed, 2, kernels, _FIRST_HEAD_SEED)
     return lambda x: kernels.dropout(x, rate, seeds.next())
 
 

@@ -189,15 +189,13 @@ def _model_config(settings):
     return configuration.RobertaConfig(**benchmark_contenders.sizes(settings))
 
 
-def training_step(settings, micro_batches=1, **options):
-    """(tokens, call, flops) of one update."""
+def training_spec(settings, device, micro_batches=1):
+    """The EstimatorSpec of an update of masked-LM pre-training."""
     import tensorflow.compat.v1 as tf
 
-    import environment
     import run_pretraining
     from training import run_config, train_step
 
-    device = environment.create(environment.DeviceConfig(**options))
     run = run_config.RunConfig(
         output_dir=tempfile.gettempdir(),
         num_accumulation_steps=micro_batches,
@@ -214,15 +212,23 @@ def training_step(settings, micro_batches=1, **options):
         )[0],
         lambda features: tf.reduce_sum(features["masked_lm_weights"]),
     )
+    features = {
+        name: tf.constant(value)
+        for name, value in benchmark_contenders.masked_batch(settings).items()
+    }
+    training = run_config.Training(config, run, device, 1000000, 10)
+    return train_step.train_spec(losses, features, training)
+
+
+def training_step(settings, micro_batches=1, **options):
+    """(tokens, call, flops) of one update."""
+    import tensorflow.compat.v1 as tf
+
+    import environment
+
+    device = environment.create(environment.DeviceConfig(**options))
     with tf.Graph().as_default():
-        features = {
-            name: tf.constant(value)
-            for name, value in benchmark_contenders.masked_batch(
-                settings
-            ).items()
-        }
-        training = run_config.Training(config, run, device, 1000000, 10)
-        spec = train_step.train_spec(losses, features, training)
+        spec = training_spec(settings, device, micro_batches)
         session = tf.Session(config=device.session_config())
         session.run(tf.global_variables_initializer())
     tokens = settings.batch_size * settings.sequence_length

@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 import configuration
 import cpu_environment
 import environment
+import gpu_environment
 import kernels as kernel_functions
 import modeling
 from common import errors
@@ -59,15 +60,13 @@ class Golden(typing.NamedTuple):
         )
 
 
-def kernels_of(**options):
-    """What the CPU's device computes with."""
-    return cpu_environment.Cpu(
-        environment.DeviceConfig(**options), Processes()
-    ).kernels
+def kernels_of(device=cpu_environment.Cpu, **options):
+    """What a device computes with."""
+    return device(environment.DeviceConfig(**options), Processes()).kernels
 
 
 def load_masked_lm(checkpoint, **options):
-    """The masked LM with the kernels of the CPU."""
+    """The masked LM with the kernels of a device."""
     config = golden_config("masked_lm")
     kernels = kernels_of(**options)
     with tf.Graph().as_default():
@@ -153,10 +152,14 @@ def test_classification_logits_equal_the_reference(golden_checkpoint):
     np.testing.assert_allclose(found, reference["logits"], rtol=0, atol=1e-5)
 
 
-def test_fp16_logits_are_within_2_percent(golden_checkpoint):
+@pytest.mark.parametrize("device", [cpu_environment.Cpu, gpu_environment.Gpu])
+def test_fp16_logits_are_within_2_percent(golden_checkpoint, device):
     reference = expected("masked_lm")
     golden = load_masked_lm(
-        golden_checkpoint("masked_lm"), manual_fp16=True, use_fp16_cls=True
+        golden_checkpoint("masked_lm"),
+        device=device,
+        manual_fp16=True,
+        use_fp16_cls=True,
     )
     with golden.session:
         found, last = golden.run(["mlm_logits", "last"], reference["input_ids"])
