@@ -23,17 +23,30 @@
 #   PYTHON    The Python to use: a path, a command or a version such as 3.11.
 #             Unset: python3.7, else 3.11, 3.10 or 3.9 (on PATH, then pyenv's),
 #             else the 3.11 that uv finds or brings.
+#   TENSORFLOW
+#             2.6.5: the third platform (requirements/tensorflow2.6.txt), on
+#             Python 3.7 to 3.9. Unset: the release of the Python's platform.
 #   VENV_DIR  Where the environment goes; unset: .venv in this repository.
 set -euo pipefail
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-}
+TENSORFLOW=${TENSORFLOW:-}
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 WHEEL_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/roberta-tf1/wheels
 
 case $VENV_DIR in /*) ;; *) VENV_DIR=$PWD/$VENV_DIR ;; esac
 STATE=$VENV_DIR/.setup  # What is installed; `incomplete` while it changes.
 EXPECTED="Python 3.7 for TensorFlow 1.15.5, or 3.9 to 3.11 for 2.15.1"
+PYTHONS="3.7 3.11 3.10 3.9"  # Best first.
+case $TENSORFLOW in
+  "") ;;
+  2.6.5) EXPECTED="Python 3.7 to 3.9 for TensorFlow 2.6.5"
+         PYTHONS="3.7 3.9 3.8" ;;
+  *) echo "setup.sh: error: TENSORFLOW=$TENSORFLOW: expected 2.6.5; PYTHON" \
+          "chooses between 1.15.5 and 2.15.1" >&2
+     exit 1 ;;
+esac
 
 say() { echo "set-up: $*" >&2; }
 
@@ -56,6 +69,11 @@ parse_arguments() {
               "lists the arguments" ;;
     esac
   done
+  if [[ -n $TENSORFLOW && $kind != system-site-packages ]]; then
+    [[ -z $kind$with_horovod || $kind$with_horovod == cpu ]] ||
+        fail "TENSORFLOW=$TENSORFLOW: neither --gpu nor --horovod go with it"
+    kind=tensorflow-$TENSORFLOW
+  fi
 }
 
 # --- Which Python -----------------------------------------------------------
@@ -65,7 +83,8 @@ parse_arguments() {
 probe() {
   "$1" -c '
 import importlib.util, os, sys
-traits = [name for name in ("ensurepip", "tensorflow", "npu_bridge")
+traits = [name for name in ("ensurepip", "tensorflow", "npu_bridge",
+                            "npu_device")
           if importlib.util.find_spec(name)]
 version = "%d.%d" % sys.version_info[:2]
 base = os.path.join(sys.base_prefix, "bin", "python" + version)
@@ -91,10 +110,10 @@ examine() {
   problem=""
   answer=$(probe "$1") || return 1
   read -r version full_version traits executable <<< "$answer"
-  case $version in
-    3.7 | 3.9 | 3.10 | 3.11) ;;
-    *) problem="$1 is Python $full_version"; return 1 ;;
-  esac
+  if [[ " $PYTHONS " != *" $version "* ]]; then
+    problem="$1 is Python $full_version"
+    return 1
+  fi
   if ! has ensurepip; then
     problem="$1 cannot make virtual environments (Debian and Ubuntu:"
     problem+=" apt-get install python$version-venv)"
@@ -126,7 +145,7 @@ find_python() {
 # uv's own Python, downloaded if need be; outside of any project or
 # environment, whose Python uv would answer with.
 find_uv_python() {
-  command -v uv > /dev/null || return 1
+  [[ -z $TENSORFLOW ]] && command -v uv > /dev/null || return 1
   say "no $EXPECTED found; asking uv for Python 3.11"
   (cd / && unset VIRTUAL_ENV &&
       { uv python find 3.11 2> /dev/null ||
@@ -137,7 +156,8 @@ choose_python() {
   local uv_python cause
   case $PYTHON in
     "")
-      find_python 3.7 3.11 3.10 3.9 && return
+      # shellcheck disable=SC2086  # A list.
+      find_python $PYTHONS && return
       cause=$problem
       uv_python=$(find_uv_python) && examine "$uv_python" && return
       fail "no usable Python found${cause:+ ($cause)}; install $EXPECTED, e.g." \
@@ -163,10 +183,18 @@ state() { cat "$STATE/$1" 2> /dev/null || true; }
 is_same() { cmp -s "$REPOSITORY/$1" "$STATE/$1"; }
 
 requirements_file() {
-  if [[ $(state kind) == gpu ]]; then
-    echo requirements/gpu.txt
+  case $(state kind) in
+    gpu) echo requirements/gpu.txt ;;
+    tensorflow-2.6.5) echo requirements/tensorflow2.6.txt ;;
+    *) echo requirements.txt ;;
+  esac
+}
+
+test_file() {
+  if [[ $(state kind) == tensorflow-2.6.5 ]]; then
+    echo requirements/tensorflow2.6_test.txt
   else
-    echo requirements.txt
+    echo requirements/test.txt
   fi
 }
 
@@ -175,7 +203,7 @@ has_requirements() {
   is_same "$(requirements_file)" && is_same requirements.txt
 }
 
-has_test() { is_same requirements/test.txt; }
+has_test() { is_same "$(test_file)"; }
 
 has_horovod() {
   is_same requirements/horovod.txt &&
@@ -235,7 +263,8 @@ clear_directory() {
 }
 
 choose_kind() {
-  if [[ -z $kind ]] && has tensorflow && has npu_bridge; then
+  if [[ -z $kind ]] && has tensorflow && { has npu_bridge || has npu_device; }
+  then
     kind=system-site-packages
     say "$executable has TensorFlow and the Ascend adapter: using them"
   elif [[ $kind == system-site-packages ]] && ! has tensorflow; then
@@ -285,8 +314,11 @@ install_file() {
 
 # TensorFlow, and what it is compiled against, are left as they are.
 install_beside_system() {
-  say "installing requirements.txt, but for TensorFlow, numpy and protobuf"
-  grep -vE '^(tensorflow|numpy|protobuf)' "$REPOSITORY/requirements.txt" \
+  local file=requirements.txt
+  [[ $(venv_python -c 'import tensorflow as tf; print(tf.__version__)') != 2.6.* ]] ||
+      file=requirements/tensorflow2.6.txt
+  say "installing $file, but for TensorFlow and what it needs"
+  grep -vE '^(tensorflow|keras|numpy|protobuf|typing-ext)' "$REPOSITORY/$file" \
       > "$STATE/others.txt"
   pip_install --requirement "$STATE/others.txt"
 }
@@ -402,7 +434,7 @@ main() {
   keep_horovod
   [[ -z $reason ]] || make_environment
   has_requirements || changing install_requirements
-  [[ -z $with_test ]] || has_test || changing install_file requirements/test.txt
+  [[ -z $with_test ]] || has_test || changing install_file "$(test_file)"
   [[ -z $with_horovod ]] || has_horovod || install_horovod
   say "$VENV_DIR is ready: Python $(state version), TensorFlow" \
       "$(state tensorflow); took $SECONDS s"

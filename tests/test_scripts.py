@@ -588,6 +588,7 @@ def test_on_aarch64_the_second_platform_is_taken(set_up):
     [
         (["--system-site-packages"], "ensurepip,tensorflow"),
         ([], "ensurepip,tensorflow,npu_bridge"),
+        ([], "ensurepip,tensorflow,npu_device"),
     ],
 )
 def test_the_tensorflow_of_an_ascend_host_is_kept(set_up, arguments, traits):
@@ -599,6 +600,22 @@ def test_the_tensorflow_of_an_ascend_host_is_kept(set_up, arguments, traits):
     assert not re.search("^(tensorflow|numpy|protobuf)", others, re.MULTILINE)
     assert "regex==" in others
     assert set_up.run() == (0, "")
+
+
+def test_tensorflow_2_6_has_requirements_of_its_own(set_up):
+    set_up.add_python("python3.11", "3.11.7")
+    third = {"TENSORFLOW": "2.6.5"}
+    code, words = set_up.run(**third)
+    assert code == 1 and "install Python 3.7 to 3.9 for TensorFlow 2.6" in words
+    set_up.add_python("python3.9", "3.9.18")
+    assert set_up.run("--test", **third)[0] == 0
+    for name in ("tensorflow2.6", "tensorflow2.6_test"):
+        assert f"--requirement requirements/{name}.txt" in set_up.calls()
+    assert "--requirement requirements.txt" not in set_up.calls()
+    # It stays what it is.
+    assert set_up.run("--test") == (0, "")
+    code, words = set_up.run(TENSORFLOW="2.7")
+    assert code == 1 and "TENSORFLOW=2.7: expected 2.6.5" in words
 
 
 def test_horovod_without_a_compiler_is_one_line(set_up):
