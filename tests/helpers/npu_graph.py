@@ -28,8 +28,15 @@ def use_stub(monkeypatch, release):
     monkeypatch.syspath_prepend(str(STAND_IN))
     monkeypatch.setenv("NPU_STUB_RELEASE", release)
     for name in list(sys.modules):
-        if name.split(".")[0] in ("npu_bridge", "hccl", "npu_stub"):
+        if name.split(".")[0] in (
+            "npu_bridge",
+            "npu_device",
+            "hccl",
+            "npu_stub",
+        ):
             monkeypatch.delitem(sys.modules, name)
+    if npu_environment._ADAPTER == "npu_device":
+        importlib.import_module("npu_device").compat.enable_v1()
     return importlib.import_module("npu_stub.graph")
 
 
