@@ -146,7 +146,11 @@ def runs(tmp_path_factory):
     started.start(
         "loops",
         started.pretraining(
-            "loops", iterations_per_loop=10, save_checkpoints_steps=10
+            "loops",
+            iterations_per_loop=10,
+            save_checkpoints_steps=10,
+            train_batch_size=4,
+            num_accumulation_steps=2,
         ),
     )
     started.start(
@@ -222,7 +226,7 @@ def test_squad_gives_the_losses_and_answers_of_the_cpu(runs):
     assert answers[0] == answers[1] and len(answers[0]) == 8
 
 
-def test_loops_on_the_device_take_the_same_steps(runs):
+def test_loops_on_the_device_count_updates(runs):
     cpu = tiny.steps_of(runs.output("cpu"))
     loops = tiny.steps_of(runs.output("loops"))
     assert [line["step"] for line in loops] == [10, 20]
@@ -234,6 +238,12 @@ def test_loops_on_the_device_take_the_same_steps(runs):
     assert "weight_norm" not in scalars  # it would compile a second graph
     saved = {path.name for path in (runs.folder / "loops").glob("*.index")}
     assert saved == {f"model.ckpt-{step}.index" for step in (0, 10, 20)}
+    # Nothing of the micro-batches is kept between two updates.
+    names = [
+        set(tiny.values_of(runs.folder / name / "model.ckpt-20"))
+        for name in ("cpu", "loops")
+    ]
+    assert names[0] == names[1]
 
 
 def test_fp16_with_dynamic_loss_scale_on_squad(runs):
