@@ -17,53 +17,21 @@ import tensorflow.compat.v1 as tf
 import configuration
 from common import errors, files
 from helpers import tiny, torch_writer
-from helpers.paths import FIRST_VERSION
+from helpers.conversions import (
+    assert_same,
+    convert,
+    golden,
+    hf_arrays,
+    hf_model,
+    refused,
+    tf_arrays,
+)
+from helpers.paths import FIRST_VERSION, GOLDEN
 from weights import conversion, lazy_tensors, safetensors_file, tf_checkpoint
 from weights import names as weight_names
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-GOLDEN = pathlib.Path(__file__).resolve().parent / "data" / "golden"
 MODELS = ["masked_lm", "question_answering", "sequence_classification"]
-
-
-def convert(source, target, given, output, **options):
-    """The lines of the report."""
-    lines = []
-    conversion.convert(
-        source,
-        target,
-        conversion.ConvertConfig(
-            input=str(given), output=str(output), **options
-        ),
-        lines.append,
-    )
-    return lines
-
-
-def refused(source, target, given, output, **options):
-    """The message of the UserError; no output may be left."""
-    before = set(output.parent.rglob("*")) if output.parent.exists() else set()
-    with pytest.raises(errors.UserError) as caught:
-        convert(source, target, given, output, **options)
-    if output.parent.exists():
-        assert set(output.parent.rglob("*")) == before
-    return str(caught.value)
-
-
-def golden(name):
-    """(config values, arrays) of a reference model."""
-    values = json.loads((GOLDEN / name / "config.json").read_text())
-    return values, safetensors.numpy.load_file(
-        str(GOLDEN / name / "model.safetensors")
-    )
-
-
-def hf_model(directory, arrays, values):
-    """Writes a model in Hugging Face's format."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(values))
-    safetensors.numpy.save_file(arrays, str(directory / "model.safetensors"))
-    return directory
 
 
 def tf_model(directory, arrays, values, name="model.ckpt"):
@@ -87,25 +55,6 @@ def tf_model(directory, arrays, values, name="model.ckpt"):
         )
     pathlib.Path(str(prefix) + ".index").write_bytes(index)
     return prefix
-
-
-def tf_arrays(prefix):
-    return {
-        name: tensor.read()
-        for name, tensor in tf_checkpoint.load(str(prefix)).items()
-    }
-
-
-def hf_arrays(directory):
-    return safetensors.numpy.load_file(str(directory / "model.safetensors"))
-
-
-def assert_same(first, second):
-    assert set(first) == set(second)
-    for name, array in first.items():
-        assert array.dtype == second[name].dtype, name
-        assert array.shape == second[name].shape, name
-        assert array.tobytes() == second[name].tobytes(), name
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -87,7 +87,7 @@ def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
     values = dict(json.loads(path.read_text()), **config_values)
     path.write_text(json.dumps(values))
     random = np.random.RandomState(seed)
-    tensors = {"global_step": _tensor(np.int64(7))}
+    tensors = {"global_step": np.int64(7)}
     for variable in weight_names.variables(
         {weight_names.BASE, *parts},
         configuration.RobertaConfig.from_dict(values),
@@ -95,19 +95,24 @@ def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
         free = 1 if "answerable" in variable.tf else labels
         shape = [free if size is None else size for size in variable.tf_shape]
         value = random.normal(0.0, 0.2, shape).astype(np.float32)
-        tensors[variable.tf] = _tensor(
-            1 + value if variable.tf.endswith("gamma") else value
-        )
+        value = 1 + value if variable.tf.endswith("gamma") else value
+        tensors[variable.tf] = value
         tensors[variable.tf + "/adam_m"] = tensors[variable.tf]
     prefix = str(folder / "model.ckpt-7")
-    with open(tf_checkpoint.data_file(prefix), "wb") as stream:
-        index = tf_checkpoint.write_data(stream, dict(sorted(tensors.items())))
-    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
-        stream.write(index)
+    write_values(prefix, tensors)
     (folder / "checkpoint").write_text(
         'model_checkpoint_path: "model.ckpt-7"\n'
     )
     return prefix
+
+
+def write_values(prefix, values):
+    """Writes a checkpoint of {variable: array}."""
+    tensors = {name: _tensor(value) for name, value in sorted(values.items())}
+    with open(tf_checkpoint.data_file(prefix), "wb") as stream:
+        index = tf_checkpoint.write_data(stream, tensors)
+    with open(tf_checkpoint.index_file(prefix), "wb") as stream:
+        stream.write(index)
 
 
 def _tensor(value):
