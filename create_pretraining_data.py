@@ -473,10 +473,11 @@ def _write_with_beam(build, config, texts, output, places):
     begin = time.monotonic()
     job = beam_builder.Job(
         tuple(texts),
-        beam_builder.Tokenizer(
-            files.read_bytes(build.vocab_file),
-            files.read_bytes(build.merges_file),
-            build.do_lower_case,
+        tuple(
+            model_directory.tokenizer_contents(
+                model_directory.TokenizerFiles(*build.tokenizer_arguments),
+                config.max_seq_length,
+            ).items()
         ),
         config,
         tuple(map(output.path, range(output.num_shards))),

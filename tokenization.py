@@ -10,7 +10,8 @@ is left that has one:
 
 Source: Radford et al. 2019, section 2.2; the file format is that of GPT-2 and
 of Hugging Face: vocab.json (token to id) and merges.txt (a pair a line, in the
-order of their ranks).
+order of their ranks). Tokens of an added_tokens.json beside vocab.json are cut
+out of a text before it is encoded.
 """
 
 import heapq
@@ -25,6 +26,7 @@ import regex
 from common import errors, files
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+ADDED_TOKENS = "added_tokens.json"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
 
 # Unicode's White_Space, which is `\s` in `regex` and in Rust; Python's own
@@ -98,7 +100,8 @@ class RobertaTokenizer:
         """Reads and checks the two files.
 
         Args:
-          vocab_file: path of a JSON object, token -> id, ids 0 to V - 1.
+          vocab_file: path of a JSON object, token -> id, ids 0 to V - 1 with
+            those of the added_tokens.json beside it.
           merges_file: path of a text with a pair of tokens a line, best first;
             a first line that begins with "#version" is ignored.
           do_lower_case: whether texts are lower-cased before they are encoded
@@ -109,8 +112,9 @@ class RobertaTokenizer:
           OSError: a file cannot be read.
         """
         self._do_lower_case = do_lower_case
-        self._ids = _read_vocabulary(vocab_file)
-        self._ranks = _read_merges(merges_file, self._ids, vocab_file)
+        self._ids, added = _read_vocabulary(vocab_file)
+        own = self._ids.keys() - added
+        self._ranks = _read_merges(merges_file, own, vocab_file)
         self.vocab_size = len(self._ids)
         self.bos_id = self._ids[BOS]
         self.pad_id = self._ids[PAD]
@@ -119,6 +123,16 @@ class RobertaTokenizer:
         self.mask_id = self._ids[MASK]
         self._tokens = {i: token for token, i in self._ids.items()}
         self._bytes = {i: _token_bytes(token) for token, i in self._ids.items()}
+        lower = str.lower if do_lower_case else str
+        self._added = {lower(token): self._ids[token] for token in added}
+        self._chunks: typing.Callable = _CHUNK.findall
+        if added:
+            for token, i in self._added.items():
+                self._bytes[i] = token.encode("utf-8", "surrogatepass")
+            longest_first = sorted(self._added, key=len, reverse=True)
+            pattern = "|".join(map(re.escape, longest_first))
+            self._split_at_added = re.compile(f"({pattern})").split
+            self._chunks = self._chunks_around_added
         self._token_lengths = np.array(
             [len(self._bytes[i]) for i in range(self.vocab_size)]
         )  # [V]
@@ -138,7 +152,7 @@ class RobertaTokenizer:
             text = text.lower()
         return list(
             itertools.chain.from_iterable(
-                map(self._cache.__getitem__, _CHUNK.findall(text))
+                map(self._cache.__getitem__, self._chunks(text))
             )
         )
 
@@ -250,8 +264,18 @@ class RobertaTokenizer:
             for i in range(self.vocab_size)
         ]
 
+    def _chunks_around_added(self, text):
+        """The chunks of a text, an added token being one of them."""
+        parts = self._split_at_added(text)
+        for text_part, added in itertools.zip_longest(parts[::2], parts[1::2]):
+            yield from _CHUNK.findall(text_part)
+            if added:
+                yield added
+
     def _encode_chunk(self, chunk):
         """The ids of what _CHUNK matches, a tuple of int."""
+        if chunk in self._added:
+            return (self._added[chunk],)
         pieces = _PIECE.findall(chunk)
         if len(pieces) > 1:
             return tuple(
@@ -370,12 +394,30 @@ def _is_white_space(text):
     return not text.strip(_WHITE_SPACE)
 
 
+def added_tokens(vocab_file: str) -> typing.Dict[str, int]:
+    """{token: id} of the added_tokens.json beside a vocab.json, {} if none."""
+    path = added_tokens_file(vocab_file)
+    return files.read_json(path) if path else {}
+
+
+def added_tokens_file(vocab_file: str) -> str:
+    """The added_tokens.json beside a vocab.json, "" if there is none."""
+    path = os.path.join(os.path.dirname(vocab_file), ADDED_TOKENS)
+    return path if os.path.isfile(path) else ""
+
+
 def _read_vocabulary(path):
-    """dict, token -> id, from vocab.json; ids 0 to V - 1, each once."""
+    """({token: id}, added tokens): ids 0 to V - 1, each once.
+
+    Added tokens are those that are matched in texts; special ones are not.
+    """
     ids = files.read_json(path, "RoBERTa's vocab.json", _MAX_FILE_BYTES)
+    added = added_tokens(path)
+    matched = added.keys() - ids.keys() - {*SPECIAL_TOKENS, ""}
+    ids.update(added)
     _check_ids(ids, path)
     _check_tokens(ids, path)
-    return ids
+    return ids, matched
 
 
 def _check_ids(ids, path):

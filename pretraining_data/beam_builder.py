@@ -40,6 +40,7 @@ from pretraining_data import (
     shard_output,
     text_files,
 )
+from weights import model_directory
 
 DIRECT = "DirectRunner"
 
@@ -61,25 +62,20 @@ _PACKAGES = ("common", "pretraining_data", "weights")
 _REQUIRED = ("absl-py==", "regex==")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """The content of a RobertaTokenizer's files, for the workers."""
-
-    vocab: bytes
-    merges: bytes
-    do_lower_case: bool
+# (name, content) of a tokenizer's files, for the workers.
+Tokenizer = typing.Tuple[typing.Tuple[str, bytes], ...]
 
 
 @functools.lru_cache(maxsize=1)  # a process may run many copies of a step
-def load_tokenizer(content: Tokenizer) -> tokenization.RobertaTokenizer:
-    """The tokenizer of two files."""
+def load_tokenizer(contents: Tokenizer) -> tokenization.RobertaTokenizer:
+    """The tokenizer of some files."""
     with tempfile.TemporaryDirectory() as folder:
-        vocab = pathlib.Path(folder, "vocab.json")
-        vocab.write_bytes(content.vocab)
-        merges = pathlib.Path(folder, "merges.txt")
-        merges.write_bytes(content.merges)
+        for name, data in contents:
+            pathlib.Path(folder, name).write_bytes(data)
         return tokenization.RobertaTokenizer(
-            str(vocab), str(merges), content.do_lower_case
+            os.path.join(folder, model_directory.VOCAB),
+            os.path.join(folder, model_directory.MERGES),
+            bool(model_directory.lower_case(folder)),
         )
 
 

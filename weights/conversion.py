@@ -297,8 +297,7 @@ def _described(contents, directory, config):
         return contents
     return {
         **model_directory.description(
-            contents[VOCAB],
-            contents[MERGES],
+            contents,
             bool(model_directory.lower_case(directory)),
             config.max_sequence_length,
             contents.get(model_directory.TOKENIZER_CONFIG, b"{}"),

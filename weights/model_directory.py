@@ -14,13 +14,15 @@ import typing
 
 from absl import logging
 
+import tokenization
 from common import errors, files
 from weights import names as weight_names
 
 CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+ADDED_TOKENS = tokenization.ADDED_TOKENS
 TASK = "task.json"
-FILES = (CONFIG, VOCAB, MERGES, TOKENIZER_CONFIG, TOKENIZER, TASK)
+FILES = (CONFIG, VOCAB, MERGES, ADDED_TOKENS, TOKENIZER_CONFIG, TOKENIZER, TASK)
 
 
 class TokenizerFiles(typing.NamedTuple):
@@ -112,12 +114,29 @@ def task_bytes(task: Task) -> bytes:
 
 
 def lower_case(directory: str) -> typing.Optional[bool]:
-    """What tokenizer_config.json says of lower-casing; None if nothing."""
+    """What a directory says of lower-casing; None if nothing.
+
+    tokenizer_config.json has do_lower_case, else tokenizer.json a normalizer.
+    """
     path = os.path.join(directory, TOKENIZER_CONFIG)
-    if not os.path.isfile(path):
-        return None
-    value = files.read_json(path).get("do_lower_case")
-    return value if isinstance(value, bool) else None
+    value = _read_json(path).get("do_lower_case")
+    if isinstance(value, bool):
+        return value
+    normalizer = _read_json(os.path.join(directory, TOKENIZER)).get(
+        "normalizer"
+    )
+    return True if "Lowercase" in str(normalizer) else None
+
+
+def _read_json(path):
+    """The object in a file, {} without it."""
+    return files.read_json(path) if os.path.isfile(path) else {}
+
+
+def read_vocabulary(vocab_file: str) -> typing.Dict[str, int]:
+    """{token: id} of a vocab.json and the added_tokens.json beside it."""
+    ids = files.read_json(vocab_file, "a vocab.json")
+    return {**ids, **tokenization.added_tokens(vocab_file)}
 
 
 def find_tokenizer(directory: str) -> typing.Optional[TokenizerFiles]:
@@ -157,7 +176,7 @@ def with_tokenizer_json(
     path = os.path.join(directory, TOKENIZER)
     if not {VOCAB, MERGES} <= contents.keys() or not os.path.exists(path):
         return contents
-    new = _tokenizer_json(contents[VOCAB], contents[MERGES], lowers=False)
+    new = _tokenizer_json(contents, lowers=False)
     return {TOKENIZER: new, **contents}
 
 
@@ -170,18 +189,21 @@ def tokenizer_contents(
     tokenization.RobertaTokenizer, with `<mask>` taking the space before it.
     Lower-casing needs tokenizer.json, its own RoBERTa classes cannot.
     """
-    vocab = files.read_bytes(tokenizer.vocab_file)
-    merges = files.read_bytes(tokenizer.merges_file)
+    contents = {
+        VOCAB: files.read_bytes(tokenizer.vocab_file),
+        MERGES: files.read_bytes(tokenizer.merges_file),
+    }
+    added = tokenization.added_tokens_file(tokenizer.vocab_file)
+    if added:
+        contents[ADDED_TOKENS] = files.read_bytes(added)
     return {
-        VOCAB: vocab,
-        MERGES: merges,
-        **description(vocab, merges, tokenizer.do_lower_case, model_max_length),
+        **contents,
+        **description(contents, tokenizer.do_lower_case, model_max_length),
     }
 
 
 def description(
-    vocab: bytes,
-    merges: bytes,
+    tokenizer: typing.Mapping[str, bytes],
     do_lower_case: bool,
     model_max_length: int,
     saved_config: bytes = b"{}",
@@ -189,8 +211,7 @@ def description(
     """{name: content} of what transformers reads beside the vocabulary.
 
     Args:
-      vocab: content of vocab.json.
-      merges: content of merges.txt.
+      tokenizer: {name: content} of vocab.json, merges.txt, added_tokens.json.
       do_lower_case: whether text is lower-cased.
       model_max_length: tokens of a sequence, special ones included.
       saved_config: content of a tokenizer_config.json, whose keys are kept.
@@ -217,7 +238,7 @@ def description(
     }
     if do_lower_case:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        contents[TOKENIZER] = _tokenizer_json(vocab, merges, lowers=True)
+        contents[TOKENIZER] = _tokenizer_json(tokenizer, lowers=True)
     saved = files.parse_json(saved_config, TOKENIZER_CONFIG)
     contents[TOKENIZER_CONFIG] = (
         saved_config
@@ -240,10 +261,18 @@ def _special_token(
     }
 
 
-def _tokenizer_json(vocab: bytes, merges: bytes, lowers: bool) -> bytes:
-    values = files.parse_json(vocab, VOCAB, "a vocab.json")
+def added_token(token: str, number: int) -> typing.Dict[str, typing.Any]:
+    """An added token as tokenizer.json lists it."""
+    return dict(
+        _special_token(token), id=number, normalized=True, special=False
+    )
+
+
+def _tokenizer_json(
+    tokenizer: typing.Mapping[str, bytes], lowers: bool
+) -> bytes:
     try:
-        return files.json_bytes(_fast_tokenizer(values, merges, lowers))
+        return files.json_bytes(_fast_tokenizer(tokenizer, lowers))
     except (KeyError, UnicodeError) as error:
         raise errors.UserError(
             f"{VOCAB} and {MERGES}: not RoBERTa's tokenizer: {error!r}; "
@@ -252,16 +281,24 @@ def _tokenizer_json(vocab: bytes, merges: bytes, lowers: bool) -> bytes:
 
 
 def _fast_tokenizer(
-    vocab: typing.Dict[str, int], merges: bytes, lowers: bool
+    tokenizer: typing.Mapping[str, bytes], lowers: bool
 ) -> typing.Dict[str, typing.Any]:
     """tokenizer.json of a byte-level BPE, lower-casing or not.
 
     Source: the format of Hugging Face's tokenizers 0.22.
     """
+    vocab = files.parse_json(tokenizer[VOCAB], VOCAB, "a vocab.json")
+    added = files.parse_json(tokenizer.get(ADDED_TOKENS, b"{}"), ADDED_TOKENS)
+    ids = {**vocab, **added}
     specials = [
-        dict(_special_token(token, lstrip=token == "<mask>"), id=vocab[token])
-        for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-        if token in vocab
+        dict(_special_token(token, lstrip=token == "<mask>"), id=ids[token])
+        for token in tokenization.SPECIAL_TOKENS
+        if token in ids
+    ]
+    specials += [
+        added_token(token, number)
+        for token, number in added.items()
+        if token not in tokenization.SPECIAL_TOKENS
     ]
     level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     return {
@@ -273,8 +310,8 @@ def _fast_tokenizer(
         "pre_tokenizer": dict(level, add_prefix_space=False),
         "post_processor": {
             "type": "RobertaProcessing",
-            "sep": ["</s>", vocab["</s>"]],
-            "cls": ["<s>", vocab["<s>"]],
+            "sep": ["</s>", ids["</s>"]],
+            "cls": ["<s>", ids["<s>"]],
             "trim_offsets": True,
             "add_prefix_space": False,
         },
@@ -289,8 +326,43 @@ def _fast_tokenizer(
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": _merges(merges),
+            "merges": _merges(tokenizer[MERGES]),
         },
+    }
+
+
+def from_fast_tokenizer(content: bytes) -> typing.Dict[str, bytes]:
+    """{name: content} of vocab.json, merges.txt and added_tokens.json.
+
+    Args:
+      content: of a tokenizer.json; {} follows unless it is a byte-level BPE.
+    """
+    values = files.parse_json(content, TOKENIZER, "a tokenizer.json")
+    try:
+        vocab = dict(values["model"]["vocab"])
+        merges = [
+            pair if isinstance(pair, str) else " ".join(pair)
+            for pair in values["model"]["merges"]
+        ]
+        added = {
+            token["content"]: token["id"] for token in values["added_tokens"]
+        }
+        if "\u0120" not in vocab:  # a space as a byte-level BPE writes it
+            return {}
+        special = [
+            token for token in tokenization.SPECIAL_TOKENS if token in added
+        ]
+        vocab.update((token, added[token]) for token in special)
+        others = {t: i for t, i in added.items() if t not in vocab}
+        contents = {
+            VOCAB: files.json_bytes(vocab),
+            MERGES: "\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"),
+            ADDED_TOKENS: files.json_bytes(others),
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {
+        n: data for n, data in contents.items() if others or n != ADDED_TOKENS
     }
 
 
@@ -314,6 +386,16 @@ def check_tokenizer(
         beside = os.path.join(directory, name)
         if os.path.isfile(beside) and not _have_same_content(path, beside):
             reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
+    vocab_file = os.path.join(directory, VOCAB)
+    if os.path.isfile(vocab_file) and (
+        tokenization.added_tokens(tokenizer.vocab_file)
+        != tokenization.added_tokens(vocab_file)
+    ):
+        reject_tokenizer(
+            f"{ADDED_TOKENS} beside {tokenizer.vocab_file} and in {directory} "
+            "differ",
+            allow_other,
+        )
     saved = lower_case(directory)
     if saved is not None and saved != tokenizer.do_lower_case:
         reject_tokenizer(
