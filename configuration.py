@@ -62,6 +62,24 @@ _IGNORED_KEYS = frozenset(
 )
 
 
+# An embedding table may have fewer rows than this beyond the vocabulary.
+_MAX_PADDING = 128
+
+
+def has_rows_for(rows: int, entries: int) -> bool:
+    """Whether an embedding table is that of a vocabulary.
+
+    It has a row for each entry, or is padded to a multiple of 8, 64 or 128.
+
+    Args:
+      rows: vocab_size of the config.
+      entries: of the vocabulary.
+    """
+    return rows == entries or (
+        rows % 8 == 0 and 0 < rows - entries < _MAX_PADDING
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig:
     """Sizes and rates of a model; the fields are config.json's keys."""

@@ -219,6 +219,7 @@ def read_records(
             vocab_size=config.vocab_size,
             pad_token_id=config.pad_token_id,
             skip_corrupt=task.skip_corrupt_records,
+            directories=[os.path.dirname(run.bert_config_file)],
         ),
     )
 

@@ -24,7 +24,6 @@ import tokenization
 from common import command_line, errors
 from inference import trained_model
 from tasks import conll, sequences
-from training import preflight
 from weights import model_directory
 
 # Task: its head.
@@ -550,11 +549,7 @@ def _tokenizer(model):
                 f"{model.checkpoint}: no tokenizer files beside it "
                 f"(--{name} is missing); pass --vocab_file and --merges_file"
             )
-    tokenizer = tokenization.RobertaTokenizer(*model.tokenizer)
-    preflight.check_vocabulary(
-        tokenizer, model.tokenizer.vocab_file, model.config, model.config_file
-    )
-    return tokenizer
+    return tokenization.RobertaTokenizer(*model.tokenizer)
 
 
 def _answer_config(

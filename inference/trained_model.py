@@ -7,7 +7,6 @@ the graph of a head without its training, `restored` a session with its weights.
 """
 
 import dataclasses
-import glob
 import os
 import typing
 
@@ -83,6 +82,7 @@ class TrainedModel(typing.NamedTuple):
     tensors: typing.Dict[str, lazy_tensors.Tensor]  # of the checkpoint
     parts: typing.FrozenSet[str]  # keys of weight_names.PARTS
     tokenizer: model_directory.TokenizerFiles  # "" for a missing file
+    vocab_size: int  # entries of the vocabulary, at most config.vocab_size
     task: model_directory.Task  # task.json; without it, of the only head
 
     @property
@@ -150,7 +150,8 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
 
     Raises:
       errors.UserError: there is no such checkpoint, it is damaged, it does not
-        fit its config, or the tokenizer is not that of training.
+        fit its config or its vocabulary, or the tokenizer is not that of
+        training.
     """
     prefix = _checkpoint(path)
     damage = checkpoints.damage(prefix)
@@ -179,6 +180,13 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
     model_directory.check_tokenizer(
         tokenizer, directory, flags.allow_other_tokenizer
     )
+    vocab_size = config.vocab_size
+    if tokenizer.vocab_file:
+        vocab_size = len(
+            preflight.check_vocabulary(
+                tokenizer.vocab_file, config, config_file
+            )
+        )
     return TrainedModel(
         prefix,
         config,
@@ -187,6 +195,7 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
         tensors,
         frozenset(parts),
         tokenizer,
+        vocab_size,
         model_directory.task_of(directory, parts),
     )
 
@@ -209,12 +218,12 @@ def _checkpoint(path):
     newest = checkpoints.newest_whole(path)
     if newest:
         return newest
-    paths = glob.glob(os.path.join(glob.escape(path), "*.index"))
-    if len(paths) == 1:
-        return paths[0][: -len(".index")]
+    prefixes = checkpoints.unlisted(path)
+    if len(prefixes) == 1:
+        return prefixes[0]
     problem = "there is no checkpoint in it"
-    if paths:
-        problem = f"it lists no newest checkpoint and contains {len(paths)}"
+    if prefixes:
+        problem = f"it lists no newest checkpoint and contains {len(prefixes)}"
     raise errors.UserError(
         f"--model={path}: {problem}; name the prefix of a checkpoint, such as "
         "DIR/model.ckpt-1000"
@@ -308,6 +317,8 @@ def best_tokens(
 ) -> typing.Dict[str, tf.Tensor]:
     """The graph of the most probable tokens at some positions.
 
+    Rows of a padded embedding table are not tokens.
+
     Args:
       model: TrainedModel.
       input_ids: int32 [B, S].
@@ -328,6 +339,7 @@ def best_tokens(
         encoder.get_embedding_table(),
         kernels,
     )
+    logits = logits[:, : model.vocab_size]
     values, ids = tf.nn.top_k(tf.nn.log_softmax(logits), count)
     return {"ids": ids, "log_probabilities": values}
 

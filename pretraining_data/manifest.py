@@ -102,7 +102,7 @@ _SHARD_KEYS = {
     "bytes": _COUNT,
     "sha256": _HASH,
 }
-_ID_KEYS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
+ID_KEYS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
 _REQUIRED_KEYS = (
     "format_version",
     "masking",
@@ -110,7 +110,7 @@ _REQUIRED_KEYS = (
     "max_predictions_per_seq",
     "vocab_size",
     "shards",
-) + _ID_KEYS
+) + ID_KEYS
 # What directories of records that are read together must agree on.
 _COMMON_KEYS = (
     "masking",
@@ -169,7 +169,7 @@ def _check_relations(manifest):
             raise errors.UserError(
                 f"shard {reprlib.repr(name)} twice, expected once"
             )
-    for key in _ID_KEYS:
+    for key in ID_KEYS:
         if manifest[key] >= manifest["vocab_size"]:
             raise errors.UserError(
                 f"{key} {manifest[key]}, expected an id below vocab_size "

@@ -18,6 +18,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import sys
 import typing
@@ -213,12 +214,10 @@ class Doctor:
         output_directory.check_tokenizer(self._run, files)
         if self._config is None:
             return f"{self._tokenizer.vocab_size} entries"
-        return preflight.check_vocabulary(
-            self._tokenizer,
-            squad.vocab_file,
-            self._config,
-            self._run.bert_config_file,
+        ids = preflight.check_vocabulary(
+            squad.vocab_file, self._config, self._run.bert_config_file
         )
+        return f"{len(ids)} entries, <pad> is {ids[tokenization.PAD]}"
 
     def _records(self, name, inputs):
         self.check(name + ", files", lambda: preflight.check_shards(inputs))
@@ -271,6 +270,7 @@ class Doctor:
                 max_predictions=self._pretraining.max_predictions_per_seq,
                 vocab_size=self._config.vocab_size,
                 pad_token_id=self._config.pad_token_id,
+                directories=[os.path.dirname(self._run.bert_config_file)],
             ),
         )
 

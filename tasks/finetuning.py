@@ -164,9 +164,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
             f"{config.num_hidden_layers} layers; use that or less"
         )
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
-    preflight.check_vocabulary(
-        tokenizer, task.vocab_file, config, run.bert_config_file
-    )
+    preflight.check_vocabulary(task.vocab_file, config, run.bert_config_file)
     output_directory.check_tokenizer(source, tokenizer_files(task))
     checkpoint = checkpoints.newest(source.output_dir) or run.init_checkpoint
     if checkpoint and task.do_lower_case:

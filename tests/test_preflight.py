@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import configuration
-import tokenization
 from common import errors, files, tf_example, tfrecord, version
 from helpers import tiny
 from pretraining_data import manifest as manifests
@@ -46,22 +45,23 @@ def test_512_tokens_need_514_positions():
 
 def test_the_vocabulary_must_be_the_models(tmp_path):
     model = tiny.write_model(tmp_path)
-    tokenizer = tokenization.RobertaTokenizer(
-        str(model / "vocab.json"), str(model / "merges.txt")
-    )
-    preflight.check_vocabulary(tokenizer, "v", config(), "c")
-    with pytest.raises(
-        errors.UserError,
-        match="v has 261 entries, but c has "
-        "vocab_size 50265; use the vocabulary of that model",
-    ):
-        preflight.check_vocabulary(
-            tokenizer, "v", config(vocab_size=50265), "c"
+    vocab_file = str(model / "vocab.json")
+    for rows in (261, 264, 384):  # padded to a multiple of 8 or 128
+        ids = preflight.check_vocabulary(
+            vocab_file, config(vocab_size=rows), "c"
         )
+        assert len(ids) == 261
+    for rows in (260, 262, 392, 50265):
+        with pytest.raises(
+            errors.UserError,
+            match="vocab.json has 261 entries, but c has "
+            f"vocab_size {rows}; use the vocabulary of that model",
+        ):
+            preflight.check_vocabulary(vocab_file, config(vocab_size=rows), "c")
     with pytest.raises(
         errors.UserError, match="<pad> at 1, but c has pad_token_id 0"
     ):
-        preflight.check_vocabulary(tokenizer, "v", config(pad_token_id=0), "c")
+        preflight.check_vocabulary(vocab_file, config(pad_token_id=0), "c")
 
 
 # Records.

@@ -143,6 +143,12 @@ def newest_whole(directory: str) -> typing.Optional[str]:
     return _choose(directory)[0]
 
 
+def unlisted(directory: str) -> typing.List[str]:
+    """Prefixes of all checkpoints in a directory, such as converted ones."""
+    paths = glob.glob(os.path.join(glob.escape(directory), "*.index"))
+    return [path[: -len(".index")] for path in sorted(paths)]
+
+
 def batches_seen(checkpoint: typing.Optional[str]) -> int:
     """Batches consumed when a checkpoint was written; 0 without one."""
     seen = _counter(checkpoint, "batches_seen")

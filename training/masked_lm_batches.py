@@ -6,10 +6,13 @@ import typing
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import configuration
+import tokenization
 from common import errors
 from pretraining_data import manifest as manifests
 from pretraining_data import masking, records
 from training import input_pipeline
+from weights import model_directory
 
 # Masks of an evaluation are those of an epoch that training never reaches.
 EVALUATION_EPOCH = 2**31 - 1
@@ -25,6 +28,8 @@ class Settings(typing.NamedTuple):
       max_seq_length: tokens that a sequence is padded to.
       max_predictions: most masked positions of a sequence.
       vocab_size, pad_token_id: of the model.
+      directories: where to search the vocabulary of records that have no
+        manifest.json, after their own.
       masked_lm_prob: share of tokens that dynamic masking draws; None takes
         manifest.json's, else 0.15.
       whole_words: whether dynamic masking draws whole words; None takes
@@ -39,6 +44,7 @@ class Settings(typing.NamedTuple):
     masked_lm_prob: typing.Optional[float] = None
     whole_words: typing.Optional[bool] = None
     skip_corrupt: bool = False
+    directories: typing.Sequence[str] = ()
 
 
 class MaskedLmSource:
@@ -62,11 +68,11 @@ class MaskedLmSource:
                 "are taken from the first record and cannot be checked",
                 inputs,
             )
-        else:
-            _check_manifest(manifest, inputs, settings)
         self._fingerprint = manifests.fingerprint(paths, manifest)
         counts = manifests.counts_of(paths, manifest)
-        manifest = manifest or {}
+        manifest = manifest or _vocabulary(paths, settings.directories)
+        _check_manifest(manifest, inputs, settings)
+        self._vocab_size = manifest.get("vocab_size", settings.vocab_size)
         self._records = records.ShardedRecords(
             paths, counts=counts, skip_corrupt=settings.skip_corrupt
         )
@@ -140,7 +146,7 @@ class MaskedLmSource:
 
     def _read(self, indices):
         return self._records.read_examples(
-            indices, self._lengths(), self.settings.vocab_size
+            indices, self._lengths(), self._vocab_size
         )
 
     def _lengths(self):
@@ -168,7 +174,7 @@ class MaskedLmSource:
             masked_lm_prob=self._probability,
             max_predictions_per_seq=self.settings.max_predictions,
             mask_id=self._mask_id,
-            vocab_size=self.settings.vocab_size,
+            vocab_size=self._vocab_size,
             special_ids=self._special_ids,
             word_starts=self._word_starts,
         )
@@ -252,11 +258,14 @@ def _check_manifest(manifest, inputs, settings):
     """Rejects records made for another model or other flags."""
     vocabulary = "build them with the model's vocabulary"
     checks = [
-        ("vocab_size", settings.vocab_size, "the model's vocab_size ", ""),
-        ("pad_id", settings.pad_token_id, "the model's pad_token_id ", ""),
+        ("pad_id", settings.pad_token_id, "the model's pad_token_id ", "")
     ]
-    is_static = manifest["masking"] == "static"
-    if is_static or manifest["max_seq_length"] > settings.max_seq_length:
+    entries = manifest.get("vocab_size", settings.vocab_size)
+    if not configuration.has_rows_for(settings.vocab_size, entries):
+        name = "the model's vocab_size "
+        checks.insert(0, ("vocab_size", settings.vocab_size, name, ""))
+    is_static = manifest.get("masking") == "static"
+    if is_static or manifest.get("max_seq_length", 0) > settings.max_seq_length:
         flag = "--max_seq_length="
         checks.append(("max_seq_length", settings.max_seq_length, flag, flag))
     if is_static:
@@ -270,6 +279,17 @@ def _check_manifest(manifest, inputs, settings):
                 f"{inputs}: the records have {key} {actual}, expected "
                 f"{name}{value}; {fix}"
             )
+
+
+def _vocabulary(paths, directories):
+    """What a manifest says of the vocabulary, read from it; {} if unknown."""
+    tokenizer = manifests.find_tokenizer(paths, directories)
+    if tokenizer is None:
+        return {}
+    ids = model_directory.read_vocabulary(tokenizer.vocab_file)
+    names = zip(manifests.ID_KEYS, tokenization.SPECIAL_TOKENS)
+    special = {key: ids[token] for key, token in names if token in ids}
+    return dict(special, vocab_size=len(ids))
 
 
 def _special_ids(manifest, settings):

@@ -15,12 +15,11 @@ import tensorflow.compat.v1 as tf
 
 import configuration
 import device as devices
-import tokenization
 from common import errors, files
 from pretraining_data import manifest as manifests
 from pretraining_data import records
 from training import checkpoints, masked_lm_batches, run_config
-from weights import lazy_tensors
+from weights import lazy_tensors, model_directory
 from weights import names as weight_names
 
 # Bytes of memory, fitted to the peaks of training steps on a CPU (float32,
@@ -57,23 +56,31 @@ def check_length(
 
 
 def check_vocabulary(
-    tokenizer: tokenization.RobertaTokenizer,
-    vocab_file: str,
-    config: configuration.RobertaConfig,
-    config_file: str,
-) -> str:
-    """Checks that a vocabulary is the model's: its size, the id of `<pad>`."""
-    for actual, text, key in (
-        (tokenizer.vocab_size, "{} entries", "vocab_size"),
-        (tokenizer.pad_id, "<pad> at {}", "pad_token_id"),
+    vocab_file: str, config: configuration.RobertaConfig, config_file: str
+) -> typing.Dict[str, int]:
+    """Checks that a vocabulary is the model's: its size, the id of `<pad>`.
+
+    Returns:
+      {token: id}. The model may have more embeddings, see
+      configuration.has_rows_for.
+    """
+    ids = model_directory.read_vocabulary(vocab_file)
+    pad_id = ids.get("<pad>")
+    for fits, text, key in (
+        (
+            configuration.has_rows_for(config.vocab_size, len(ids)),
+            f"{len(ids)} entries",
+            "vocab_size",
+        ),
+        (pad_id == config.pad_token_id, f"<pad> at {pad_id}", "pad_token_id"),
     ):
-        if actual != getattr(config, key):
+        if not fits:
             raise errors.UserError(
-                f"{vocab_file} has {text.format(actual)}, but {config_file} "
+                f"{vocab_file} has {text}, but {config_file} "
                 f"has {key} {getattr(config, key)}; use the vocabulary of "
-                "that model"
+                "that model, or convert the model again"
             )
-    return f"{tokenizer.vocab_size} entries, <pad> is {tokenizer.pad_id}"
+    return ids
 
 
 def check_vocabulary_of_records(
