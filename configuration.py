@@ -50,18 +50,25 @@ _IGNORED_KEYS = frozenset(
         "_name_or_path",
         "output_past",
         "num_labels",
+        "language",
+        "name",
+    )
+)
+GOOGLE_BERT = (
+    "this is Google's BERT, whatever its name says: positions, special tokens "
+    "and vocabulary differ from RoBERTa's; use a RoBERTa model"
+)
+# Without an effect on a RoBERTa; with two token types they show Google's BERT.
+_BERT_KEYS = frozenset(
+    (
         "directionality",
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",
         "pooler_size_per_head",
         "pooler_type",
-        "language",
-        "name",
     )
 )
-
-
 # An embedding table may have fewer rows than this beyond the vocabulary.
 _MAX_PADDING = 128
 
@@ -151,6 +158,18 @@ class RobertaConfig:
                     f"the model config has {key} {values[key]!r}; only "
                     f"{implemented!r} is implemented"
                 )
+        signs = sorted(_BERT_KEYS & values.keys())
+        if values.get("type_vocab_size") == 2 and signs:
+            raise errors.UserError(
+                f"the model config has type_vocab_size 2 and {signs[0]}: "
+                f"{GOOGLE_BERT}"
+            )
+        if "layer_norm_eps" not in values:
+            logging.warning(
+                "the model config has no layer_norm_eps: using %g, RoBERTa's; "
+                "set it to the value that the model was trained with",
+                cls.layer_norm_eps,
+            )
         names = _field_names(cls)
         return cls(**{key: values[key] for key in names if key in values})
 
@@ -172,7 +191,7 @@ class RobertaConfig:
         except errors.UserError as error:
             raise errors.UserError(f"{path}: {error}") from error
         unknown = set(values) - set(_field_names(cls)) - set(_FIXED_KEYS)
-        unknown -= _IGNORED_KEYS
+        unknown -= _IGNORED_KEYS | _BERT_KEYS
         if unknown:
             logging.warning(
                 "%s: ignoring the unknown keys %s",

@@ -168,6 +168,7 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
         )
     config = configuration.RobertaConfig.from_json_file(config_file)
     tensors = tf_checkpoint.load(prefix)
+    weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
     parts = weight_names.parts_in_tf(tensors, config)
     _check_shapes(prefix, tensors, config, parts, config_file)
     tokenizer = model_directory.TokenizerFiles(

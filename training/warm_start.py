@@ -85,6 +85,7 @@ def check(
     else:
         return
     shapes = reader.get_variable_to_shape_map()
+    weight_names.check_is_roberta(path, shapes, config.type_vocab_size)
     _check_shapes(path, shapes, model, fix)
     missing = [n for n in model if n not in shapes and required.match(n)]
     if missing:
@@ -155,8 +156,8 @@ def _check_config(checkpoint, config, config_file):
 def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
     """The run whose --init_checkpoint is the prefix of a checkpoint.
 
-    A directory stands for its newest checkpoint, else for Hugging Face's files
-    in it, which are converted.
+    A directory stands for its newest or only checkpoint, else for Hugging
+    Face's files in it, which are converted.
 
     Raises:
       errors.UserError: a directory with neither, or incomplete files.
@@ -164,7 +165,10 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
     path = run.init_checkpoint
     if not os.path.isdir(path):
         return run
+    prefixes = checkpoints.unlisted(path)
     prefix = checkpoints.newest_whole(path)
+    if not prefix and len(prefixes) == 1:
+        prefix = prefixes[0]
     if prefix:
         tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
     elif os.path.isfile(os.path.join(path, model_directory.CONFIG)):

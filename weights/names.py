@@ -7,7 +7,11 @@ stores it [out, in]; a TensorFlow checkpoint of BERT's family names it
 contains both, so that both directions know the same weights.
 """
 
+import os
 import typing
+
+import configuration
+from common import errors
 
 BASE = "encoder"
 
@@ -17,10 +21,8 @@ BUFFERS = (
     "roberta.embeddings.token_type_ids",
 )
 # Copies in Hugging Face's .bin files: name -> the name of the original.
-TIED = {
-    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-    "lm_head.decoder.bias": "lm_head.bias",
-}
+WORDS = "roberta.embeddings.word_embeddings.weight"
+TIED = {"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"}
 
 # What training adds to a TensorFlow checkpoint.
 _TRAINING_STATE = frozenset(
@@ -43,6 +45,34 @@ _NEXT_SENTENCE = (
     "cls/seq_relationship/output_weights",
     "cls/seq_relationship/output_bias",
 )
+
+
+def check_is_roberta(
+    path: str, names: typing.Iterable[str], token_types: int
+) -> None:
+    """Rejects Google's BERT, of which many Chinese models are called RoBERTa.
+
+    It has two token types, and a next-sentence head or a vocab.txt.
+
+    Args:
+      path: of the weights.
+      names: of the weights.
+      token_types: type_vocab_size of the config.
+
+    Raises:
+      errors.UserError: names what shows it.
+    """
+    vocab, word_pieces = (
+        os.path.isfile(os.path.join(os.path.dirname(path), name))
+        for name in ("vocab.json", "vocab.txt")
+    )
+    signs = [name for name in names if "seq_relationship" in name]
+    signs += ["vocab.txt beside it"] * (word_pieces and not vocab)
+    if token_types == 2 and signs:
+        raise errors.UserError(
+            f"{path} has two token types and {signs[0]}: "
+            f"{configuration.GOOGLE_BERT}"
+        )
 
 
 class Variable(typing.NamedTuple):
