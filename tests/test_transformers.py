@@ -74,9 +74,13 @@ def run(directory, items):
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def convert(prefix, output):
+def convert(given, output, source="tf", target="hf", **options):
     conversion.convert(
-        "tf", "hf", conversion.ConvertConfig(input=prefix, output=str(output))
+        source,
+        target,
+        conversion.ConvertConfig(
+            input=str(given), output=str(output), **options
+        ),
     )
 
 
@@ -151,6 +155,26 @@ def test_masks_get_the_same_words(exported, report, tmp_path, do_lower_case):
                 for word in words
             ]
     report("fill-mask", differences)
+
+
+@cases
+def test_added_tokens_have_the_same_ids(exported, tmp_path, do_lower_case):
+    tiny.write_trained(tmp_path / "source", ["masked_lm"], vocab_size=621)
+    _, theirs = exported(tmp_path / "source", do_lower_case)
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("<x>\n<x>y z\n\u4f60\n", encoding="utf-8")
+    convert(theirs, tmp_path / "more", "hf", add_tokens=str(tokens))
+    convert(tmp_path / "more", tmp_path / "tf" / "m", "hf", "tf")
+    model = predictor.Predictor(str(tmp_path / "tf" / "m"), "fill-mask")
+    texts = [
+        "a <x> b<x>y z<mask>",
+        "\u4f60<x> <X>Y z <mask>  <x>",
+        "\u00c9<mask>",
+    ]
+    results = run(tmp_path / "more", [{"text": text} for text in texts])
+    for text, result in zip(texts, results):
+        assert result["ids"] == model._encode_masked(text)
+    assert {621, 622, 623} <= set(results[0]["ids"] + results[1]["ids"])
 
 
 @cases

@@ -15,24 +15,26 @@ import typing
 from absl import logging
 
 import configuration
+import tokenization
 from common import command_line, errors, files
 from weights import (
     fairseq_model,
     hf_model,
     lazy_tensors,
     model_directory,
+    resizing,
     safetensors_file,
     tf_checkpoint,
 )
 from weights import names as weight_names
 
 VOCAB, MERGES = model_directory.VOCAB, model_directory.MERGES
+ADDED_TOKENS = model_directory.ADDED_TOKENS
 # What Hugging Face keeps beside a vocabulary; copied where it exists.
 _TOKENIZER_EXTRAS = (
     model_directory.TOKENIZER,
     model_directory.TOKENIZER_CONFIG,
     "special_tokens_map.json",
-    "added_tokens.json",
 )
 
 
@@ -62,6 +64,17 @@ class ConvertConfig:
         "Classification head of a fairseq model to convert; may be empty if "
         "there is only one.",
     )
+    add_tokens: str = command_line.flag(
+        "",
+        "File with a new token a line; its row of the embeddings is drawn as "
+        "in a new model, and in texts it becomes one id.",
+    )
+    max_position_embeddings: typing.Optional[int] = command_line.flag(
+        None,
+        "Rows of the position table to write, such as 1026 for 1,024 tokens; "
+        "those of the input are interpolated. Default: as in the input.",
+        lower=1,
+    )
     overwrite: bool = command_line.flag(False, "Replace an existing output.")
 
     def __post_init__(self):
@@ -84,6 +97,11 @@ class Model(typing.NamedTuple):
     parts: typing.Set[str]  # of weight_names.PARTS
     left_out: typing.List[typing.Tuple[str, str]]  # (name, reason)
     tokenizer: typing.Dict[str, bytes]  # file name -> content
+
+    @property
+    def vocabulary(self) -> typing.Dict[str, int]:
+        """{token: id}, {} if it is not known."""
+        return _vocabulary(self.tokenizer, os.path.dirname(self.path))
 
     @property
     def variables(self) -> typing.List[weight_names.Variable]:
@@ -123,8 +141,14 @@ def convert(
         output exists.
       OSError: a file cannot be read or written.
     """
+    _check_format(source, options.input)
     model = without_copies(READERS[source](options))
     check(model)
+    model = _with_pad_id(model, report)
+    if options.add_tokens:
+        model = _with_tokens(model, options.add_tokens)
+    if options.max_position_embeddings:
+        model = _with_positions(model, options.max_position_embeddings)
     write = _write_hf if target == "hf" else _write_tf
     write(model, options, report)
     for name, reason in model.left_out:
@@ -136,6 +160,32 @@ def convert(
 
 
 # --- Reading ----------------------------------------------------------------
+
+
+def _formats(path):
+    """The formats that the files at a path have."""
+    directory = path if os.path.isdir(path) else os.path.dirname(path)
+    weights = ("model.safetensors", "pytorch_model.bin")
+    is_format = {
+        "hf": any(
+            os.path.isfile(os.path.join(path, name + end))
+            for name in weights
+            for end in ("", ".index.json")
+        ),
+        "fairseq": os.path.isfile(os.path.join(directory, "dict.txt"))
+        or (path.endswith(".pt") and os.path.isfile(path)),
+        "tf": os.path.isfile(tf_checkpoint.index_file(path)),
+    }
+    return [name for name, has_files in is_format.items() if has_files]
+
+
+def _check_format(source, path):
+    formats = _formats(path)
+    if formats and source not in formats:
+        raise errors.UserError(
+            f"--input={path}: not a model in the format {source}; pass "
+            f"--from={formats[0]}"
+        )
 
 
 def _read_config(directory):
@@ -204,7 +254,6 @@ def _read_fairseq(options):
         tokenizer[VOCAB] = text.encode("utf-8")
     if model_files.merges:
         tokenizer[MERGES] = files.read_bytes(model_files.merges)
-    directory = os.path.dirname(model_files.model)
     return Model(
         path=model_files.model,
         kind="fairseq",
@@ -214,7 +263,7 @@ def _read_fairseq(options):
         config=config,
         parts=weight_names.parts_in_hf(loaded.tensors, config, []),
         left_out=loaded.left_out,
-        tokenizer=_described(tokenizer, directory, config),
+        tokenizer=tokenizer,
     )
 
 
@@ -279,13 +328,36 @@ def _tokenizer_files(directory, options, config):
         path = given.get(name) or os.path.join(directory, name)
         if given.get(name) or os.path.isfile(path):
             contents[name] = files.read_bytes(path)
-            if name == VOCAB:
-                lazy_tensors.read_vocabulary(path, config.vocab_size)
-    return _described(contents, directory, config)
+    if model_directory.TOKENIZER in contents and not (
+        VOCAB in contents and MERGES in contents
+    ):
+        contents.update(
+            model_directory.from_fast_tokenizer(
+                contents[model_directory.TOKENIZER]
+            )
+        )
+    vocab_file = given[VOCAB] or os.path.join(directory, VOCAB)
+    added = tokenization.added_tokens_file(vocab_file)
+    if added:
+        contents[ADDED_TOKENS] = files.read_bytes(added)
+    lazy_tensors.check_vocabulary(
+        _vocabulary(contents, directory), vocab_file, config.vocab_size
+    )
+    return contents
 
 
-def _described(contents, directory, config):
+def _vocabulary(contents, directory):
+    """{token: id} of a tokenizer's files."""
+    ids = {}
+    for name in (VOCAB, ADDED_TOKENS):
+        path = os.path.join(directory, name)
+        ids.update(files.parse_json(contents.get(name, b"{}"), path))
+    return ids
+
+
+def _described(model):
     """The tokenizer's files, completed with what transformers reads."""
+    contents, directory = model.tokenizer, os.path.dirname(model.path)
     missing = [name for name in (VOCAB, MERGES) if name not in contents]
     if missing:
         logging.warning(
@@ -299,7 +371,7 @@ def _described(contents, directory, config):
         **model_directory.description(
             contents,
             bool(model_directory.lower_case(directory)),
-            config.max_sequence_length,
+            model.config.max_sequence_length,
             contents.get(model_directory.TOKENIZER_CONFIG, b"{}"),
         ),
         **{
@@ -338,9 +410,9 @@ def without_copies(model: Model) -> Model:
         if name not in tensors:
             continue
         copy = tensors.pop(name)
-        if original not in tensors and original.startswith("lm_head"):
+        if original not in tensors:
             tensors[original] = copy
-        elif original in tensors:
+        else:
             source = tensors[original].source
             if not lazy_tensors.same_bytes(copy, tensors[original]):
                 raise errors.UserError(
@@ -358,6 +430,11 @@ def check(model: Model) -> None:
     Raises:
       errors.UserError: names the first that are not.
     """
+    names = [tensor.source for tensor in model.tensors.values()]
+    names += [name for name, _ in model.left_out]
+    weight_names.check_is_roberta(
+        model.path, names, model.config.type_vocab_size
+    )
     known = {variable.hf for variable in model.variables}
     faults = [
         f"{model.name_of(variable)} "
@@ -429,6 +506,112 @@ def _named_labels(values):
     )
 
 
+# --- Changing ---------------------------------------------------------------
+
+
+def _with_values(model, **values):
+    """The model with other values of its config.json."""
+    return model._replace(
+        values={**model.values, **values},
+        config=dataclasses.replace(model.config, **values),
+        config_bytes=None,
+    )
+
+
+def _with_pad_id(model, report):
+    """The model whose pad_token_id is the id of `<pad>` in its vocabulary.
+
+    Old configs have 0, with which transformers 2 did not compute: positions
+    start after `<pad>`.
+    """
+    configured = model.config.pad_token_id
+    pad_id = model.vocabulary.get("<pad>")
+    if pad_id is None and configured == model.values.get("bos_token_id"):
+        raise errors.UserError(
+            f"config of {model.path}: pad_token_id and bos_token_id are both "
+            f"{configured}; pass --vocab_file, which has the id of <pad>"
+        )
+    if pad_id in (None, configured):
+        return model
+    report(
+        f"pad_token_id: {configured} in the config, written as {pad_id}, the "
+        "id of <pad> in the vocabulary"
+    )
+    return _with_values(model, pad_token_id=pad_id)
+
+
+def _with_tokens(model, path):
+    """The model with a row for each token of --add_tokens."""
+    vocabulary = model.vocabulary
+    if not vocabulary:
+        raise errors.UserError(
+            f"--add_tokens={path}: the model has no vocabulary; pass "
+            "--vocab_file and --merges_file"
+        )
+    new = resizing.read_tokens(path, vocabulary, files.read_bytes(path))
+    first = max(vocabulary.values()) + 1
+    rows = max(model.config.vocab_size, first + len(new))
+    tensors = dict(model.tensors)
+    for name, stddev in (
+        (weight_names.WORDS, model.config.initializer_range),
+        ("lm_head.bias", 0.0),
+    ):
+        if name in tensors:
+            tensors[name] = resizing.with_new_rows(
+                tensors[name], first, rows, stddev
+            )
+    added = files.parse_json(
+        model.tokenizer.get(ADDED_TOKENS, b"{}"), ADDED_TOKENS
+    )
+    entries = [model_directory.added_token(*item) for item in new.items()]
+    tokenizer = {
+        **model.tokenizer,
+        ADDED_TOKENS: files.json_bytes({**added, **new}),
+    }
+    for name, key, more in (
+        (model_directory.TOKENIZER, "added_tokens", entries),
+        (
+            model_directory.TOKENIZER_CONFIG,
+            "added_tokens_decoder",
+            {str(entry.pop("id")): entry for entry in map(dict, entries)},
+        ),
+    ):
+        values = files.parse_json(tokenizer.get(name, b"{}"), name)
+        if isinstance(values.get(key), type(more)):
+            values[key] = (
+                values[key] + more
+                if isinstance(more, list)
+                else {**values[key], **more}
+            )
+            tokenizer[name] = files.json_bytes(values)
+    return _with_values(
+        model._replace(tensors=tensors, tokenizer=tokenizer), vocab_size=rows
+    )
+
+
+def _with_positions(model, rows):
+    """The model with that many rows in its position table."""
+    if rows < model.config.max_position_embeddings:
+        raise errors.UserError(
+            f"--max_position_embeddings={rows}: {model.path} has "
+            f"{model.config.max_position_embeddings}; use more"
+        )
+    name = "roberta.embeddings.position_embeddings.weight"
+    first = model.config.pad_token_id + 1
+    table = resizing.interpolated(model.tensors[name], first, rows)
+    model = _with_values(
+        model._replace(tensors={**model.tensors, name: table}),
+        max_position_embeddings=rows,
+    )
+    name = model_directory.TOKENIZER_CONFIG
+    if name not in model.tokenizer:
+        return model
+    saved = files.parse_json(model.tokenizer[name], name)
+    saved["model_max_length"] = model.config.max_sequence_length
+    tokenizer = {**model.tokenizer, name: files.json_bytes(saved)}
+    return model._replace(tokenizer=tokenizer)
+
+
 # --- Writing ----------------------------------------------------------------
 
 
@@ -460,12 +643,13 @@ def _config_bytes(model, dtype):
 
 def _small_files(model, directory, dtype, overwrite):
     """{path: bytes} beside the weights, without unchanged files."""
+    tokenizer = _described(model)
     contents = {
         model_directory.CONFIG: _config_bytes(model, dtype),
         **(
-            model_directory.with_tokenizer_json(directory, model.tokenizer)
+            model_directory.with_tokenizer_json(directory, tokenizer)
             if overwrite
-            else model.tokenizer
+            else tokenizer
         ),
     }
     task = model_directory.task_of(os.path.dirname(model.path), model.parts)

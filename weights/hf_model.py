@@ -2,32 +2,63 @@
 """The weights in a directory that Hugging Face's transformers saved."""
 
 import os
+import re
 import typing
+
+from absl import logging
 
 from common import errors, files
 from weights import lazy_tensors, safetensors_file, torch_file
 
 Tensors = typing.Dict[str, lazy_tensors.Tensor]
 
+# What saving a wrapped model (torch's DataParallel and compile, Lightning) puts
+# before each name.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
+_BARE = ("embeddings.", "encoder.", "pooler.")
+# Names of older versions. Source: transformers 4.57, modeling_utils.py.
+_NORMS = (
+    (re.compile(r"(?<=norm\.)gamma$", re.I), "weight"),
+    (re.compile(r"(?<=norm\.)beta$", re.I), "bias"),
+)
+
 
 def load(directory: str) -> typing.Tuple[str, Tensors]:
     """The file of the weights, and the weights by name, not yet read.
 
     Reads model.safetensors or pytorch_model.bin, each also in parts with an
-    index. A bare RobertaModel, which is saved without the prefix of its names,
-    gets it.
+    index. Names are those that transformers gives today: without the prefix of
+    a wrapped model, with that of a bare one, `weight` and `bias` of LayerNorm.
 
     Raises:
       errors.UserError: a file is damaged, or there is none.
     """
     path, tensors = _load(directory)
-    if "embeddings.word_embeddings.weight" in tensors:
-        bare = ("embeddings.", "encoder.", "pooler.")
-        tensors = {
-            f"roberta.{name}" if name.startswith(bare) else name: tensor
-            for name, tensor in tensors.items()
-        }
-    return path, tensors
+    names = {name: _current(name) for name in tensors}
+    if len(set(names.values())) < len(names):
+        raise errors.UserError(
+            f"{path}: two of its names are the same without prefixes such as "
+            "module.; save the model again"
+        )
+    old = [n for n, new in names.items() if new not in (n, f"roberta.{n}")]
+    if old:
+        logging.warning(
+            "%s: %d names of a wrapped model or an older transformers are "
+            "read as today's, such as %s as %s",
+            path,
+            len(old),
+            lazy_tensors.quoted(old[0]),
+            lazy_tensors.quoted(names[old[0]]),
+        )
+    return path, {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _current(name):
+    """Today's name of a weight."""
+    name = _WRAPPERS.sub("", name)
+    for pattern, kind in _NORMS:
+        name = pattern.sub(kind, name)
+    return f"roberta.{name}" if name.startswith(_BARE) else name
 
 
 def _load(directory):
@@ -53,6 +84,11 @@ def _load_bin(path):
         raise errors.UserError(
             f"{path}: not a dict of weights; expected one that transformers "
             "saved"
+        )
+    if isinstance(tensors.get("model"), dict):
+        raise errors.UserError(
+            f"{path}: a checkpoint that fairseq saved; name it model.pt, and "
+            "pass --from=fairseq"
         )
     return torch_file.named(path, tensors)
 

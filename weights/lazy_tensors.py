@@ -157,7 +157,15 @@ def read_vocabulary(path: str, vocab_size: int) -> typing.Dict[str, int]:
     Raises:
       errors.UserError: an id is not a number, repeated, or has no embedding.
     """
-    ids = files.read_json(path, "a vocab.json")
+    return check_vocabulary(
+        files.read_json(path, "a vocab.json"), path, vocab_size
+    )
+
+
+def check_vocabulary(
+    ids: typing.Dict[str, int], path: str, vocab_size: int
+) -> typing.Dict[str, int]:
+    """`read_vocabulary` of a vocabulary that is read already."""
     for token, number in ids.items():
         if type(number) is not int or not 0 <= number < vocab_size:
             raise errors.UserError(
