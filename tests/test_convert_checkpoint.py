@@ -671,21 +671,23 @@ def test_a_model_of_the_first_version_is_converted_as_it_was(tmp_path):
     assert task == {"task": "question_answering"}
 
 
-def test_given_tokenizer_files_are_taken_instead(tmp_path):
+def test_given_tokenizer_files_are_taken_instead(tmp_path, caplog):
     values, arrays = golden("masked_lm")
     given = hf_model(tmp_path / "given", arrays, values)
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         (given / name).write_text("{}")
     (tmp_path / "v").write_text(json.dumps(VOCABULARY))
     (tmp_path / "m").write_text("merges")
-    convert(
-        "hf",
-        "hf",
-        given,
-        tmp_path / "hf",
-        vocab_file=str(tmp_path / "v"),
-        merges_file=str(tmp_path / "m"),
-    )
+    places = ("hf", "hf", given, tmp_path / "hf")
+    options = {
+        "vocab_file": str(tmp_path / "v"),
+        "merges_file": str(tmp_path / "m"),
+    }
+    line = f"{tmp_path / 'v'}: not the same as {given / 'vocab.json'}; "
+    assert line in refused(*places, **options)
+    assert not (tmp_path / "hf").exists()
+    convert(*places, allow_other_tokenizer=True, **options)
+    assert line + "continuing (--allow_other_tokenizer)" in caplog.text
     written = json.loads((tmp_path / "hf" / "vocab.json").read_text())
     assert written == VOCABULARY
     assert (tmp_path / "hf" / "merges.txt").read_text() == "merges"

@@ -76,6 +76,11 @@ class ConvertConfig:
         lower=1,
     )
     overwrite: bool = command_line.flag(False, "Replace an existing output.")
+    allow_other_tokenizer: bool = command_line.flag(
+        False,
+        "Accept --vocab_file and --merges_file that differ from the files "
+        "beside the input, with a warning.",
+    )
 
     def __post_init__(self):
         for name, action in (("input", "convert"), ("output", "write")):
@@ -322,6 +327,11 @@ READERS = {"hf": _read_hf, "fairseq": _read_fairseq, "tf": _read_tf}
 def _tokenizer_files(directory, options, config):
     """{file name: content} of a vocabulary, given or beside the input."""
     given = {VOCAB: options.vocab_file, MERGES: options.merges_file}
+    model_directory.check_same_files(
+        model_directory.TokenizerFiles(*given.values()),
+        directory,
+        options.allow_other_tokenizer,
+    )
     extras = () if any(given.values()) else _TOKENIZER_EXTRAS
     contents = {}
     for name in (*given, *extras):

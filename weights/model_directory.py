@@ -379,13 +379,7 @@ def check_tokenizer(
     Raises:
       errors.UserError: the vocabulary, the merges or lower-casing differ.
     """
-    for path, name in (
-        (tokenizer.vocab_file, VOCAB),
-        (tokenizer.merges_file, MERGES),
-    ):
-        beside = os.path.join(directory, name)
-        if os.path.isfile(beside) and not _have_same_content(path, beside):
-            reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
+    check_same_files(tokenizer, directory, allow_other)
     vocab_file = os.path.join(directory, VOCAB)
     if os.path.isfile(vocab_file) and (
         tokenization.added_tokens(tokenizer.vocab_file)
@@ -403,6 +397,20 @@ def check_tokenizer(
             f"{os.path.join(directory, TOKENIZER_CONFIG)} has {saved}",
             allow_other,
         )
+
+
+def check_same_files(
+    tokenizer: TokenizerFiles, directory: str, allow_other: bool
+) -> None:
+    """`check_tokenizer` of the files alone, of which one may be ""."""
+    for path, name in zip(tokenizer, (VOCAB, MERGES)):
+        beside = os.path.join(directory, name)
+        if (
+            path
+            and os.path.isfile(beside)
+            and not _have_same_content(path, beside)
+        ):
+            reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
 
 
 def _have_same_content(first, second):
