@@ -26,7 +26,7 @@ from common import command_line, errors, files
 from inference import trained_model
 from question_answering import squad_scores
 from tasks import finetuning
-from training import eval_results, run_config, warm_start
+from training import eval_results, output_directory, run_config, warm_start
 from weights import model_directory
 
 FLAGS = flags.FLAGS
@@ -377,6 +377,7 @@ def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
     )
     gold = _gold(task)
     if gold is None:
+        _log_threshold(setup)
         return
     scores = score(task, gold, logits, predictions, null_odds)
     eval_results.report_results(
@@ -390,6 +391,27 @@ def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
                 trained, null_score_diff_threshold=scores["suggested_thresh"]
             ),
         )
+    _log_threshold(setup)
+
+
+def _log_threshold(setup):
+    """Logs the threshold, and that of task.json where it is another."""
+    used = setup.task.null_score_diff_threshold
+    if not setup.task.version_2_with_negative:
+        return
+    models = output_directory.models(setup.source)
+    directory = models[0] if models else setup.run.output_dir
+    suggested = model_directory.read_task(directory).null_score_diff_threshold
+    remark = ""
+    if suggested not in (None, used):
+        remark = (
+            f"; predict.py and scripts/serve.py use {suggested:g}, which "
+            f"{os.path.join(directory, model_directory.TASK)} suggests: pass "
+            "--null_score_diff_threshold for the same answers"
+        )
+    tf.logging.info(
+        "predictions.json: null_score_diff_threshold=%g%s", used, remark
+    )
 
 
 def _gold(task):

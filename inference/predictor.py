@@ -12,11 +12,13 @@ do not depend on the batch.
 
 import contextvars
 import dataclasses
+import os
 import re
 import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import logging
 
 import environment
 import squad
@@ -127,6 +129,8 @@ class Predictor:
         self.tokenizer = _tokenizer(self.model)
         trained = self.model.trained_for(TASKS[task])
         self.answers = _answer_config(settings, trained)
+        if self.answers.version_2_with_negative:
+            self._log_threshold(settings, trained)
         self.max_length = self.model.sequence_length(
             settings.max_seq_length,
             TASKS[task],
@@ -141,6 +145,23 @@ class Predictor:
         builds = {"fill-mask": _build_fill_mask, "embed": _build_embed}
         self._engine = _Engine(
             self.model, settings, builds.get(task, _build_head), task
+        )
+
+    def _log_threshold(self, settings, trained):
+        """A warning where the answers are not those of run_squad's default."""
+        threshold = self.answers.null_score_diff_threshold
+        name, level = "the default", logging.INFO
+        if settings.null_score_diff_threshold is not None:
+            name = "--null_score_diff_threshold"
+        elif trained.null_score_diff_threshold is not None:
+            name = os.path.join(self.model.directory, model_directory.TASK)
+            level = logging.WARNING if threshold else logging.INFO
+        logging.log(
+            level,
+            "null_score_diff_threshold=%g, from %s; run_squad.py writes "
+            "predictions.json with 0 by default",
+            threshold,
+            name,
         )
 
     def _check_task(self, task):

@@ -504,7 +504,12 @@ def test_every_option_of_fine_tuning_at_once(chain, pretrained):
     assert set(predictions.values()) == {""}
     nbest = json.loads((out / "nbest_predictions.json").read_text())
     assert {len(answers) for answers in nbest.values()} == {3}
-    assert read_results(out)["best_f1"] >= read_results(out)["f1"]
+    scores = read_results(out)
+    assert scores["best_f1"] >= scores["f1"]
+    assert (
+        "predictions.json: null_score_diff_threshold=-1000; predict.py and "
+        f"scripts/serve.py use {scores['suggested_thresh']:g}, which"
+    ) in result.log
     # The loaded model sees the classifier and the windows too.
     chain.run(
         PREDICT % {"version": "v2.0", "negative": True},

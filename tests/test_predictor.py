@@ -295,7 +295,9 @@ def squad_folder(tmp_path):
     return write
 
 
-def test_no_answer_needs_no_flags_after_training_on_version_2(squad_folder):
+def test_no_answer_needs_no_flags_after_training_on_version_2(
+    squad_folder, caplog
+):
     folder = squad_folder(
         version_2_with_negative=True, null_score_diff_threshold=-1000
     )
@@ -306,7 +308,13 @@ def test_no_answer_needs_no_flags_after_training_on_version_2(squad_folder):
         ).answer("Where?", TEXT)
 
     assert answer()["answer"] == ""
+    # predictions.json of the training run has other answers.
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        f"null_score_diff_threshold=-1000, from {folder}/task.json; "
+    )
     assert answer(null_score_diff_threshold=1000.0)["answer"] != ""
+    assert len(caplog.records) == 1
     assert "null_odds" not in answer(version_2_with_negative=False)
 
 
