@@ -347,16 +347,6 @@ def _check(run, task, config):
             f"than --num_train_steps={task.num_train_steps}; shorten the "
             "warm-up"
         )
-    if not (
-        run.do_train
-        or run.init_checkpoint
-        or run.evaluate_checkpoints == "watch"
-        or checkpoints.newest(run.output_dir)
-    ):
-        raise errors.UserError(
-            f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
-            "or train first with --do_train=True"
-        )
 
 
 def _tokenizer_of(inputs, run):
@@ -436,6 +426,7 @@ def main(_) -> None:
     run = warm_start.resolved(run)
     config = run_config.model_config(run)
     _check(run, task, config)
+    source = warm_start.source(run, "cls/predictions/")
     device = environment.create(options)
     train_source = eval_source = None
     if run.do_train:
@@ -446,7 +437,6 @@ def main(_) -> None:
         eval_source = read_records(
             task.eval_files_dir, config, run, task, False
         )
-    source = warm_start.source(run, "cls/predictions/")
     _check_files(run, source, task, config, device)
     output_directory.prepare(
         run,

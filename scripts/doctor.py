@@ -35,6 +35,7 @@ import run_pretraining
 import run_squad
 import tokenization
 from common import command_line, errors, version
+from tasks import finetuning
 from training import (
     checkpoints,
     logs,
@@ -99,6 +100,7 @@ class Doctor:
         self._options = options
         self._sample = doctor.sample_records
         self._config = self._device = self._tokenizer = None
+        self._used = run  # whose checkpoint is used
         self._data: typing.Dict[str, typing.Any] = {}  # for run.json
         self._names = {
             "ok": [],
@@ -134,6 +136,8 @@ class Doctor:
         run = self._run
         self.check("device", self._versions)
         self.check("model", self._model)
+        if self._config is not None:
+            self.check("checkpoint", self._checkpoint)
         if self._squad.vocab_file:
             self.check("vocabulary", self._vocabulary)
         for name, inputs in (
@@ -153,7 +157,6 @@ class Doctor:
                     run.max_seq_length, self._config, run.bert_config_file
                 ),
             )
-            self.check("checkpoint", self._checkpoint)
             self.check(
                 "run to resume",
                 lambda: run_record.check(run, self._config, self._data),
@@ -207,11 +210,13 @@ class Doctor:
             squad.vocab_file,
             squad.merges_file,
             model_directory.choose_lower_case(
-                squad.do_lower_case, output_directory.models(self._run)
+                squad.do_lower_case, output_directory.models(self._used)
             ),
         )
         self._tokenizer = tokenization.RobertaTokenizer(*files)
-        output_directory.check_tokenizer(self._run, files)
+        output_directory.check_tokenizer(self._used, files)
+        if files.do_lower_case:
+            output_directory.check_lower_case(self._used, self._tokenizer)
         if self._config is None:
             return f"{self._tokenizer.vocab_size} entries"
         ids = preflight.check_vocabulary(
@@ -275,8 +280,21 @@ class Doctor:
         )
 
     def _checkpoint(self):
-        run = self._run
-        warm_start.check(run, self._config, [self._head])
+        head = {"question_answering": "cls/squad/"}.get(
+            self._head, "cls/predictions/"
+        )
+        evaluates = (
+            self._pretraining.do_eval
+            or self._squad.do_predict
+            or self._run.scores_checkpoints
+        )
+        run = dataclasses.replace(
+            warm_start.resolved(self._run),
+            do_train=self._run.do_train or not evaluates,
+        )
+        self._used = run = warm_start.source(run, head)
+        required = finetuning.required(run, head)
+        warm_start.check(run, self._config, [self._head], required)
         latest = checkpoints.newest(run.output_dir)
         problems = map(checkpoints.damage, checkpoints.listed(run.output_dir))
         damage = "; ".join(filter(None, problems))

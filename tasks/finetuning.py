@@ -137,15 +137,6 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
                 f"--{name} is missing; pass vocab.json and merges.txt of the "
                 "checkpoint"
             )
-    run = warm_start.resolved(run)
-    source = warm_start.source(run, head)
-    task = dataclasses.replace(
-        task,
-        do_lower_case=model_directory.choose_lower_case(
-            task.do_lower_case, output_directory.models(source)
-        ),
-    )
-    tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
     actions = [
         name for name in ("do_eval", "do_predict") if hasattr(task, name)
     ]
@@ -163,24 +154,20 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
             f"--freeze_layers={task.freeze_layers}: the model has "
             f"{config.num_hidden_layers} layers; use that or less"
         )
+    run = warm_start.resolved(run)
+    source = warm_start.source(run, head)
+    task = dataclasses.replace(
+        task,
+        do_lower_case=model_directory.choose_lower_case(
+            task.do_lower_case, output_directory.models(source)
+        ),
+    )
+    tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
     preflight.check_length(run.max_seq_length, config, run.bert_config_file)
     preflight.check_vocabulary(task.vocab_file, config, run.bert_config_file)
     output_directory.check_tokenizer(source, tokenizer_files(task))
-    checkpoint = checkpoints.newest(source.output_dir) or run.init_checkpoint
-    if checkpoint and task.do_lower_case:
-        output_directory.check_lower_case(
-            checkpoint, tokenizer, run.allow_other_tokenizer
-        )
-    if not (
-        run.do_train
-        or run.init_checkpoint
-        or run.evaluate_checkpoints == "watch"
-        or checkpoints.newest(run.output_dir)
-    ):
-        raise errors.UserError(
-            f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
-            "or train first with --do_train=True"
-        )
+    if task.do_lower_case:
+        output_directory.check_lower_case(source, tokenizer)
     return Setup(run, source, task, config, tokenizer)
 
 

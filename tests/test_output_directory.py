@@ -113,13 +113,17 @@ def test_lower_case_is_compared_with_what_was_trained_on(
     names = ("vocab.json", "merges.txt")
     paths = [FIRST_VERSION / "squad" / name for name in names]
     tokenizer = tokenization.RobertaTokenizer(*map(str, paths), True)
-    output_directory.check_lower_case(str(prefix), tokenizer, True)
+    run = new_run(
+        tmp_path, init_checkpoint=str(prefix), allow_other_tokenizer=True
+    )
+    output_directory.check_lower_case(run, tokenizer)
     assert len(caplog.records) == len(warnings)
     assert all(text in caplog.text for text in warnings)
     copy = tmp_path / "copy"
     shutil.copytree(str(prefix.parent), str(copy))
     (copy / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    output_directory.check_lower_case(str(copy / prefix.name), tokenizer, False)
+    run = new_run(tmp_path, init_checkpoint=str(copy / prefix.name))
+    output_directory.check_lower_case(run, tokenizer)
     assert len(caplog.records) == len(warnings)
 
 

@@ -429,6 +429,32 @@ def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
     assert "ERROR  train_file: --doc_stride is 128" in output
 
 
+@pytest.mark.parametrize(
+    "parts, place, code, message",
+    [
+        (["masked_lm"], "model.ckpt-7", 0, "ok     checkpoint: {}"),
+        # A bare encoder gives way to what was trained.
+        ([], "model.ckpt-7", 0, "checkpoint: {out}"),
+        (["masked_lm"], "missing", 1, "ERROR  checkpoint: --init_checkpoint"),
+    ],
+)
+def test_the_doctor_checks_the_checkpoint_that_is_evaluated(
+    folder, tmp_path, parts, place, code, message
+):
+    del folder
+    newest = tiny.write_trained(tmp_path / "out", ["masked_lm"])
+    tiny.write_trained(tmp_path / "given", parts, seed=4)
+    prefix = tmp_path / "given" / place
+    output = doctor_of_records(
+        tmp_path,
+        code,
+        init_checkpoint=prefix,
+        eval_files_dir=tmp_path / "records",
+        do_eval=True,
+    )
+    assert message.format(prefix, out=newest) in output
+
+
 def test_the_doctor_compares_what_the_run_began_with(folder, tmp_path):
     flags = {
         "do_train": True,

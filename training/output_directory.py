@@ -46,25 +46,27 @@ _MLM_HEAD = "cls/predictions/output_bias"
 
 
 def check_lower_case(
-    prefix: str, tokenizer: tokenization.RobertaTokenizer, allow_other: bool
+    run: run_config.RunConfig, tokenizer: tokenization.RobertaTokenizer
 ) -> None:
-    """Compares lower-casing with what a checkpoint was fine-tuned on.
+    """Compares lower-casing with what a run's checkpoint was fine-tuned on.
 
     For a checkpoint without tokenizer_config.json: fine-tuning gives the
     embeddings of tokens that occur, and no others, second moments above 0.
     With a masked-LM head all tokens have them.
 
     Args:
-      prefix: of the checkpoint.
+      run: flags; --init_checkpoint is a prefix.
       tokenizer: lower-cases.
-      allow_other: --allow_other_tokenizer: warn instead of stopping.
 
     Raises:
-      errors.UserError: the checkpoint was trained on capitals.
+      errors.UserError: the checkpoint was trained on capitals, without
+        --allow_other_tokenizer.
     """
-    directory = os.path.dirname(prefix)
+    prefix = checkpoints.newest(run.output_dir) or run.init_checkpoint
     capitals = tokenizer.capitals()
-    if model_directory.lower_case(directory) is not None or not capitals:
+    if not (prefix and capitals):
+        return
+    if model_directory.lower_case(os.path.dirname(prefix)) is not None:
         return
     tensors = tf_checkpoint.load(prefix)
     if _SLOT not in tensors or _MLM_HEAD in tensors:
@@ -82,7 +84,7 @@ def check_lower_case(
             f"do_lower_case is True, but {prefix} was trained on "
             f"{len(trained)} tokens with capitals, "
             f"{tokenizer.decode(trained[:1])!r} first",
-            allow_other,
+            run.allow_other_tokenizer,
         )
 
 

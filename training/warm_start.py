@@ -259,10 +259,23 @@ def source(run: run_config.RunConfig, head: str) -> run_config.RunConfig:
     Args:
       run: flags.
       head: prefix of the names of the head's variables, such as "cls/squad/".
+
+    Raises:
+      errors.UserError: there is no checkpoint to evaluate.
     """
+    latest = checkpoints.newest(run.output_dir)
+    if not (
+        run.do_train
+        or run.init_checkpoint
+        or run.evaluate_checkpoints == "watch"
+        or latest
+    ):
+        raise errors.UserError(
+            f"no checkpoint found in {run.output_dir}; pass --init_checkpoint "
+            "or train first with --do_train=True"
+        )
     if run.do_train or best(run) or not run.init_checkpoint:
         return run
-    latest = checkpoints.newest(run.output_dir)
     names = _open(run.init_checkpoint).get_variable_to_shape_map()
     if not latest or any(name.startswith(head) for name in names):
         empty = tempfile.mkdtemp(prefix="roberta_evaluation_")
