@@ -79,7 +79,7 @@ class Script:
 
     def finish(self, process, code=0):
         """Waits; returns the log of the last start."""
-        assert process.wait(timeout=180) == code, self.log.read_text()[-3000:]
+        assert process.wait(timeout=600) == code, self.log.read_text()[-3000:]
         return self.log.read_text()
 
     def step(self):
@@ -89,7 +89,7 @@ class Script:
 
     def wait_for(self, process, step):
         """Waits until a step was logged; False if the run ended before."""
-        deadline = time.time() + 120
+        deadline = time.time() + 600
         while self.step() < step and process.poll() is None:
             assert time.time() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.005)
