@@ -19,11 +19,11 @@ from training import (
 )
 
 
-def reason(error):
+def reason(error, directory):
     """The message for an error, None where it stays as it is."""
     try:
         with tensorflow_errors.reported(
-            input_pipeline.Batches(), "/nonexistent"
+            input_pipeline.Batches(), str(directory)
         ):
             raise error
     except errors.UserError as user_error:
@@ -44,7 +44,7 @@ def reason(error):
         (
             tf.errors.ResourceExhaustedError,
             "Graph error:\n x.data; No space left on device",
-            "TensorFlow cannot use its files in /nonexistent: No space left "
+            "TensorFlow cannot use its files in {}: No space left "
             "(x.data; No space left on device); free some space, then run the "
             "same command again to resume from the start",
         ),
@@ -78,13 +78,15 @@ def reason(error):
         ),
     ],
 )
-def test_tensorflow_errors_that_a_user_can_fix(kind, text, message):
-    line = reason(kind(None, None, text + "\nand a page of operations"))
-    assert message in line and "a page" not in line
+def test_tensorflow_errors_that_a_user_can_fix(tmp_path, kind, text, message):
+    error = kind(None, None, text + "\nand a page of operations")
+    line = reason(error, tmp_path)
+    assert message.format(tmp_path) in line and "a page" not in line
 
 
-def test_other_errors_keep_their_traceback():
-    assert reason(tf.errors.InternalError(None, None, "a bug")) is None
+def test_other_errors_keep_their_traceback(tmp_path):
+    error = tf.errors.InternalError(None, None, "a bug")
+    assert reason(error, tmp_path) is None
 
 
 def test_error_of_a_batch_comes_before_tensorflows():
