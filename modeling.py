@@ -480,13 +480,9 @@ def layer_norm(
     with tf.variable_scope("LayerNorm"):
         beta = variable("beta", [width], tf.zeros_initializer())
         gamma = variable("gamma", [width], tf.ones_initializer())
-        # Within the scope, by whose name an NPU's compiler recognizes it.
-        normed = kernels.normalize(
-            tf.cast(rows, kernels.norm_dtype or rows.dtype),
-            gamma,
-            beta,
-            epsilon,
-        )
+    normed = kernels.normalize(
+        tf.cast(rows, kernels.norm_dtype or rows.dtype), gamma, beta, epsilon
+    )
     return tf.cast(normed, rows.dtype)
 
 

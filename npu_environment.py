@@ -250,10 +250,12 @@ class Npu(device.Device):
             or run.recompute_layers
         ):
             return kernels.normalize(x, gamma, beta, epsilon)
-        mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
-        return tf.nn.batch_normalization(
-            x, mean, variance, beta, gamma, epsilon
-        )
+        # The variables' scope, LayerNorm, is the one that the compiler knows.
+        with tf.name_scope(gamma.op.name.rpartition("/")[0] + "/"):
+            mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
+            return tf.nn.batch_normalization(
+                x, mean, variance, beta, gamma, epsilon
+            )
 
     def _dropout(self, x, rate, seed):
         """The NPU's dropout, or one that is a function of its seed alone.
