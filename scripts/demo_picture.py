@@ -20,11 +20,11 @@ from question_answering import squad_scores
 from scripts import pictures, plot_run, script_parser
 
 _RUNS = {"pretraining": "pre-training", "squad_v1.1": "SQuAD v1.1"}
-_WIDTH = 58  # characters of a line of text
+_WIDTH = 52  # characters of a line of text
 
 
 def _answered(dataset, output):
-    """(context, question, n-best list) of the surest right answer."""
+    """(context, question, n-best list) of a right answer with rivals."""
     document = squad_scores.read_json(dataset, "a SQuAD file")
     nbest = squad_scores.read_nbest(
         os.path.join(output, "squad_v1.1", "nbest_predictions.json"),
@@ -37,7 +37,7 @@ def _answered(dataset, output):
         )
         if nbest[question["id"]][0]["text"] == question["answers"][0]["text"]
     ]
-    return max(right, key=lambda entry: entry[2][0]["probability"])
+    return min(right, key=lambda entry: abs(entry[2][0]["probability"] - 0.8))
 
 
 def draw(pyplot, curves, context, question, nbest):
@@ -56,7 +56,7 @@ def draw(pyplot, curves, context, question, nbest):
         for answer in nbest[:3]
     ]
     right.text(
-        0, 0.95, "\n".join(lines), va="top", family="monospace", fontsize=8
+        0, 0.95, "\n".join(lines), va="top", family="monospace", fontsize=10
     )
     figure.tight_layout()
     return figure
