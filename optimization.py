@@ -20,6 +20,8 @@ import tensorflow.compat.v1 as tf
 
 # Not decayed (Devlin et al. 2018, appendix A.2; also fairseq and Hugging Face).
 _NOT_DECAYED = re.compile(r"(LayerNorm/(gamma|beta)|bias)$")
+# A comparison with it is False for inf and nan; an Ascend 910 lacks is_finite.
+_LARGEST = tf.float32.max
 
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -471,7 +473,7 @@ class LossScale:
             tf.logical_not(finite), bad >= self._decr_every_n
         )
         larger = self.scale * self._incr_ratio
-        larger = tf.where(tf.is_finite(larger), larger, self.scale + 0.0)
+        larger = tf.where(larger <= _LARGEST, larger, self.scale + 0.0)
         smaller = tf.maximum(1.0, self.scale * self._decr_ratio)
         scale = tf.where(
             grow, larger, tf.where(shrink, smaller, self.scale + 0.0)
@@ -515,7 +517,8 @@ class LossScaled(Wrapper):
             (g if g is None else tf.cast(g, tf.float32) * back, v)
             for g, v in pairs
         ]
-        self.finite = tf.is_finite(tf.stack(half_squares(g for g, _ in pairs)))
+        squares = tf.stack(half_squares(g for g, _ in pairs))
+        self.finite = squares <= _LARGEST
         return pairs
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
