@@ -409,6 +409,7 @@ def computed_defaults():
 DEFAULTS = {
     "classification.md": "run_classifier.py",
     "data.md": "create_pretraining_data.py",
+    "evaluation.md": "run_squad.py",
     "export.md": "export_model.py",
     "multiple_choice.md": "run_multiple_choice.py",
     "prediction.md": "predict.py",
