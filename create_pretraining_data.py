@@ -311,10 +311,8 @@ def _beam_builder(runner):
     except ImportError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
-        raise errors.UserError(
-            f"--runner={runner} needs Apache Beam, which is not installed; "
-            "pip install -r requirements/beam.txt, or omit --runner to build "
-            "on this machine"
+        raise errors.missing_package(
+            f"--runner={runner}", "Apache Beam", "beam"
         ) from error
     return beam_builder
 

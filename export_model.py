@@ -41,7 +41,7 @@ class ExportConfig(trained_model.ModelConfig):
     )
     format: str = command_line.flag(
         "saved_model",
-        "What to write; onnx needs requirements/onnx.txt.",
+        "What to write; onnx needs scripts/setup.sh --extras=onnx.",
         choices=tuple(exporting.FORMATS),
     )
     output: str = command_line.flag(

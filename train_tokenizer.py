@@ -85,9 +85,8 @@ def load_library() -> types.ModuleType:
     try:
         import tokenizers  # pylint: disable=g-import-not-at-top
     except ImportError:
-        raise errors.UserError(
-            "train_tokenizer.py needs the package tokenizers; pip install -r "
-            "requirements/tokenizer.txt"
+        raise errors.missing_package(
+            "train_tokenizer.py", "tokenizers", "tokenizer"
         ) from None
     return tokenizers
 

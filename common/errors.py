@@ -18,6 +18,20 @@ class UserError(ValueError):
         return shortened(super().__str__())
 
 
+def missing_package(user: str, package: str, extra: str) -> UserError:
+    """The error for an optional package that is not installed.
+
+    Args:
+      user: the script or flag that needs it.
+      package: its name.
+      extra: the value of `scripts/setup.sh --extras` that installs it.
+    """
+    return UserError(
+        f"{user} needs {package}, which is not installed; run bash "
+        f"scripts/setup.sh --extras={extra}"
+    )
+
+
 def shortened(text: str) -> str:
     """A message without its middle if it is long, as content of a file is.
 

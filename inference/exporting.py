@@ -212,10 +212,7 @@ def _onnx_package(name):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise errors.UserError(
-            f"--format=onnx needs {name}, which is not installed; pip install "
-            "-r requirements/onnx.txt"
-        ) from None
+        raise errors.missing_package("--format=onnx", name, "onnx") from None
 
 
 def _write_onnx(built, model, path):

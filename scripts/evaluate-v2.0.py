@@ -430,8 +430,8 @@ def load_pyplot() -> typing.Any:
         import matplotlib
     except ImportError:
         raise InputError(
-            "--out-image-dir: matplotlib is not installed; pip install -r "
-            "requirements/plots.txt"
+            "--out-image-dir needs matplotlib, which is not installed; run "
+            "bash scripts/setup.sh --extras=plots"
         ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot

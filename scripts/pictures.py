@@ -30,9 +30,7 @@ def load_pyplot(user: str) -> typing.Any:
     try:
         import matplotlib
     except ImportError:
-        raise errors.UserError(
-            f"{user} needs matplotlib; pip install -r requirements/plots.txt"
-        ) from None
+        raise errors.missing_package(user, "matplotlib", "plots") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot
 

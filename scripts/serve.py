@@ -70,9 +70,8 @@ def _server_module():
     try:
         from scripts import answer_server
     except ImportError as error:
-        raise errors.UserError(
-            f"serve.py needs the package {error.name}; pip install "
-            "--constraint requirements.txt -r requirements/serve.txt"
+        raise errors.missing_package(
+            "serve.py", f"the package {error.name}", "serve"
         ) from error
     return answer_server
 

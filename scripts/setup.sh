@@ -5,7 +5,7 @@
 # quick when it is up to date.
 #
 #   bash scripts/setup.sh [--cpu | --gpu | --system-site-packages]
-#                         [--test] [--horovod]
+#                         [--test] [--horovod] [--extras=NAME,...]
 #
 #   --cpu      TensorFlow for the CPU (requirements.txt), the default.
 #   --gpu      TensorFlow for NVIDIA GPUs (requirements/gpu.txt).
@@ -17,7 +17,12 @@
 #   --horovod  Compiles and adds Horovod (requirements/horovod.txt). HOROVOD_*
 #              variables choose its parts; without any: Gloo, no MPI, no NCCL.
 #
-# A .venv keeps its kind of TensorFlow until another is asked for.
+#   --extras=serve,plots,onnx,tokenizer,tasks,hub
+#              Adds the packages of some optional features (requirements/NAME.txt),
+#              --extras=all of these six; also: beam.
+#
+# A .venv keeps its kind of TensorFlow until another is asked for, and its
+# extras are brought up to date with requirements/.
 #
 # Environment:
 #   PYTHON    The Python to use: a path, a command or a version such as 3.11.
@@ -39,6 +44,7 @@ case $VENV_DIR in /*) ;; *) VENV_DIR=$PWD/$VENV_DIR ;; esac
 STATE=$VENV_DIR/.setup  # What is installed; `incomplete` while it changes.
 EXPECTED="Python 3.7 for TensorFlow 1.15.5, or 3.9 to 3.11 for 2.15.1"
 PYTHONS="3.7 3.11 3.10 3.9"  # Best first.
+ALL_EXTRAS=serve,plots,onnx,tokenizer,tasks,hub
 case $TENSORFLOW in
   "") ;;
   2.6.5) EXPECTED="Python 3.7 to 3.9 for TensorFlow 2.6.5"
@@ -55,8 +61,8 @@ fail() { echo "setup.sh: error: $*" >&2; exit 1; }
 usage() { sed -n '4,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "$0"; }
 
 parse_arguments() {
-  kind="" with_test="" with_horovod=""  # kind: empty keeps the present one.
-  local argument
+  kind="" with_test="" with_horovod="" extras=""  # No kind: the present one.
+  local argument name
   for argument in "$@"; do
     case $argument in
       --cpu) kind=cpu ;;
@@ -64,10 +70,17 @@ parse_arguments() {
       --system-site-packages) kind=system-site-packages ;;
       --test) with_test=yes ;;
       --horovod) with_horovod=yes ;;
+      --extras=all) extras=${ALL_EXTRAS//,/ } ;;
+      --extras=*) extras=${argument#*=} extras=${extras//,/ } ;;
       -h | --help) usage; exit 0 ;;
       *) fail "unknown argument '$argument'; bash scripts/setup.sh --help" \
               "lists the arguments" ;;
     esac
+  done
+  for name in $extras; do
+    [[ ,$ALL_EXTRAS,beam, == *,$name,* ]] ||
+        fail "--extras: unknown '$name'; expected all, or some of" \
+             "$ALL_EXTRAS,beam"
   done
   if [[ -n $TENSORFLOW && $kind != system-site-packages ]]; then
     [[ -z $kind$with_horovod || $kind$with_horovod == cpu ]] ||
@@ -205,6 +218,16 @@ has_requirements() {
 
 has_test() { is_same "$(test_file)"; }
 
+# The extras that are asked for, and those that are there, are not up to date.
+missing_extras() {
+  local name
+  for name in ${ALL_EXTRAS//,/ } beam; do
+    if [[ " $extras " == *" $name "* || -e $STATE/requirements/$name.txt ]]; then
+      is_same "requirements/$name.txt" || echo "$name"
+    fi
+  done
+}
+
 has_horovod() {
   is_same requirements/horovod.txt &&
       [[ $(state horovod_settings) == "$(horovod_settings)" ]]
@@ -213,7 +236,7 @@ has_horovod() {
 is_complete() {
   find_reason_to_make
   [[ -z $reason ]] && has_requirements &&
-      { [[ -z $with_test ]] || has_test; } &&
+      { [[ -z $with_test ]] || has_test; } && [[ -z $(missing_extras) ]] &&
       { [[ -z $with_horovod ]] || has_horovod; }
 }
 
@@ -310,6 +333,21 @@ install_file() {
   (cd "$REPOSITORY" && pip_install --requirement "$1")
   mkdir -p "$STATE/requirements"
   cp "$REPOSITORY/$1" "$STATE/$1"
+}
+
+# Installs requirements/$1.txt beside what TensorFlow was installed with, which
+# may differ from requirements.txt.
+install_extra() {
+  local file=requirements/$1.txt
+  say "installing $file"
+  grep -v '^--constraint' "$REPOSITORY/$file" > "$STATE/extra.txt"
+  venv_python -m pip --disable-pip-version-check freeze |
+      grep -iE '^(tensorflow|keras|numpy|absl|six|typing)[^ ]*==' \
+      > "$STATE/constraints.txt" || true
+  pip_install --constraint "$STATE/constraints.txt" \
+      --requirement "$STATE/extra.txt"
+  mkdir -p "$STATE/requirements"
+  cp "$REPOSITORY/$file" "$STATE/$file"
 }
 
 # TensorFlow, and what it is compiled against, are left as they are.
@@ -423,6 +461,7 @@ install_horovod() {
 # --- All of it --------------------------------------------------------------
 
 main() {
+  local name
   parse_arguments "$@"
   [[ -z $with_horovod ]] || set_horovod_defaults
   if is_complete; then return; fi
@@ -435,6 +474,7 @@ main() {
   [[ -z $reason ]] || make_environment
   has_requirements || changing install_requirements
   [[ -z $with_test ]] || has_test || changing install_file "$(test_file)"
+  for name in $(missing_extras); do changing install_extra "$name"; done
   [[ -z $with_horovod ]] || has_horovod || install_horovod
   say "$VENV_DIR is ready: Python $(state version), TensorFlow" \
       "$(state tensorflow); took $SECONDS s"

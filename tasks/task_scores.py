@@ -84,7 +84,7 @@ def check(names: typing.Iterable[str], labels: int) -> None:
                 f"--metrics: f1 needs two labels, got {labels}; use macro_f1"
             )
         if METRICS[name][0]:
-            _check_installed(METRICS[name][0], f"the metric {name} needs")
+            _check_installed(METRICS[name][0], f"the metric {name}")
 
 
 def check_entities() -> None:
@@ -93,16 +93,15 @@ def check_entities() -> None:
     Raises:
       errors.UserError: what to install.
     """
-    _check_installed("seqeval.metrics", "scores of entities need")
+    _check_installed("seqeval.metrics", "counting entities")
 
 
-def _check_installed(module, purpose):
+def _check_installed(module, user):
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise errors.UserError(
-            f"{purpose} {_PACKAGES[module]}, which is not installed ({error}): "
-            "pip install -r requirements/tasks.txt"
+        raise errors.missing_package(
+            user, _PACKAGES[module], "tasks"
         ) from error
 
 

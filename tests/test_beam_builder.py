@@ -336,7 +336,7 @@ def test_remote_workers_get_the_modules_as_a_package(tmp_path):
 def test_without_beam_a_line_says_what_to_install(build, tmp_path):
     with pytest.raises(errors.UserError) as error:
         build("beam", runner="DirectRunner")
-    assert "pip install -r requirements/beam.txt" in str(error.value)
+    assert "run bash scripts/setup.sh --extras=beam" in str(error.value)
     assert not (tmp_path / "beam").exists()
 
 

@@ -309,7 +309,7 @@ def test_images_without_matplotlib_are_one_line(evaluate):
         odds=NULL_ODDS,
     )
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "pip install -r requirements/plots.txt" in err
+    assert "run bash scripts/setup.sh --extras=plots" in err
 
 
 def test_images_without_probabilities_are_reported(evaluate):

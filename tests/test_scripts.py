@@ -488,6 +488,23 @@ def test_set_up_adds_test_requirements_to_what_is_there(set_up):
     assert set_up.run("--test") == (0, "")
 
 
+def test_set_up_adds_extras_and_keeps_them_up_to_date(set_up):
+    set_up.add_python("python3.7", "3.7.16")
+    set_up.run()
+    set_up.log.unlink()
+    assert set_up.run("--extras=serve,hub")[0] == 0
+    assert set_up.calls().count(" install ") == 2
+    assert set_up.run("--extras=hub") == (0, "")
+    hub = set_up.venv / ".setup" / "requirements" / "hub.txt"
+    assert hub.read_text().count("==") == 2
+    hub.write_text("pooch==1.0\n")
+    code, words = set_up.run()
+    assert code == 0 and "installing requirements/hub.txt" in words
+    assert set_up.run("--extras=all")[1].count("installing requirements/") == 4
+    code, words = set_up.run("--extras=hub,sreve")
+    assert code == 1 and "unknown 'sreve'; expected all, or some of" in words
+
+
 def test_another_python_makes_the_environment_anew(set_up):
     set_up.add_python("python3.7", "3.7.16")
     other = set_up.add_python("python3.11", "3.11.7")

@@ -200,9 +200,7 @@ def test_missing_packages_are_one_line_with_the_fix(monkeypatch):
     monkeypatch.delattr("scripts.answer_server", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(
-        errors.UserError,
-        match="pip install --constraint "
-        "requirements.txt -r requirements/serve.txt",
+        errors.UserError, match="run bash scripts/setup.sh --extras=serve$"
     ):
         serve.create_app(None, serve.ServeConfig())
 

@@ -75,7 +75,7 @@ def test_a_missing_package_is_named(monkeypatch, name, package, labels):
     with pytest.raises(
         errors.UserError,
         match=(
-            f"the metric {name} needs .*pip install -r requirements/tasks.txt"
+            f"the metric {name} needs .*bash scripts/setup.sh --extras=tasks"
         ),
     ):
         task_scores.check([name], labels)
@@ -151,7 +151,7 @@ def test_missing_seqeval_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     with pytest.raises(
         errors.UserError,
-        match="need seqeval, which is not "
-        ".*pip install -r requirements/tasks.txt",
+        match="needs seqeval, which is not "
+        ".*run bash scripts/setup.sh --extras=tasks",
     ):
         task_scores.check_entities()

@@ -172,5 +172,5 @@ def test_the_command_line(tmp_path):
         arguments + ["--overwrite"], {"PYTHONPATH": str(tmp_path)}, code=1
     )
     assert output.startswith("train_tokenizer.py: error: ")
-    assert "pip install -r requirements/tokenizer.txt" in output
+    assert "run bash scripts/setup.sh --extras=tokenizer" in output
     assert output.count("\n") == 1
