@@ -14,10 +14,12 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from helpers import tiny
 from helpers.paths import REPOSITORY
 
+ADAPTER = "npu_device" if tf.__version__.startswith("2.6.") else "npu_bridge"
 STATE = (
     "loss_scale",
     "good_steps",
@@ -534,7 +536,7 @@ def test_old_squad_runs_unchanged(old, version, variables):
             False,
             ["--accelerator=npu"],
             {},
-            "--accelerator=npu: the npu_bridge package does not import; "
+            f"--accelerator=npu: the {ADAPTER} package does not import; "
             "install CANN and its TensorFlow adapter",
         ),
         (
