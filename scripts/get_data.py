@@ -7,29 +7,54 @@
     python scripts/get_data.py roberta_base glue --url_base=https://mirror/x
 
 The same command resumes an interrupted download. --url_base=ADDRESS replaces
-every host by a mirror, --url_base=HOST=ADDRESS,... some hosts; proxies are
-those of the usual variables (https_proxy). --timeout and --attempts limit how
-long the script waits for a server.
+every host by a mirror, --url_base=HOST=ADDRESS,... some hosts; HF_ENDPOINT
+replaces that of the models. Proxies are those of the usual variables
+(https_proxy). --timeout and --attempts limit how long the script waits for a
+server.
 """
 
 import dataclasses
+import importlib
 import os
 import pathlib
 import shutil
 import sys
+import tarfile
+import time
 import typing
+import urllib.parse
+import zipfile
+import zlib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import common.startup
 
-from absl import flags
+from absl import flags, logging
 
 from common import command_line, errors, files
-from scripts import archives, downloads
 
 FLAGS = flags.FLAGS
+# Of all files of an archive together.
+_MAX_BYTES = 4 << 30
+_MAX_FILES = 100000
+_CHUNK_BYTES = 1 << 14
+# Answers of 400 to 499 after which the same request may succeed (RFC 9110;
+# 429: RFC 6585).
+_TEMPORARY_CODES = (408, 429)
+_LONGEST_WAIT_SECONDS = 60.0
+# What Python's modules raise for damaged archives.
+_DAMAGES = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    IndexError,  # an empty name
+    RuntimeError,  # NotImplementedError too
+    ValueError,  # UnicodeError too
+    OSError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +80,19 @@ class DataConfig:
     )
 
 
+class Remote(typing.NamedTuple):
+    """A file on a server."""
+
+    url: str
+    size: int  # bytes
+    sha256: str  # 64 hexadecimal digits
+
+
 class Item(typing.NamedTuple):
     """Something to download."""
 
     folder: str  # below --output_dir
-    files: typing.Dict[str, downloads.Remote]  # by name
+    files: typing.Dict[str, Remote]  # by name
     licence: str  # as the home page states it
     home: str  # the page that describes it
     # Makes the second argument, a directory, of the files in the first one;
@@ -86,7 +119,7 @@ _HUB = "https://huggingface.co/FacebookAI/"
 def _remotes(base, contents):
     """{name: Remote} of {name: (size, SHA-256)} below an address."""
     return {
-        name: downloads.Remote(base + name, *content)
+        name: Remote(base + name, *content)
         for name, content in contents.items()
     }
 
@@ -108,7 +141,7 @@ def _unpack(folder):
 
     def finish(source, target):
         (archive,) = os.listdir(source)
-        archives.extract(os.path.join(source, archive), folder, target)
+        unpack(os.path.join(source, archive), folder, target)
 
     return finish
 
@@ -198,19 +231,19 @@ _TASKS = {
     "mrpc": Item(
         "glue/MRPC",
         {
-            "mrpc_dev_ids.tsv": downloads.Remote(
+            "mrpc_dev_ids.tsv": Remote(
                 _GLUE + "mrpc_dev_ids.tsv",
                 6222,
                 "971d7767d81b997fd9060ade0ec23c4f"
                 "c31cbb226a55d1bd4a1bac474eb81dc7",
             ),
-            "msr_paraphrase_train.txt": downloads.Remote(
+            "msr_paraphrase_train.txt": Remote(
                 _SENTEVAL + "msr_paraphrase_train.txt",
                 1047044,
                 "60a9b09084528f0673eedee2b69cb941"
                 "920f0b8cd0eeccefc464a98768457f89",
             ),
-            "msr_paraphrase_test.txt": downloads.Remote(
+            "msr_paraphrase_test.txt": Remote(
                 _SENTEVAL + "msr_paraphrase_test.txt",
                 441275,
                 "a04e271090879aaba6423d65b94950c0"
@@ -270,7 +303,7 @@ _TASKS = {
     "ax": Item(
         "glue/AX",
         {
-            "AX.tsv": downloads.Remote(
+            "AX.tsv": Remote(
                 _GLUE + "AX.tsv",
                 222257,
                 "0e13510b1bb14436ff7e2ee82338f0ef"
@@ -308,7 +341,7 @@ ITEMS = {
     "race": Item(
         "RACE",
         {
-            "RACE.tar.gz": downloads.Remote(
+            "RACE.tar.gz": Remote(
                 "https://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz",
                 25443609,
                 "b2769cc9fdc5c546a693300eb9a966ce"
@@ -409,25 +442,232 @@ def chosen(names: typing.List[str]) -> typing.List[str]:
     return list(dict.fromkeys(items))
 
 
-def get(
-    item: Item,
-    output_dir: str,
-    url_base: str = "",
-    retries: downloads.Retries = downloads.RETRIES,
-) -> typing.Optional[str]:
+def redirected(url: str, url_base: str) -> str:
+    """The address of a file on a mirror.
+
+    Args:
+      url: `https://HOST/PATH`.
+      url_base: "" for no mirror; a base that replaces `https://HOST` of every
+        address; or `HOST=BASE`, comma separated, for some hosts only.
+
+    Raises:
+      errors.UserError: url_base is neither.
+
+    Example: redirected("https://a.org/b/c", "a.org=http://m.org/x") ==
+      "http://m.org/x/b/c"
+    """
+    parsed = urllib.parse.urlsplit(url)
+    for mirror in filter(None, map(str.strip, url_base.split(","))):
+        host, _, base = mirror.partition("=")
+        if "://" in host:
+            host, base = "", mirror
+        target = urllib.parse.urlsplit(base)
+        if target.scheme not in ("http", "https") or not target.netloc:
+            raise errors.UserError(
+                f"--url_base is {mirror!r}; expected an address such as "
+                "https://mirror.example/files, or HOST=ADDRESS for one host"
+            )
+        if host in ("", parsed.netloc):
+            return base.rstrip("/") + parsed.path
+    return url
+
+
+def _package(name):
+    """A module of the packages of requirements/hub.txt."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise errors.missing_package("get_data.py", name, "hub") from None
+
+
+def fetch(remote: Remote, path: str, config: DataConfig) -> bool:
+    """Downloads a file unless it exists; each request resumes the last one.
+
+    Args:
+      remote: address, size and checksum.
+      path: of the file; received bytes are kept in `path`.part until then.
+      config: flags.
+
+    Returns:
+      Whether it was downloaded; False where it existed.
+
+    Raises:
+      errors.UserError: the download failed, or the file differs from the
+        expected one.
+    """
+    hub = _package("huggingface_hub.constants")
+    mirrors = f"{config.url_base},huggingface.co={hub.ENDPOINT}"
+    remote = remote._replace(url=redirected(remote.url, mirrors))
+    if os.path.exists(path):
+        if files.sha256(path) != remote.sha256:
+            raise errors.UserError(
+                f"{path}: exists with another SHA-256 than {remote.sha256}; "
+                "move it away to download it"
+            )
+        return False
+    if hub.HF_HUB_OFFLINE:
+        raise errors.UserError(
+            f"{path}: does not exist, and HF_HUB_OFFLINE is set; copy it, or "
+            f"unset the variable to download {remote.url}"
+        )
+    failures = 0
+    while failures < config.attempts:
+        start = _size(path + ".part")
+        try:
+            _retrieve(remote, path, config.timeout)
+            return True
+        except errors.UserError:
+            raise
+        except (_package("requests").RequestException, ValueError) as error:
+            failures = 0 if _size(path + ".part") > start else failures + 1
+            problem = f"{remote.url}: {error}"
+            # The parts of a file with another checksum, a ValueError of
+            # pooch's, may be of two versions: repeat.
+            if isinstance(error, ValueError) and not start:
+                break
+            logging.warning("%s", problem)
+            time.sleep(min(2.0**failures, _LONGEST_WAIT_SECONDS))
+    raise errors.UserError(
+        f"{problem}; check the connection and run the same command again to "
+        "resume, or pass a mirror with --url_base"
+    )
+
+
+def _size(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def _retrieve(remote, path, timeout):
+    """Requests the rest of a file, verifies and renames it."""
+    pooch = _package("pooch")
+
+    def download(url, output, _):
+        with open(path + ".part", "ab") as stream:
+            start = stream.tell()
+            if start != remote.size:
+                pooch.HTTPDownloader(
+                    progressbar=True,
+                    chunk_size=_CHUNK_BYTES,
+                    timeout=timeout,
+                    headers={
+                        "Range": f"bytes={start}-",
+                        "Accept-Encoding": "identity",
+                    },
+                    hooks={"response": _checking(remote, stream)},
+                )(url, stream, None)
+        if _size(path + ".part") < remote.size:  # older releases of urllib3
+            raise _package("requests").ConnectionError("it ended early")
+        os.replace(path + ".part", output)
+
+    pooch.retrieve(
+        remote.url,
+        "sha256:" + remote.sha256,
+        fname=os.path.basename(path),
+        path=os.path.dirname(path),
+        downloader=download,
+    )
+
+
+def _checking(remote, stream):
+    """A function of a response, to be called before its body is read."""
+    start = stream.tell()
+
+    def check(response, **_):
+        code = response.status_code
+        if code in (200, 416):  # the entire file; the server's is shorter
+            stream.truncate(0)
+        if 400 <= code < 500 and code not in _TEMPORARY_CODES:
+            raise errors.UserError(
+                f"{remote.url}: HTTP {code} {response.reason}; pass a mirror "
+                "with --url_base"
+            )
+        length = response.headers.get("Content-Length", "")
+        expected = remote.size - (start if code == 206 else 0)
+        if code in (200, 206) and length not in ("", str(expected)):
+            raise errors.UserError(
+                f"{remote.url}: expected {expected} bytes, got {length}; it is "
+                "another file, such as a proxy's login page: open it in a "
+                "browser, or try another --url_base"
+            )
+
+    return check
+
+
+def unpack(archive: str, folder: str, target: str) -> None:
+    """Unpacks one top folder of an archive; it appears when complete.
+
+    Names, kinds and sizes are checked before anything is written; neither
+    zipfile nor tarfile writes more than the size that a member states.
+
+    Args:
+      archive: path of a .zip or .tar.gz file.
+      folder: the top folder to keep.
+      target: the directory that this folder becomes.
+
+    Raises:
+      errors.UserError: the archive is damaged, hostile, or lacks the folder.
+    """
+    pooch = _package("pooch")
+    processor = pooch.Unzip if archive.endswith(".zip") else pooch.Untar
+    with files.scratch_directory(os.path.abspath(target)) as directory:
+        try:
+            _check_members(archive)
+            processor(extract_dir=directory)(archive, "download", None)
+            os.rename(os.path.join(directory, folder), target)
+        except errors.UserError:
+            raise
+        except _DAMAGES as error:
+            raise errors.UserError(
+                f"{archive}: cannot be unpacked: {error}; free some space, or "
+                "remove it and download it again"
+            ) from error
+
+
+def _check_members(archive):
+    """Rejects an archive that would write elsewhere, or too much."""
+    size = 0
+    for count, (name, bytes_of_member, is_plain) in enumerate(
+        _members(archive)
+    ):
+        size += bytes_of_member
+        if size > _MAX_BYTES or count >= _MAX_FILES:
+            problem = f"more than {_MAX_BYTES} bytes or {_MAX_FILES} files"
+        elif not is_plain or name.startswith("/") or ".." in name.split("/"):
+            problem = f"{name!r}, which is a link or outside of its folder"
+        else:
+            continue
+        raise errors.UserError(
+            f"{archive}: contains {problem}; not unpacked, do not trust this "
+            "archive"
+        )
+
+
+def _members(archive):
+    """Yields (name, bytes, whether it is a file or a directory)."""
+    if archive.endswith(".zip"):
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                yield info.filename, info.file_size, True  # zip makes no links
+    else:
+        with tarfile.open(archive, "r:gz") as opened:
+            for info in opened:
+                yield info.name, info.size, info.isfile() or info.isdir()
+
+
+def get(item: Item, config: DataConfig) -> typing.Optional[str]:
     """Downloads one item.
 
     Returns:
       The directory, or None where it was complete before.
     """
-    target = os.path.join(output_dir, *item.folder.split("/"))
+    target = os.path.join(config.output_dir, *item.folder.split("/"))
     if item.finish is not None and os.path.isdir(target):
         return None
     folder = target + ".download" if item.finish else target
+    os.makedirs(folder, exist_ok=True)
     is_new = False
     for name, remote in item.files.items():
-        remote = remote._replace(url=downloads.redirected(remote.url, url_base))
-        is_new |= downloads.fetch(remote, os.path.join(folder, name), retries)
+        is_new |= fetch(remote, os.path.join(folder, name), config)
     if item.finish is None:
         return target if is_new else None
     item.finish(folder, target)
@@ -441,12 +681,9 @@ def main(arguments: typing.List[str]) -> None:
     if config.list:
         print_list()
         return
-    retries = downloads.Retries(config.timeout, config.attempts)
     try:
         for name in chosen(arguments[1:]):
-            directory = get(
-                ITEMS[name], config.output_dir, config.url_base, retries
-            )
+            directory = get(ITEMS[name], config)
             print(f"{name}: {directory or 'already downloaded'}", flush=True)
     except KeyboardInterrupt:
         command_line.fail("interrupted; run the same command again to resume")
