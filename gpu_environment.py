@@ -63,7 +63,7 @@ class Gpu(device.Device):
     @property
     def uses_xla(self) -> bool:
         if self._options.use_xla is None:
-            return not tf.__version__.startswith("1.")
+            return not tf.__version__.startswith(("1.", "2.6."))
         return self._options.use_xla
 
     @property
