@@ -142,8 +142,9 @@ class _Optimizer(tf.train.Optimizer):
             1.0 - tf.pow(self._beta2, step),
         )
         # Gradients are computed from weights of other layers: no variable
-        # changes before the last gradient.
-        with tf.control_dependencies([g for g, _ in pairs]):
+        # changes before the last gradient. One group of them, since an edge
+        # from each gradient to each operation takes seconds to build.
+        with tf.control_dependencies([tf.group(*(g for g, _ in pairs))]):
             updates = [self._update(g, v, corrections) for g, v in pairs]
         with tf.control_dependencies(updates):
             return tf.assign_add(global_step, 1, name=name).op

@@ -408,6 +408,20 @@ def test_no_variable_changes_before_all_gradients_are_known(name):
         assert {g.op for g in gradients} <= ancestors(writer), writer.name
 
 
+@pytest.mark.parametrize("name", ["adam", "lamb"])
+def test_control_edges_grow_with_the_variables_not_their_square(name):
+    """The large model has 400: a square takes seconds to build."""
+    pairs = [
+        (tf.constant([1.0]), tf.get_variable(f"part_{i}/kernel", [1]))
+        for i in range(40)
+    ]
+    step = tf.train.get_or_create_global_step()
+    optimization.OPTIMIZERS[name](0.1).apply_gradients(pairs, step)
+    operations = tf.get_default_graph().get_operations()
+    edges = sum(len(operation.control_inputs) for operation in operations)
+    assert edges < 2 * len(operations)
+
+
 # Rates.
 
 
