@@ -96,6 +96,20 @@ class BuildConfig:
     overwrite: bool = command_line.flag(
         False, "Replace existing records in the output."
     )
+    task_index: typing.Optional[int] = command_line.flag(
+        None,
+        "Number of this task, from 0 to --task_count - 1; it builds its share "
+        "of the shards.",
+        lower=0,
+        upper=99998,
+    )
+    task_count: typing.Optional[int] = command_line.flag(
+        None,
+        "Tasks that build one output together, on machines that share a file "
+        "system; the last one to finish writes manifest.json.",
+        lower=1,
+        upper=99999,
+    )
     runner: typing.Optional[str] = command_line.flag(
         None,
         "Build with this Apache Beam runner, on many machines; default: "
@@ -112,6 +126,7 @@ class BuildConfig:
         for name in ("input_file", "output_file", "vocab_file", "merges_file"):
             if not getattr(self, name):
                 raise errors.UserError(f"--{name} is missing; see --help")
+        self._check_task()
         if self.is_single and (self.num_shards or 1) > 1:
             raise errors.UserError(
                 f"--num_shards is {self.num_shards}, but "
@@ -128,6 +143,36 @@ class BuildConfig:
                 "--num_workers only applies to one machine; pass the number of "
                 f"workers of {self.runner} in --beam_options"
             )
+
+    def _check_task(self):
+        if (self.task_index is None) != (self.task_count is None):
+            raise errors.UserError(
+                "--task_index and --task_count: only one is set; pass both, "
+                "or neither to build with one process"
+            )
+        task = self.task
+        if task.index >= task.count:
+            raise errors.UserError(
+                f"--task_index is {task.index}, but --task_count is "
+                f"{task.count}; count tasks from 0"
+            )
+        reasons = {
+            f"--output_file={self.output_file} is one file; pass a directory": (
+                self.is_single
+            ),
+            "--overwrite would remove the shards of other tasks; remove "
+            f"{self.output_file} before you start the tasks": self.overwrite,
+            f"--runner={self.runner} has workers of its own; pass one of "
+            "--runner and --task_count": self.runner is not None,
+        }
+        for reason in reasons:
+            if task.count > 1 and reasons[reason]:
+                raise errors.UserError(f"--task_count={task.count}: {reason}")
+
+    @property
+    def task(self) -> shard_output.Task:
+        """Which shards this process builds."""
+        return shard_output.Task(self.task_index or 0, self.task_count or 1)
 
     @property
     def is_single(self) -> bool:
@@ -169,12 +214,14 @@ class Progress:
     """A bar on a terminal, a log line every ten seconds elsewhere; totals.
 
     Args:
-      total: bytes of the input as stored.
-      start: bytes that an earlier run has finished.
+      total: bytes of the input as stored, of the shards to build.
+      start: those of them that an earlier run has finished.
+      first: where they begin in the entire input.
     """
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self, total: int, start: int, first: int) -> None:
         self._total, self._start, self._position = total, start, start
+        self._first = first
         self._begin = self._logged = time.monotonic()
         self._tokens = self._dropped = self._text_bytes = 0
         tqdm.tqdm.monitor_interval = 0  # no thread may exist at a fork
@@ -191,7 +238,7 @@ class Progress:
         self._tokens += built.tokens
         self._dropped += built.tokens - built.packed_tokens
         self._text_bytes += built.text_bytes
-        self._move(built.position)
+        self._move(built.position - self._first)
 
     def finish(self) -> str:
         """Shows the end; returns the counts of this run as a text."""
@@ -328,7 +375,7 @@ def _new_output(build, num_shards, settings, source, tokenizer):
             build.output_file, settings, source, tokenizer
         )
     return shard_output.ShardedOutput(
-        build.output_file, num_shards, settings, source, tokenizer
+        build.output_file, num_shards, settings, source, tokenizer, build.task
     )
 
 
@@ -338,7 +385,8 @@ def run(
     """Builds the records.
 
     Returns:
-      (the content of manifest.json for this build, a text about this run).
+      (the content of manifest.json for this build, a text about this run). Of
+      a task that is not the last to finish: the content for its own shards.
 
     Raises:
       errors.UserError: a mistake in the flags or in the text; then all files
@@ -362,6 +410,12 @@ def run(
             f"--num_shards is {num_shards}, but "
             f"--input_file={build.input_file} has {total} bytes; use fewer "
             f"shards than bytes, for example one per {SHARD_BYTES >> 20} MB"
+        )
+    if build.task.count > num_shards:
+        raise errors.UserError(
+            f"--task_count is {build.task.count}, but the records have "
+            f"{num_shards} shards; use at most one task per shard, or set "
+            "--num_shards for all tasks"
         )
     settings = manifest_settings(build, config)
     output = _new_output(
@@ -390,6 +444,18 @@ def run(
                 "same command with --invalid_text=replace or skip to complete "
                 "the build, or correct them and build with --overwrite"
             )
+        missing = output.missing()
+        if missing:
+            logging.info(
+                "task %d of %d is complete; shards of other tasks that are "
+                "not: %d; the last task writes %s",
+                build.task.index,
+                build.task.count,
+                missing,
+                manifest.MANIFEST,
+            )
+            own = output.own_finished()
+            return shard_output.with_totals(settings, own), summary
         if not any(entry["tokens"] for entry in output.finished):
             raise errors.UserError(
                 f"--input_file={build.input_file} contains only white space "
@@ -408,9 +474,12 @@ def run(
 
 def _chunks(texts, limits, config, places):
     """Yields the chunks of the input that unfinished shards need."""
+    last = max(places.unfinished, default=-1)
     for group in corpus.group_files(texts, limits):
         if places.needs(group.start, group.size):
             for chunk in corpus.read_chunks(group, limits, config.text_field):
+                if places.shard_of(chunk.position) > last:
+                    return
                 if places.needs(chunk.position):
                     yield chunk
 
@@ -442,8 +511,16 @@ def _write_shards(build, config, texts, output, places):
             -(-total // limits.size),
         ),
     )
-    start = total * min(places.unfinished, default=output.num_shards)
-    progress = Progress(total, start // output.num_shards)
+    numbers = output.numbers
+    first, start, end = (
+        total * number // output.num_shards
+        for number in (
+            numbers.start,
+            min(places.unfinished, default=numbers.stop),
+            numbers.stop,
+        )
+    )
+    progress = Progress(end - first, start - first, first)
     invalid_lines = 0
     with contextlib.closing(results), contextlib.closing(progress):
         built = next(results, None)

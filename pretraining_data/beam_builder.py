@@ -155,6 +155,7 @@ class RemoteOutput:
         tokenizer: typing.Mapping[str, bytes],
     ) -> None:
         self.num_shards = num_shards
+        self.numbers = range(num_shards)
         self.finished: typing.List[typing.Dict[str, typing.Any]] = []
         self._directory = directory
         self._settings = settings
@@ -186,6 +187,10 @@ class RemoteOutput:
 
     def reject(self, entry: typing.Dict[str, typing.Any]) -> None:
         """Leaves a shard whose text has invalid lines to `abandon`."""
+
+    def missing(self) -> int:
+        """0: no other task builds shards of this output."""
+        return 0
 
     def complete(self) -> typing.Dict[str, typing.Any]:
         """Writes the tokenizer and manifest.json; returns its content."""

@@ -4,6 +4,7 @@
 import base64
 import binascii
 import collections
+import glob
 import hashlib
 import json
 import os
@@ -19,8 +20,9 @@ from weights import model_directory
 MANIFEST = "manifest.json"
 # Of one file: the directory of its tokenizer has this suffix.
 TOKENIZER_SUFFIX = ".tokenizer"
-# Left by an interrupted build.
+# Left by an interrupted build; of several tasks one each.
 PROGRESS = "progress.json"
+_TASK_PROGRESS = "task-{}." + PROGRESS
 FORMAT_VERSION = 1
 
 _MAX_BYTES = 8 << 20
@@ -202,6 +204,23 @@ def load_manifest(directory: str) -> typing.Optional[_Manifest]:
     return manifest
 
 
+def task_progress(index: int) -> str:
+    """The name of the progress file of one of several tasks."""
+    return _TASK_PROGRESS.format(f"{index:05d}")
+
+
+def progress_files(directory: str) -> typing.List[str]:
+    """The progress files of an unfinished build of a directory of shards."""
+    patterns = (PROGRESS, _TASK_PROGRESS.format("*"))
+    return [
+        path
+        for pattern in patterns
+        for path in sorted(
+            glob.glob(os.path.join(glob.escape(directory), pattern))
+        )
+    ]
+
+
 def check_finished(path: str) -> None:
     """Raises errors.UserError if a file of records is of an unfinished build.
 
@@ -210,14 +229,15 @@ def check_finished(path: str) -> None:
     directory = os.path.dirname(path)
     if os.path.exists(os.path.join(directory, MANIFEST)):
         return
-    for progress in (os.path.join(directory, PROGRESS), path + "." + PROGRESS):
-        if os.path.exists(progress):
-            raise errors.UserError(
-                f"the build of {path!r} was interrupted: {progress!r} exists, "
-                f"but no {MANIFEST}; finish it by the same "
-                "create_pretraining_data.py command as before, or build again "
-                "with --overwrite"
-            )
+    progress = progress_files(directory)
+    progress += filter(os.path.exists, [f"{path}.{PROGRESS}"])
+    if progress:
+        raise errors.UserError(
+            f"the build of {path!r} was interrupted: {progress[0]!r} exists, "
+            f"but no {MANIFEST}; finish it by the same "
+            "create_pretraining_data.py command as before, or build again "
+            "with --overwrite"
+        )
 
 
 def check_complete(directory: str) -> None:

@@ -4,6 +4,12 @@
 A build writes its shards one after the other. Each gets its name only when it
 is complete and is then listed in progress.json, from which an interrupted build
 resumes. manifest.json replaces progress.json at the end.
+
+Several tasks, on machines that share a file system, can build a directory
+together. Each builds some of the shards and lists them in a progress file of
+its own; the task that sees all shards listed writes manifest.json. There is no
+lock, which not all such file systems have: a task changes only its own files,
+and those that all tasks write have the same content and appear complete.
 """
 
 import contextlib
@@ -113,6 +119,7 @@ class _Output:
       tokenizer: {name: content} of the tokenizer's files.
 
     Attributes:
+      numbers: of the shards that this process builds.
       finished: entries of the complete shards.
     """
 
@@ -126,6 +133,7 @@ class _Output:
         tokenizer: _Contents,
     ) -> None:
         self.num_shards = num_shards
+        self.numbers = range(num_shards)
         self.finished: typing.List[_Entry] = []
         self._directory = directory
         self._progress_path = progress_path
@@ -159,16 +167,21 @@ class _Output:
         """
         self._made = _make_directory(self._directory)
         self._other_entries()
+        # Before progress files, which a starting task writes before records.
+        records = self._records()
         progress = self._read_progress()
-        if progress is not None and progress["build"] in self._same_builds:
-            self._resume(progress["shards"])
+        other = [p for p in progress if p["build"] not in self._same_builds]
+        if not other and (progress or not overwrite) and self._is_complete():
+            self._remove_progress()
+            return True
+        if progress and not other:
+            self._resume(_shards_of(progress))
             return False
         if not overwrite:
-            if progress is None and self._is_complete():
-                return True
-            self._reject_other(progress)
+            self._reject_other(other, records)
         try:
-            self._clear()
+            if overwrite:
+                self._clear()
             self._write_progress()
         except OSError:
             _remove_directories(self._made)
@@ -202,6 +215,16 @@ class _Output:
         """Removes a shard whose text has invalid lines."""
         os.remove(os.path.join(self._directory, entry["name"]))
 
+    def missing(self) -> int:
+        """Reads the progress of other tasks; returns the unfinished shards."""
+        if len(self.numbers) < self.num_shards:
+            progress = self._read_progress()
+            # After reading: the last task writes the manifest, then removes
+            # the progress files.
+            if not self._is_complete():
+                self.finished = self._complete_shards(_shards_of(progress))
+        return self.num_shards - len(self.finished)
+
     def complete(self) -> _Settings:
         """Writes the tokenizer's files, then manifest.json.
 
@@ -211,17 +234,16 @@ class _Output:
         directory = self._tokenizer_directory()
         os.makedirs(directory, exist_ok=True)
         for name, data in self._tokenizer.items():
-            files.write_bytes(os.path.join(directory, name), data)
+            self._publish(os.path.join(directory, name), data)
         descriptor = os.open(self._directory, os.O_RDONLY)
         try:
             # Builds of several files in one directory may end together.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            manifest.write_manifest(
-                self._directory,
-                with_totals(
-                    self._settings, self._other_entries() + self.finished
-                ),
+            path = os.path.join(self._directory, manifest.MANIFEST)
+            content = with_totals(
+                self._settings, self._other_entries() + self.finished
             )
+            self._publish(path, manifest.encode_manifest(content, path))
         finally:
             os.close(descriptor)
         self._remove_progress()
@@ -233,9 +255,17 @@ class _Output:
         Args:
           remove_finished: whether that includes the finished shards.
         """
-        if remove_finished or not self.finished:
-            self._clear()
+        if remove_finished or not self.own_finished():
+            for path in self._records():
+                if self._is_own(path):
+                    os.remove(path)
+            _remove_existing(self._progress_path)
             _remove_directories(self._made)
+
+    def own_finished(self) -> typing.List[_Entry]:
+        """The entries of finished shards that this process builds."""
+        own = {os.path.basename(self.path(n)) for n in self.numbers}
+        return [entry for entry in self.finished if entry["name"] in own]
 
     def path(self, number: int) -> str:
         """The file of one shard."""
@@ -252,27 +282,35 @@ class _Output:
         """Entries of manifest.json that are not of this build, checked."""
         raise NotImplementedError
 
+    def _progress_paths(self):
+        """The existing progress files of this build, of all tasks."""
+        return list(filter(os.path.exists, [self._progress_path]))
+
     def _read_progress(self):
-        """The content of the progress file, None when there is none."""
-        if not os.path.exists(self._progress_path):
-            return None
-        try:
-            progress = files.read_json(self._progress_path, "a list of shards")
-            if isinstance(progress["build"], dict) and all(
-                map(_is_entry, progress["shards"])
-            ):
-                return progress
-        except (errors.UserError, TypeError, KeyError):
-            logging.warning("%r is damaged", self._progress_path)
-        return {"build": {}, "shards": []}
+        """The contents of the progress files, with their "path"."""
+        return [
+            dict(progress, path=path)
+            for path in self._progress_paths()
+            for progress in _load_progress(path)
+        ]
 
     def _write_progress(self):
         files.write_json(
-            self._progress_path, {"build": self._build, "shards": self.finished}
+            self._progress_path,
+            {"build": self._build, "shards": self.own_finished()},
         )
 
-    def _resume(self, entries):
-        """Keeps the shards that are complete."""
+    def _publish(self, path, data):
+        """Writes a file that another task may write at the same time."""
+        if len(self.numbers) == self.num_shards:
+            files.write_bytes(path, data)
+            return
+        own = f"{path}.{os.path.basename(self._progress_path)}"
+        files.write_bytes(own, data)
+        os.replace(own, path)
+
+    def _complete_shards(self, entries):
+        """Those of some entries whose files exist and have their size."""
         shards = {self.path(number) for number in range(self.num_shards)}
         finished = {
             path: entry
@@ -282,11 +320,28 @@ class _Output:
             and os.path.isfile(path)
             and os.path.getsize(path) == entry["bytes"]
         }
-        self.finished = list(finished.values())
-        unfinished = [path for path in self._records() if path not in finished]
+        return list(finished.values())
+
+    def _is_own(self, path):
+        """Whether no other task writes this one of the records."""
+        own = map(self.path, self.numbers)
+        return len(self.numbers) == self.num_shards or path in {
+            name for path in own for name in (path, path + files.INCOMPLETE)
+        }
+
+    def _resume(self, entries):
+        """Keeps the shards that are complete."""
+        self.finished = self._complete_shards(entries)
+        names = {entry["name"] for entry in self.finished}
+        unfinished = [
+            path
+            for path in self._records()
+            if os.path.basename(path) not in names
+        ]
         self._reject_foreign(unfinished)
-        for path in unfinished:
+        for path in filter(self._is_own, unfinished):
             os.remove(path)
+        self._write_progress()
         logging.info(
             "resuming an interrupted build: %d of %d shards are complete",
             len(self.finished),
@@ -304,15 +359,15 @@ class _Output:
                 "another directory"
             )
 
-    def _reject_other(self, progress):
+    def _reject_other(self, progress, records):
         """Raises errors.UserError when there are records of another build."""
-        if progress is not None:
+        for other in progress:
             raise errors.UserError(
-                f"{self._progress_path!r}: an interrupted build used other "
-                f"settings ({_difference(progress['build'], self._build)}); "
+                f"{other['path']!r}: an interrupted build used other "
+                f"settings ({_difference(other['build'], self._build)}); "
                 f"pass those to resume it, {_OTHER_OUTPUT}it"
             )
-        names = [repr(os.path.basename(path)) for path in self._records()[:2]]
+        names = [repr(os.path.basename(path)) for path in records[:2]]
         if names:
             raise errors.UserError(
                 f"{self._directory!r} contains {' and '.join(names)}; "
@@ -335,12 +390,32 @@ class _Output:
         self._remove_progress()
 
     def _remove_progress(self):
-        for path in _existing(self._progress_path):
-            os.remove(path)
+        for path in {self._progress_path, *self._progress_paths()}:
+            _remove_existing(path)
+
+
+class Task(typing.NamedTuple):
+    """One of `count` tasks that build a directory together."""
+
+    index: int = 0
+    count: int = 1
+
+    def numbers(self, num_shards: int) -> range:
+        """The shards that the task builds: adjacent, so it reads less."""
+        return range(
+            self.index * num_shards // self.count,
+            (self.index + 1) * num_shards // self.count,
+        )
+
+
+_ONE_TASK = Task()
 
 
 class ShardedOutput(_Output):
-    """A directory of shards of one build; arguments as _Output."""
+    """A directory of shards of one build; arguments as _Output.
+
+    `task` says which of the shards are built by this process.
+    """
 
     def __init__(
         self,
@@ -349,15 +424,20 @@ class ShardedOutput(_Output):
         settings: _Settings,
         source: _Settings,
         tokenizer: _Contents,
+        task: Task = _ONE_TASK,
     ) -> None:
+        name = PROGRESS
+        if task.count > 1:
+            name = manifest.task_progress(task.index)
         super().__init__(
             directory,
-            os.path.join(directory, PROGRESS),
+            os.path.join(directory, name),
             num_shards,
             settings,
             source,
             tokenizer,
         )
+        self.numbers = task.numbers(num_shards)
 
     def path(self, number: int) -> str:
         """The file of one shard."""
@@ -371,6 +451,9 @@ class ShardedOutput(_Output):
         return sorted(paths) + _existing(
             os.path.join(self._directory, manifest.MANIFEST)
         )
+
+    def _progress_paths(self):
+        return manifest.progress_files(self._directory)
 
     def _tokenizer_directory(self):
         return self._directory
@@ -419,7 +502,7 @@ class SingleOutput(_Output):
                 f"--output_file={self._path} is a directory, but a name that "
                 f"ends in {_ENDING} is one file; choose another name"
             )
-        if os.path.exists(os.path.join(self._directory, PROGRESS)):
+        if manifest.progress_files(self._directory):
             raise errors.UserError(
                 f"{self._directory!r} contains an unfinished build; choose "
                 "another directory for --output_file"
@@ -444,6 +527,33 @@ class SingleOutput(_Output):
 def _existing(path):
     """Of a file and its unfinished form the paths that exist."""
     return list(filter(os.path.exists, (path, path + files.INCOMPLETE)))
+
+
+def _remove_existing(path):
+    """Removes a file and its unfinished form, if they exist."""
+    for name in (path, path + files.INCOMPLETE):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(name)
+
+
+def _load_progress(path):
+    """[the content of a progress file]; [] if another task has removed it."""
+    try:
+        progress = files.read_json(path, "a list of shards")
+        if isinstance(progress["build"], dict) and all(
+            map(_is_entry, progress["shards"])
+        ):
+            return [progress]
+    except FileNotFoundError:
+        return []
+    except (errors.UserError, TypeError, KeyError):
+        logging.warning("%r is damaged", path)
+    return [{"build": {}, "shards": []}]
+
+
+def _shards_of(progress):
+    """The entries of the shards that progress files list."""
+    return [entry for content in progress for entry in content["shards"]]
 
 
 def _is_entry(value):
@@ -477,11 +587,11 @@ class Places:
 
 
 def unfinished_shards(output: typing.Any) -> typing.Tuple[int, ...]:
-    """The numbers of the shards that an output lacks, in order."""
+    """The numbers of the shards that a process must build, in order."""
     finished = {entry["name"] for entry in output.finished}
     return tuple(
         number
-        for number in range(output.num_shards)
+        for number in output.numbers
         if os.path.basename(output.path(number)) not in finished
     )
 
