@@ -191,6 +191,8 @@ class Doctor:
         return ", ".join([self._device.name, place, *versions, suite])
 
     def _model(self):
+        if not self._run.bert_config_file:
+            self._run = warm_start.resolved(self._run)
         self._config = run_config.model_config(self._run)
         return (
             f"{self._run.bert_config_file}, "

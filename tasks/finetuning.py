@@ -34,6 +34,7 @@ and its `main` is then, with run and task from the flags:
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
 import typing
 
@@ -68,7 +69,11 @@ from weights import names as weight_names
 class TaskConfig:
     """Flags of every fine-tuning script, on top of training.RunConfig."""
 
-    vocab_file: str = command_line.flag("", "The tokenizer's vocab.json.")
+    vocab_file: str = command_line.flag(
+        "",
+        "The tokenizer's vocab.json. Default, with --merges_file: those "
+        "beside --init_checkpoint.",
+    )
     merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
     do_lower_case: typing.Optional[bool] = command_line.flag(
         None,
@@ -130,13 +135,6 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
         or tokenizer, lengths and model do not match.
     """
     logs.set_up_logging(run)
-    config = run_config.model_config(run)
-    for name in ("vocab_file", "merges_file"):
-        if not getattr(task, name):
-            raise errors.UserError(
-                f"--{name} is missing; pass vocab.json and merges.txt of the "
-                "checkpoint"
-            )
     actions = [
         name for name in ("do_eval", "do_predict") if hasattr(task, name)
     ]
@@ -149,12 +147,30 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
             f"--{name}=True" for name in ("do_train", *actions)
         )
         raise errors.UserError(f"nothing to do: pass {choices}")
+    run = warm_start.resolved(run)
+    config = run_config.model_config(run)
+    beside = model_directory.find_tokenizer(
+        os.path.dirname(run.init_checkpoint) or "."
+    )
+    if (
+        beside
+        and run.init_checkpoint
+        and not (task.vocab_file or task.merges_file)
+    ):
+        task = dataclasses.replace(
+            task, vocab_file=beside.vocab_file, merges_file=beside.merges_file
+        )
+    for name in ("vocab_file", "merges_file"):
+        if not getattr(task, name):
+            raise errors.UserError(
+                f"--{name} is missing; pass vocab.json and merges.txt of the "
+                "checkpoint"
+            )
     if task.freeze_layers > config.num_hidden_layers:
         raise errors.UserError(
             f"--freeze_layers={task.freeze_layers}: the model has "
             f"{config.num_hidden_layers} layers; use that or less"
         )
-    run = warm_start.resolved(run)
     source = warm_start.source(run, head)
     task = dataclasses.replace(
         task,

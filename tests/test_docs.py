@@ -44,7 +44,6 @@ FOREIGN = {
     "docker",
     "curl",
     "atc",
-    ".venv/bin/python",  # -m and a module of another package
 }
 # launcher: the script that gets its flags
 LAUNCHED = {
@@ -353,8 +352,7 @@ def test_other_scripts_take_the_flags_they_are_given(path):
 def test_every_flag_in_the_text_is_defined(path, parsed):
     # `--flag=` is any flag; absl and command_line.run declare the others.
     known = {"flag", "flagfile", "help", "helpfull", "version"}
-    # Those of Beam.
-    known |= {"environment_type", "job_endpoint", "dask_partition_size"}
+    known |= {"environment_type", "job_endpoint"}  # Beam's
     known = known.union(*parsed["defaults"].values())
     for script in REPOSITORY.glob("scripts/*.*"):
         known |= flags_in_source(script)

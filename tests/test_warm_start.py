@@ -2,15 +2,20 @@
 """Config values that no shape depends on are compared with config.json."""
 
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import configuration
 from common import errors
-from helpers import tiny
-from helpers.paths import FIRST_VERSION
+from helpers import broken_server, conversions, fairseq_files, tiny
+from helpers.paths import FIRST_VERSION, REPOSITORY
+from tasks import finetuning
 from training import checkpoints, run_config, warm_start
 from weights import tf_checkpoint
 
@@ -95,6 +100,99 @@ def test_files_of_hugging_face_are_converted_once(tmp_path, log_lines):
     ):
         with pytest.raises(errors.UserError, match=message):
             check(tmp_path, settings, **{name: value})
+
+
+def resolve(tmp_path, checkpoint, **environment):
+    """(exit code, output) of a program that resolves --init_checkpoint."""
+    code = (
+        "from training import run_config, warm_start\n"
+        "run = warm_start.resolved(run_config.RunConfig(init_checkpoint="
+        f"{checkpoint!r}, cache_dir='cache', output_dir='out'))\n"
+        "print(run.init_checkpoint, run.bert_config_file)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=str(tmp_path),
+        env=dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join([str(REPOSITORY), *sys.path]),
+            HF_HOME=str(tmp_path / "hub"),
+            no_proxy="127.0.0.1",
+            **environment,
+        ),
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout or done.stderr
+
+
+def test_a_name_of_the_hub_is_downloaded_and_converted(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    model = tmp_path / "model"
+    shutil.copytree(str(FIRST_VERSION / "hf"), str(model))
+    (model / "notes.txt").write_bytes(bytes(12 << 20))  # read by 10 MiB
+    with broken_server.running() as site:
+        mirror = {"HF_ENDPOINT": site.base}
+        broken_server.add_model(site, "acme/tiny", model, at_most=11 << 20)
+        code, line = resolve(tmp_path, "hf:acme/tiny", **mirror)
+        assert code == 1 and "same command again to resume" in line
+        assert "--init_checkpoint=hf:acme/tiny: " in line
+        broken_server.add_model(site, "acme/tiny", model)
+        site.requests.clear()
+        code, line = resolve(tmp_path, "hf:acme/tiny", **mirror)
+        ranges = [start for _, start in site.requests if start]
+    assert code == 0 and ranges == [f"bytes={10 << 20}-"]
+    prefix, config_file = line.split()
+    assert config_file == os.path.dirname(prefix) + "/config.json"
+    values = tiny.values_of(tmp_path / prefix)
+    original = tiny.values_of(FIRST_VERSION / "squad" / "model.ckpt-26")
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, original[name], err_msg=name)
+    offline = {"HF_HUB_OFFLINE": "1", **mirror}
+    assert resolve(tmp_path, "hf:acme/tiny", **offline) == (0, line)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    run = run_config.RunConfig(
+        output_dir=str(tmp_path), init_checkpoint="hf:acme/other"
+    )
+    with pytest.raises(errors.UserError, match="HF_HUB_OFFLINE=1 uses what"):
+        warm_start.resolved(run)
+
+
+def test_config_and_tokenizer_are_those_of_the_checkpoint(tmp_path):
+    run = run_config.RunConfig(
+        init_checkpoint=str(FIRST_VERSION / "hf"),
+        cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "out"),
+        max_seq_length=64,
+        do_train=True,
+    )
+    setup = finetuning.begin(run, finetuning.TaskConfig(), "cls/squad/")
+    config = json.loads((FIRST_VERSION / "hf" / "config.json").read_text())
+    assert setup.config.hidden_size == config["hidden_size"]
+    for name in ("vocab.json", "merges.txt"):
+        copy = pathlib.Path(setup.run.init_checkpoint).with_name(name)
+        assert str(copy) in (setup.task.vocab_file, setup.task.merges_file)
+        original = (FIRST_VERSION / "hf" / name).read_bytes()
+        assert copy.read_bytes() == original
+
+
+@pytest.mark.parametrize("name", ["fairseq", "fairseq/model.pt"])
+def test_a_model_of_fairseq_is_converted(tmp_path, name):
+    fairseq_files.write(tmp_path / "fairseq")
+    run = warm_start.resolved(
+        run_config.RunConfig(
+            init_checkpoint=str(tmp_path / name),
+            cache_dir=str(tmp_path / "cache"),
+            output_dir=str(tmp_path / "out"),
+        )
+    )
+    conversions.convert(
+        "fairseq", "tf", tmp_path / "fairseq", tmp_path / "other" / "model.ckpt"
+    )
+    expected = tiny.values_of(tmp_path / "other" / "model.ckpt")
+    assert expected
+    for name, value in tiny.values_of(run.init_checkpoint).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ class RunConfig:
     """Flags that all training commands share."""
 
     bert_config_file: str = command_line.flag(
-        "", "The model's config.json, as Hugging Face writes it."
+        "",
+        "The model's config.json, as Hugging Face writes it. Default: the one "
+        "beside --init_checkpoint.",
     )
     output_dir: str = command_line.flag(
         "", "Directory of checkpoints and results; a run in it is resumed."
@@ -37,8 +39,9 @@ class RunConfig:
     init_checkpoint: str = command_line.flag(
         "",
         "Initial weights of a new run: a checkpoint's prefix, a directory of "
-        "checkpoints, or one of Hugging Face's files. Without --do_train, the "
-        "checkpoint to evaluate.",
+        "checkpoints, one of Hugging Face's files, hf:NAME of a model on its "
+        "Hub (hf:NAME@REVISION), or fairseq's model.pt. Without --do_train, "
+        "the checkpoint to evaluate.",
     )
     cache_dir: str = command_line.flag(
         "~/.cache/roberta-tf1",

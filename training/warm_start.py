@@ -156,44 +156,106 @@ def _check_config(checkpoint, config, config_file):
 def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
     """The run whose --init_checkpoint is the prefix of a checkpoint.
 
-    A directory stands for its newest or only checkpoint, else for Hugging
-    Face's files in it, which are converted.
+    hf:NAME is downloaded. A directory stands for its newest or only checkpoint,
+    else for files of Hugging Face's or fairseq's, which are converted, as is
+    fairseq's model.pt. --bert_config_file defaults to the checkpoint's.
 
     Raises:
-      errors.UserError: a directory with neither, or incomplete files.
+      errors.UserError: a directory without any, or incomplete files.
     """
-    path = run.init_checkpoint
-    if not os.path.isdir(path):
-        return run
+    prefix = run.init_checkpoint
+    if prefix.startswith("hf:"):
+        prefix = _converted("hf", _from_hub(prefix[3:]), run)
+    elif prefix.endswith(".pt") and os.path.isfile(prefix):
+        prefix = _converted("fairseq", prefix, run)
+    elif os.path.isdir(prefix):
+        prefix = _in_directory(prefix, run)
+    config_file = run.bert_config_file
+    beside = os.path.join(os.path.dirname(prefix), model_directory.CONFIG)
+    if prefix and not config_file and os.path.isfile(beside):
+        config_file = beside
+    return dataclasses.replace(
+        run, init_checkpoint=prefix, bert_config_file=config_file
+    )
+
+
+def _in_directory(path, run):
+    """The prefix of a directory's checkpoint, which may be converted."""
     prefixes = checkpoints.unlisted(path)
     prefix = checkpoints.newest_whole(path)
     if not prefix and len(prefixes) == 1:
         prefix = prefixes[0]
     if prefix:
         tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
-    elif os.path.isfile(os.path.join(path, model_directory.CONFIG)):
-        prefix = _converted("hf", path, run.cache_dir)
-    else:
+        return prefix
+    kinds = conversion.formats(path)
+    if os.path.isfile(os.path.join(path, model_directory.CONFIG)):
+        kinds.append("hf")
+    if not kinds:
         raise errors.UserError(
             f"--init_checkpoint={path}: the directory has neither a TensorFlow "
             "checkpoint nor Hugging Face's config.json with model.safetensors "
-            "or pytorch_model.bin"
+            "or pytorch_model.bin, nor fairseq's model.pt with dict.txt"
         )
-    return dataclasses.replace(run, init_checkpoint=prefix)
+    return _converted(kinds[0], path, run)
+
+
+def _from_hub(name):
+    """The directory of a model of Hugging Face's Hub, in that library's cache.
+
+    HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE apply. A download that was
+    interrupted is resumed.
+
+    Args:
+      name: such as roberta-base or OWNER/NAME@REVISION.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise errors.missing_package(
+            f"--init_checkpoint=hf:{name}", "huggingface_hub", "hub"
+        ) from None
+    repository, _, revision = name.partition("@")
+    try:
+        for weights in ("model*.safetensors", "pytorch_model*.bin"):
+            path = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.txt", weights],
+                resume_download=True,
+                local_files_only=huggingface_hub.constants.HF_HUB_OFFLINE,
+            )
+            if glob.glob(os.path.join(glob.escape(path), weights)):
+                break
+        return path
+    except (OSError, ValueError) as error:
+        raise errors.UserError(
+            f"--init_checkpoint=hf:{name}: {' '.join(str(error).split())}; "
+            "check the name, the connection and HF_ENDPOINT, and run the same "
+            "command again to resume (HF_HUB_OFFLINE=1 uses what is in the "
+            "cache)"
+        ) from error
 
 
 # What a conversion reads of a directory.
-_MODEL_FILES = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
+_MODEL_FILES = (
+    "*.json",
+    "*.txt",
+    "*.bpe",
+    "model*.safetensors",
+    "pytorch_model*.bin",
+)
 
 
-def _converted(kind, path, cache_dir):
+def _converted(kind, path, run):
     """The prefix of a model converted to the cache, where it may be already.
 
     Args:
       kind: its format, a key of conversion.READERS.
-      path: its directory.
-      cache_dir: --cache_dir.
+      path: its directory, or fairseq's model.pt.
+      run: flags.
     """
+    flag, cache_dir = run.init_checkpoint, run.cache_dir
     cache = os.path.join(os.path.expanduser(cache_dir), "converted")
     try:
         os.makedirs(cache, exist_ok=True)
@@ -202,7 +264,7 @@ def _converted(kind, path, cache_dir):
             f"--cache_dir={cache_dir}: cannot make {cache}: {error.strerror}; "
             "pass a directory that can be written"
         ) from error
-    name = os.path.basename(os.path.abspath(path))
+    name = os.path.basename(os.path.abspath(flag)).replace("hf:", "")
     prefix = os.path.join(cache, f"{name}-{_digest(path)}", "model.ckpt")
     options = conversion.ConvertConfig(
         input=path, output=prefix, overwrite=True
@@ -210,25 +272,28 @@ def _converted(kind, path, cache_dir):
     with _locked(cache):
         if checkpoints.damage(prefix):  # or not converted yet
             tf.logging.info(
-                "--init_checkpoint=%s: converting to %s", path, prefix
+                "--init_checkpoint=%s: converting to %s", flag, prefix
             )
             try:
                 conversion.convert(kind, "tf", options, tf.logging.debug)
             except errors.UserError as error:
                 raise errors.UserError(
-                    f"--init_checkpoint={path}: {error}"
+                    f"--init_checkpoint={flag}: {error}"
                 ) from error
         else:
-            tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
+            tf.logging.info("--init_checkpoint=%s: using %s", flag, prefix)
     return prefix
 
 
-def _digest(directory):
+def _digest(model):
     """Hexadecimal digits that change with a model's files or this version."""
     digest = hashlib.sha256(version.VERSION.encode("ascii"))
+    directory, name = model, "model.pt"
+    if os.path.isfile(model):
+        directory, name = os.path.split(model)
     paths = [
         path
-        for pattern in _MODEL_FILES
+        for pattern in (*_MODEL_FILES, name)
         for path in glob.glob(os.path.join(glob.escape(directory), pattern))
     ]
     for path in sorted(paths):

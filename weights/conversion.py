@@ -167,8 +167,8 @@ def convert(
 # --- Reading ----------------------------------------------------------------
 
 
-def _formats(path):
-    """The formats that the files at a path have."""
+def formats(path: str) -> typing.List[str]:
+    """The formats, keys of READERS, that the files at a path have."""
     directory = path if os.path.isdir(path) else os.path.dirname(path)
     weights = ("model.safetensors", "pytorch_model.bin")
     is_format = {
@@ -185,11 +185,11 @@ def _formats(path):
 
 
 def _check_format(source, path):
-    formats = _formats(path)
-    if formats and source not in formats:
+    names = formats(path)
+    if names and source not in names:
         raise errors.UserError(
             f"--input={path}: not a model in the format {source}; pass "
-            f"--from={formats[0]}"
+            f"--from={names[0]}"
         )
 
 

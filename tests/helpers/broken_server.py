@@ -3,6 +3,7 @@
 
 import contextlib
 import http.server
+import json
 import re
 import threading
 import typing
@@ -30,6 +31,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((path, self.headers.get("Range")))
         self.close_connection = True
         self.server.pages.get(path, status(404))(self)
+
+    do_HEAD = do_GET
 
     def log_message(self, *arguments):
         del arguments
@@ -63,7 +66,8 @@ def answer(handler, code, body, **headers):
         if value is not None:
             handler.send_header(name.replace("_", "-"), str(value))
     handler.end_headers()
-    handler.wfile.write(body)
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
 
 
 def status(code, **headers):
@@ -95,6 +99,31 @@ def file(data, *, tag='"1"', at_most=None, has_ranges=True, **headers):
         return answer(handler, code, data[start:][:at_most], **more)
 
     return page
+
+
+def add_model(site, name, directory, commit="a" * 40, **options):
+    """Adds a model's directory to a site, as Hugging Face's Hub has it.
+
+    Args:
+      site: a Site.
+      name: of the repository.
+      directory: its files, a pathlib.Path.
+      commit: what its branch main is.
+      **options: of `file`.
+    """
+    names = sorted(path.name for path in directory.iterdir())
+    about = {"id": name, "sha": commit}
+    about["siblings"] = [{"rfilename": name} for name in names]
+    site.pages[f"/api/models/{name}/revision/main"] = file(
+        json.dumps(about).encode(), Content_Type="application/json"
+    )
+    for number, path in enumerate(map(directory.joinpath, names)):
+        site.pages[f"/{name}/resolve/{commit}/{path.name}"] = file(
+            path.read_bytes(),
+            tag=f'"{number}"',
+            X_Repo_Commit=commit,
+            **options,
+        )
 
 
 def in_turn(*pages):
