@@ -38,12 +38,15 @@ from pretraining_data import (
 from weights import model_directory
 
 SHARD_BYTES = 128 << 20  # of input, where --num_shards is not given
+# Beam has no short name for this one.
+DASK_RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"
 RUNNERS = (
     "DirectRunner",
     "FlinkRunner",
     "SparkRunner",
     "DataflowRunner",
     "PortableRunner",
+    DASK_RUNNER,
 )
 _LOG_SECONDS = 10
 # Settings that the manifest takes from the flags as they are.

@@ -13,6 +13,7 @@ path without a scheme must be the same on every worker.
 
 import dataclasses
 import functools
+import importlib
 import json
 import logging as standard_logging
 import os
@@ -57,7 +58,7 @@ _MISTAKE = re.compile(
     r"errors\.UserError: (.*?)(?: \[while running .*)?$", re.MULTILINE
 )
 # What workers on other machines import of this project, and from outside.
-_MODULES = ("tokenization",)
+_MODULES = ("configuration", "tokenization")
 _PACKAGES = ("common", "pretraining_data", "weights")
 _REQUIRED = ("absl-py==", "regex==")
 
@@ -460,10 +461,17 @@ def _wait(pipeline):
 def _options(runner, text, folder):
     """Beam's options, with a package in `folder` for other machines."""
     words = shlex.split(text)
+    module = runner.rpartition(".")[0]
     try:
+        if module:  # its options are known only when it is imported
+            importlib.import_module(module)
         options = pipeline_options.PipelineOptions(words)
         setup = options.view_as(pipeline_options.SetupOptions)
         options.get_all_options()
+    except ImportError as error:
+        raise errors.UserError(
+            f"--runner={runner}: {error}; pip install -r requirements/dask.txt"
+        ) from error
     except SystemExit:
         raise errors.UserError(
             f"--beam_options={text} has a wrong value (see above); expected "
@@ -472,7 +480,7 @@ def _options(runner, text, folder):
     if runner == DIRECT:
         # Its worker processes import these modules.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    elif not setup.setup_file:
+    elif not (module or setup.setup_file):
         setup.setup_file = _write_package(folder)
     return options
 

@@ -6,9 +6,10 @@
     python scripts/average_checkpoints.py seed-1/model.ckpt-900 \
         seed-2/model.ckpt-900 --output=averaged
 
-The checkpoints of one run, or of runs from the same --init_checkpoint, can be
-averaged; networks that were initialized differently cannot. The output is a
-model directory: predict.py --model and --init_checkpoint take it.
+Average checkpoints of one run, or of runs that started from the same weights,
+head included; networks that were initialized differently do not average well.
+The output is a model directory: predict.py --model and --init_checkpoint take
+it.
 
 Source: Vaswani et al. 2017, section 6.1 (the last checkpoints of a run);
 Wortsman et al. 2022, arXiv:2203.05482 (several fine-tuned models).

@@ -6,13 +6,17 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 import create_pretraining_data as script
 from common import errors
+from helpers.paths import REPOSITORY
 from helpers.record_builds import command, digests, make_text
 from pretraining_data import record_builder
 
@@ -151,6 +155,85 @@ def test_two_worker_processes_build_the_same(
         f"documents={local['documents']} tokens={local['tokens']} "
         f"sequences={local['sequences']}" in report
     )
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def portable_options(tmp_path):
+    """--beam_options of a job server and a worker pool that run here."""
+    environment = dict(
+        os.environ,
+        PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+        PYTHONPATH=str(REPOSITORY),
+    )
+    servers, ports = [], []
+    for module, flag in (
+        ("portability.local_job_service_main", "--port"),
+        ("worker.worker_pool_main", "--service_port"),
+    ):
+        ports.append(free_port())
+        servers.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"apache_beam.runners.{module}",
+                    f"{flag}={ports[-1]}",
+                ],
+                cwd=str(tmp_path),
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+    try:
+        end = time.time() + 60
+        while any(map(is_closed, ports)):
+            assert time.time() < end
+            time.sleep(0.1)
+        yield (
+            f"--job_endpoint=127.0.0.1:{ports[0]} "
+            "--environment_type=EXTERNAL "
+            f"--environment_config=127.0.0.1:{ports[1]}"
+        )
+    finally:
+        for server in servers:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def is_closed(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+@needs_beam
+def test_a_job_server_and_a_worker_pool_build_the_same(
+    build, vocabulary, corpus_folder, tmp_path, portable_options
+):
+    build("local", masking="dynamic")
+    done = subprocess.run(
+        command(
+            vocabulary,
+            f"--input_file={corpus_folder}",
+            f"--output_file={tmp_path / 'beam'}",
+            "--masking=dynamic",
+            "--num_shards=4",
+            "--runner=PortableRunner",
+            f"--beam_options={portable_options}",
+        ),
+        timeout=240,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    assert digests(tmp_path / "beam") == digests(tmp_path / "local")
 
 
 @needs_beam

@@ -93,7 +93,7 @@ def train_spec(
     )
     hooks = device.hooks() + [hook]
     if training.evaluation:
-        hooks.append(evaluation.EvaluationHook(training, report["global_step"]))
+        hooks += evaluation.hooks(training, report["global_step"])
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN,
         loss=device.without_nan(sums["loss"]),
