@@ -459,6 +459,13 @@ def main(_: typing.List[str]) -> None:
         heads,
         finetuning.required(run, "cls/squad/"),
     )
+    if not run.do_train:
+        squad.warn_if_other_version(
+            model_directory.read_task(
+                setup.source.output_dir
+            ).version_2_with_negative,
+            task.version_2_with_negative,
+        )
     if task.feature_cache_dir:
         tf.logging.info("--feature_cache_dir: ignored; there is no cache")
     device = environment.create(options)

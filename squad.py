@@ -107,6 +107,22 @@ class Feature(typing.NamedTuple):
         return len(self.prefix) + self.doc_length + 1
 
 
+def warn_if_other_version(
+    trained: typing.Optional[bool], requested: typing.Optional[bool]
+) -> None:
+    """Warns where a model of SQuAD v1.1 is used for v2.0.
+
+    Args:
+      trained, requested: version_2_with_negative; None where unknown.
+    """
+    if requested and trained is False:
+        logging.warning(
+            "--version_2_with_negative: the model was trained on SQuAD v1.1 "
+            '(task.json); its scores of "" were not trained, so answers will '
+            "be missing or wrong"
+        )
+
+
 class _InvalidAnswer(errors.UserError):
     """An answer whose text is not at its answer_start."""
 

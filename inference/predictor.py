@@ -579,6 +579,9 @@ def _answer_config(
     """The flags, else what the model was trained with, else the defaults."""
     flags = {k: v for k, v in vars(settings).items() if v is not None}
     values = {**trained.values(), **flags}
+    squad.warn_if_other_version(
+        trained.version_2_with_negative, settings.version_2_with_negative
+    )
     return squad.AnswerConfig(
         **{name: values[name] for name in _ANSWER_FIELDS if name in values}
     )

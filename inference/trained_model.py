@@ -17,7 +17,7 @@ import modeling
 import optimization
 from common import command_line, errors, files
 from kernels import Kernels
-from training import checkpoints, preflight
+from training import checkpoints, preflight, warm_start
 from weights import lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
@@ -171,6 +171,7 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
     weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
     parts = weight_names.parts_in_tf(tensors, config)
     _check_shapes(prefix, tensors, config, parts, config_file)
+    warm_start.check_config(prefix, config, config_file)
     tokenizer = model_directory.TokenizerFiles(
         flags.vocab_file or _beside(directory, model_directory.VOCAB),
         flags.merges_file or _beside(directory, model_directory.MERGES),
@@ -216,7 +217,7 @@ def _checkpoint(path):
             "checkpoint; expected a prefix such as DIR/model.ckpt-1000, where "
             "DIR/model.ckpt-1000.index exists"
         )
-    newest = checkpoints.newest_whole(path)
+    newest = checkpoints.newest_readable(path)
     if newest:
         return newest
     prefixes = checkpoints.unlisted(path)

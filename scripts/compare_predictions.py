@@ -25,6 +25,7 @@ import common.startup
 
 import numpy as np
 
+from common import errors
 from question_answering import squad_scores
 from scripts import script_parser
 
@@ -102,10 +103,15 @@ def compare(
 def main(arguments) -> None:
     document = squad_scores.read_dataset(arguments.dataset)
     gold = squad_scores.gold_answers(arguments.dataset, document)
-    scores = [
-        question_scores(gold, squad_scores.read_predictions(path))
-        for path in (arguments.first, arguments.second)
-    ]
+    scores = []
+    for path in (arguments.first, arguments.second):
+        predictions = squad_scores.read_predictions(path)
+        if predictions.keys().isdisjoint(dict(gold)):
+            raise errors.UserError(
+                f"{path}: answers no question of {arguments.dataset}; pass "
+                "the predictions for this file"
+            )
+        scores.append(question_scores(gold, predictions))
     print(f"A: {arguments.first}\nB: {arguments.second}\n")
     print("| score | A | B | B - A | 95 % interval | p |")
     print("|---|---|---|---|---|---|")

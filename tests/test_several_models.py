@@ -267,3 +267,13 @@ def test_seeds_are_run_once_each_and_tabled(tmp_path):
     assert row in stdout
     code, _, stderr = run_script(*arguments, "--other=1")
     assert code == 1 and "of another command" in stderr
+
+
+def test_predictions_of_another_file_are_rejected(tmp_path):
+    data, other = tmp_path / "data.json", tmp_path / "other.json"
+    tiny.write_squad(data)
+    other.write_text('{"unknown": "text"}')
+    code, _, stderr = run_script(
+        "compare_predictions.py", str(data), str(other), str(other)
+    )
+    assert code == 1 and "answers no question of" in stderr

@@ -1103,3 +1103,15 @@ def test_a_threshold_from_null_odds_beats_zero():
 
     assert score(best["best_f1_thresh"]) == pytest.approx(best["best_f1"])
     assert best["best_f1"] > score(0.0)
+
+
+@pytest.mark.parametrize(
+    "trained, requested, warns",
+    [(False, True, True), (True, True, False), (None, True, False)],
+)
+def test_a_model_of_another_version_is_warned_of(
+    trained, requested, warns, caplog
+):
+    with caplog.at_level("WARNING"):
+        squad.warn_if_other_version(trained, requested)
+    assert ("trained on SQuAD v1.1" in caplog.text) == warns

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of trained_model.py: finding files, heads against the reference."""
 
+import json
 import os
 import shutil
 
@@ -189,3 +190,31 @@ def test_a_truncated_checkpoint_is_rejected(trained, tmp_path):
     path = copied(trained, tmp_path) / "model.ckpt-7.data-00000-of-00001"
     os.truncate(str(path), path.stat().st_size - 9)
     assert "model.ckpt-7" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("layer_norm_eps", 1e-12), ("num_attention_heads", 2)]
+)
+def test_a_config_that_changes_the_output_is_rejected(name, value, tmp_path):
+    tiny.write_trained(tmp_path / "model", [])
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(dict(values, **{name: value})))
+    flags = trained_model.ModelConfig(bert_config_file=str(other))
+    with pytest.raises(errors.UserError, match=f"{name} {value!r}, but"):
+        trained_model.find(str(tmp_path / "model"), flags)
+
+
+def test_a_damaged_newest_checkpoint_is_warned_of(tmp_path, caplog):
+    prefix = tiny.write_trained(tmp_path, [])
+    for suffix in (".index", ".data-00000-of-00001"):
+        data = (tmp_path / f"model.ckpt-7{suffix}").read_bytes()
+        (tmp_path / f"model.ckpt-9{suffix}").write_bytes(data[:-100])
+    (tmp_path / "checkpoint").write_text(
+        'model_checkpoint_path: "model.ckpt-9"\n'
+        'all_model_checkpoint_paths: "model.ckpt-7"\n'
+        'all_model_checkpoint_paths: "model.ckpt-9"\n'
+    )
+    with caplog.at_level("WARNING"):
+        assert trained_model.find(str(tmp_path)).checkpoint == prefix
+    assert f"using {prefix}" in caplog.text

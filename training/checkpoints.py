@@ -143,6 +143,14 @@ def newest_whole(directory: str) -> typing.Optional[str]:
     return _choose(directory)[0]
 
 
+def newest_readable(directory: str) -> typing.Optional[str]:
+    """`newest_whole`, with a warning where a newer one is damaged."""
+    path, problems = _choose(directory)
+    if path and problems:
+        tf.logging.warning("%s; using %s", problems[0], path)
+    return path
+
+
 def unlisted(directory: str) -> typing.List[str]:
     """Prefixes of all checkpoints in a directory, such as converted ones."""
     paths = glob.glob(os.path.join(glob.escape(directory), "*.index"))

@@ -93,7 +93,7 @@ def check(
             f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
             f"first; {fix}"
         )
-    _check_config(path, config, run.bert_config_file)
+    check_config(path, config, run.bert_config_file)
 
 
 def _open(path):
@@ -135,21 +135,33 @@ def _check_shapes(path, shapes, model, fix):
             )
 
 
-def _check_config(checkpoint, config, config_file):
-    """Compares a config with the config.json next to a checkpoint."""
+def check_config(
+    checkpoint: str, config: configuration.RobertaConfig, config_file: str
+) -> None:
+    """Compares a config with the config.json next to a checkpoint.
+
+    Raises:
+      errors.UserError: values differ that change the output but no shape.
+    """
     path = os.path.join(os.path.dirname(checkpoint), "config.json")
     try:
         values = files.read_json(path)
-    except (OSError, errors.UserError):
-        return  # none, or not of a model
+    except (OSError, errors.UserError):  # none, or not of a model
+        tf.logging.warning(
+            "%s: no model config beside the checkpoint: %s of %s cannot be "
+            "compared",
+            checkpoint,
+            ", ".join(_WITHOUT_SHAPE),
+            config_file,
+        )
+        return
     for name in _WITHOUT_SHAPE:
         expected, actual = values.get(name), getattr(config, name)
         if expected is not None and expected != actual:
             raise errors.UserError(
                 f"{config_file} has {name} {actual!r}, but {path} next to "
                 f"{checkpoint} has {expected!r}, with which its weights were "
-                "trained; use that config, or another --output_dir for "
-                "another model"
+                "trained; use that config, or the checkpoint of another model"
             )
 
 
@@ -182,7 +194,7 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
 def _in_directory(path, run):
     """The prefix of a directory's checkpoint, which may be converted."""
     prefixes = checkpoints.unlisted(path)
-    prefix = checkpoints.newest_whole(path)
+    prefix = checkpoints.newest_readable(path)
     if not prefix and len(prefixes) == 1:
         prefix = prefixes[0]
     if prefix:
