@@ -784,7 +784,7 @@ def test_the_decisive_file_appears_last(tmp_path, monkeypatch, target, last):
     )
     output = tmp_path / "out" / ("m" if target == "tf" else "")
     convert("hf", target, GOLDEN / "masked_lm", output)
-    assert order[-1] == last and len(order) == (3 if target == "hf" else 4)
+    assert order[-1] == last and len(order) == 4
 
 
 def test_an_interrupted_overwrite_shows_no_mixture(tmp_path, monkeypatch):

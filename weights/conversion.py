@@ -21,6 +21,7 @@ from weights import (
     fairseq_model,
     hf_model,
     lazy_tensors,
+    model_card,
     model_directory,
     resizing,
     safetensors_file,
@@ -74,6 +75,19 @@ class ConvertConfig:
         "Rows of the position table to write, such as 1026 for 1,024 tokens; "
         "those of the input are interpolated. Default: as in the input.",
         lower=1,
+    )
+    license: str = command_line.flag(
+        "unknown",
+        "The model's licence in the README.md of --to=hf, by the Hub's name, "
+        "such as mit.",
+    )
+    language: str = command_line.flag(
+        "en", "The model's language in that README.md."
+    )
+    datasets: str = command_line.flag(
+        "",
+        "Data sets in that README.md by the Hub's names, comma separated; the "
+        "scores of eval_results.txt beside the input are those of the first.",
     )
     overwrite: bool = command_line.flag(False, "Replace an existing output.")
     allow_other_tokenizer: bool = command_line.flag(
@@ -730,6 +744,21 @@ def _write_tf(model, options, report):
         output.write(index, content)
 
 
+def _card(model, options):
+    """README.md of the output."""
+    directory = os.path.dirname(model.path)
+    return model_card.content(
+        os.path.basename(os.path.abspath(options.output)),
+        model_directory.task_of(directory, model.parts).task,
+        model_card.read_scores(directory),
+        license=options.license,
+        language=options.language,
+        datasets=list(
+            filter(None, map(str.strip, options.datasets.split(",")))
+        ),
+    )
+
+
 def _write_hf(model, options, report):
     start = len("roberta.") if weight_names.is_bare(model.parts) else 0
     outputs = {variable.hf[start:]: variable for variable in model.variables}
@@ -741,6 +770,9 @@ def _write_hf(model, options, report):
         "".join(kinds), "float32"
     )
     small = _small_files(model, options.output, dtype, options.overwrite)
+    card = os.path.join(options.output, model_card.FILE)
+    if not os.path.exists(card):  # it may have been edited
+        small[card] = _card(model, options)
     path = os.path.join(options.output, "model.safetensors")
     with files.NewFiles([*small, path], overwrite=options.overwrite) as output:
         for name, content in small.items():
