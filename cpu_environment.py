@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU: fp16 products summed in float32, and its memory."""
+"""The CPU: its products, instructions and memory."""
 
 import functools
 import os
+import re
 
 import tensorflow.compat.v1 as tf
 
@@ -13,6 +14,7 @@ _CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
+_CPU_INFO = "/proc/cpuinfo"
 
 
 class Cpu(device.Device):
@@ -50,7 +52,7 @@ class Cpu(device.Device):
 
 
 def create(options: device.DeviceConfig, processes: device.Processes) -> Cpu:
-    """The CPU; logs what the fp16 flags do on it."""
+    """The CPU; logs what the flags of half precision do on it."""
     if options.use_fp16:
         tf.logging.warning(
             "--use_fp16 has no effect on a CPU: TensorFlow rewrites graphs to "
@@ -61,7 +63,19 @@ def create(options: device.DeviceConfig, processes: device.Processes) -> Cpu:
             "fp16 on a CPU: operands and results are fp16, "
             "products are summed in float32; slower than float32"
         )
+    if options.use_bf16 and not _multiplies_bf16():
+        tf.logging.warning(
+            "--use_bf16: this CPU has neither avx512_bf16 nor amx_bf16, so "
+            "bfloat16 will be slower than float32; omit the flag for speed"
+        )
     return Cpu(options, processes)
+
+
+def _multiplies_bf16():
+    if not os.path.exists(_CPU_INFO):
+        return False
+    with open(_CPU_INFO, encoding="utf-8", errors="replace") as stream:
+        return bool(re.search(r"\b(avx512|amx)_bf16\b", stream.read()))
 
 
 def _matmul(a, b, transpose_b=False):

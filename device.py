@@ -68,6 +68,13 @@ class DeviceConfig:
     use_fp16: bool = command_line.flag(
         False, "TensorFlow's automatic mixed precision (GPU)."
     )
+    use_bf16: bool = command_line.flag(
+        False,
+        "Compute the encoder, the LM head and the pooler in bfloat16, with "
+        "float32 weights, LayerNorm, softmax and loss and no loss scale: CPU "
+        "and GPU under TensorFlow 2.15; NPU: precision mode "
+        "allow_mix_precision_bf16.",
+    )
     use_xla: typing.Optional[bool] = command_line.flag(
         None,
         "Compile with XLA; all batches then have the same length. Default: "
@@ -124,7 +131,8 @@ class DeviceConfig:
         "",
         "NPU: precision mode of the graph compiler. Default: "
         "must_keep_origin_dtype with manual_fp16, allow_mix_precision with "
-        "use_fp16, else the adapter's (products in fp16 on an Ascend 910).",
+        "use_fp16, allow_mix_precision_bf16 with use_bf16, else the adapter's "
+        "(products in fp16 on an Ascend 910).",
     )
     profiling: bool = command_line.flag(
         False, "NPU: write a profile to output_dir/profiling."
@@ -141,6 +149,11 @@ class DeviceConfig:
             raise errors.UserError(
                 "--manual_fp16 and --use_fp16 are both given; they are two "
                 "ways to compute in fp16, use one of them"
+            )
+        if self.use_bf16 and self.half_precision:
+            raise errors.UserError(
+                "--use_bf16 and a flag of fp16 (--manual_fp16, --use_fp16, "
+                "--use_fp16_cls) are both given; use one of the two precisions"
             )
         if self.allreduce_fp16 and not self.horovod:
             raise errors.UserError(
@@ -260,9 +273,10 @@ class Device:
     @property
     def kernels(self) -> Kernels:
         options = self._options
+        default = tf.bfloat16 if options.use_bf16 else tf.float32
         return Kernels(
-            compute_dtype=tf.float16 if options.manual_fp16 else tf.float32,
-            head_dtype=tf.float16 if options.use_fp16_cls else tf.float32,
+            compute_dtype=tf.float16 if options.manual_fp16 else default,
+            head_dtype=tf.float16 if options.use_fp16_cls else default,
             variable_getter=float32_variable,
         )
 
@@ -399,4 +413,5 @@ def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
     stored = getter(name, shape, tf.float32, *args, **kwargs)
     if dtype is None or dtype == tf.float32:
         return stored
-    return tf.cast(stored, dtype)
+    with tf.control_dependencies(None):  # once, not in each micro-batch
+        return tf.cast(stored, dtype)

@@ -83,6 +83,12 @@ def _create_cpu_or_gpu(name, options, environ):
             f"--distributed with RANK_SIZE={size} on the {name}: several "
             "processes there train with --horovod, started by horovodrun"
         )
+    if options.use_bf16 and tf.__version__.startswith(("1.", "2.6.")):
+        raise errors.UserError(
+            f"--use_bf16: TensorFlow {tf.__version__} has no fast bfloat16 "
+            "operations on a CPU, and none on a GPU; use TensorFlow 2.15 or "
+            "omit the flag"
+        )
     processes = Processes()
     if options.horovod:
         processes = gpu_environment.HorovodProcesses()

@@ -46,6 +46,30 @@ def dropout(x, rate, seed):
     return x * tf.cast(kept * (1.0 / (1.0 - rate)), x.dtype)
 
 
+def bias_add(x, bias):
+    """tf.nn.bias_add; the gradient of a bfloat16 bias is summed in float32.
+
+    TensorFlow's BiasAddGrad sums in bfloat16 on a CPU, where 4 + 0.01 is 4.
+
+    Args:
+      x: float [N, H].
+      bias: [H], dtype of x.
+    """
+    if x.dtype != tf.bfloat16:
+        return tf.nn.bias_add(x, bias)
+
+    @tf.custom_gradient
+    def add(x, bias):
+        def gradient(upstream):
+            # A product is summed in float32 on every device.
+            ones = tf.ones([tf.shape(upstream)[0], 1], upstream.dtype)
+            return upstream, tf.matmul(upstream, ones, transpose_a=True)[:, 0]
+
+        return tf.nn.bias_add(x, bias), gradient
+
+    return add(x, bias)
+
+
 def normalize(x, gamma, beta, epsilon):
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis.
 

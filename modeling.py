@@ -21,7 +21,7 @@ import tensorflow.compat.v1 as tf
 
 from common import errors
 from configuration import RobertaConfig
-from kernels import Kernels
+from kernels import Kernels, bias_add
 
 
 class RobertaModel:
@@ -364,7 +364,7 @@ class _Layers:
                 )
         kernels, biases = zip(*parts)
         product = self._kernels.matmul(rows, tf.concat(kernels, axis=1))
-        product = tf.nn.bias_add(product, tf.concat(biases, axis=0))
+        product = bias_add(product, tf.concat(biases, axis=0))
         return tf.split(product, len(names), axis=1)
 
 
@@ -469,7 +469,7 @@ def dense(
             rows.shape.as_list()[-1], width, initializer_range, dtype
         )
     product = kernels.matmul(tf.cast(rows, dtype), kernel)
-    return tf.nn.bias_add(product, bias)
+    return bias_add(product, bias)
 
 
 def layer_norm(

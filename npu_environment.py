@@ -87,12 +87,13 @@ def create(
     rank, world_size = _ranks(options, environ)
     if _ADAPTER == "npu_device":
         importlib.import_module(_ADAPTER).compat.enable_v1()
-    if options.deterministic and not _accepts_deterministic():
-        raise errors.UserError(
-            "--deterministic: this TensorFlow adapter has no such option; "
-            "install CANN 7 or later and its adapter, or omit the "
-            "flag"
-        )
+    for name in ("deterministic", "use_bf16"):
+        if getattr(options, name) and not _is_of_cann_7():
+            raise errors.UserError(
+                f"--{name}: this TensorFlow adapter has no such option; "
+                "install CANN 7 or later and its adapter, or omit the "
+                "flag"
+            )
     # The adapter fails without JOB_ID, and releases of 2021 without RANK_SIZE.
     environ.setdefault("JOB_ID", "10086")
     environ.setdefault("RANK_SIZE", "1")
@@ -103,7 +104,8 @@ def create(
     return Npu(options, _NpuProcesses(rank, world_size))
 
 
-def _accepts_deterministic():
+def _is_of_cann_7():
+    """Whether the adapter has the options that came with CANN 7."""
     config = _adapter("estimator.npu.npu_config").NPURunConfig
     return "deterministic" in inspect.signature(config.__init__).parameters
 
@@ -214,6 +216,10 @@ class Npu(device.Device):
         replaced = super().kernels._replace(
             normalize=self._normalize, dropout=self._dropout, embed=_embed
         )
+        if options.use_bf16:  # lowered by the compiler, see _precision_mode
+            replaced = replaced._replace(
+                compute_dtype=tf.float32, head_dtype=tf.float32
+            )
         if options.npu_bert_fused_gelu:
             native = _adapter("estimator.npu_unary_ops").npu_unary_ops
             replaced = replaced._replace(gelu=native.gelu)
@@ -400,6 +406,8 @@ class Npu(device.Device):
             return options.precision_mode
         if options.manual_fp16:
             return "must_keep_origin_dtype"
+        if options.use_bf16:
+            return "allow_mix_precision_bf16"
         return "allow_mix_precision" if options.use_fp16 else ""
 
     def _optional_arguments(self, run):

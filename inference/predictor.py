@@ -77,6 +77,11 @@ class Settings(trained_model.ModelConfig):
         choices=("auto", "cpu", "gpu"),
     )
     manual_fp16: bool = command_line.flag(False, "Compute the encoder in fp16.")
+    use_bf16: bool = command_line.flag(
+        False,
+        "Compute in bfloat16 (TensorFlow 2.15), with float32 LayerNorm and "
+        "softmax.",
+    )
     predict_batch_size: int = command_line.flag(
         8, "Sequences of a batch.", lower=1
     )
@@ -597,7 +602,11 @@ class _Engine:
             environment.DeviceConfig(
                 accelerator=_accelerator(settings.accelerator),
                 manual_fp16=settings.manual_fp16,
+                use_bf16=settings.use_bf16,
             )
+        )
+        kernels = device.kernels._replace(
+            variable_getter=trained_model.cast_variable
         )
         graph = tf.Graph()
         with graph.as_default():
@@ -605,7 +614,7 @@ class _Engine:
                 "input_ids": tf.placeholder(tf.int32, [None, None], "input_ids")
             }
             self._outputs = build(
-                model, TASKS[task], settings, self._inputs, device.kernels
+                model, TASKS[task], settings, self._inputs, kernels
             )
         self._session = trained_model.restored(
             model, graph, device.session_config()

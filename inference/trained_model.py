@@ -397,6 +397,7 @@ def restored(
     """
     session = tf.Session(graph=graph, config=session_config)
     with graph.as_default():
+        cast = tf.local_variables_initializer()
         saver = tf.train.Saver(
             {
                 optimization.variable_name(variable): variable
@@ -404,4 +405,21 @@ def restored(
             }
         )
         saver.restore(session, model.checkpoint)
+    session.run(cast)
     return session
+
+
+def cast_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
+    """Variable getter: device.float32_variable for weights that do not change.
+
+    `restored` casts them once, not at each call.
+    """
+    stored = getter(name, shape, tf.float32, *args, **kwargs)
+    if dtype is None or dtype == tf.float32:
+        return stored
+    return tf.Variable(
+        tf.cast(stored, dtype),
+        trainable=False,
+        collections=[tf.GraphKeys.LOCAL_VARIABLES],
+        use_resource=True,
+    ).value()

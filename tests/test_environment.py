@@ -119,6 +119,40 @@ def test_both_fp16_flags_are_an_error():
         environment.DeviceConfig(manual_fp16=True, use_fp16=True)
 
 
+@pytest.mark.parametrize("flag", ["manual_fp16", "use_fp16", "use_fp16_cls"])
+def test_bf16_and_a_flag_of_fp16_are_an_error(flag):
+    with pytest.raises(
+        errors.UserError, match=f"--use_bf16 .*--{flag}.*use one"
+    ):
+        environment.DeviceConfig(use_bf16=True, **{flag: True})
+
+
+def test_bf16_needs_tensorflow_2_15():
+    def kernels():
+        return create(accelerator="cpu", use_bf16=True).kernels
+
+    if tf.__version__.startswith(("1.", "2.6.")):
+        with pytest.raises(
+            errors.UserError, match="--use_bf16.*no fast bfloat16.*2.15 or omit"
+        ):
+            kernels()
+        return
+    assert kernels().compute_dtype == kernels().head_dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize(
+    "flags, warns",
+    [("avx512f avx512_bf16 amx", 0), ("sse2 amx_bf16", 0), ("avx512f", 1)],
+)
+def test_slow_bf16_is_warned_of(monkeypatch, tmp_path, log_lines, flags, warns):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor : 0\nflags : fpu {flags} sse\n")
+    monkeypatch.setattr(cpu_environment, "_CPU_INFO", str(path))
+    cpu_environment.create(environment.DeviceConfig(use_bf16=True), Processes())
+    slow = [line for line in log_lines if "slower than float32" in line]
+    assert len(slow) == warns
+
+
 @pytest.mark.parametrize("scale", [-2, -0.5, 0.5, float("nan")])
 def test_impossible_loss_scale_is_an_error(scale):
     with pytest.raises(errors.UserError, match="--npu_bert_loss_scale"):
@@ -132,6 +166,7 @@ def test_impossible_loss_scale_is_an_error(scale):
         ({"manual_fp16": True}, 0),
         ({"use_fp16": True}, 0),
         ({"use_fp16_cls": True}, 0),
+        ({"use_bf16": True}, -1),
         ({"manual_fp16": True, "npu_bert_loss_scale": -1.0}, -1),
         ({"npu_bert_loss_scale": 0.0}, 0),
         ({"npu_bert_loss_scale": 128.0}, 128),
@@ -273,6 +308,7 @@ def test_two_dumps_at_once_are_refused():
         ({"precision_mode": "must_keep_origin_dtype"}, False),
         ({"npu_bert_loss_scale": 0}, False),
         ({"manual_fp16": True}, False),
+        ({"use_bf16": True}, False),
     ],
 )
 def test_fp16_on_an_npu_without_a_loss_scale_is_a_warning(

@@ -152,22 +152,28 @@ def test_classification_logits_equal_the_reference(golden_checkpoint):
     np.testing.assert_allclose(found, reference["logits"], rtol=0, atol=1e-5)
 
 
+HALVES = {
+    "float16": dict(manual_fp16=True, use_fp16_cls=True),
+    "bfloat16": dict(use_bf16=True),
+}
+
+
 @pytest.mark.parametrize("device", [cpu_environment.Cpu, gpu_environment.Gpu])
-def test_fp16_logits_are_within_2_percent(golden_checkpoint, device):
+@pytest.mark.parametrize("dtype, bound", [("float16", 0.02), ("bfloat16", 0.1)])
+def test_half_precision_logits_are_near(
+    golden_checkpoint, device, dtype, bound
+):
     reference = expected("masked_lm")
     golden = load_masked_lm(
-        golden_checkpoint("masked_lm"),
-        device=device,
-        manual_fp16=True,
-        use_fp16_cls=True,
+        golden_checkpoint("masked_lm"), device=device, **HALVES[dtype]
     )
     with golden.session:
         found, last = golden.run(["mlm_logits", "last"], reference["input_ids"])
     visible = reference["input_mask"] > 0
     wanted = reference["mlm_logits"][visible]
     error = np.abs(found[visible] - wanted).max()
-    assert last.dtype == np.float16 and found.dtype == np.float32
-    assert 1e-5 < error < 0.02 * np.abs(wanted).max()
+    assert last.dtype.name == dtype and found.dtype == np.float32
+    assert 1e-5 < error < bound * np.abs(wanted).max()
 
 
 # Padding and positions.
@@ -658,6 +664,42 @@ def test_cpu_sums_fp16_products_in_float32():
     ]
     assert len(products) >= 2 * 6 * 3  # 6 a layer, two more in the gradient
     assert {op.get_attr("T") for op in products} == {tf.float32}
+
+
+def test_bfloat16_reaches_every_product_and_no_weight():
+    kernels = kernels_of(use_bf16=True)
+    model = modeling.RobertaModel(
+        config_of(), False, tf.constant(IDS), kernels=kernels
+    )
+    logits = modeling.masked_lm_logits(
+        config_of(), model.get_rows(), model.get_embedding_table(), kernels
+    )
+    assert model.get_rows().dtype == tf.bfloat16
+    weights = tf.trainable_variables()
+    gradients = [g for g in tf.gradients(logits, weights) if g is not None]
+    assert {x.dtype.base_dtype for x in weights + gradients + [logits]} == {
+        tf.float32
+    }
+    types = {"MatMul": set(), "BatchMatMul": set(), "Softmax": set()}
+    for op in tf.get_default_graph().get_operations():
+        kind = op.type.replace("V2", "")
+        if kind in types:
+            types[kind].add(op.outputs[0].dtype)
+    assert types == {
+        "MatMul": {tf.bfloat16},
+        "BatchMatMul": {tf.bfloat16},
+        "Softmax": {tf.float32},
+    }
+
+
+def test_gradient_of_a_bfloat16_bias_is_summed_in_float32():
+    rows = tf.zeros([4096, 2], tf.bfloat16)
+    bias = tf.zeros([2])
+    outputs = kernel_functions.bias_add(rows, tf.cast(bias, tf.bfloat16))
+    upstream = tf.fill([4096, 2], tf.constant(0.0078125, tf.bfloat16))
+    (gradient,) = tf.gradients(outputs, bias, upstream)
+    with tf.Session() as session:
+        assert session.run(gradient).tolist() == [32.0, 32.0]
 
 
 # Configs.

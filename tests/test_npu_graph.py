@@ -226,12 +226,24 @@ def test_flag_of_the_device_skips_a_step(monkeypatch):
 
 
 @pytest.mark.parametrize("release", ["D", "M"])
-def test_deterministic_reaches_an_adapter_that_has_it(monkeypatch, release):
+@pytest.mark.parametrize(
+    "flag, arguments",
+    [
+        ("deterministic", {"deterministic": 1}),
+        ("use_bf16", {"precision_mode": "allow_mix_precision_bf16"}),
+    ],
+)
+def test_option_of_cann_7_reaches_an_adapter_that_has_it(
+    monkeypatch, release, flag, arguments
+):
     npu_graph.use_stub(monkeypatch, release)
-    options = DeviceConfig(deterministic=True)
+    options = DeviceConfig(**{flag: True})
     if release == "D":
-        with pytest.raises(errors.UserError, match="--deterministic.*CANN 7"):
+        with pytest.raises(errors.UserError, match=f"--{flag}.*CANN 7"):
             npu_environment.create(options, {})
         return
-    arguments = npu_environment.create(options, {})._optional_arguments(None)
-    assert arguments == {"deterministic": 1}
+    device = npu_environment.create(options, {})
+    assert device._optional_arguments(None) == arguments
+    # The compiler chooses the operators: the graph is float32.
+    kernels = device.kernels
+    assert kernels.compute_dtype == kernels.head_dtype == tf.float32

@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 import squad
 from common import errors
@@ -210,6 +211,23 @@ def test_of_two_texts_of_equal_length_the_second_is_truncated(folder):
     assert model.classify("a" * 20, "b" * 20)["scores"] == pytest.approx(
         model.classify("a" * 6, "b" * 5)["scores"]
     )
+
+
+@pytest.mark.skipif(
+    tf.__version__.startswith(("1.", "2.6.")), reason="bfloat16 is slow there"
+)
+def test_bfloat16_gives_nearly_the_same_probabilities(folder, classifier):
+    half = predictor.Predictor(
+        folder, "classify", predictor.Settings(max_seq_length=16, use_bf16=True)
+    )
+    ours, wide = [
+        model.classify("a town")["scores"] for model in (half, classifier)
+    ]
+    assert ours != wide and ours == pytest.approx(wide, abs=0.01)
+    # Weights are cast when they are restored.
+    graph = half._engine._session.graph
+    stored = graph.get_collection(tf.GraphKeys.LOCAL_VARIABLES)
+    assert stored and {v.dtype.base_dtype for v in stored} == {tf.bfloat16}
 
 
 @pytest.mark.parametrize(
