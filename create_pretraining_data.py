@@ -17,7 +17,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
+import shutil
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ import tokenization
 from common import command_line, errors, files, worker_pool
 from pretraining_data import (
     corpus,
+    forecast,
     manifest,
     record_builder,
     shard_output,
@@ -487,6 +490,39 @@ def _chunks(texts, limits, config, places):
                     yield chunk
 
 
+def _log_forecast(build, config, texts, places, limits, num_workers):
+    """Logs time, disk and records of a large build, from a sample of it."""
+    left = places.total_bytes * len(places.unfinished) // places.num_shards
+    count = forecast.num_windows(left, num_workers)
+    if not count:
+        return
+    windows = forecast.sample(texts, places, limits, config.text_field, count)
+    # Invalid lines are counted and named by the build itself.
+    config = dataclasses.replace(config, invalid_text=text_files.SKIP)
+    results = worker_pool.map_ordered(
+        itertools.chain.from_iterable(chunks for _, chunks in windows),
+        create_builder,
+        (build.tokenizer_arguments, config),
+        num_workers,
+    )
+    with contextlib.closing(results):
+        rates = forecast.measure(windows, results, num_workers)
+    directory = build.output_file
+    if build.is_single:
+        directory = os.path.dirname(directory) or "."
+    free = shutil.disk_usage(directory).free
+    logging.log(
+        logging.WARNING if rates.disk_bytes * left > free else logging.INFO,
+        "forecast from %d samples: records=%d megabytes=%.1f "
+        "megabytes_free=%.1f minutes=%.1f",
+        count,
+        rates.records * left,
+        rates.disk_bytes * left / 1e6,
+        free / 1e6,
+        rates.seconds * left / 60,
+    )
+
+
 def _finish(config, output, entry):
     """Ends a shard; returns its invalid lines, for which it is removed."""
     if config.invalid_text == text_files.ERROR and entry["skipped_lines"]:
@@ -505,14 +541,16 @@ def _write_shards(build, config, texts, output, places):
     """
     total = places.total_bytes
     limits = config.chunk_limits(total, output.num_shards)
+    num_workers = min(
+        build.num_workers or worker_pool.available_cores(),
+        -(-total // limits.size),
+    )
+    _log_forecast(build, config, texts, places, limits, num_workers)
     results = worker_pool.map_ordered(
         _chunks(texts, limits, config, places),
         create_builder,
         (build.tokenizer_arguments, config),
-        min(
-            build.num_workers or worker_pool.available_cores(),
-            -(-total // limits.size),
-        ),
+        num_workers,
     )
     numbers = output.numbers
     first, start, end = (

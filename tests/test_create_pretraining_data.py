@@ -25,6 +25,7 @@ from helpers import paths
 from helpers.record_builds import command, digests, make_text
 from pretraining_data import (
     corpus,
+    forecast,
     manifest,
     packing,
     record_builder,
@@ -648,6 +649,57 @@ def is_running(process):
             return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- The forecast -------------------------------------------------------------
+
+
+@pytest.fixture
+def varied_texts(tmp_path, text_file):
+    """A large file, many small ones, gzip and JSON: each of its own kind."""
+    folder = tmp_path / "varied"
+    (folder / "small").mkdir(parents=True)
+    text = text_file.read_bytes()
+    (folder / "a.txt").write_bytes(text * 4)
+    (folder / "b.txt.gz").write_bytes(gzip.compress(text * 3))
+    documents = [t for t in text.decode("utf-8").split("\n\n") if t] * 3
+    (folder / "c.jsonl").write_text(
+        "".join(json.dumps({"text": t, "id": 7}) + "\n" for t in documents)
+    )
+    for number, document in enumerate(documents):
+        path = folder / "small" / f"{number:03d}.txt"
+        path.write_text(f"{number} 1234567 {number}. {document}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        *((name, {}) for name in ("", "a.txt", "b.txt.gz", "c.jsonl", "small")),
+        ("", {"masking": "static", "packing": "doc_sentences"}),
+    ],
+)
+def test_a_forecast_is_within_a_tenth_of_the_build(
+    build, tmp_path, varied_texts, monkeypatch, caplog, name, config
+):
+    caplog.set_level("INFO", "absl")
+    path = varied_texts / name
+    config = {"masking": "dynamic", "dupe_factor": 2, **config}
+    build("small", input_file=path, num_shards=3, **config)
+    assert "forecast" not in caplog.text
+    monkeypatch.setattr(forecast, "WINDOW_BYTES", 4096)
+    monkeypatch.setattr(forecast, "num_windows", lambda *_: 32)
+    content = build("records", input_file=path, num_shards=3, **config)
+    (line,) = re.findall("forecast from .*", caplog.text)
+    numbers = dict(word.split("=") for word in line.split() if "=" in word)
+    shards = content["shards"]
+    records_built = sum(shard["records"] for shard in shards)
+    megabytes = sum(shard["bytes"] for shard in shards) / 1e6
+    assert int(numbers["records"]) == pytest.approx(records_built, rel=0.1)
+    assert float(numbers["megabytes"]) == pytest.approx(
+        megabytes, rel=0.1, abs=0.06
+    )
+    assert digests(tmp_path / "records") == digests(tmp_path / "small")
 
 
 # --- Workers ------------------------------------------------------------------
