@@ -34,7 +34,7 @@ _ID = re.compile("[0-9]+([-.][0-9]+)?")  # CoNLL-U's first column
 _NOT_A_WORD = re.compile("#|[0-9]+[-.][0-9]")  # such a line of CoNLL-U
 # In other files a word may be #: these are comments where they have another
 # number of columns, or begin as those of CoNLL-2012 and MultiCoNER do.
-_MAY_BE_COMMENT = re.compile("#( |$|begin |end )")
+_MAY_BE_COMMENT = re.compile(r"#(\s|$|begin |end )")
 _COMMENT = re.compile("# (id|sent_id|text|newdoc|newpar) |#(begin|end) doc")
 _OF_ENTITY = re.compile("[BI]-.")
 # What a prefix of IOBES or BILOU is in BIO.

@@ -181,7 +181,10 @@ def _read_delimited(path, stream, header, quoting, skips_irregular):
 
 
 def _header(path, fields):
-    repeated = sorted(name for name in fields if fields.count(name) > 1)
+    # Spreadsheets write columns without a name.
+    repeated = sorted(
+        name for name in fields if name and fields.count(name) > 1
+    )
     if repeated:
         raise errors.UserError(
             f"{path}: the column {repeated[0]!r} is twice in the first line; "

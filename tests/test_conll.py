@@ -227,3 +227,13 @@ def test_what_is_written_can_be_read(tmp_path):
     assert text == "dol B-X\ndol O\n\ndol O\n\n"
     written = conll.read(write(tmp_path / "a", text), label_column=-1)
     assert [s.labels for s in written] == [("B-X", "O"), ("O",)]
+
+
+def test_comments_of_germeval_are_skipped(tmp_path):
+    path = tmp_path / "germeval.tsv"
+    path.write_text(
+        "#\thttp://x\t[2009-10-23]\t\n1\tDer\tO\tO\n2\t#\tO\tO\n\n"
+        "#\thttp://y\t[2009]\t\n1\tRhein\tB-LOC\tO\n"
+    )
+    sentences = conll.read(str(path), token_column=1, label_column=2)
+    assert [s.words for s in sentences] == [("Der", "#"), ("Rhein",)]

@@ -933,3 +933,18 @@ def test_the_command_line_ends_with_one_line_of_error(tmp_path):
     assert done.stderr.splitlines()[-1].startswith(
         "convert_checkpoint.py: error: no.index does not exist; "
     )
+
+
+def test_what_transformers_ignores_is_ignored(tmp_path, caplog):
+    """Public RoBERTas have do_lower_case, which RobertaTokenizer ignores."""
+    prefix = tiny.write_trained(tmp_path / "model", ["masked_lm"])
+    convert("tf", "hf", prefix, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(
+        '{"do_lower_case": true, "add_prefix_space": true}'
+    )
+    convert("hf", "tf", tmp_path / "hf", tmp_path / "tf" / "m")
+    values = json.loads((tmp_path / "tf" / "tokenizer_config.json").read_text())
+    assert not values["do_lower_case"] and not values["add_prefix_space"]
+    assert not (tmp_path / "tf" / "tokenizer.json").exists()
+    assert "do_lower_case is ignored" in caplog.text
+    assert "add_prefix_space is not supported" in caplog.text

@@ -128,3 +128,10 @@ def test_rows_of_another_width_are_skipped_or_rejected(tmp_path):
 def test_other_files_are_rejected(tmp_path, name, text, message):
     with pytest.raises(errors.UserError, match=message):
         table_files.read(write(tmp_path, name, text), skips_irregular=True)
+
+
+def test_columns_without_a_name_are_ignored(tmp_path):
+    path = tmp_path / "spam.csv"
+    path.write_text('v1,v2,,,\nham,"Go, now",,,\n')
+    (row,) = table_files.read(str(path)).rows
+    assert row.values["v2"] == "Go, now"

@@ -391,10 +391,15 @@ def _described(model):
             directory or ".",
         )
         return contents
+    lowers = (
+        model_directory.lower_case_in_hf(directory)
+        if model.kind == "hf"
+        else bool(model_directory.lower_case(directory))
+    )
     return {
         **model_directory.description(
             contents,
-            bool(model_directory.lower_case(directory)),
+            lowers,
             model.config.max_sequence_length,
             contents.get(model_directory.TOKENIZER_CONFIG, b"{}"),
         ),

@@ -128,6 +128,25 @@ def lower_case(directory: str) -> typing.Optional[bool]:
     return True if "Lowercase" in str(normalizer) else None
 
 
+def lower_case_in_hf(directory: str) -> bool:
+    """Whether transformers lower-cases text with a directory's tokenizer.
+
+    Its RoBERTa classes ignore do_lower_case; a normalizer in tokenizer.json
+    does it.
+    """
+    normalizer = _read_json(os.path.join(directory, TOKENIZER)).get(
+        "normalizer"
+    )
+    lowers = "Lowercase" in str(normalizer)
+    if lower_case(directory) and not lowers:
+        logging.warning(
+            "%s: do_lower_case is ignored, as transformers does for RoBERTa; "
+            "the model is cased",
+            os.path.join(directory, TOKENIZER_CONFIG),
+        )
+    return lowers
+
+
 def _read_json(path):
     """The object in a file, {} without it."""
     return files.read_json(path) if os.path.isfile(path) else {}
@@ -240,10 +259,18 @@ def description(
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         contents[TOKENIZER] = _tokenizer_json(tokenizer, lowers=True)
     saved = files.parse_json(saved_config, TOKENIZER_CONFIG)
+    if saved.get("add_prefix_space"):
+        logging.warning(
+            "%s: add_prefix_space is not supported: the first word of a text "
+            "is encoded without a space before it",
+            TOKENIZER_CONFIG,
+        )
+    fixed = {
+        name: config[name] for name in ("do_lower_case", "add_prefix_space")
+    }
+    values = {**config, **saved, **fixed}
     contents[TOKENIZER_CONFIG] = (
-        saved_config
-        if config.keys() <= saved.keys()
-        else files.json_bytes({**config, **saved})
+        saved_config if values == saved else files.json_bytes(values)
     )
     return contents
 
