@@ -394,7 +394,8 @@ class _Output:
             _remove_existing(path)
 
 
-class Task(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Task:
     """One of `count` tasks that build a directory together."""
 
     index: int = 0
