@@ -200,8 +200,12 @@ def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
             stream.write(data)
 
     An exception leaves no new file and keeps an old one. An OSError without a
-    file name gets `path`.
+    file name gets `path`. A device or pipe is written to as it is.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as stream:
+            yield stream
+        return
     temporary = path + INCOMPLETE
     try:
         with open(temporary, "wb") as stream:

@@ -49,6 +49,8 @@ def finish() -> None:
         sys.excepthook = sys.__excepthook__
 
 
+if sys.stdout is None:  # closed, as by a daemon
+    sys.stdout = open(os.devnull, "w")
 if _is_command(getattr(sys.modules["__main__"], "__file__", os.sep)):
     sys.excepthook = _report_missing_package
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

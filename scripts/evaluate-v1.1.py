@@ -54,7 +54,8 @@ class Parser(argparse.ArgumentParser):
             try:
                 main(self.parse_args())
             finally:
-                sys.stdout.flush()  # of --help too
+                if sys.stdout:  # None where it is closed
+                    sys.stdout.flush()  # of --help too
         except InputError as error:
             self.fail(error)
         except KeyboardInterrupt:

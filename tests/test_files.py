@@ -2,6 +2,7 @@
 """Every reader of JSON has bounds for size, depth and digits."""
 
 import json
+import os
 
 import pytest
 
@@ -108,3 +109,14 @@ def test_half_a_surrogate_pair_is_written_escaped(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(str(path), {"\ud800": "\u00e9"})
     assert path.read_bytes() == b'{\n  "\\ud800": "\\u00e9"\n}\n'
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(str(path))
+    reader = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    files.write_bytes(str(path), b"content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert path.is_fifo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]

@@ -107,3 +107,14 @@ def test_help_ends_quietly_when_its_reader_has_ended(command, buffers):
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode in (0, 128 + signal.SIGPIPE)
+
+
+@pytest.mark.parametrize(
+    "script", ["predict.py", "scripts/evaluate-v1.1.py", "run_squad.py"]
+)
+def test_a_closed_output_is_no_traceback(script):
+    command = f"{sys.executable} {REPOSITORY / script} --help >&-"
+    done = subprocess.run(
+        ["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
