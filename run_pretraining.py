@@ -340,7 +340,9 @@ def _check(run, task, config):
             "--eval_files_dir is missing; --evaluate_every_steps and "
             "--evaluate_checkpoints need records to evaluate on"
         )
-    preflight.check_length(run.max_seq_length, config, run.bert_config_file)
+    model_directory.check_length(
+        run.max_seq_length, config, run.bert_config_file
+    )
     if task.num_warmup_steps >= task.num_train_steps and run.do_train:
         raise errors.UserError(
             f"--num_warmup_steps is {task.num_warmup_steps}, expected less "

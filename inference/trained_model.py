@@ -17,7 +17,7 @@ import modeling
 import optimization
 from common import command_line, errors, files
 from kernels import Kernels
-from training import checkpoints, preflight, warm_start
+from training import checkpoints, warm_start
 from weights import lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
@@ -111,7 +111,7 @@ class TrainedModel(typing.NamedTuple):
         length = flag or self.trained_for(head).max_seq_length
         if length is None:
             return min(default, self.config.max_sequence_length)
-        preflight.check_length(length, self.config, self.config_file)
+        model_directory.check_length(length, self.config, self.config_file)
         return length
 
     def num_labels(self, head: str) -> int:
@@ -185,7 +185,7 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
     vocab_size = config.vocab_size
     if tokenizer.vocab_file:
         vocab_size = len(
-            preflight.check_vocabulary(
+            model_directory.check_vocabulary(
                 tokenizer.vocab_file, config, config_file
             )
         )

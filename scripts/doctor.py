@@ -153,7 +153,7 @@ class Doctor:
         if self._config is not None:
             self.check(
                 "length",
-                lambda: preflight.check_length(
+                lambda: model_directory.check_length(
                     run.max_seq_length, self._config, run.bert_config_file
                 ),
             )
@@ -221,7 +221,7 @@ class Doctor:
             output_directory.check_lower_case(self._used, self._tokenizer)
         if self._config is None:
             return f"{self._tokenizer.vocab_size} entries"
-        ids = preflight.check_vocabulary(
+        ids = model_directory.check_vocabulary(
             squad.vocab_file, self._config, self._run.bert_config_file
         )
         return f"{len(ids)} entries, <pad> is {ids[tokenization.PAD]}"

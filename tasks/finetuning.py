@@ -179,8 +179,12 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
         ),
     )
     tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
-    preflight.check_length(run.max_seq_length, config, run.bert_config_file)
-    preflight.check_vocabulary(task.vocab_file, config, run.bert_config_file)
+    model_directory.check_length(
+        run.max_seq_length, config, run.bert_config_file
+    )
+    model_directory.check_vocabulary(
+        task.vocab_file, config, run.bert_config_file
+    )
     output_directory.check_tokenizer(source, tokenizer_files(task))
     if task.do_lower_case:
         output_directory.check_lower_case(source, tokenizer)

@@ -14,6 +14,7 @@ from helpers import tiny
 from pretraining_data import manifest as manifests
 from scripts import doctor as doctor_script
 from training import masked_lm_batches, preflight
+from weights import model_directory
 
 
 def config(**changes):
@@ -29,7 +30,9 @@ def config(**changes):
 
 
 def test_512_tokens_need_514_positions():
-    assert "512 tokens of 512" in preflight.check_length(512, config(), "c")
+    assert "512 tokens of 512" in model_directory.check_length(
+        512, config(), "c"
+    )
     with pytest.raises(
         errors.UserError,
         match=(
@@ -38,7 +41,7 @@ def test_512_tokens_need_514_positions():
             r"tokens need 514\); use 510 or less"
         ),
     ):
-        preflight.check_length(
+        model_directory.check_length(
             512, config(max_position_embeddings=512), "c.json"
         )
 
@@ -47,7 +50,7 @@ def test_the_vocabulary_must_be_the_models(tmp_path):
     model = tiny.write_model(tmp_path)
     vocab_file = str(model / "vocab.json")
     for rows in (261, 264, 384):  # padded to a multiple of 8 or 128
-        ids = preflight.check_vocabulary(
+        ids = model_directory.check_vocabulary(
             vocab_file, config(vocab_size=rows), "c"
         )
         assert len(ids) == 261
@@ -57,11 +60,15 @@ def test_the_vocabulary_must_be_the_models(tmp_path):
             match="vocab.json has 261 entries, but c has "
             f"vocab_size {rows}; use the vocabulary of that model",
         ):
-            preflight.check_vocabulary(vocab_file, config(vocab_size=rows), "c")
+            model_directory.check_vocabulary(
+                vocab_file, config(vocab_size=rows), "c"
+            )
     with pytest.raises(
         errors.UserError, match="<pad> at 1, but c has pad_token_id 0"
     ):
-        preflight.check_vocabulary(vocab_file, config(pad_token_id=0), "c")
+        model_directory.check_vocabulary(
+            vocab_file, config(pad_token_id=0), "c"
+        )
 
 
 # Records.

@@ -14,6 +14,7 @@ import typing
 
 from absl import logging
 
+import configuration
 import tokenization
 from common import errors, files
 from weights import names as weight_names
@@ -164,6 +165,53 @@ def find_tokenizer(directory: str) -> typing.Optional[TokenizerFiles]:
     if not (os.path.isfile(vocab) and os.path.isfile(merges)):
         return None
     return TokenizerFiles(vocab, merges, bool(lower_case(directory)))
+
+
+def check_length(
+    max_seq_length: int, config: configuration.RobertaConfig, config_file: str
+) -> str:
+    """Checks that the model has positions for --max_seq_length."""
+    most = config.max_sequence_length
+    if max_seq_length > most:
+        raise errors.UserError(
+            f"--max_seq_length is {max_seq_length}, but {config_file} has "
+            f"positions for {most} (max_position_embeddings "
+            f"{config.max_position_embeddings} less pad_token_id "
+            f"{config.pad_token_id} and 1; 512 tokens need 514); use {most} or "
+            "less"
+        )
+    return (
+        f"{max_seq_length} tokens of {most} that {config_file} has positions "
+        "for"
+    )
+
+
+def check_vocabulary(
+    vocab_file: str, config: configuration.RobertaConfig, config_file: str
+) -> typing.Dict[str, int]:
+    """Checks that a vocabulary is the model's: its size, the id of `<pad>`.
+
+    Returns:
+      {token: id}. The model may have more embeddings, see
+      configuration.has_rows_for.
+    """
+    ids = read_vocabulary(vocab_file)
+    pad_id = ids.get("<pad>")
+    for fits, text, key in (
+        (
+            configuration.has_rows_for(config.vocab_size, len(ids)),
+            f"{len(ids)} entries",
+            "vocab_size",
+        ),
+        (pad_id == config.pad_token_id, f"<pad> at {pad_id}", "pad_token_id"),
+    ):
+        if not fits:
+            raise errors.UserError(
+                f"{vocab_file} has {text}, but {config_file} "
+                f"has {key} {getattr(config, key)}; use the vocabulary of "
+                "that model, or convert the model again"
+            )
+    return ids
 
 
 def write_tokenizer(

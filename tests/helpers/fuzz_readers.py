@@ -40,6 +40,7 @@ from training import checkpoints, masked_lm_batches, preflight, rollback
 from weights import (
     conversion,
     lazy_tensors,
+    model_directory,
     safetensors_file,
     tf_checkpoint,
     torch_file,
@@ -371,7 +372,7 @@ def configs(directory):
         path.write_bytes(data)
         config = configuration.RobertaConfig.from_json_file(str(path))
         json.dumps(config.to_dict(), allow_nan=False)
-        preflight.check_length(8, config, str(path))
+        model_directory.check_length(8, config, str(path))
 
     return of_json([CONFIG], read)
 
