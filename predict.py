@@ -25,7 +25,7 @@ import typing
 
 import numpy as np
 import tqdm
-from absl import flags
+from absl import flags, logging
 
 import squad
 from common import command_line, errors, files
@@ -467,8 +467,10 @@ def main(arguments: typing.List[str]) -> None:
     options = command_line.build(PredictConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     check_flags(task, options)
-    logs.set_up_warnings()
+    logs.set_up_warnings(with_tensorflow=not settings.is_onnx)
     model = predictor.Predictor(settings.model, task, settings)
+    logging.set_verbosity(logging.INFO)
+    logging.info("answering with %s", model.engine)
     items = None
     if options.input_file:
         items = read_items(

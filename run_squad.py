@@ -23,7 +23,7 @@ import device as devices
 import environment
 import squad
 from common import command_line, errors, files
-from inference import trained_model
+from inference import graphs
 from question_answering import squad_scores
 from tasks import finetuning
 from training import eval_results, output_directory, run_config, warm_start
@@ -98,7 +98,7 @@ def span_sums(
 
     Args:
       features: of a micro-batch.
-      outputs: from trained_model.span_logits.
+      outputs: from graphs.span_logits.
 
     Returns:
       {"loss", "span_accuracy": float32 scalar}.
@@ -165,7 +165,7 @@ def build_model(
 
     def outputs(features, hidden, dropout_seed):
         del dropout_seed
-        return trained_model.span_logits(
+        return graphs.span_logits(
             setup.config,
             hidden,
             features["input_ids"],

@@ -4,7 +4,7 @@
     saved_model  directory for TensorFlow Serving, free shapes
     frozen       one GraphDef file with weights and fixed shapes, for Ascend's
                  ATC
-    onnx         one file for ONNX Runtime, free shapes
+    onnx         one file for ONNX Runtime, free shapes; small files beside it
     slim         checkpoint without the optimizer's slots
 
 All forms take `input_ids`; padding follows from the pad id. `export` writes to
@@ -25,7 +25,7 @@ import tensorflow.compat.v1 as tf
 
 import environment
 from common import errors, files
-from inference import trained_model
+from inference import graphs, onnx_engine, trained_model
 from training import checkpoints
 from weights import model_directory, tf_checkpoint
 from weights import names as weight_names
@@ -92,7 +92,7 @@ def inference_graph(
             )
         }
         input_ids = tf.cast(inputs["input_ids"], tf.int32)
-        outputs = trained_model.build(model, head, input_ids)
+        outputs = graphs.build(model, head, input_ids)
         signatures = {head: (inputs, _named(outputs))}
         if top_k:
             with tf.variable_scope("", reuse=True):
@@ -101,7 +101,7 @@ def inference_graph(
                         model, inputs, input_ids, top_k
                     )
                 if head not in ("encoder", "multiple_choice"):
-                    hidden = trained_model.build(model, "encoder", input_ids)
+                    hidden = graphs.build(model, "encoder", input_ids)
                     signatures["encoder"] = inputs, _named(hidden)
     return Graph(graph, signatures)
 
@@ -117,9 +117,7 @@ def _top_k(model, inputs, input_ids, top_k):
     rows = (
         positions + tf.range(shape[0])[:, tf.newaxis] * tf.shape(input_ids)[1]
     )
-    best = trained_model.best_tokens(
-        model, input_ids, tf.reshape(rows, [-1]), top_k
-    )
+    best = graphs.best_tokens(model, input_ids, tf.reshape(rows, [-1]), top_k)
     outputs = {
         name: tf.reshape(value, [shape[0], shape[1], top_k])
         for name, value in best.items()
@@ -137,7 +135,7 @@ def _write_saved_model(built, model, path):
     }
     signatures["serving_default"] = signatures[next(iter(built.signatures))]
     builder = tf.saved_model.Builder(path)
-    with trained_model.restored(model, built.graph, _CPU) as session:
+    with graphs.restored(model, built.graph, _CPU) as session:
         with built.graph.as_default():
             builder.add_meta_graph_and_variables(
                 session,
@@ -165,7 +163,7 @@ def _frozen(built, model):
     """The GraphDef of the first signature, weights as constants."""
     _, outputs = next(iter(built.signatures.values()))
     names = [tensor.op.name for tensor in outputs.values()]
-    with trained_model.restored(model, built.graph, _CPU) as session:
+    with graphs.restored(model, built.graph, _CPU) as session:
         frozen = tf.graph_util.convert_variables_to_constants(
             session, built.graph.as_graph_def(), names
         )
@@ -241,6 +239,9 @@ def _write_onnx(built, model, path):
         for dimension, axis in zip(value.type.tensor_type.shape.dim, axes):
             if not dimension.HasField("dim_value"):
                 dimension.dim_param = axis
+    proto.metadata_props.add(
+        key=onnx_engine.HEAD, value=next(iter(built.signatures))
+    )
     files.write_bytes(path, proto.SerializeToString())
 
 
@@ -315,8 +316,8 @@ def trainer_outputs(
     graph = tf.Graph()
     with graph.as_default():
         input_ids = tf.placeholder(tf.int32, [None] * ids.ndim)
-        outputs = trained_model.build(model, head, input_ids, device.kernels)
-    with trained_model.restored(model, graph, _CPU) as session:
+        outputs = graphs.build(model, head, input_ids, device.kernels)
+    with graphs.restored(model, graph, _CPU) as session:
         return session.run(outputs, {input_ids: ids})
 
 
@@ -361,7 +362,7 @@ def difference(
         if output.shape != reference.shape:
             return np.inf
         if reference.shape == ids.shape and not (
-            (output[~tokens] < 0.5 * trained_model.NO_ANSWER).all()
+            (output[~tokens] < 0.5 * graphs.NO_ANSWER).all()
         ):
             return np.inf
         if reference.shape[: ids.ndim] == ids.shape:
@@ -453,6 +454,29 @@ def _check_place(path, model):
         )
 
 
+def _small_files(model, source, target, overwrite):
+    """Writes the files that go beside an ONNX file to `source`.
+
+    Returns:
+      Their names, none of which is another model's in `target`.
+    """
+    _copy_small_files(model, source)
+    names = sorted(os.listdir(source))
+    for name in names:
+        path = os.path.join(target, name)
+        if (
+            not overwrite
+            and os.path.exists(path)
+            and files.sha256(path) != files.sha256(os.path.join(source, name))
+        ):
+            raise errors.UserError(
+                f"{path}: belongs to another model than {model.checkpoint}; "
+                "choose an --output in another directory, or pass --overwrite "
+                "to replace it"
+            )
+    return names
+
+
 def export(
     model: trained_model.TrainedModel,
     head: str,
@@ -464,6 +488,7 @@ def export(
     top_k: int = 5,
     tolerance: typing.Optional[float] = None,
     overwrite: bool = False,
+    finish: typing.Optional[typing.Callable[[str], None]] = None,
 ) -> typing.Tuple[float, typing.Dict[str, typing.Tuple[dict, dict]]]:
     """Writes a model and compares it with the graph of training.
 
@@ -477,6 +502,8 @@ def export(
       top_k: tokens that the SavedModel's signature mlm_top_k lists.
       tolerance: largest difference allowed; None takes TOLERANCES'.
       overwrite: whether to replace an existing file or directory.
+      finish: function of a path, called with what was written and compared,
+        before it gets its name.
 
     Returns:
       (largest difference, the signatures' {name: (inputs, outputs)}).
@@ -495,6 +522,10 @@ def export(
         model, head, shape, input_type, top_k if form == "saved_model" else 0
     )
     with _new_path(path, overwrite) as temporary:
+        source, target = os.path.dirname(temporary), os.path.dirname(path)
+        names = []
+        if form == "onnx":
+            names = _small_files(model, source, target, overwrite)
         FORMATS[form].write(built, model, temporary)
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):
@@ -508,6 +539,10 @@ def export(
                 f"training by {largest:.3g}, more than {tolerance:.3g}; to "
                 "accept this, pass a larger --tolerance"
             )
+        if finish:
+            finish(temporary)
+        for name in names:
+            os.replace(os.path.join(source, name), os.path.join(target, name))
     return largest, built.signatures
 
 

@@ -4,8 +4,9 @@
     model = predictor.Predictor("output/squad_v1.1", "answer")
     model.answer("Where is Paris?", "Paris lies on the Seine.")["answer"]
 
-One graph and one session, no estimator: after loading, a call costs little
-more than the model's arithmetic. Threads may share a Predictor. Many inputs at
+TensorFlow computes a checkpoint, ONNX Runtime an .onnx file of export_model.py,
+for which TensorFlow is not imported. After loading, a call costs little more
+than the model's arithmetic. Threads may share a Predictor. Many inputs at
 once are sorted by length and computed in batches with little padding; results
 do not depend on the batch.
 """
@@ -17,14 +18,12 @@ import re
 import typing
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 from absl import logging
 
-import environment
 import squad
 import tokenization
 from common import command_line, errors
-from inference import trained_model
+from inference import onnx_engine, trained_model
 from tasks import conll, sequences
 from weights import model_directory
 
@@ -115,7 +114,8 @@ class Predictor:
         """Loads the tokenizer, the weights and the graph.
 
         Args:
-          model: output_dir of a trainer, or the prefix of a checkpoint.
+          model: output_dir of a trainer, the prefix of a checkpoint, or an
+            ONNX file with the task's files beside it.
           task: a key of TASKS.
           settings: Settings; None takes the defaults.
 
@@ -129,7 +129,11 @@ class Predictor:
         settings = settings or Settings()
         self.task = task
         self.settings = settings
-        self.model = trained_model.find(model, settings)
+        session = parts = None
+        if model.endswith(trained_model.ONNX):
+            session = onnx_engine.load(model, settings)
+            parts = onnx_engine.parts(session)
+        self.model = trained_model.find(model, settings, parts)
         self.model.check_head(TASKS[task])
         self.tokenizer = _tokenizer(self.model)
         trained = self.model.trained_for(TASKS[task])
@@ -147,9 +151,15 @@ class Predictor:
         if self.max_length == trained.max_seq_length:
             stride = trained.doc_stride or stride
         self.doc_stride = settings.doc_stride or stride
-        builds = {"fill-mask": _build_fill_mask, "embed": _build_embed}
+        if session:
+            engine = onnx_engine.Engine(session, self.model, settings.pooling)
+        else:
+            from inference import graphs  # needs TensorFlow
+
+            engine = graphs.Engine(self.model, task, TASKS[task], settings)
+        self.engine = engine.name
         self._engine = _Engine(
-            self.model, settings, builds.get(task, _build_head), task
+            engine, self.model.config.pad_token_id, settings.predict_batch_size
         )
 
     def _log_threshold(self, settings, trained):
@@ -593,32 +603,12 @@ def _answer_config(
 
 
 class _Engine:
-    """A graph in a session; runs it on batches of similar lengths."""
+    """Runs an engine on batches of similar lengths."""
 
-    def __init__(self, model, settings, build, task):
-        self._pad_token_id = model.config.pad_token_id
-        self._batch_size = settings.predict_batch_size
-        device = environment.create(
-            environment.DeviceConfig(
-                accelerator=_accelerator(settings.accelerator),
-                manual_fp16=settings.manual_fp16,
-                use_bf16=settings.use_bf16,
-            )
-        )
-        kernels = device.kernels._replace(
-            variable_getter=trained_model.cast_variable
-        )
-        graph = tf.Graph()
-        with graph.as_default():
-            self._inputs = {
-                "input_ids": tf.placeholder(tf.int32, [None, None], "input_ids")
-            }
-            self._outputs = build(
-                model, TASKS[task], settings, self._inputs, kernels
-            )
-        self._session = trained_model.restored(
-            model, graph, device.session_config()
-        )
+    def __init__(self, engine, pad_token_id, batch_size):
+        self._engine = engine
+        self._pad_token_id = pad_token_id
+        self._batch_size = batch_size
 
     def batches(self, lengths, sequence):
         """Yields (indices, input_ids int32 [B, S]), longest ones first.
@@ -639,11 +629,7 @@ class _Engine:
     def call(self, input_ids, **inputs):
         """{name: array} of one batch."""
         before_batch.get()()
-        inputs["input_ids"] = input_ids
-        return self._session.run(
-            self._outputs,
-            {self._inputs[name]: value for name, value in inputs.items()},
-        )
+        return self._engine.call(input_ids, **inputs)
 
     def run(self, lengths, sequence):
         """{name: array} of each sequence, in their order; see `batches`."""
@@ -655,45 +641,3 @@ class _Engine:
                     name: value[row] for name, value in outputs.items()
                 }
         return results
-
-
-def _accelerator(name):
-    """cpu or gpu: an NPU serves offline models, see docs/export.md."""
-    if name != "auto":
-        return name
-    gpus = tf.config.experimental.list_physical_devices("GPU")
-    return "gpu" if gpus else "cpu"
-
-
-def _build_head(model, head, _settings, inputs, kernels):
-    return trained_model.build(model, head, inputs["input_ids"], kernels)
-
-
-def _build_fill_mask(model, _head, _settings, inputs, kernels):
-    """The best tokens of the masked positions alone, [masks, top_k]."""
-    inputs["positions"] = tf.placeholder(tf.int32, [None], "positions")
-    inputs["top_k"] = tf.placeholder(tf.int32, [], "top_k")
-    return trained_model.best_tokens(
-        model,
-        inputs["input_ids"],
-        inputs["positions"],
-        inputs["top_k"],
-        kernels,
-    )
-
-
-def _build_embed(model, head, settings, inputs, kernels):
-    hidden = trained_model.build(model, head, inputs["input_ids"], kernels)[
-        "sequence_output"
-    ]
-    if settings.pooling == "first":
-        hidden = hidden[:, 0]
-    elif settings.pooling == "mean":
-        tokens = tf.cast(
-            tf.not_equal(inputs["input_ids"], model.config.pad_token_id),
-            tf.float32,
-        )
-        hidden = tf.reduce_sum(
-            hidden * tokens[:, :, tf.newaxis], axis=1
-        ) / tf.reduce_sum(tokens, axis=1, keepdims=True)
-    return {"vectors": hidden}

@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model: its files, and the graphs of its heads.
+"""A trained model: its files.
 
 The trainers write config.json, task.json, checkpoints and the tokenizer's files
-to one directory; `find` takes it, or the prefix of a checkpoint. `build` makes
-the graph of a head without its training, `restored` a session with its weights.
+to one directory; `find` takes it, the prefix of a checkpoint, or the file of an
+ONNX model with those files beside it, which needs no TensorFlow.
 """
 
 import dataclasses
 import os
 import typing
 
-import tensorflow.compat.v1 as tf
-
 import configuration
-import modeling
-import optimization
 from common import command_line, errors, files
-from kernels import Kernels
-from training import checkpoints, warm_start
 from weights import lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
@@ -30,14 +24,13 @@ HEADS = {
     "tagging": "tagging",
     "encoder": weight_names.BASE,
 }
+# How the name of an ONNX file ends.
+ONNX = ".onnx"
 # The variable whose size is the number of a head's labels.
 _LABEL_BIAS = {
     "classification": "cls/classification/out_proj/bias",
     "tagging": "cls/tagging/bias",
 }
-# Added to logits at padding, so that no answer begins or ends there.
-NO_ANSWER = -1e9
-_PLAIN = Kernels()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +40,8 @@ class ModelConfig:
     model: str = command_line.flag(
         "",
         "Output directory of a trainer, whose newest checkpoint is taken, "
-        "or the prefix of a checkpoint.",
+        "or the prefix of a checkpoint; predict.py and serve.py also take the "
+        ".onnx file of export_model.py.",
     )
     bert_config_file: str = command_line.flag(
         "", "The model's config. Default: config.json beside the checkpoint."
@@ -71,11 +65,16 @@ class ModelConfig:
         "are not those of training.",
     )
 
+    @property
+    def is_onnx(self) -> bool:
+        """Whether ONNX Runtime computes the model, without TensorFlow."""
+        return self.model.endswith(ONNX)
+
 
 class TrainedModel(typing.NamedTuple):
     """The files of a model, as `find` returns them."""
 
-    checkpoint: str  # prefix
+    checkpoint: str  # prefix, or ONNX file
     config: configuration.RobertaConfig
     config_file: str
     values: dict  # all of config.json
@@ -140,23 +139,25 @@ class TrainedModel(typing.NamedTuple):
             )
 
 
-def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
+def find(
+    path: str,
+    flags: ModelConfig = ModelConfig(),
+    onnx_parts: typing.Optional[typing.Iterable[str]] = None,
+) -> TrainedModel:
     """The model in a directory, or that of a checkpoint's prefix.
 
     Args:
       path: output_dir of a trainer, whose newest checkpoint is taken, or a
         prefix such as DIR/model.ckpt-1000.
       flags: files that are not beside the checkpoint.
+      onnx_parts: path is an ONNX file with these weight_names.PARTS.
 
     Raises:
       errors.UserError: there is no such checkpoint, it is damaged, it does not
         fit its config or its vocabulary, or the tokenizer is not that of
         training.
     """
-    prefix = _checkpoint(path)
-    damage = checkpoints.damage(prefix)
-    if damage:
-        raise errors.UserError(f"--model={path}: {damage}")
+    prefix = path if onnx_parts else _checkpoint(path)
     directory = os.path.dirname(prefix)
     config_file = flags.bert_config_file or os.path.join(
         directory, model_directory.CONFIG
@@ -167,11 +168,16 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
             "config as --bert_config_file"
         )
     config = configuration.RobertaConfig.from_json_file(config_file)
-    tensors = tf_checkpoint.load(prefix)
-    weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
-    parts = weight_names.parts_in_tf(tensors, config)
-    _check_shapes(prefix, tensors, config, parts, config_file)
-    warm_start.check_config(prefix, config, config_file)
+    tensors: typing.Dict[str, lazy_tensors.Tensor] = {}
+    parts = frozenset(onnx_parts or ())
+    if not onnx_parts:
+        tensors = tf_checkpoint.load(prefix)
+        weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
+        parts = frozenset(weight_names.parts_in_tf(tensors, config))
+        _check_shapes(prefix, tensors, config, parts, config_file)
+        from training import warm_start  # needs TensorFlow
+
+        warm_start.check_config(prefix, config, config_file)
     tokenizer = model_directory.TokenizerFiles(
         flags.vocab_file or _beside(directory, model_directory.VOCAB),
         flags.merges_file or _beside(directory, model_directory.MERGES),
@@ -195,7 +201,7 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
         config_file,
         files.read_json(config_file),
         tensors,
-        frozenset(parts),
+        parts,
         tokenizer,
         vocab_size,
         model_directory.task_of(directory, parts),
@@ -203,7 +209,17 @@ def find(path: str, flags: ModelConfig = ModelConfig()) -> TrainedModel:
 
 
 def _checkpoint(path):
-    """The prefix that a directory or a prefix stands for."""
+    """The prefix that a directory or a prefix names; it is not damaged."""
+    from training import checkpoints  # needs TensorFlow
+
+    prefix = _prefix(path, checkpoints)
+    damage = checkpoints.damage(prefix)
+    if damage:
+        raise errors.UserError(f"--model={path}: {damage}")
+    return prefix
+
+
+def _prefix(path, checkpoints):
     if not path:
         raise errors.UserError(
             "--model is not given; name a trainer's output directory or a "
@@ -256,170 +272,3 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
 def _beside(directory, name):
     path = os.path.join(directory, name)
     return path if os.path.isfile(path) else ""
-
-
-def build(
-    model: TrainedModel,
-    head: str,
-    input_ids: tf.Tensor,
-    kernels: Kernels = _PLAIN,
-) -> typing.Dict[str, tf.Tensor]:
-    """The graph of a head, as in training but without dropout.
-
-    Args:
-      model: TrainedModel.
-      head: a key of HEADS.
-      input_ids: int32 [B, S]; for multiple_choice [B, C, S], C options.
-      kernels: Kernels.
-
-    Returns:
-      {name: float32 tensor}: "sequence_output" [B, S, H] of encoder, "logits"
-      [B, S, V] of mlm, [B, labels] of classification, [B, C] of
-      multiple_choice, [B, S, labels] of tagging; "start_logits" and
-      "end_logits" [B, S] of squad, very low at padding, and
-      "answerable_logits" [B] where the checkpoint has that classifier.
-
-    Raises:
-      errors.UserError: the checkpoint has no such head.
-    """
-    model.check_head(head)
-    config, rows = model.config, input_ids
-    if head == "multiple_choice":
-        rows = tf.reshape(input_ids, [-1, _length(input_ids)])
-        rows.set_shape([None, input_ids.shape.as_list()[2]])
-    encoder = modeling.RobertaModel(config, False, rows, kernels=kernels)
-    hidden = encoder.get_sequence_output()
-    if head == "encoder":
-        return {"sequence_output": tf.cast(hidden, tf.float32)}
-    if head == "mlm":
-        return {"logits": _all_positions(config, encoder, hidden, kernels)}
-    if head == "squad":
-        return span_logits(
-            config, hidden, input_ids, kernels, "answerable" in model.parts
-        )
-    if head == "multiple_choice":
-        return {
-            "logits": modeling.multiple_choice_logits(
-                config, hidden, tf.shape(input_ids)[1], kernels
-            )
-        }
-    logits = {
-        "classification": modeling.classification_logits,
-        "tagging": modeling.tagging_logits,
-    }[head]
-    return {"logits": logits(config, hidden, model.num_labels(head), kernels)}
-
-
-def best_tokens(
-    model: TrainedModel,
-    input_ids: tf.Tensor,
-    positions: tf.Tensor,
-    count: typing.Union[int, tf.Tensor],
-    kernels: Kernels = _PLAIN,
-) -> typing.Dict[str, tf.Tensor]:
-    """The graph of the most probable tokens at some positions.
-
-    Rows of a padded embedding table are not tokens.
-
-    Args:
-      model: TrainedModel.
-      input_ids: int32 [B, S].
-      positions: int32 [N], rows of the flattened [B * S].
-      count: K, int or int32 scalar.
-      kernels: Kernels.
-
-    Returns:
-      {"ids": int32 [N, K], "log_probabilities": float32 [N, K]}, falling.
-    """
-    model.check_head("mlm")
-    encoder = modeling.RobertaModel(
-        model.config, False, input_ids, kernels=kernels
-    )
-    logits = modeling.masked_lm_logits(
-        model.config,
-        kernels.gather(encoder.get_rows(), positions),
-        encoder.get_embedding_table(),
-        kernels,
-    )
-    logits = logits[:, : model.vocab_size]
-    values, ids = tf.nn.top_k(tf.nn.log_softmax(logits), count)
-    return {"ids": ids, "log_probabilities": values}
-
-
-def _length(input_ids):
-    return input_ids.shape.as_list()[-1] or tf.shape(input_ids)[-1]
-
-
-def _all_positions(config, encoder, hidden, kernels):
-    """LM logits of every position, [B, S, V]."""
-    logits = modeling.masked_lm_logits(
-        config, encoder.get_rows(), encoder.get_embedding_table(), kernels
-    )
-    shape = tf.shape(hidden)
-    logits = tf.reshape(logits, [shape[0], shape[1], config.vocab_size])
-    logits.set_shape(hidden.shape.as_list()[:2] + [config.vocab_size])
-    return logits
-
-
-def span_logits(
-    config: configuration.RobertaConfig,
-    hidden: tf.Tensor,
-    input_ids: tf.Tensor,
-    kernels: Kernels,
-    has_answerable: bool,
-) -> typing.Dict[str, tf.Tensor]:
-    """The graph of SQuAD's heads; "answerable_logits" if asked for."""
-    start, end = modeling.squad_logits(config, hidden, kernels)
-    padding = tf.equal(input_ids, config.pad_token_id)
-    # The loss is then independent of a batch's padding.
-    lowest = tf.cast(padding, tf.float32) * NO_ANSWER
-    answerable = {}
-    if has_answerable:
-        answerable["answerable_logits"] = modeling.answerable_logits(
-            config, hidden, kernels
-        )
-    return dict(
-        start_logits=start + lowest, end_logits=end + lowest, **answerable
-    )
-
-
-def restored(
-    model: TrainedModel,
-    graph: tf.Graph,
-    session_config: typing.Optional[tf.ConfigProto] = None,
-) -> tf.Session:
-    """A session of a graph whose variables come from the checkpoint.
-
-    Args:
-      model: TrainedModel.
-      graph: tf.Graph.
-      session_config: tf.ConfigProto, or None.
-    """
-    session = tf.Session(graph=graph, config=session_config)
-    with graph.as_default():
-        cast = tf.local_variables_initializer()
-        saver = tf.train.Saver(
-            {
-                optimization.variable_name(variable): variable
-                for variable in tf.global_variables()
-            }
-        )
-        saver.restore(session, model.checkpoint)
-    session.run(cast)
-    return session
-
-
-def cast_variable(getter, name, shape=None, dtype=None, *args, **kwargs):
-    """Variable getter: device.float32_variable for weights that do not change.
-
-    `restored` casts them once, not at each call.
-    """
-    stored = getter(name, shape, tf.float32, *args, **kwargs)
-    if dtype is None or dtype == tf.float32:
-        return stored
-    return tf.Variable(
-        tf.cast(stored, dtype),
-        trainable=False,
-        collections=[tf.GraphKeys.LOCAL_VARIABLES],
-        use_resource=True,
-    ).value()

@@ -21,7 +21,6 @@ import urllib.parse
 
 import anyio
 import fastapi
-import tensorflow.compat.v1 as tf
 import uvicorn
 from absl import logging
 from fastapi import responses
@@ -49,7 +48,6 @@ _GRACE_SECONDS = 4
 _EXIT_SECONDS = 6
 _KILL_SECONDS = 8
 _RETRY = {"Retry-After": "5"}
-_NO_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
 _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
@@ -231,7 +229,7 @@ class _Answers:
                 "ask again later",
                 _RETRY,
             ) from None
-        except _NO_MEMORY:
+        except MemoryError:
             raise fastapi.HTTPException(
                 503, "not enough memory; send a part of the text", _RETRY
             ) from None

@@ -103,7 +103,7 @@ def main(_: typing.List[str]) -> None:
     options = command_line.build(ServeConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     server_module = _server_module()
-    logs.set_up_warnings()
+    logs.set_up_warnings(with_tensorflow=not settings.is_onnx)
     listening = listen(options.host, options.port)
     model = predictor.Predictor(settings.model, "answer", settings)
     model.answer("Ready?", "The first call is slow.")
@@ -111,7 +111,7 @@ def main(_: typing.List[str]) -> None:
     absl_logging.set_verbosity(absl_logging.INFO)
     print(
         f"http://{options.host}:{listening.getsockname()[1]}/ answers with "
-        f"{model.model.checkpoint}; Ctrl-C ends it",
+        f"{model.model.checkpoint} in {model.engine}; Ctrl-C ends it",
         flush=True,
     )
     server.run(sockets=[listening])

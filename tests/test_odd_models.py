@@ -21,7 +21,7 @@ from helpers import (
 )
 from helpers.conversions import convert, golden, hf_arrays, hf_model, refused
 from helpers.paths import GOLDEN
-from inference import predictor, trained_model
+from inference import graphs, predictor, trained_model
 from training import run_config, warm_start
 
 WORDS = "roberta.embeddings.word_embeddings.weight"
@@ -278,8 +278,8 @@ def test_a_real_fairseq_model_gives_its_own_outputs(tmp_path, shared):
         graph = tf.Graph()
         with graph.as_default():
             ids = tf.constant(reference["ids"], tf.int32)
-            outputs = trained_model.build(model, head, ids)[name]
-        with trained_model.restored(model, graph) as session:
+            outputs = graphs.build(model, head, ids)[name]
+        with graphs.restored(model, graph) as session:
             actual = session.run(outputs)
         np.testing.assert_allclose(
             actual[tokens], reference[key][tokens], rtol=0, atol=3e-5

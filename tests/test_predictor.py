@@ -225,7 +225,7 @@ def test_bfloat16_gives_nearly_the_same_probabilities(folder, classifier):
     ]
     assert ours != wide and ours == pytest.approx(wide, abs=0.01)
     # Weights are cast when they are restored.
-    graph = half._engine._session.graph
+    graph = half._engine._engine._session.graph
     stored = graph.get_collection(tf.GraphKeys.LOCAL_VARIABLES)
     assert stored and {v.dtype.base_dtype for v in stored} == {tf.bfloat16}
 

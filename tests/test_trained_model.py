@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from common import errors
 from helpers import tiny
 from helpers.paths import GOLDEN
-from inference import trained_model
+from inference import graphs, trained_model
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_heads_give_the_reference_numbers(
     graph = tf.Graph()
     with graph.as_default():
         ids = tf.constant(expected["input_ids"].astype(np.int32))
-        built = trained_model.build(model, head, ids)
-    with trained_model.restored(model, graph) as session:
+        built = graphs.build(model, head, ids)
+    with graphs.restored(model, graph) as session:
         results = session.run(built)
     assert set(results) == set(outputs)
     tokens = expected["input_mask"] != 0
@@ -58,10 +58,8 @@ def test_no_answer_is_at_padding(golden_checkpoint):
     model = trained_model.find(golden_checkpoint("question_answering"))
     graph = tf.Graph()
     with graph.as_default():
-        built = trained_model.build(
-            model, "squad", tf.constant([[0, 5, 2, 1, 1]])
-        )
-    with trained_model.restored(model, graph) as session:
+        built = graphs.build(model, "squad", tf.constant([[0, 5, 2, 1, 1]]))
+    with graphs.restored(model, graph) as session:
         results = session.run(built)
     for logits in results.values():
         assert (logits[0, 3:] < -1e8).all() and (logits[0, :3] > -1e8).all()
@@ -128,15 +126,15 @@ def test_heads_of_tokens_and_options_have_their_shapes(trained):
     model = trained_model.find(str(trained))
     graph = tf.Graph()
     with graph.as_default():
-        tags = trained_model.build(model, "tagging", tf.constant([[0, 9, 2]]))
-    with trained_model.restored(model, graph) as session:
+        tags = graphs.build(model, "tagging", tf.constant([[0, 9, 2]]))
+    with graphs.restored(model, graph) as session:
         assert session.run(tags)["logits"].shape == (1, 3, 4)
     ids = np.array([[[0, 5, 2], [0, 6, 2]], [[0, 5, 2], [0, 9, 2]]], np.int32)
     graph = tf.Graph()
     with graph.as_default():
         input_ids = tf.placeholder(tf.int32, [None, None, None])
-        choices = trained_model.build(model, "multiple_choice", input_ids)
-    with trained_model.restored(model, graph) as session:
+        choices = graphs.build(model, "multiple_choice", input_ids)
+    with graphs.restored(model, graph) as session:
         logits = session.run(choices, {input_ids: ids})["logits"]
     assert logits.shape == (2, 2)
     assert logits[0, 0] == pytest.approx(logits[1, 0], abs=1e-6)

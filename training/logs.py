@@ -4,11 +4,9 @@
 import logging
 import re
 import time
+import typing
 
-import tensorflow.compat.v1 as tf
 from absl import logging as absl_logging
-
-from training import run_config
 
 # The filter below hides nothing that another package logs.
 _TENSORFLOW_FILE = re.compile(r".*/tensorflow(_core|_estimator)?/python/")
@@ -25,31 +23,45 @@ _ROUTINE = re.compile(
 )
 
 
-def set_up_logging(run: run_config.RunConfig) -> None:
+def set_up_logging(run: typing.Any) -> None:
     """Logs this project's INFO lines and TensorFlow's warnings, with a time.
+
+    Args:
+      run: run_config.RunConfig, whose module needs TensorFlow.
 
     --verbose_logging logs everything.
     """
     level = logging.DEBUG if run.verbose_logging else logging.INFO
+    _set_up_absl(level)
     _set_up_logger(level, filters=not run.verbose_logging)
 
 
-def set_up_warnings() -> None:
+def set_up_warnings(*, with_tensorflow: bool = True) -> None:
     """Logs warnings only, for commands whose output is an answer."""
-    _set_up_logger(logging.WARNING, filters=True)
+    _set_up_absl(logging.WARNING)
+    if with_tensorflow:
+        _set_up_logger(logging.WARNING, filters=True)
+
+
+def _set_up_absl(level):
+    """What modules without TensorFlow log."""
+    logging.getLogger("absl").setLevel(level)
+    absl_logging.get_absl_handler().setFormatter(_Formatter())
 
 
 def _set_up_logger(level, filters):
+    import tensorflow.compat.v1 as tf
+
     logger = tf.get_logger()
     logger.setLevel(level)
-    # What modules without TensorFlow log.
-    logging.getLogger("absl").setLevel(level)
-    absl_logging.get_absl_handler().setFormatter(_Formatter())
-    logger.propagate = False  # absl's handler would log each line again
+    # absl's handler would log each line again; where it was there before
+    # TensorFlow was imported, it is the only one.
+    logger.propagate = not logger.handlers
     for handler in logger.handlers:
         handler.setFormatter(_Formatter())
-        if filters:
-            handler.addFilter(_is_shown)
+    if filters:
+        for target in [logger, *logger.handlers]:
+            target.addFilter(_is_shown)
 
 
 def _is_shown(record):
