@@ -33,7 +33,8 @@ from inference import predictor
 
 PAGE = pathlib.Path(__file__).with_name("serve.html")
 _LOOPBACK = ("127.0.0.1", "localhost")
-# Requests that are read, wait or are computed; more get status 503.
+# Requests that wait or are computed; more get status 503. A request counts when
+# its body has arrived, so that clients that send half a body lock nobody out.
 MAX_REQUESTS = 512
 # Answers computed at a time: each takes memory, and the processor's cores.
 _COMPUTED = 4
@@ -187,13 +188,14 @@ class _Answers:
           fastapi.HTTPException: the rejection.
         """
         check_headers(request.headers, self._options.max_bytes)
+        body = await _body(request)
         if self._requests >= MAX_REQUESTS:
             raise fastapi.HTTPException(
                 503, "the server is busy; ask again", _RETRY
             )
         self._requests += 1
         try:
-            query = read_query(await _body(request), self._options)
+            query = read_query(body, self._options)
             result = await self._computed(request, *query)
         finally:
             self._requests -= 1

@@ -86,6 +86,7 @@ def rejection(address):
 
 
 def test_held_connections_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(answer_server, "MAX_REQUESTS", 64)
     monkeypatch.setattr(answer_server, "HEADER_SECONDS", 2)
     monkeypatch.setattr(answer_server, "BODY_SECONDS", 2)
     starts = [b""] * 64 + [HEADER] * 8 + [HALF] * 64
