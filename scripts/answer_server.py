@@ -21,6 +21,7 @@ import urllib.parse
 
 import anyio
 import fastapi
+import h11
 import uvicorn
 from absl import logging
 from fastapi import responses
@@ -348,7 +349,7 @@ def create_app(model: typing.Any, options: typing.Any) -> fastapi.FastAPI:
 
 
 class _Protocol(h11_impl.H11Protocol):
-    """HTTP/1.1 that closes connections whose client does not continue."""
+    """HTTP/1.1 that closes connections of malformed and of stuck requests."""
 
     _waiting = None  # the timer of a header
     _unread = None  # the timer of a response that the client does not read
@@ -356,6 +357,25 @@ class _Protocol(h11_impl.H11Protocol):
     def connection_made(self, transport):
         super().connection_made(transport)
         self._wait_for_header()
+
+    def handle_events(self):
+        try:
+            super().handle_events()
+        except ValueError:  # Python's limit of a number's digits
+            self.send_400_response("The Content-Length has too many digits.")
+
+    def send_400_response(self, msg):
+        """Also after the header: the application then gets a disconnect."""
+        is_unanswered = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        elif is_unanswered:
+            logging.info("- - 400 %s from %s", msg, (self.client or ["-"])[0])
+        if is_unanswered:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def on_response_complete(self):
         super().on_response_complete()
@@ -413,7 +433,7 @@ def create_server(app: typing.Any) -> uvicorn.Server:
             http=_Protocol,
             ws="none",
             lifespan="off",
-            log_level="warning",
+            log_level="error",  # it warns of malformed requests twice
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,

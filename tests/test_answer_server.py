@@ -104,6 +104,40 @@ def test_held_connections_keep_nobody_out(monkeypatch):
     assert all(b"within 2 s" in end for end in ends[72:])
 
 
+CHUNKED = HEADER.replace(b"Content-Length: 99", b"Transfer-Encoding: chunked")
+
+
+@pytest.fixture(scope="module")
+def process_log(folder, tmp_path_factory):
+    """The address of a process, and the file of its log."""
+    log = tmp_path_factory.mktemp("log") / "log"
+    with answering.running(folder, log) as (_, address):
+        yield address, log
+
+
+@pytest.mark.parametrize(
+    "status, start, later",
+    [
+        (400, CHUNKED + b"\r\nzz\r\n", b""),
+        (411, CHUNKED + b"\r\n", b"zz\r\n"),
+        (400, CHUNKED + b"Expect: 100-continue\r\n\r\nzz\r\n", b""),
+        (4, HEADER.replace(b"99", b"9" * 5000) + b"\r\n", b""),
+        (400, b"POST /answer\r\n\r\n", b""),
+    ],
+)
+def test_a_malformed_request_is_a_line_in_the_log(
+    process_log, status, start, later
+):
+    address, log = process_log
+    before = log.read_text()
+    with held(address, start) as (connection,):
+        time.sleep(0.3)
+        connection.sendall(later)
+        assert rest(connection).startswith(b"HTTP/1.1 %d" % status)
+    time.sleep(0.2)
+    assert log.read_text()[len(before) :].count("\n") == 1
+
+
 def test_a_connection_may_stay_between_requests_for_a_while(monkeypatch):
     monkeypatch.setattr(answer_server, "HEADER_SECONDS", 1)
     get = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
