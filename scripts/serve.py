@@ -109,6 +109,7 @@ def main(_: typing.List[str]) -> None:
     model.answer("Ready?", "The first call is slow.")
     server = server_module.create_server(create_app(model, options))
     absl_logging.set_verbosity(absl_logging.INFO)
+    server.install_signal_handlers()
     print(
         f"http://{options.host}:{listening.getsockname()[1]}/ answers with "
         f"{model.model.checkpoint} in {model.engine}; Ctrl-C ends it",

@@ -216,6 +216,12 @@ def test_sigterm_ends_whatever_clients_hold(folder, tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+def test_sigterm_right_after_the_ready_line_ends_with_code_0(folder, tmp_path):
+    with answering.running(folder, tmp_path / "log") as (process, _):
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+
+
 # --- Pages of others --------------------------------------------------------
 
 
