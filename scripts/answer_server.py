@@ -101,12 +101,12 @@ def check_headers(headers: typing.Mapping[str, str], limit: int) -> None:
         raise fastapi.HTTPException(
             403, "a page of another site sent the request; use the page here"
         )
-    if "transfer-encoding" in headers:
+    if "transfer-encoding" in headers or "content-length" not in headers:
         raise fastapi.HTTPException(
             411, "send the request with a Content-Length, not in chunks"
         )
     # The server has rejected lengths that are not numbers.
-    length = int(headers.get("content-length", "0"))
+    length = int(headers["content-length"])
     if length > limit:
         raise fastapi.HTTPException(
             413,

@@ -139,9 +139,11 @@ def test_every_character_may_take_as_many_bytes_as_json_allows(reader):
 
 
 def test_a_body_without_its_length_is_rejected(client):
-    check_rejected(
-        client.post("/answer", content=iter([b"{}"])), 411, "Content-Length"
-    )
+    chunks = client.build_request("POST", "/answer", content=iter([b"{}"]))
+    neither = client.build_request("POST", "/answer")
+    del neither.headers["Content-Length"]
+    for request in (chunks, neither):
+        check_rejected(client.send(request), 411, "Content-Length")
 
 
 def test_other_sites_names_do_not_lead_here(client, reader):
