@@ -26,7 +26,6 @@ import uvicorn
 from absl import logging
 from fastapi import responses
 from starlette import requests
-from starlette.middleware import trustedhost
 from uvicorn.protocols.http import h11_impl
 
 from common import errors, files
@@ -34,6 +33,8 @@ from inference import predictor
 
 PAGE = pathlib.Path(__file__).with_name("serve.html")
 _LOOPBACK = ("127.0.0.1", "localhost")
+# A Host header of these: the case of a name has no meaning (RFC 9110, 4.2.3).
+_LOOPBACK_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{0,5})?", re.I)
 # Requests that wait or are computed; more get status 503. A request counts when
 # its body has arrived, so that clients that send half a body lock nobody out.
 MAX_REQUESTS = 512
@@ -96,7 +97,7 @@ def check_headers(headers: typing.Mapping[str, str], limit: int) -> None:
     """
     origin = headers.get("origin", "")
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") or (
-        origin and origin.partition("://")[2] != headers.get("host")
+        origin and origin.partition("://")[2] != headers.get("host", "").lower()
     ):
         raise fastapi.HTTPException(
             403, "a page of another site sent the request; use the page here"
@@ -305,6 +306,23 @@ class _Log:
             )
 
 
+class _LoopbackOnly:
+    """ASGI middleware that rejects other host names than this machine's.
+
+    Otherwise another site's page could send requests here, under a host name
+    that resolves to this machine.
+    """
+
+    def __init__(self, app):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        app, host = self._app, requests.Request(scope).headers.get("host", "")
+        if not _LOOPBACK_HOST.fullmatch(host):
+            app = responses.PlainTextResponse("Invalid host header", 400)
+        await app(scope, receive, send)
+
+
 def create_app(model: typing.Any, options: typing.Any) -> fastapi.FastAPI:
     """The application.
 
@@ -336,11 +354,7 @@ def create_app(model: typing.Any, options: typing.Any) -> fastapi.FastAPI:
         return {"status": "ok"}
 
     if options.host in _LOOPBACK:
-        # Otherwise another site's page could send requests here, under a
-        # host name that resolves to this machine.
-        app.add_middleware(
-            trustedhost.TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)
-        )
+        app.add_middleware(_LoopbackOnly)
     app.add_middleware(_Log)
     return app
 
