@@ -198,7 +198,7 @@ def read_records(
     config: configuration.RobertaConfig,
     run: run_config.RunConfig,
     task: PretrainingConfig,
-    is_training: bool,
+    is_training: bool = True,
 ) -> masked_lm_batches.MaskedLmSource:
     """Opens records; raises errors.UserError where flags do not match them.
 

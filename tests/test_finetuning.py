@@ -95,10 +95,10 @@ def test_prediction_sees_each_sequence_once_and_no_label():
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_choices_have_an_axis(static):
+def test_choices_have_an_axis(static, monkeypatch):
     pairs = [[[0, 5, 2], [0, 6, 6, 2]], [[0, 7, 2], [0, 8, 2]]]
     device = device_of()
-    device.static_shapes = static
+    monkeypatch.setattr(cpu_environment.Cpu, "static_shapes", static)
     batches, _ = finetuning.predict_batches(
         finetuning.Sequences(pairs.__getitem__, np.array([4, 3]), choices=2),
         setup_of({"max_seq_length": 64}, predict_batch_size=3),
