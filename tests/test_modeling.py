@@ -789,7 +789,7 @@ def test_unknown_keys_of_a_config_file_are_logged(
     tmp_path, caplog, keys, warnings
 ):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(dict(SMALL, **keys)))
+    path.write_text(json.dumps(dict(SMALL, layer_norm_eps=1e-5, **keys)))
     config = configuration.RobertaConfig.from_json_file(str(path))
     assert config == config_of()
     assert [record.getMessage() for record in caplog.records] == [
