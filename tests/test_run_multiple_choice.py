@@ -175,7 +175,7 @@ def test_loss_is_a_cross_entropy_over_options():
     )
     run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
     device = cpu_environment.Cpu(environment.DeviceConfig(), Processes())
-    setup = finetuning.Setup(run, run, None, config, None)
+    setup = finetuning.Setup(run, run, finetuning.TaskConfig(), config, None)
     model = run_multiple_choice.build_model(setup, device)
     ids = np.random.RandomState(0).randint(3, 40, [2, 4, 6])
     labels = [3, 1]

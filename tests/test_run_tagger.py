@@ -354,7 +354,7 @@ def test_loss_is_a_mean_over_labelled_tokens():
     )
     run = run_config.RunConfig(output_dir="/nonexistent", npu_bert_debug=True)
     device = cpu_environment.Cpu(environment.DeviceConfig(), Processes())
-    setup = finetuning.Setup(run, run, None, config, None)
+    setup = finetuning.Setup(run, run, finetuning.TaskConfig(), config, None)
     model = run_tagger.build_model(setup, device, 3)
     ids = np.random.RandomState(0).randint(3, 40, [2, 5])
     labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])
