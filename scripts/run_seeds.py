@@ -100,7 +100,7 @@ def main(arguments) -> None:
         )
         if code:
             raise errors.UserError(
-                f"seed {seed}: the command ended with exit code {code}; mend "
+                f"seed {seed}: the command ended with exit code {code}; fix "
                 "it and give the same command again"
             )
         path = os.path.join(directory, "eval_results.txt")
