@@ -91,12 +91,25 @@ def map_ordered(
 
 @contextlib.contextmanager
 def _held_signals():
-    """Keeps Ctrl-C until a process was forked, where Python ignores errors."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Keeps Ctrl-C until a process was forked, where Python ignores errors.
+
+    A signal mask holds for one thread only; any other would take the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread, which is not forking
+        return
+    arrived = []
+    previous = [
+        (number, signal.signal(number, lambda n, _: arrived.append(n)))
+        for number in _SIGNALS
+    ]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for number, handler in previous:
+            signal.signal(number, handler)
+        for number in arrived:
+            os.kill(os.getpid(), number)
 
 
 def _initialize(create, arguments):
@@ -104,7 +117,6 @@ def _initialize(create, arguments):
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     _function = create(*arguments)
 

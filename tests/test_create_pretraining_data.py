@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -751,8 +752,11 @@ def test_ctrl_c_while_workers_start_is_not_lost():
     os.register_at_fork(
         before=lambda: armed and os.kill(os.getpid(), armed.pop())
     )
+    test_ends = threading.Event()  # a thread that could take the signal
+    threading.Thread(target=test_ends.wait, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(worker_pool.map_ordered(iter(range(50)), _multiply, (10,), 2))
+    test_ends.set()
     assert not armed
 
 
