@@ -385,6 +385,23 @@ def _new_output(build, num_shards, settings, source, tokenizer):
     )
 
 
+def _check_shards(build, num_shards, total_bytes):
+    """Raises if there are more shards than bytes, or tasks than shards."""
+    if num_shards > total_bytes:
+        raise errors.UserError(
+            f"--num_shards is {num_shards}, but "
+            f"--input_file={build.input_file} has {total_bytes} bytes; use "
+            "fewer shards than bytes, for example one per "
+            f"{SHARD_BYTES >> 20} MB"
+        )
+    if build.task.count > num_shards:
+        raise errors.UserError(
+            f"--task_count is {build.task.count}, but the records have "
+            f"{num_shards} shards; use at most one task per shard, or set "
+            "--num_shards for all tasks"
+        )
+
+
 def run(
     build: BuildConfig, config: record_builder.RecordConfig
 ) -> typing.Tuple[typing.Dict[str, typing.Any], str]:
@@ -411,18 +428,7 @@ def run(
     texts = reader.expand_inputs(build.input_file)
     total = sum(file.size for file in texts)
     num_shards = build.shards(total)
-    if num_shards > total:
-        raise errors.UserError(
-            f"--num_shards is {num_shards}, but "
-            f"--input_file={build.input_file} has {total} bytes; use fewer "
-            f"shards than bytes, for example one per {SHARD_BYTES >> 20} MB"
-        )
-    if build.task.count > num_shards:
-        raise errors.UserError(
-            f"--task_count is {build.task.count}, but the records have "
-            f"{num_shards} shards; use at most one task per shard, or set "
-            "--num_shards for all tasks"
-        )
+    _check_shards(build, num_shards, total)
     settings = manifest_settings(build, config)
     output = _new_output(
         build,
@@ -443,31 +449,7 @@ def run(
             num_shards, total, shard_output.unfinished_shards(output)
         )
         summary, invalid_lines = write(build, config, texts, output, places)
-        if invalid_lines:
-            raise InvalidTextError(
-                f"--input_file={build.input_file}: lines that are not UTF-8, "
-                f"or JSON without text: {invalid_lines}, named above; run the "
-                "same command with --invalid_text=replace or skip to complete "
-                "the build, or correct them and build with --overwrite"
-            )
-        missing = output.missing()
-        if missing:
-            logging.info(
-                "task %d of %d is complete; shards of other tasks that are "
-                "not: %d; the last task writes %s",
-                build.task.index,
-                build.task.count,
-                missing,
-                manifest.MANIFEST,
-            )
-            own = output.own_finished()
-            return shard_output.with_totals(settings, own), summary
-        if not any(entry["tokens"] for entry in output.finished):
-            raise errors.UserError(
-                f"--input_file={build.input_file} contains only white space "
-                "or invalid lines; expected text"
-            )
-        return output.complete(), summary
+        return _complete(build, output, settings, invalid_lines), summary
     except BaseException as error:
         output.abandon(
             remove_finished=isinstance(error, errors.UserError)
@@ -476,6 +458,35 @@ def run(
             )
         )
         raise
+
+
+def _complete(build, output, settings, invalid_lines):
+    """Completes the output, if this task is the last; what run() returns."""
+    if invalid_lines:
+        raise InvalidTextError(
+            f"--input_file={build.input_file}: lines that are not UTF-8, "
+            f"or JSON without text: {invalid_lines}, named above; run the "
+            "same command with --invalid_text=replace or skip to complete "
+            "the build, or correct them and build with --overwrite"
+        )
+    missing = output.missing()
+    if missing:
+        logging.info(
+            "task %d of %d is complete; shards of other tasks that are "
+            "not: %d; the last task writes %s",
+            build.task.index,
+            build.task.count,
+            missing,
+            manifest.MANIFEST,
+        )
+        own = output.own_finished()
+        return shard_output.with_totals(settings, own)
+    if not any(entry["tokens"] for entry in output.finished):
+        raise errors.UserError(
+            f"--input_file={build.input_file} contains only white space "
+            "or invalid lines; expected text"
+        )
+    return output.complete()
 
 
 def _chunks(texts, limits, config, places):
