@@ -367,9 +367,9 @@ def _write_vectors(results, path):
 
 def readable(result: dict) -> typing.List[str]:
     """A result as lines for a person."""
-    if "nbest" in result:
+    if "answers" in result:
         lines = ["answer: " + (result["answer"] or "(no answer)")]
-        for entry in result["nbest"][:5]:
+        for entry in result["answers"]:
             line = f"{100 * entry['probability']:5.1f} %  "
             line += entry["text"] or "(no answer)"
             if entry["start"] is not None:

@@ -24,6 +24,7 @@ import squad
 import tokenization
 from common import command_line, errors
 from inference import onnx_engine, trained_model
+from question_answering import squad_decoding
 from tasks import conll, sequences
 from weights import model_directory
 
@@ -61,7 +62,15 @@ class Settings(trained_model.ModelConfig):
 
     max_query_length: typing.Optional[int] = _as_trained("max_query_length")
     n_best_size: int = command_line.flag(
-        20, "Answers listed for each question.", lower=1
+        20,
+        "Spans listed for each question, those that overlap among them.",
+        lower=1,
+    )
+    num_answers: int = command_line.flag(
+        5,
+        "Answers given for each question: the most probable of the n_best_size "
+        "spans that do not overlap.",
+        lower=1,
     )
     max_answer_length: typing.Optional[int] = _as_trained("max_answer_length")
     version_2_with_negative: typing.Optional[bool] = _as_trained(
@@ -208,9 +217,11 @@ class Predictor:
         Returns:
           A list of {"id", "answer", "score": its probability among the listed
           ones, "start", "end": characters of the text, "nbest": [{"text",
-          "probability", "start_logit", "end_logit", "start", "end"}]}; with
-          version_2_with_negative also "null_odds", and no answer is "" with
-          a start and end of None. An empty text has no answer.
+          "probability", "start_logit", "end_logit", "start", "end"}],
+          "answers": the num_answers best of these that do not overlap, with
+          probabilities among such ones}; with version_2_with_negative also
+          "null_odds", and no answer is "" with a start and end of None. An
+          empty text has no answer.
 
         Raises:
           errors.UserError: a question is empty, or settings leave no room for
@@ -245,7 +256,10 @@ class Predictor:
             answerable_logits=answerable,
             with_offsets=True,
         )
-        return [_answer(example.question_id, *outputs) for example in examples]
+        return [
+            _answer(example.question_id, *outputs, self.settings.num_answers)
+            for example in examples
+        ]
 
     def _span_logits(self, features):
         """({unique_id: (start, end)}, {unique_id: answerable} or None)."""
@@ -560,7 +574,7 @@ def _tagged(text, spans, names, logits):
     return result
 
 
-def _answer(name, predictions, nbest, null_odds):
+def _answer(name, predictions, nbest, null_odds, num_answers):
     entry = next(
         (entry for entry in nbest[name] if entry["text"] == predictions[name]),
         {"probability": None, "start": None, "end": None},
@@ -571,6 +585,7 @@ def _answer(name, predictions, nbest, null_odds):
         "score": entry["probability"],
         "start": entry["start"],
         "end": entry["end"],
+        "answers": squad_decoding.distinct_answers(nbest[name], num_answers),
         "nbest": nbest[name],
     }
     if name in null_odds:

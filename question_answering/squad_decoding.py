@@ -20,6 +20,7 @@ import typing
 import numpy as np
 
 from common import errors
+from question_answering import squad_scores
 
 # Stands for minus infinity in sums, so that their differences are numbers.
 _LOWEST = -1e30
@@ -115,6 +116,51 @@ def decode(
             answers = _with_null(answers, null, n_best_size)
         nbest[name] = _with_probabilities(answers or [best], with_offsets)
     return predictions, nbest, null_odds
+
+
+def distinct_answers(
+    nbest: typing.Iterable[typing.Dict[str, typing.Any]], limit: int
+) -> typing.List[typing.Dict[str, typing.Any]]:
+    """The best entries of an n-best list that do not overlap.
+
+    Of entries that share characters of the context, or whose texts differ in
+    articles, case and punctuation alone, the most probable one stays. Their
+    order stays too, so that the first one is the list's first.
+
+    >>> distinct_answers([
+    ...     {"text": "in 1721", "probability": 0.5, "start": 4, "end": 11},
+    ...     {"text": "1721", "probability": 0.3, "start": 7, "end": 11},
+    ...     {"text": "1954", "probability": 0.2, "start": 30, "end": 34},
+    ... ], limit=1)[0]["probability"]  # 0.5 / (0.5 + 0.2)
+    0.7142857142857143
+
+    Args:
+      nbest: a question's dicts of `decode` with offsets.
+      limit: entries at most.
+
+    Returns:
+      Copies of the entries; the probabilities of all distinct ones, also of
+      those beyond the limit, sum to 1.
+    """
+    distinct: typing.List[typing.Dict[str, typing.Any]] = []
+    texts = set()
+    for entry in nbest:
+        text = squad_scores.normalize_answer(entry["text"]) or entry["text"]
+        if text not in texts and not any(_overlap(entry, d) for d in distinct):
+            texts.add(text)
+            distinct.append(entry)
+    total = sum(entry["probability"] for entry in distinct)
+    return [
+        dict(entry, probability=entry["probability"] / total)
+        for entry in distinct[:limit]
+    ]
+
+
+def _overlap(first, second):
+    """Whether two entries share characters; "" has none."""
+    if None in (first["start"], second["start"]):
+        return False
+    return first["start"] < second["end"] and second["start"] < first["end"]
 
 
 def check_positive(**sizes: int) -> None:

@@ -68,6 +68,15 @@ def test_an_answer_is_the_text_between_its_offsets(reader):
     assert sum(e["probability"] for e in result["nbest"]) == pytest.approx(1)
 
 
+def test_a_question_has_several_answers_that_do_not_overlap(reader):
+    result = reader.answer("Where?", TEXT)
+    answers = result["answers"]
+    assert 1 < len(answers) <= 5
+    assert answers[0]["text"] == result["answer"]
+    spans = sorted((entry["start"], entry["end"]) for entry in answers)
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+
+
 def test_a_text_of_many_windows_is_read_to_its_end(folder):
     """Windows have room for 22 tokens of 260; all answers are listed."""
     reader = predictor.Predictor(

@@ -16,7 +16,7 @@ import squad
 import tokenization
 from common import errors
 from helpers.paths import REPOSITORY
-from question_answering import squad_scores
+from question_answering import squad_decoding, squad_scores
 
 CONTEXT = (
     "Varn lies on the Odra. Its mill, built in 1780, burned down twice;"
@@ -768,6 +768,29 @@ def test_decode_finds_the_best_of_all_spans(settings, n_best_size, max_length):
             pytest.approx([s for s, _ in expected])
         )
         assert predictions[one.question_id] == expected[0][1]
+
+
+def test_distinct_answers_neither_overlap_nor_repeat():
+    """Of "1721", "built in 1721" and "1721 by two" the best one stays."""
+    listed = [
+        {"text": text, "probability": share, "start": start, "end": end}
+        for text, share, start, end in [
+            ("1721", 0.32, 16, 20),
+            ("built in 1721", 0.2, 7, 20),
+            ("", 0.16, None, None),
+            ("1721 by two", 0.12, 16, 27),
+            ("The mill", 0.08, 40, 48),
+            (" by two", 0.08, 20, 27),  # begins where the first one ends
+            ("mill,", 0.04, 60, 65),
+        ]
+    ]
+    answers = squad_decoding.distinct_answers(listed, 3)
+    assert [entry["text"] for entry in answers] == ["1721", "", "The mill"]
+    shares = [entry["probability"] for entry in answers]
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.125])
+    assert listed[0]["probability"] == 0.32
+    everything = squad_decoding.distinct_answers(listed, 9)
+    assert [entry["text"] for entry in everything[3:]] == [" by two"]
 
 
 def test_nbest_lists_each_text_once_with_probabilities_that_sum_to_one():
