@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Converts RoBERTa's weights between Hugging Face, fairseq and TensorFlow.
+r"""Converts RoBERTa's weights between Hugging Face, fairseq and TensorFlow.
 
     python convert_checkpoint.py --from=hf --to=tf \
         --input=roberta-large --output=checkpoints/roberta_large.ckpt
@@ -27,10 +27,13 @@ from weights import conversion
 def define_flags() -> None:
     """Declares the flags of this program."""
     command_line.define(conversion.ConvertConfig)
-    flags.DEFINE_enum(
-        "from", None, sorted(conversion.READERS), "Format of the input."
-    )
-    flags.DEFINE_enum("to", None, ["hf", "tf"], "Format of the output.")
+    for name, formats, text in (
+        ("from", sorted(conversion.READERS), "Format of the input."),
+        ("to", ["hf", "tf"], "Format of the output."),
+    ):
+        flags.DEFINE_enum(
+            name, None, formats, text, module_name=command_line.FIRST
+        )
     flags.mark_flags_as_required(["from", "to"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns text into the records that run_pretraining.py reads.
+r"""Turns text into the records that run_pretraining.py reads.
 
     python create_pretraining_data.py --input_file='corpus/*.txt' \
         --output_file=records --vocab_file=vocab.json --merges_file=merges.txt \
@@ -76,6 +76,7 @@ class BuildConfig:
         "Text (.txt or any name, .jsonl, both also .gz): files, globs "
         "and directories, comma separated. A line is a sentence or paragraph, "
         "a blank line ends a document; of .jsonl each line is a document.",
+        group=command_line.FIRST,
     )
     output_file: str = command_line.flag(
         "", "A file, when it ends in .tfrecord, else a directory of shards."
@@ -85,13 +86,16 @@ class BuildConfig:
         "", "The merges of the byte-pair encoding, merges.txt."
     )
     do_lower_case: bool = command_line.flag(
-        False, "Lower-case the text; RoBERTa's vocabulary is cased."
+        False,
+        "Lower-case the text; RoBERTa's vocabulary is cased.",
+        group=command_line.DATA,
     )
     num_shards: typing.Optional[int] = command_line.flag(
         None,
         f"Files to write; default: one per {SHARD_BYTES >> 20} MB of input.",
         lower=1,
         upper=99999,
+        group=command_line.OTHER,
     )
     num_workers: typing.Optional[int] = command_line.flag(
         None,

@@ -49,6 +49,7 @@ class DeviceConfig:
         "auto",
         "Device to compute on; auto selects an NPU, else a GPU, else the CPU.",
         choices=("auto", "cpu", "gpu", "npu"),
+        group=command_line.DEVICES,
     )
     cpu_threads: int = command_line.flag(
         0,
@@ -96,8 +97,15 @@ class DeviceConfig:
         "Horovod: send gradients in fp16, half the bytes; turns on a dynamic "
         "loss scale.",
     )
+    deterministic: bool = command_line.flag(
+        False,
+        "NPU, and GPU under TensorFlow 2.15: operations that give the same "
+        "bits in each run; slower. A CPU does so for each --cpu_threads.",
+    )
     distributed: bool = command_line.flag(
-        False, "Train on RANK_SIZE NPUs; this process is RANK_ID."
+        False,
+        "Train on RANK_SIZE NPUs; this process is RANK_ID.",
+        group=command_line.NPU,
     )
     npu_bert_fused_gelu: bool = command_line.flag(
         False, "NPU: its own GELU, the tanh form; differs by up to 5e-4."
@@ -121,11 +129,6 @@ class DeviceConfig:
         "",
         "NPU: sizes of the groups of gradients that are averaged together, "
         "in percent, comma separated, sum 100. Default: the adapter's.",
-    )
-    deterministic: bool = command_line.flag(
-        False,
-        "NPU, and GPU under TensorFlow 2.15: operations that give the same "
-        "bits in each run; slower. A CPU does so for each --cpu_threads.",
     )
     precision_mode: str = command_line.flag(
         "",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a trained model for another program, and compares it first.
+r"""Exports a trained model for another program, and compares it first.
 
     python export_model.py --model=output/squad_v1.1 \
       --format=saved_model --output=served/squad/1
@@ -39,17 +39,22 @@ class ExportConfig(trained_model.ModelConfig):
         "",
         "Which head to export. Default: that of the model's own task.",
         choices=tuple(trained_model.HEADS),
+        group=command_line.FIRST,
     )
     format: str = command_line.flag(
         "saved_model",
         "What to write; onnx needs scripts/setup.sh --extras=onnx.",
         choices=tuple(exporting.FORMATS),
     )
+    output: str = command_line.flag(
+        "", "File (frozen: .pb, onnx: .onnx) or directory to write."
+    )
     quantize: str = command_line.flag(
         "",
         "onnx: int8 makes a file of a quarter of the size that a CPU computes "
         "two to four times as fast. Default: float32.",
         choices=("int8",),
+        group=command_line.OTHER,
     )
     score_file: str = command_line.flag(
         "",
@@ -61,9 +66,6 @@ class ExportConfig(trained_model.ModelConfig):
         "int8: points of F1 (squad) or accuracy that the score on "
         "--score_file may fall by.",
         lower=0,
-    )
-    output: str = command_line.flag(
-        "", "File (frozen: .pb, onnx: .onnx) or directory to write."
     )
     batch_size: int = command_line.flag(
         1,

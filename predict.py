@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers with a trained model: one input, a file of them, or a prompt.
+r"""Answers with a trained model: one input, a file of them, or a prompt.
 
     python predict.py answer --model=output/squad_v1.1 \
       --question="Where is Paris?" --text="Paris lies on the Seine."
@@ -42,7 +42,7 @@ _BATCHES = 64
 class PredictConfig(table_files.ColumnConfig):
     """Flags of this script alone, and the columns of tables."""
 
-    text: str = command_line.flag("", "The text.")
+    text: str = command_line.flag("", "The text.", group=command_line.FIRST)
     text_b: str = command_line.flag("", "classify: the second text of a pair.")
     question: str = command_line.flag("", "answer: the question.")
     input_file: str = command_line.flag(
@@ -51,15 +51,16 @@ class PredictConfig(table_files.ColumnConfig):
         "columns text, text_b or question and context, and id; answer takes "
         "SQuAD's JSON too, tag words in CoNLL's form (.conll, .conllu).",
     )
-    token_column: typing.Optional[int] = command_line.flag(
-        None,
-        "tag: the input file has one word per line, in this column from 0.",
-    )
     output_file: str = command_line.flag(
         "",
         "Where results go, as JSON lines; to a name in .csv or .tsv as a "
         "table; answers to a name in .json as {id: answer}; vectors to a .npy "
         "with an index beside it. Default: standard output.",
+    )
+    token_column: typing.Optional[int] = command_line.flag(
+        None,
+        "tag: the input file has one word per line, in this column from 0.",
+        group=command_line.DATA,
     )
 
     def __post_init__(self):

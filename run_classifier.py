@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes RoBERTa on texts or pairs of texts with labels, or with numbers.
+r"""Fine-tunes RoBERTa on texts or pairs of texts with labels, or with numbers.
 
     python run_classifier.py --task=RTE --data_dir=glue/RTE \
       --bert_config_file=config.json --vocab_file=vocab.json \
@@ -47,6 +47,7 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
         GENERIC,
         "A task of GLUE, or generic for your own tables.",
         choices=(GENERIC, *glue.TASKS),
+        group=command_line.FIRST,
     )
     do_eval: bool = command_line.flag(
         False, "Whether to score the development set."
@@ -54,16 +55,17 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
     data_dir: str = command_line.flag(
         "", "GLUE: the task's directory, with train.tsv, dev.tsv, test.tsv."
     )
-    diagnostic_file: str = command_line.flag(
-        "",
-        "MNLI: the diagnostic set (AX). Default: diagnostic.tsv in "
-        "data_dir, or in diagnostic or AX beside it, if it exists.",
-    )
     train_file: str = command_line.flag(
         "", "Table to train on: .tsv, .csv or .jsonl."
     )
     eval_file: str = command_line.flag("", "Table to score.")
     predict_file: str = command_line.flag("", "Table to predict labels for.")
+    diagnostic_file: str = command_line.flag(
+        "",
+        "MNLI: the diagnostic set (AX). Default: diagnostic.tsv in "
+        "data_dir, or in diagnostic or AX beside it, if it exists.",
+        group=command_line.DATA,
+    )
     label_column: str = command_line.flag("label", "The column of the label.")
     labels: str = command_line.flag(
         "",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes RoBERTa on multiple-choice questions about articles: RACE.
+r"""Fine-tunes RoBERTa on multiple-choice questions about articles: RACE.
 
     python run_multiple_choice.py --data_dir=RACE \
       --bert_config_file=config.json --vocab_file=vocab.json \
@@ -36,12 +36,13 @@ class MultipleChoiceConfig(finetuning.TaskConfig):
         "",
         "RACE's directory, with train, dev and test, each with middle and "
         "high.",
+        group=command_line.FIRST,
     )
     do_eval: bool = command_line.flag(
         False, "Whether to score the questions of eval_part."
     )
     eval_part: str = command_line.flag(
-        "dev", "The directory in data_dir to score."
+        "dev", "The directory in data_dir to score.", group=command_line.DATA
     )
     predict_part: str = command_line.flag(
         "test", "The directory in data_dir to answer."

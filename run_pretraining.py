@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-trains RoBERTa as a masked language model, and evaluates it.
+r"""Pre-trains RoBERTa as a masked language model, and evaluates it.
 
     python run_pretraining.py --bert_config_file=config.json \
       --input_files_dir=records --output_dir=output --do_train=True
@@ -49,19 +49,17 @@ class PretrainingConfig:
     input_files_dir: str = command_line.flag(
         "",
         "Records to train on: directories, files and globs, comma separated.",
+        group=command_line.FIRST,
     )
     eval_files_dir: str = command_line.flag(
         "", "Records to evaluate on, as for --input_files_dir."
     )
     do_eval: bool = command_line.flag(False, "Whether to evaluate.")
-    eval_batch_size: int = command_line.flag(
-        8, "Sequences per batch in evaluation.", lower=1
-    )
-    max_eval_steps: int = command_line.flag(
-        0, "Batches of an evaluation; 0 evaluates all records.", lower=0
-    )
     max_predictions_per_seq: int = command_line.flag(
-        80, "Largest number of masked positions per sequence.", lower=1
+        80,
+        "Largest number of masked positions per sequence.",
+        lower=1,
+        group=command_line.DATA,
     )
     masked_lm_prob: typing.Optional[float] = command_line.flag(
         None,
@@ -74,17 +72,26 @@ class PretrainingConfig:
         "Whether dynamic masking draws whole words. Default: "
         "manifest.json's, else False.",
     )
-    num_train_steps: int = command_line.flag(
-        100000, "Updates of the entire run.", lower=1
-    )
-    num_warmup_steps: int = command_line.flag(
-        10000, "Updates over which the learning rate rises from 0.", lower=0
-    )
     shuffle_window: int = command_line.flag(
         100000, "Records that are shuffled together.", lower=1
     )
     skip_corrupt_records: bool = command_line.flag(
         False, "Skip corrupted records and count them."
+    )
+    eval_batch_size: int = command_line.flag(
+        8,
+        "Sequences per batch in evaluation.",
+        lower=1,
+        group=command_line.TRAINING,
+    )
+    max_eval_steps: int = command_line.flag(
+        0, "Batches of an evaluation; 0 evaluates all records.", lower=0
+    )
+    num_train_steps: int = command_line.flag(
+        100000, "Updates of the entire run.", lower=1
+    )
+    num_warmup_steps: int = command_line.flag(
+        10000, "Updates over which the learning rate rises from 0.", lower=0
     )
 
     def __post_init__(self):

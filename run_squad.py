@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes RoBERTa on SQuAD v1.1 or v2.0, and answers questions.
+r"""Fine-tunes RoBERTa on SQuAD v1.1 or v2.0, and answers questions.
 
     python run_squad.py --bert_config_file=config.json --vocab_file=vocab.json \
       --merges_file=merges.txt --init_checkpoint=roberta.ckpt \
@@ -42,23 +42,31 @@ DEFAULTS = {
 class SquadConfig(finetuning.TaskConfig, squad.AnswerConfig):
     """Flags of this script, including those of all fine-tuning scripts."""
 
-    train_file: str = command_line.flag("", "SQuAD JSON to train on.")
+    train_file: str = command_line.flag(
+        "", "SQuAD JSON to train on.", group=command_line.FIRST
+    )
     predict_file: str = command_line.flag("", "SQuAD JSON to answer.")
     doc_stride: int = command_line.flag(
-        128, "Tokens from one window of a long context to the next.", lower=1
-    )
-    answerability_head: bool = command_line.flag(
-        False,
-        "v2.0: a classifier on <s> whose loss is added to the span "
-        "loss (RoBERTa paper, section 5.2).",
+        128,
+        "Tokens from one window of a long context to the next.",
+        lower=1,
+        group=command_line.DATA,
     )
     skip_invalid_answers: bool = command_line.flag(
         False,
         "Leave out questions whose answer_start does not hold the "
         "answer, and count them.",
     )
+    answerability_head: bool = command_line.flag(
+        False,
+        "v2.0: a classifier on <s> whose loss is added to the span "
+        "loss (RoBERTa paper, section 5.2).",
+        group=command_line.MODEL,
+    )
     feature_cache_dir: str = command_line.flag(
-        "", "Accepted, without effect: features are made in seconds."
+        "",
+        "Accepted, without effect: features are made in seconds.",
+        group=command_line.OTHER,
     )
     use_tpu: bool = command_line.flag(False, "Accepted while False.")
     tpu_name: str = command_line.flag("", "Accepted while empty.")

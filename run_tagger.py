@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes RoBERTa to label words: entities, parts of speech.
+r"""Fine-tunes RoBERTa to label words: entities, parts of speech.
 
     python run_tagger.py --train_file=train.txt --eval_file=valid.txt \
       --predict_file=test.txt --bert_config_file=config.json \
@@ -36,7 +36,9 @@ IGNORED = -1  # at tokens without a label
 class TaggerConfig(finetuning.TaskConfig):
     """Flags of this script, including those of every fine-tuning script."""
 
-    train_file: str = command_line.flag("", "Labelled words to train on.")
+    train_file: str = command_line.flag(
+        "", "Labelled words to train on.", group=command_line.FIRST
+    )
     do_eval: bool = command_line.flag(False, "Whether to score eval_file.")
     eval_file: str = command_line.flag("", "Labelled words to score.")
     predict_file: str = command_line.flag("", "Words to label.")
@@ -44,6 +46,7 @@ class TaggerConfig(finetuning.TaskConfig):
         None,
         "The column of the words, counted from 0, or from the end: -1 is "
         "the last one. Default: 0, in CoNLL-U 1.",
+        group=command_line.DATA,
     )
     label_column: int = command_line.flag(
         -1,

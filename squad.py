@@ -38,7 +38,10 @@ class AnswerConfig:
     """Flags of every script that answers questions."""
 
     max_query_length: int = command_line.flag(
-        64, "Tokens of a question; more are cut off.", lower=1
+        64,
+        "Tokens of a question; more are cut off.",
+        lower=1,
+        group=command_line.PREDICTION,
     )
     n_best_size: int = command_line.flag(
         20, "Answers listed for each question.", lower=1

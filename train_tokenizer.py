@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a byte-level BPE vocabulary: vocab.json and merges.txt.
+r"""Trains a byte-level BPE vocabulary: vocab.json and merges.txt.
 
     python train_tokenizer.py --input_file='corpus/*.txt' --vocab_size=32000 \
         --output_dir=model
@@ -47,12 +47,15 @@ class TokenizerConfig:
         "",
         "Text (.txt or any name, .jsonl, both also .gz): files, globs "
         "and directories, comma separated.",
-    )
-    text_field: str = command_line.flag(
-        "text", "The field of a .jsonl line that is the text."
+        group=command_line.FIRST,
     )
     output_dir: str = command_line.flag(
         "", "Directory that vocab.json and merges.txt are written to."
+    )
+    text_field: str = command_line.flag(
+        "text",
+        "The field of a .jsonl line that is the text.",
+        group=command_line.OTHER,
     )
     vocab_size: int = command_line.flag(
         50265,

@@ -35,6 +35,17 @@ _BOOLEANS = {
     **dict.fromkeys(("true", "t", "1", "yes", "y"), True),
     **dict.fromkeys(("false", "f", "0", "no", "n"), False),
 }
+# The groups of --help, in this order.
+FIRST = "what you need first"
+DATA = "data"
+MODEL = "model"
+TRAINING = "training"
+PREDICTION = "prediction"
+DEVICES = "devices and precision"
+NPU = "NPU"
+OTHER = "options"
+_GROUPS = (FIRST, DATA, MODEL, TRAINING, PREDICTION, DEVICES, NPU, OTHER)
+_HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 # No count of the suite is larger, and TensorFlow's int32 ends here.
 _MAX_INT = 2**31 - 1
 _Number = typing.Union[int, float]
@@ -51,6 +62,7 @@ def flag(
     choices: typing.Optional[typing.Sequence[str]] = None,
     lower: typing.Optional[_Number] = None,
     upper: typing.Optional[_Number] = None,
+    group: str = "",
 ) -> typing.Any:
     """A dataclass field that is also a flag.
 
@@ -61,8 +73,12 @@ def flag(
       choices: allowed strings, or None.
       lower: smallest allowed number, or None.
       upper: largest allowed number where there is a smallest, or None.
+      group: of --help, for this field and those after it; "" is that of the
+        field before it, OTHER before any.
     """
-    metadata = dict(help=help_text, choices=choices, lower=lower, upper=upper)
+    metadata = dict(
+        help=help_text, choices=choices, lower=lower, upper=upper, group=group
+    )
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -78,7 +94,9 @@ class _Parser(flags.ArgumentParser):
         if self.kind is int:
             self._lower = -_MAX_INT if self._lower is None else self._lower
             self._upper = _MAX_INT if self._upper is None else self._upper
-        self.syntactic_help = self._expected()
+        # --help shows what the default and the name do not.
+        obvious = self.kind in (bool, str) and self._choices is None
+        self.syntactic_help = "" if obvious else self._expected()
 
     def _expected(self) -> str:
         """The words after "expected" in a message: "a number >= 1"."""
@@ -104,9 +122,9 @@ class _Parser(flags.ArgumentParser):
                 else self.kind(argument)
             )
         except (KeyError, ValueError):
-            raise ValueError("expected " + self.syntactic_help) from None
+            raise ValueError("expected " + self._expected()) from None
         if not self._is_allowed(value):
-            raise ValueError("expected " + self.syntactic_help)
+            raise ValueError("expected " + self._expected())
         return value
 
     def _is_allowed(self, value: typing.Any) -> bool:
@@ -142,21 +160,21 @@ def define(config_class: type, **defaults: typing.Any) -> None:
     unknown = set(defaults) - {field.name for field in fields}
     if unknown:
         raise TypeError(f"{config_class.__name__} has no field {unknown}")
+    group = OTHER
     for field in fields:
+        group = field.metadata["group"] or group
         default = defaults.get(field.name, field.default)
         parser = _Parser(field, default)
-        flags.DEFINE_flag(
-            flags.Flag(
-                parser,
-                flags.ArgumentSerializer(),
-                field.name,
-                default,
-                field.metadata["help"],
-                boolean=parser.kind is bool,
-            ),
-            # --help lists the flags of this "module" alone.
-            module_name=sys.argv[0],
+        item = flags.Flag(
+            parser,
+            flags.ArgumentSerializer(),
+            field.name,
+            default,
+            field.metadata["help"],
+            boolean=parser.kind is bool,
         )
+        item.default_as_str = item.default_as_str if default != "" else None
+        flags.DEFINE_flag(item, module_name=group)
 
 
 def build(
@@ -196,9 +214,19 @@ def end_at_closed_pipe() -> typing.NoReturn:
     sys.exit(128 + signal.SIGPIPE)
 
 
+def _help() -> str:
+    """The program's docstring and its flags by group."""
+    text = sys.modules["__main__"].__doc__ or ""
+    groups = filter(None, map(flags.FLAGS.module_help, _GROUPS))
+    return "\n".join([text.strip(), *groups, ""])
+
+
 def _parse(argv: typing.List[str]) -> typing.List[str]:
     try:
         try:
+            if not _HELP.isdisjoint(argv[1:]):
+                sys.stdout.write(_help())
+                sys.exit(0)
             return flags.FLAGS(argv)
         finally:
             sys.stdout.flush()  # of --help
@@ -277,8 +305,6 @@ def run(
             logging.debug("traceback", exc_info=True)
             fail(describe_os_error(error))
 
-    flags.DEFINE_bool(
-        "version", False, "Print the version.", module_name=sys.argv[0]
-    )
+    flags.DEFINE_bool("version", False, "Print the version.", module_name=OTHER)
     logging.use_absl_handler()
     app.run(guarded, flags_parser=_parse)

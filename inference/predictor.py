@@ -83,6 +83,7 @@ class Settings(trained_model.ModelConfig):
         "auto",
         "Where to compute; auto takes a GPU, else the CPU.",
         choices=("auto", "cpu", "gpu"),
+        group=command_line.DEVICES,
     )
     manual_fp16: bool = command_line.flag(False, "Compute the encoder in fp16.")
     use_bf16: bool = command_line.flag(
@@ -91,7 +92,7 @@ class Settings(trained_model.ModelConfig):
         "softmax.",
     )
     predict_batch_size: int = command_line.flag(
-        8, "Sequences of a batch.", lower=1
+        8, "Sequences of a batch.", lower=1, group=command_line.PREDICTION
     )
     max_seq_length: typing.Optional[int] = command_line.flag(
         None,

@@ -42,9 +42,12 @@ class ModelConfig:
         "Output directory of a trainer, whose newest checkpoint is taken, "
         "or the prefix of a checkpoint; predict.py and serve.py also take the "
         ".onnx file of export_model.py.",
+        group=command_line.FIRST,
     )
     bert_config_file: str = command_line.flag(
-        "", "The model's config. Default: config.json beside the checkpoint."
+        "",
+        "The model's config. Default: config.json beside the checkpoint.",
+        group=command_line.MODEL,
     )
     vocab_file: str = command_line.flag(
         "",

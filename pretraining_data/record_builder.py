@@ -49,6 +49,7 @@ class RecordConfig:
         "static: records carry their masks; dynamic: the input "
         "pipeline of run_pretraining.py draws new ones each time.",
         choices=(STATIC, DYNAMIC),
+        group=command_line.DATA,
     )
     packing: str = command_line.flag(
         FULL_SENTENCES,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Averages the weights of several TensorFlow checkpoints of one model.
+r"""Averages the weights of several TensorFlow checkpoints of one model.
 
     python scripts/average_checkpoints.py output --last=5 --output=averaged
     python scripts/average_checkpoints.py seed-1/model.ckpt-900 \

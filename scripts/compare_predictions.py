@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whether one SQuAD prediction is better than another, or luck.
+r"""Tells whether one SQuAD prediction is better than another, or luck.
 
     python scripts/compare_predictions.py dev-v1.1.json a/predictions.json \
         b/predictions.json

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the inputs of a run before it is started.
+r"""Checks the inputs of a run before it is started.
 
     python scripts/doctor.py --flagfile=configs/pretrain_base.flags \
       --bert_config_file=config.json --vocab_file=vocab.json \

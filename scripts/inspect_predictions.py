@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Shows the worst answers to SQuAD's questions on one HTML page.
+r"""Shows the worst answers to SQuAD's questions on one HTML page.
 
     python scripts/inspect_predictions.py dev-v2.0.json predictions.json \
         --nbest nbest_predictions.json --null-odds null_odds.json

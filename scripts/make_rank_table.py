@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the rank table of a training on several Ascend NPUs.
+r"""Writes the rank table of a training on several Ascend NPUs.
 
     python3 scripts/make_rank_table.py --hosts=10.0.0.1 --devices=8 \
       --output=rank_table.json

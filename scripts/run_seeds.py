@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one command with several random seeds and shows median and spread.
+r"""Runs one command with several random seeds and shows median and spread.
 
     python scripts/run_seeds.py --seeds=1,2,3,4,5 --output_dir=seeds -- \
         python run_squad.py --flagfile=configs/squad_v1.1_base.flags ...

@@ -73,16 +73,28 @@ class TaskConfig:
         "",
         "The tokenizer's vocab.json. Default, with --merges_file: those "
         "beside --init_checkpoint.",
+        group=command_line.FIRST,
     )
     merges_file: str = command_line.flag("", "The tokenizer's merges.txt.")
+    do_predict: bool = command_line.flag(False, "Whether to predict.")
+    num_workers: int = command_line.flag(
+        0,
+        "Processes that tokenize; 0 takes all cores.",
+        lower=0,
+        upper=worker_pool.MAX_WORKERS,
+        group=command_line.DATA,
+    )
     do_lower_case: typing.Optional[bool] = command_line.flag(
         None,
         "Lower-case all text. Default: what tokenizer_config.json beside the "
         "checkpoint says, else False; RoBERTa's vocabulary is cased.",
+        group=command_line.MODEL,
     )
-    do_predict: bool = command_line.flag(False, "Whether to predict.")
     predict_batch_size: int = command_line.flag(
-        8, "Sequences of a batch in prediction.", lower=1
+        8,
+        "Sequences of a batch in prediction.",
+        lower=1,
+        group=command_line.TRAINING,
     )
     num_train_epochs: float = command_line.flag(
         2.0, "Passes over the training features.", lower=0, upper=100000
@@ -98,12 +110,6 @@ class TaskConfig:
         "Layers from below that are not trained, and with them the "
         "embeddings; 0 trains all.",
         lower=0,
-    )
-    num_workers: int = command_line.flag(
-        0,
-        "Processes that tokenize; 0 takes all cores.",
-        lower=0,
-        upper=worker_pool.MAX_WORKERS,
     )
 
 

@@ -28,7 +28,9 @@ _QUOTED = re.compile('"(?=.*"")([^"]|"")*"', re.DOTALL)
 class ColumnConfig:
     """Flags of every script that reads texts from tables."""
 
-    text_column: str = command_line.flag("text", "The column of the text.")
+    text_column: str = command_line.flag(
+        "text", "The column of the text.", group=command_line.DATA
+    )
     text_pair_column: str = command_line.flag(
         "",
         "The column of the second text of a pair. Default: text_b, where the "

@@ -185,11 +185,50 @@ def test_a_closed_pipe_ends_a_script_quietly():
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_help_lists_flags_and_defaults():
-    _, output, _ = run("--help")
-    assert "--size" in output and "A size." in output
-    assert "(default: '0.25')" in output
-    assert "--[no]version" in output
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_keeps_the_example_and_groups_the_flags(flag):
+    code, output, lines = run("--size=4", flag)
+    assert (code, lines) == (0, [])
+    assert "flags_program.py --size=4 \\\n      --rate=2\n" in output
+    assert re.findall(r"^(\S.*):$|^  --(\S+):", output, re.MULTILINE) == [
+        ("what you need first", ""),
+        *[("", name) for name in ("count", "[no]is_off", "[no]is_on")],
+        *[("", name) for name in ("path", "share", "[no]whole")],
+        ("NPU", ""),
+        *[("", name) for name in ("name", "rate", "size")],
+        ("options", ""),
+        ("", "[no]version"),
+    ]
+    assert "(default: '0.25')\n    (a number >= 0)\n" in output
+
+
+@pytest.mark.parametrize(
+    "command, groups, first",
+    [
+        ("create_pretraining_data.py", "data options", "input_file vocab_file"),
+        ("predict.py", "data model prediction devices options", "model text"),
+        ("convert_checkpoint.py", "options", "from input output to"),
+        (
+            "run_squad.py",
+            "data model training prediction devices NPU options",
+            "output_dir train_file do_train",
+        ),
+    ],
+)
+def test_help_of_a_command_begins_with_what_it_needs(command, groups, first):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / command), "--help"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    parts = re.split(r"^(\w[\w ]*):\n", done.stdout, flags=re.MULTILINE)
+    assert done.returncode == 0
+    assert [name.split()[0] for name in parts[1::2]] == [
+        "what",
+        *groups.split(),
+    ]
+    assert f"python {command} " in parts[0]
+    assert all(f"{name}: " in parts[2] for name in first.split())
 
 
 def test_version_is_that_of_the_newest_heading_of_the_changelog():

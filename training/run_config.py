@@ -29,12 +29,7 @@ class RunConfig:
         "",
         "The model's config.json, as Hugging Face writes it. Default: the one "
         "beside --init_checkpoint.",
-    )
-    output_dir: str = command_line.flag(
-        "", "Directory of checkpoints and results; a run in it is resumed."
-    )
-    out_log_dir: str = command_line.flag(
-        "", "Directory of TensorBoard scalars. Default: output_dir."
+        group=command_line.FIRST,
     )
     init_checkpoint: str = command_line.flag(
         "",
@@ -43,22 +38,31 @@ class RunConfig:
         "Hub (hf:NAME@REVISION), or fairseq's model.pt. Without --do_train, "
         "the checkpoint to evaluate.",
     )
+    output_dir: str = command_line.flag(
+        "", "Directory of checkpoints and results; a run in it is resumed."
+    )
+    do_train: bool = command_line.flag(False, "Whether to train.")
+    max_seq_length: int = command_line.flag(
+        512, "Tokens per sequence.", lower=4, group=command_line.DATA
+    )
     cache_dir: str = command_line.flag(
         "~/.cache/roberta-tf1",
         "Where an --init_checkpoint of another format is converted to, once.",
+        group=command_line.MODEL,
     )
-    do_train: bool = command_line.flag(False, "Whether to train.")
     allow_other_tokenizer: bool = command_line.flag(
         False,
         "Use another tokenizer than that of the checkpoint, with a warning.",
+    )
+    out_log_dir: str = command_line.flag(
+        "",
+        "Directory of TensorBoard scalars. Default: output_dir.",
+        group=command_line.TRAINING,
     )
     allow_changed_run: bool = command_line.flag(
         False,
         "Resume with other data, seed, optimizer or model config than the "
         "run began with (run.json), with a warning.",
-    )
-    max_seq_length: int = command_line.flag(
-        512, "Tokens per sequence.", lower=4
     )
     train_batch_size: int = command_line.flag(
         32,
@@ -143,9 +147,6 @@ class RunConfig:
         "in another process as they appear (watch).",
         choices=("newest", "best", "all", "watch"),
     )
-    iterations_per_loop: int = command_line.flag(
-        1000, "NPU: steps on the device per call from the host.", lower=1
-    )
     display_loss_steps: int = command_line.flag(
         100, "Steps between log lines.", lower=1
     )
@@ -177,6 +178,12 @@ class RunConfig:
         "Seed of record order, masks, dropout and new weights.",
         lower=0,
         upper=2**31 - 1,
+    )
+    iterations_per_loop: int = command_line.flag(
+        1000,
+        "NPU: steps on the device per call from the host.",
+        lower=1,
+        group=command_line.NPU,
     )
 
     def __post_init__(self):

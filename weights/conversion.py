@@ -47,6 +47,7 @@ class ConvertConfig:
         "",
         "Directory (hf), model.pt or its directory (fairseq), or prefix of "
         "a checkpoint (tf).",
+        group=command_line.FIRST,
     )
     output: str = command_line.flag(
         "", "Directory (hf) or prefix of a checkpoint (tf) to write."
@@ -55,6 +56,7 @@ class ConvertConfig:
         "",
         "vocab.json to copy to the output; the one beside the input if empty. "
         "The rows of a fairseq model are put into its order.",
+        group=command_line.OTHER,
     )
     merges_file: str = command_line.flag(
         "",

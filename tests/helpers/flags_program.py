@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program of test_command_line.py: prints its flags as JSON."""
+r"""A program of test_command_line.py: prints its flags as JSON.
+
+    python flags_program.py --size=4 \
+      --rate=2
+"""
 
 import dataclasses
 import json
@@ -13,10 +17,12 @@ from common import command_line, errors
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    size: int = command_line.flag(3, "A size.", lower=1, upper=9)
+    size: int = command_line.flag(
+        3, "A size.", lower=1, upper=9, group=command_line.NPU
+    )
     rate: float = command_line.flag(0.5, "A rate.", lower=0)
     name: str = command_line.flag("a", "A name.", choices=("a", "b"))
-    path: str = command_line.flag("", "A path.")
+    path: str = command_line.flag("", "A path.", group=command_line.FIRST)
     is_on: bool = command_line.flag(False, "A switch.")
     is_off: bool = command_line.flag(True, "Another switch.")
     share: typing.Optional[float] = command_line.flag(None, "A share.")
