@@ -70,7 +70,8 @@ def _choose(accelerator):
     if accelerator == "gpu":
         raise errors.UserError(
             f"--accelerator=gpu: TensorFlow {tf.__version__} sees no GPU; "
-            "install requirements/gpu.txt and a matching CUDA, or use "
+            "install requirements/gpu.txt and a matching CUDA "
+            "(TF_CPP_MIN_LOG_LEVEL=0 shows what TensorFlow misses), or use "
             "--accelerator=cpu"
         )
     return "cpu", "no NPU adapter imports and TensorFlow sees no GPU"

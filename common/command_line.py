@@ -29,7 +29,7 @@ import typing
 
 from absl import app, flags, logging
 
-from common import errors, startup, version
+from common import errors, log_format, startup, version
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "t", "1", "yes", "y"), True),
@@ -307,4 +307,5 @@ def run(
 
     flags.DEFINE_bool("version", False, "Print the version.", module_name=OTHER)
     logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(log_format.Formatter())
     app.run(guarded, flags_parser=_parse)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command ends that is interrupted, or lacks a package, while it imports.
+"""What a command does before it imports TensorFlow.
 
 Each command imports this module first: importing TensorFlow takes seconds, and
-a Python without the packages is the most frequent mistake. Where a command is
-imported by another program, this module does nothing. It imports little, since
-an interrupt before it acts has a traceback.
+a Python without the packages is the most frequent mistake. An interrupt or a
+missing package ends the command with one line, and TensorFlow's own lines are
+silenced, unless the user has set TF_CPP_MIN_LOG_LEVEL or Python's warnings.
+Where a command is imported by another program, this module does nothing. It
+imports little, since an interrupt before it acts has a traceback.
 """
 
 import os
 import signal
 import sys
+import warnings
 
 
 def _is_command(path):
@@ -55,3 +58,11 @@ if _is_command(getattr(sys.modules["__main__"], "__file__", os.sep)):
     sys.excepthook = _report_missing_package
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
+    # Its libraries log what they are built for, and on a GPU errors that mean
+    # nothing; a real one becomes an exception.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not sys.warnoptions:
+        # TensorFlow 1.15 under numpy 1.17 or later.
+        warnings.filterwarnings(
+            "ignore", category=FutureWarning, module="tensor(flow|board)"
+        )

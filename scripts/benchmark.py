@@ -463,7 +463,6 @@ def _measure(settings):
 def main(_: typing.List[str]) -> None:
     """Times the stages, or joins earlier results; writes both files."""
     settings = command_line.build(BenchmarkConfig, FLAGS)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     os.makedirs(settings.output_dir, exist_ok=True)
     if settings.draw:

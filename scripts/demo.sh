@@ -27,7 +27,7 @@ OUT_DIR=${OUT_DIR:-$REPOSITORY/output/demo}
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 case $OUT_DIR in /*) ;; *) OUT_DIR=$PWD/$OUT_DIR ;; esac
 case $VENV_DIR in /*) ;; *) VENV_DIR=$PWD/$VENV_DIR ;; esac
-export VENV_DIR TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+export VENV_DIR
 
 bash "$REPOSITORY/scripts/setup.sh"
 cd "$REPOSITORY"

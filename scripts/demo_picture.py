@@ -13,8 +13,9 @@ import pathlib
 import sys
 import textwrap
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before it is imported
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import common.startup
 
 from question_answering import squad_scores
 from scripts import pictures, plot_run, script_parser

@@ -13,12 +13,10 @@ rolled back, the later values replace the earlier ones.
 
 import collections
 import math
-import os
 import pathlib
 import sys
 import typing
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before it is imported
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import common.startup

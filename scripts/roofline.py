@@ -18,15 +18,18 @@ import os
 import sys
 import typing
 
-import tensorflow.compat.v1 as tf
-
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [REPOSITORY]
+
+import common.startup
+
+import tensorflow.compat.v1 as tf
 
 import environment
 import gpu_environment
 from device import Processes
 from scripts import benchmark_stages, script_parser
+from training import logs
 
 
 class Card(typing.NamedTuple):
@@ -299,6 +302,7 @@ def report(settings: argparse.Namespace, step: Work) -> typing.Iterator[str]:
 
 
 def main(settings: argparse.Namespace) -> None:
+    logs.set_up_warnings()
     options = environment.DeviceConfig(
         manual_fp16=settings.manual_fp16, use_fp16_cls=settings.use_fp16_cls
     )

@@ -2,12 +2,13 @@
 """The command line of scripts that need nothing but Python."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import typing
 
-from common import errors, startup
+from common import errors, log_format, startup
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -24,6 +25,9 @@ class ScriptParser(argparse.ArgumentParser):
     def run(self, main: typing.Callable) -> None:
         """Calls `main(arguments)`; a user's mistake ends the process."""
         startup.finish()
+        handler = logging.StreamHandler()
+        handler.setFormatter(log_format.Formatter())
+        logging.basicConfig(handlers=[handler])
         try:
             try:
                 main(self.parse_args())

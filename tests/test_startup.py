@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands end that are interrupted or lack a package while they import."""
+"""What commands write and how they end while they import."""
 
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from helpers import tiny
 from helpers.paths import REPOSITORY
 
 # They import nothing else that takes time.
@@ -29,6 +31,25 @@ try:
 except BaseException:
     pass
 """
+# Shows what TensorFlow, here this file, would write.
+TALKATIVE = """import os, warnings
+warnings.warn("a synonym of type is deprecated", FutureWarning)
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"])
+os._exit(0)
+"""
+LOG_LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d %s "
+# A script that warns, as a library module does.
+WARNS = """from absl import logging
+from scripts import script_parser
+script_parser.ScriptParser().run(lambda _: logging.warning("a text"))
+"""
+
+
+def without_level(**more):
+    """The environment of a user who has not set TensorFlow's log level."""
+    variables = dict(os.environ, **more)
+    variables.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    return variables
 
 
 def run(*words, **options):
@@ -118,3 +139,38 @@ def test_a_closed_output_is_no_traceback(script):
         ["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run_squad.py", "scripts/roofline.py"])
+@pytest.mark.parametrize("level, expected", [(None, "3"), ("0", "0")])
+def test_tensorflow_starts_silently_unless_asked(
+    command, level, expected, tmp_path
+):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text(TALKATIVE)
+    variables = without_level(PYTHONPATH=str(tmp_path))
+    if level:
+        variables["TF_CPP_MIN_LOG_LEVEL"] = level
+    assert run(command, env=variables) == (0, expected + "\n", "")
+    _, _, text = run("-Wdefault", command, env=variables)
+    assert "FutureWarning: a synonym" in text
+
+
+def test_a_commands_error_is_all_that_is_written():
+    code, output, text = run("run_pretraining.py", env=without_level())
+    assert (code, output, text.count("\n")) == (1, "", 1), text
+
+
+def test_log_lines_look_the_same_in_commands_and_scripts(tmp_path):
+    tiny.write_model(tmp_path)
+    (tmp_path / "text.txt").write_text("a b\n")
+    flags = dict(
+        input_file=tmp_path / "text.txt",
+        output_file=tmp_path / "records",
+        vocab_file=tmp_path / "vocab.json",
+        merges_file=tmp_path / "merges.txt",
+    )
+    text = tiny.run(tiny.command("create_pretraining_data.py", [], **flags))
+    assert re.match(LOG_LINE % "I" + "documents=1 ", text.splitlines()[-1])
+    _, _, text = run("-c", WARNS)
+    assert re.fullmatch(LOG_LINE % "W" + "a text\n", text)

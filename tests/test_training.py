@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import errors, files, tfrecord
+from common import errors, files, log_format, tfrecord
 from training import (
     eval_results,
     input_pipeline,
@@ -186,7 +186,7 @@ def test_routine_messages_of_tensorflow_alone_are_hidden(text, is_shown):
             "tensorflow", logging.WARNING, path, 1, text, (), None
         )
         assert logs._is_shown(record) == expected
-        assert logs._Formatter().format(record).endswith(" W " + text)
+        assert log_format.Formatter().format(record).endswith(" W " + text)
 
 
 def test_deprecation_warnings_come_from_tensorflows_own_files(monkeypatch):

@@ -3,10 +3,9 @@
 
 import logging
 import re
-import time
 import typing
 
-from absl import logging as absl_logging
+from common import log_format
 
 # The filter below hides nothing that another package logs.
 _TENSORFLOW_FILE = re.compile(r".*/tensorflow(_core|_estimator)?/python/")
@@ -32,21 +31,15 @@ def set_up_logging(run: typing.Any) -> None:
     --verbose_logging logs everything.
     """
     level = logging.DEBUG if run.verbose_logging else logging.INFO
-    _set_up_absl(level)
+    logging.getLogger("absl").setLevel(level)
     _set_up_logger(level, filters=not run.verbose_logging)
 
 
 def set_up_warnings(*, with_tensorflow: bool = True) -> None:
     """Logs warnings only, for commands whose output is an answer."""
-    _set_up_absl(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING)
     if with_tensorflow:
         _set_up_logger(logging.WARNING, filters=True)
-
-
-def _set_up_absl(level):
-    """What modules without TensorFlow log."""
-    logging.getLogger("absl").setLevel(level)
-    absl_logging.get_absl_handler().setFormatter(_Formatter())
 
 
 def _set_up_logger(level, filters):
@@ -58,7 +51,7 @@ def _set_up_logger(level, filters):
     # TensorFlow was imported, it is the only one.
     logger.propagate = not logger.handlers
     for handler in logger.handlers:
-        handler.setFormatter(_Formatter())
+        handler.setFormatter(log_format.Formatter())
     if filters:
         for target in [logger, *logger.handlers]:
             target.addFilter(_is_shown)
@@ -69,13 +62,3 @@ def _is_shown(record):
         _TENSORFLOW_FILE.match(record.pathname)
         and _ROUTINE.match(record.getMessage())
     )
-
-
-class _Formatter(logging.Formatter):
-    """`2026-01-31 12:00:00 I message`."""
-
-    def format(self, record):
-        return (
-            f"{time.strftime('%Y-%m-%d %H:%M:%S')} {record.levelname[0]} "
-            f"{record.getMessage()}"
-        )
