@@ -545,6 +545,62 @@ def test_both_languages_have_the_same_results():
     assert results[0] == results[1]
 
 
+def ledger():
+    """The rows of docs/results.md on what was measured, as lists of cells."""
+    text = (REPOSITORY / "docs" / "results.md").read_text("utf-8")
+    section = text.split("\n## Measured here\n")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    return [row for row in rows if len(row) == 7 and "---" not in row[0]]
+
+
+def test_every_measured_result_has_an_origin():
+    rows = [row for row in ledger() if row[0] != "what"]
+    assert len(rows) > 30
+    assert [
+        row[0]
+        for row in rows
+        if not re.fullmatch(r"20\d\d-\d\d-\d\d", row[2])
+        or not re.fullmatch(r"`[0-9a-f]{7}`", row[3])
+        or not all(row)
+    ] == []
+
+
+def measured_figures(path):
+    """The figures of a README that were measured with this code."""
+    text = path.read_text("utf-8")
+    block = "<!-- {0}: begin -->(.*?)<!-- {0}: end -->"
+    demo, benchmark = (
+        re.search(block.format(name), text, re.DOTALL).group(1)
+        for name in ("demo", "benchmark")
+    )
+    bullets = " ".join(re.findall(r"(?m)^\* \*\*.*(?:\n  .*)*", text))
+    ratios = re.findall(r"(?m)\| ([^|]*) \|$", benchmark)
+    decimals = r"(?<![\w.])\d+\.\d+(?:e-\d+)?(?![\w.])"
+    return {
+        "decimals": re.findall(decimals, bullets + demo + " ".join(ratios)),
+        "kills": re.findall(r"(?:killed|终止) (\d+) (?:times|次)", bullets),
+        "minutes": re.findall(
+            r"(\d+)(?:(?: to |～)\d+)? (?:minutes|分钟)", text
+        ),
+    }
+
+
+@pytest.mark.parametrize("path", READMES, ids=ids(READMES))
+def test_measured_figures_are_in_the_ledger(path):
+    number = r"(?<![\w.])\d+(?:[.,]\d+)*(?:e-\d+)?"
+    recorded = {
+        figure for row in ledger() for figure in re.findall(number, row[1])
+    }
+    figures = measured_figures(path)
+    assert len(figures["decimals"]) > 20
+    assert figures["kills"] and len(figures["minutes"]) > 1
+    assert set().union(*figures.values()) - recorded == set()
+
+
 def test_both_languages_show_the_same_demo():
     shown = [
         re.search(
