@@ -21,15 +21,17 @@ from helpers import flag_parsing
 from helpers.paths import REPOSITORY
 
 READMES = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
+# The same content in both languages; other Chinese pages choose from it.
 PAIRS = (READMES,) + tuple(
-    (path.with_name(path.name.replace(".zh-CN", "")), path)
-    for path in sorted(REPOSITORY.glob("docs/*.zh-CN.md"))
+    (REPOSITORY / f"docs/{name}.md", REPOSITORY / f"docs/{name}.zh-CN.md")
+    for name in ("ascend", "migration")
 )
 PAGES = (
     READMES
     + (REPOSITORY / "CHANGELOG.md", REPOSITORY / "CONTRIBUTING.md")
     + tuple(sorted(REPOSITORY.glob("docs/*.md")))
 )
+CHINESE = tuple(path for path in PAGES if ".zh-CN" in path.name)
 NEEDS = re.compile(
     r"(needs .*(GPU|NPU|network|data|MPI)|"
     r"需要.*(GPU|NPU|联网|数据|MPI))"
@@ -107,6 +109,11 @@ def prose(path):
         path.read_text("utf-8"),
         flags=re.MULTILINE | re.DOTALL,
     )
+
+
+def english_name(path):
+    """The name of a page, or of the English page of a Chinese one."""
+    return path.name.replace(".zh-CN", "")
 
 
 def commands(path):
@@ -209,6 +216,20 @@ def test_both_languages_name_the_same_flags_and_files(pair):
     )
     assert len(english) > 10
     assert english == chinese
+
+
+@pytest.mark.parametrize("path", CHINESE, ids=ids(CHINESE))
+def test_chinese_commands_are_those_of_english_pages(path):
+    """So they are run or parsed with them, and need the same."""
+
+    def described(page):
+        return {
+            (command.text, bool(NEEDS.search(command.needs)))
+            for command in commands(page)
+        }
+
+    english = set().union(*map(described, set(PAGES) - set(CHINESE)))
+    assert described(path) <= english
 
 
 def run_here():
@@ -369,7 +390,7 @@ def default_tables(path):
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if not line.startswith("|"):
             inside = False
-        elif cells[:2] == ["flag", "default"]:
+        elif cells[:2] in (["flag", "default"], ["参数", "默认值"]):
             inside = True
         elif inside and cells[0].startswith("`--"):
             names = re.findall(r"`--(\w+)`", cells[0])
@@ -425,12 +446,12 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in PAGES if path.name in DEFAULTS], ids=str
+    "path", [path for path in PAGES if english_name(path) in DEFAULTS], ids=str
 )
 def test_defaults_are_those_of_the_script(path, parsed):
-    defaults = parsed["defaults"][DEFAULTS[path.name]]
+    defaults = parsed["defaults"][DEFAULTS[english_name(path)]]
     for (page, flag), value in computed_defaults().items():
-        if page == path.name:
+        if page == english_name(path):
             assert defaults[flag] is None
             defaults = dict(defaults, **{flag: value})
     rows = default_tables(path)
@@ -517,14 +538,20 @@ def test_no_path_of_one_machine(path):
     )
 
 
-@pytest.mark.parametrize("path", READMES, ids=ids(READMES))
+MESSAGES = READMES + tuple(
+    path for path in CHINESE if path not in {chinese for _, chinese in PAIRS}
+)
+
+
+@pytest.mark.parametrize("path", MESSAGES, ids=ids(MESSAGES))
 def test_messages_are_those_of_the_code(path):
     code = "".join(
         file.read_text("utf-8")
         for pattern in ("*.py", "*/*.py", "scripts/*.sh")
         for file in REPOSITORY.glob(pattern)
     )
-    code = re.sub(r'"\s*\n\s*"', "", code)  # strings over several lines
+    # Strings over several lines.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
     table = re.split("^## (?:FAQ|常见问题)\n", prose(path), flags=re.MULTILINE)[
         1
     ]
