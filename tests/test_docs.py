@@ -14,6 +14,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -296,6 +297,56 @@ def test_the_commands_of_a_tutorial_run(name, demo_output, forked):
                 for word in words
             ],
         )
+
+
+# --- Chinese text -----------------------------------------------------------
+
+
+def unrendered(text):
+    """The `**` of a Markdown text that CommonMark shows as asterisks.
+
+    Between Chinese letters and punctuation it begins no strong text, and ends
+    none (CommonMark 0.31, 6.2: left-flanking and right-flanking runs).
+    """
+
+    def kind(character):
+        if not character.strip():
+            return "space"
+        category = unicodedata.category(character)[0]
+        return "punctuation" if category in "PS" else "letter"
+
+    marks = []
+    text = re.sub(r"`[^`\n]*`", "`", text)
+    for number, mark in enumerate(re.finditer(r"\*\*", text)):
+        sides = [text[: mark.start()][-1:], text[mark.end() :][:1]]
+        outer, inner = map(kind, sides if number % 2 == 0 else sides[::-1])
+        if inner == "space" or (inner, outer) == ("punctuation", "letter"):
+            marks.append(text[mark.start() - 9 : mark.end() + 9])
+    return marks
+
+
+@pytest.mark.parametrize("path", CHINESE, ids=ids(CHINESE))
+def test_chinese_text_renders(path):
+    """No literal asterisk, and no space where a line ends between letters."""
+    text = prose(path)
+    assert unrendered(text) == []
+    assert text.count("**") % 2 == 0
+    assert re.findall(r".*[\u4e00-\u9fff]\n *[\u4e00-\u9fff].*", text) == []
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("字**字**字", 0),
+        ("**字**：字", 0),
+        ("* **字：**字", 1),
+        ("字**（字）** 字", 1),
+        ("**字 **字", 1),
+        ("`2**15`、**字**", 0),
+    ],
+)
+def test_asterisks_that_a_renderer_shows_are_noticed(text, shown):
+    assert len(unrendered(text)) == shown
 
 
 # --- Flags ------------------------------------------------------------------
