@@ -542,6 +542,15 @@ def test_the_index_names_every_page():
     assert pages - {"README.md"} == linked
 
 
+def test_the_design_page_names_every_folder():
+    from scripts import design_picture
+
+    text = (REPOSITORY / "docs" / "design.md").read_text("utf-8")
+    boxes = design_picture.rank(design_picture.read_imports())
+    assert boxes["common/"] == 0 and boxes["scripts/"] == max(boxes.values())
+    assert [box for box in boxes if box not in text] == []
+
+
 # --- Links, paths, messages, numbers ----------------------------------------
 
 
