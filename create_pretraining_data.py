@@ -369,7 +369,9 @@ def _beam_builder(runner):
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise errors.missing_package(
-            f"--runner={runner}", "Apache Beam", "beam"
+            f"--runner={runner}",
+            "Apache Beam",
+            "dask" if runner == DASK_RUNNER else "beam",
         ) from error
     return beam_builder
 

@@ -70,7 +70,7 @@ def _choose(accelerator):
     if accelerator == "gpu":
         raise errors.UserError(
             f"--accelerator=gpu: TensorFlow {tf.__version__} sees no GPU; "
-            "install requirements/gpu.txt and a matching CUDA "
+            "run bash scripts/setup.sh --gpu on a machine with a matching CUDA "
             "(TF_CPP_MIN_LOG_LEVEL=0 shows what TensorFlow misses), or use "
             "--accelerator=cpu"
         )

@@ -283,7 +283,7 @@ class HorovodProcesses(device.Processes):
             import horovod.tensorflow as hvd
         except ImportError as error:
             raise errors.UserError(
-                f"--horovod: Horovod does not import ({error}); build it with "
+                f"--horovod: Horovod does not import ({error}); run bash "
                 "scripts/setup.sh --horovod, or omit the flag"
             ) from error
         hvd.init()
@@ -359,7 +359,7 @@ class HorovodProcesses(device.Processes):
         if self.world_size > 1 and not self._hvd.nccl_built():
             tf.logging.warning(
                 "--horovod: Horovod was built without NCCL, so gradients are "
-                "averaged in the host's memory, which is slow; build it with "
+                "averaged in the host's memory, which is slow; run "
                 "HOROVOD_GPU_OPERATIONS=NCCL bash scripts/setup.sh --gpu "
                 "--horovod"
             )

@@ -469,8 +469,8 @@ def _options(runner, text, folder):
         setup = options.view_as(pipeline_options.SetupOptions)
         options.get_all_options()
     except ImportError as error:
-        raise errors.UserError(
-            f"--runner={runner}: {error}; pip install -r requirements/dask.txt"
+        raise errors.missing_package(
+            f"--runner={runner}", f"the package {error.name}", "dask"
         ) from error
     except SystemExit:
         raise errors.UserError(

@@ -19,7 +19,7 @@
 #
 #   --extras=serve,plots,onnx,tokenizer,tasks,hub
 #              Adds the packages of some optional features (requirements/NAME.txt),
-#              --extras=all of these six; also: beam.
+#              --extras=all of these six; also: beam, and in its place dask.
 #
 # A .venv keeps its kind of TensorFlow until another is asked for, and its
 # extras are brought up to date with requirements/.
@@ -45,6 +45,7 @@ STATE=$VENV_DIR/.setup  # What is installed; `incomplete` while it changes.
 EXPECTED="Python 3.7 for TensorFlow 1.15.5, or 3.9 to 3.11 for 2.15.1"
 PYTHONS="3.7 3.11 3.10 3.9"  # Best first.
 ALL_EXTRAS=serve,plots,onnx,tokenizer,tasks,hub
+OTHER_EXTRAS=beam,dask  # The records on many machines.
 case $TENSORFLOW in
   "") ;;
   2.6.5) EXPECTED="Python 3.7 to 3.9 for TensorFlow 2.6.5"
@@ -78,9 +79,9 @@ parse_arguments() {
     esac
   done
   for name in $extras; do
-    [[ ,$ALL_EXTRAS,beam, == *,$name,* ]] ||
+    [[ ,$ALL_EXTRAS,$OTHER_EXTRAS, == *,$name,* ]] ||
         fail "--extras: unknown '$name'; expected all, or some of" \
-             "$ALL_EXTRAS,beam"
+             "$ALL_EXTRAS,$OTHER_EXTRAS"
   done
   if [[ -n $TENSORFLOW && $kind != system-site-packages ]]; then
     [[ -z $kind$with_horovod || $kind$with_horovod == cpu ]] ||
@@ -221,7 +222,7 @@ has_test() { is_same "$(test_file)"; }
 # The extras that are asked for, and those that are there, are not up to date.
 missing_extras() {
   local name
-  for name in ${ALL_EXTRAS//,/ } beam; do
+  for name in ${ALL_EXTRAS//,/ } ${OTHER_EXTRAS//,/ }; do
     if [[ " $extras " == *" $name "* || -e $STATE/requirements/$name.txt ]]; then
       is_same "requirements/$name.txt" || echo "$name"
     fi

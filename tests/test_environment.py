@@ -73,7 +73,7 @@ def test_auto_takes_a_gpu_before_the_cpu(
 @pytest.mark.parametrize(
     "accelerator, message",
     [
-        ("gpu", "sees no GPU; install requirements/gpu.txt"),
+        ("gpu", "sees no GPU; run bash scripts/setup.sh --gpu"),
         ("npu", "no npu_bridge"),
     ],
 )

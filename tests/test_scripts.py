@@ -501,6 +501,7 @@ def test_set_up_adds_extras_and_keeps_them_up_to_date(set_up):
     code, words = set_up.run()
     assert code == 0 and "installing requirements/hub.txt" in words
     assert set_up.run("--extras=all")[1].count("installing requirements/") == 4
+    assert set_up.run("--extras=dask")[1].count("requirements/dask.txt") == 1
     code, words = set_up.run("--extras=hub,sreve")
     assert code == 1 and "unknown 'sreve'; expected all, or some of" in words
 
