@@ -6,6 +6,9 @@ r"""Checks the inputs of a run before it is started.
       --bert_config_file=config.json --vocab_file=vocab.json \
       --merges_file=merges.txt --input_files_dir=records --output_dir=output
 
+Without flags it reports on the environment: device, versions, memory and
+optional packages.
+
 Takes the flags of run_pretraining.py and run_squad.py and checks the files that
 they name: vocabulary, model config, checkpoint, records and questions against
 each other; files against the counts and checksums of their manifest.json;
@@ -17,6 +20,7 @@ defaults are run_squad.py's.
 import collections
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
@@ -49,6 +53,16 @@ from training import (
 from weights import model_directory
 
 FLAGS = flags.FLAGS
+# Values of scripts/setup.sh --extras, and a package that each installs.
+_EXTRAS = {
+    "serve": "fastapi",
+    "plots": "matplotlib",
+    "onnx": "tf2onnx",
+    "tokenizer": "tokenizers",
+    "tasks": "sklearn",
+    "hub": "pooch",
+    "beam": "apache_beam",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +141,22 @@ class Doctor:
         self._names[result].append(name)
         print(f"{result:<6} {name}: {'; '.join(warnings)}", flush=True)
 
+    def check_environment(self) -> None:
+        """Checks what does not depend on a run.
+
+        Raises:
+          errors.UserError: a check failed.
+        """
+        self.check("device", self._versions)
+        if self._device is not None:
+            self.check("memory", self._available_memory)
+        self.check("optional packages", _optional_packages)
+        self._conclude()
+        print(
+            "no run was checked; pass its flags, such as --bert_config_file, "
+            "--vocab_file, --input_files_dir and --output_dir"
+        )
+
     def make_all(self) -> None:
         """Makes all checks.
 
@@ -189,6 +219,10 @@ class Doctor:
         ]
         suite = f"suite {version.VERSION}"
         return ", ".join([self._device.name, place, *versions, suite])
+
+    def _available_memory(self):
+        memory = self._device.memory_bytes()
+        return f"{memory / 2**30:.1f} GB" if memory else "unknown"
 
     def _model(self):
         if not self._run.bert_config_file:
@@ -323,6 +357,18 @@ class Doctor:
         )
 
 
+def _optional_packages():
+    installed = {
+        extra: importlib.util.find_spec(package) is not None
+        for extra, package in _EXTRAS.items()
+    }
+    missing = ",".join(name for name in installed if not installed[name])
+    text = ", ".join(filter(installed.get, installed)) or "none"
+    if missing:
+        text += f"; bash scripts/setup.sh --extras={missing} adds the others"
+    return text
+
+
 def _with_squad_defaults(run):
     """A run with run_squad.py's defaults for flags that were not given."""
     defaults = {
@@ -334,19 +380,27 @@ def _with_squad_defaults(run):
 
 
 def main(_: typing.List[str]) -> None:
-    """Makes all checks."""
+    """Makes all checks, or those of the environment if no run is named."""
     run = command_line.build(run_config.RunConfig, FLAGS)
     logs.set_up_logging(run)
     squad = command_line.build(run_squad.SquadConfig, FLAGS)
     if squad.train_file or squad.predict_file:
         run = _with_squad_defaults(run)
-    Doctor(
+    pretraining = command_line.build(run_pretraining.PretrainingConfig, FLAGS)
+    doctor = Doctor(
         run,
-        command_line.build(run_pretraining.PretrainingConfig, FLAGS),
+        pretraining,
         squad,
         command_line.build(environment.DeviceConfig, FLAGS),
         command_line.build(DoctorConfig, FLAGS),
-    ).make_all()
+    )
+    if any(
+        FLAGS[n].present
+        for n in {**vars(run), **vars(pretraining), **vars(squad)}
+    ):
+        doctor.make_all()
+    else:
+        doctor.check_environment()
 
 
 def define_flags() -> None:

@@ -339,6 +339,19 @@ def doctor(place, code, **flags):
     )
 
 
+def test_the_doctor_without_flags_reports_on_the_environment():
+    command = tiny.command("scripts/doctor.py", [])
+    output = tiny.run(command, tiny.environment(npu=False))
+    lines = [line for line in output.splitlines() if "device=" not in line]
+    assert [line.partition(":")[0] for line in lines[-5:-1]] == [
+        "ok     device",
+        "ok     memory",
+        "ok     optional packages",
+        "all 3 checks passed",
+    ]
+    assert lines[-1].startswith("no run was checked; pass its flags")
+
+
 def doctor_of_records(place, code, **flags):
     return doctor(
         place,
