@@ -427,6 +427,8 @@ def test_every_flag_in_the_text_is_defined(path, parsed):
     known = {"flag", "flagfile", "help", "helpfull", "version"}
     # Those of Beam.
     known |= {"environment_type", "job_endpoint", "dask_partition_size"}
+    # Those of docker run.
+    known |= {"rm", "user", "volume", "shm-size", "ulimit", "gpus"}
     known = known.union(*parsed["defaults"].values())
     for script in REPOSITORY.glob("scripts/*.*"):
         known |= flags_in_source(script)
@@ -485,6 +487,7 @@ DEFAULTS = {
     "data.md": "create_pretraining_data.py",
     "evaluation.md": "run_squad.py",
     "export.md": "export_model.py",
+    "gpu.md": "run_pretraining.py",
     "multiple_choice.md": "run_multiple_choice.py",
     "prediction.md": "predict.py",
     "pretraining.md": "run_pretraining.py",
