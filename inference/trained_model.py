@@ -135,6 +135,9 @@ class TrainedModel(typing.NamedTuple):
           errors.UserError: lists the heads of the checkpoint.
         """
         if HEADS[head] not in self.parts:
+            weight_names.check_fine_tuned(
+                self.checkpoint, HEADS[head], self.parts
+            )
             raise errors.UserError(
                 f"{self.checkpoint} has no {HEADS[head]} head, only "
                 f"{', '.join(sorted(self.parts))}; use a checkpoint that was "

@@ -356,26 +356,37 @@ def counts_of(
     return [known.get(os.path.realpath(path)) for path in paths]
 
 
-def fingerprint(
+def description(
     paths: typing.Sequence[str], manifest: typing.Optional[_Manifest]
-) -> str:
-    """A hash of records, the same wherever they are.
+) -> typing.Dict[str, typing.Any]:
+    """What identifies records, the same wherever they are.
 
     Args:
       paths: files.
       manifest: from `read_manifest`, or None.
 
     Returns:
-      SHA-256 in hexadecimal of the manifest, else of the sizes of the files,
-      and of the names of the files.
+      {"records": SHA-256 in hexadecimal of the manifest, else of the sizes of
+      the files, and of the names of the files}, and for messages the settings
+      of the manifest and the SHA-256, else the size, of each file.
     """
     names = [os.path.basename(path) for path in paths]
-    values: typing.Any = [os.path.getsize(path) for path in paths]
+    sizes = [os.path.getsize(path) for path in paths]
+    values: typing.Any = sizes
+    parts = {f"records file {n}": size for n, size in zip(names, sizes)}
     if manifest is not None:
         shards = [dict(shard, path=None) for shard in manifest["shards"]]
         values = dict(manifest, shards=shards)
+        parts = {
+            f"records' {name}": value
+            for name, value in manifest.items()
+            if name not in ("shards", "word_starts")
+        }
+        for shard in shards:
+            parts[f"records file {shard['name']}"] = shard.get("sha256")
     text = json.dumps([names, values], sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return {"records": digest, **parts}
 
 
 def write_manifest(directory: str, manifest: _Manifest) -> None:

@@ -38,8 +38,14 @@ _STEP = "global_step"
 
 def checkpoints_of(path: str, last: int) -> typing.List[str]:
     """The prefix itself, or the newest of a directory."""
-    if not os.path.isdir(path):
+    if os.path.isfile(tf_checkpoint.index_file(path)):
         return [path]
+    if not os.path.isdir(path):
+        raise errors.UserError(
+            f"{path}: neither a directory nor the prefix of a checkpoint; "
+            "expected a prefix such as DIR/model.ckpt-1000, or the "
+            "--output_dir of a run"
+        )
     names = re.findall(
         r"model\.ckpt-(\d+)\.index\b", " ".join(os.listdir(path))
     )

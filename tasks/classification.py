@@ -96,7 +96,8 @@ def label_ids(
         if label not in ids:
             raise errors.UserError(
                 f"{place}: label {label!r}; expected one of "
-                f"{', '.join(map(repr, names))}"
+                f"{', '.join(map(repr, names))}: the labels of the checkpoint, "
+                "of a new model those of --labels or of its training data"
             )
     return np.array([ids[label] for label, _ in labels], np.int32)
 

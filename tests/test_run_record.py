@@ -2,6 +2,7 @@
 """run.json: what may change when a run is resumed, and what stops it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from helpers import tiny
 from helpers.paths import REPOSITORY
-from training import checkpoints
+from pretraining_data import manifest
+from training import checkpoints, run_record
 
 FIRST_VERSION = REPOSITORY / "tests" / "data" / "first_version"
 
@@ -56,7 +58,7 @@ def test_what_a_run_learns_from_may_not_change(runs, tmp_path):
     for changed, name in (
         ({"random_seed": 1}, "random_seed 12345 -> 1"),
         ({"optimizer_type": "lamb"}, "optimizer_type adam -> lamb"),
-        ({"input_files_dir": tmp_path / "other_records"}, "records "),
+        ({"input_files_dir": tmp_path / "other_records"}, "records sha256:"),
         ({"masked_lm_prob": 0.2}, "masked_lm_prob 0.15 -> 0.2"),
         (
             {"bert_config_file": tmp_path / "other" / "config.json"},
@@ -66,6 +68,8 @@ def test_what_a_run_learns_from_may_not_change(runs, tmp_path):
         log = runs(3, code=1, **changed).splitlines()[-1]
         assert "the run began with other settings: " + name in log
         assert "pass --allow_changed_run=True" in log
+        if "input_files_dir" in changed:
+            assert re.search(r"; records file a.tfrecord \d+ -> \d+; use", log)
         assert (tmp_path / "run" / "run.json").read_bytes() == saved
     log = runs(3, random_seed=1, allow_changed_run=True)
     assert log.count("continuing (--allow_changed_run)") == 1
@@ -74,6 +78,28 @@ def test_what_a_run_learns_from_may_not_change(runs, tmp_path):
     assert "other settings" not in log
     (tmp_path / "run" / "run.json").write_text('{"fixed": []}')
     assert "run.json: fixed is missing" in runs(5, code=1).splitlines()[-1]
+
+
+def test_records_of_another_build_name_what_differs(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    path.write_text("")
+    shard = {"name": "a.tfrecord", "path": "x", "sha256": "12" * 32}
+    old, new = (
+        manifest.description(
+            [str(path)],
+            dict(shards=[dict(shard, **changes)], word_starts="", **values),
+        )
+        for changes, values in (
+            ({"path": "y"}, {"packing": "a", "do_lower_case": False}),
+            ({"sha256": "34" * 32}, {"packing": "a", "do_lower_case": True}),
+        )
+    )
+    changes = run_record.changes(old, new)
+    assert re.fullmatch(r"records sha256:\w{8} -> sha256:\w{8}", changes[0])
+    assert changes[1:] == [
+        "records' do_lower_case False -> True",
+        "records file a.tfrecord sha256:12121212 -> sha256:34343434",
+    ]
 
 
 def test_other_settings_may_change_with_one_line(runs, tmp_path):

@@ -109,6 +109,14 @@ def test_checkpoints_of_two_models_are_rejected(tmp_path, change, problem):
 # --- ensemble_squad.py ------------------------------------------------------
 
 
+def test_a_checkpoint_that_does_not_exist_is_named(tmp_path):
+    code, _, stderr = run_script(
+        "average_checkpoints.py", str(tmp_path / "no"), "a", "--output=b"
+    )
+    assert code == 1
+    assert "no: neither a directory nor the prefix of a checkpoint" in stderr
+
+
 def answer(text, start, end):
     return {
         "text": text,

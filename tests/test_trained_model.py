@@ -159,6 +159,17 @@ def test_other_paths_than_a_model_are_rejected(trained, tmp_path):
         trained_model.find(str(trained)).check_head("squad")
 
 
+def test_a_model_that_was_only_pre_trained_names_the_command(tmp_path):
+    prefix = tiny.write_trained(tmp_path, ["masked_lm"])
+    with pytest.raises(errors.UserError) as caught:
+        trained_model.find(prefix).check_head("squad")
+    assert str(caught.value) == (
+        f"{prefix}: a pre-trained model without a question_answering head; "
+        "fine-tune it first with run_squad.py --do_train=True "
+        f"--init_checkpoint={prefix}"
+    )
+
+
 def copied(trained, target):
     for path in trained.iterdir():
         shutil.copy(str(path), str(target))

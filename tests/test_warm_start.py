@@ -231,6 +231,42 @@ def test_a_file_of_a_checkpoint_is_not_its_name(trained, tmp_path, ending):
         check(tmp_path, {"init_checkpoint": trained + ending})
 
 
+@pytest.mark.parametrize(
+    "heads, labels, message",
+    [
+        (["masked_lm"], 3, "pre-trained .*; fine-tune it .* run_classifier.py"),
+        (
+            ["classification", "pooler"],
+            2,
+            "with 3 labels, but 2 were requested; use the labels of the check",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_not_predicted_with(
+    tmp_path, heads, labels, message
+):
+    prefix = tiny.write_trained(tmp_path / "model", heads)
+    run = run_config.RunConfig(
+        bert_config_file=str(tmp_path / "model" / "config.json"),
+        init_checkpoint=prefix,
+        output_dir=str(tmp_path / "new"),
+    )
+    with pytest.raises(errors.UserError, match=message):
+        warm_start.check(
+            run,
+            run_config.model_config(run),
+            ["classification"],
+            finetuning.required(run, "cls/classification/"),
+            labels=labels,
+        )
+
+
+def test_a_checkpoint_that_does_not_exist_is_one_line(tmp_path):
+    tiny.write_model(tmp_path / "trained")
+    with pytest.raises(errors.UserError, match="ckpt-9: does not exist; exp"):
+        check(tmp_path, {"init_checkpoint": str(tmp_path / "model.ckpt-9")})
+
+
 @pytest.mark.parametrize("text", [None, "no JSON", "{}"])
 def test_without_a_config_beside_it_nothing_is_compared(
     trained, tmp_path, text

@@ -68,7 +68,7 @@ class MaskedLmSource:
                 "are taken from the first record and cannot be checked",
                 inputs,
             )
-        self._fingerprint = manifests.fingerprint(paths, manifest)
+        self._description = manifests.description(paths, manifest)
         counts = manifests.counts_of(paths, manifest)
         manifest = manifest or _vocabulary(paths, settings.directories)
         _check_manifest(manifest, inputs, settings)
@@ -109,7 +109,7 @@ class MaskedLmSource:
     def description(self) -> typing.Dict[str, typing.Any]:
         """The records and their masks, for run.json."""
         return {
-            "records": self._fingerprint,
+            **self._description,
             "masked_lm_prob": self._probability if self.dynamic else None,
             "do_whole_word_mask": self._word_starts is not None,
         }

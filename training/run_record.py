@@ -7,6 +7,7 @@ the beginning, from which the order of fine-tuning's sequences follows.
 
 import dataclasses
 import os
+import re
 import typing
 
 import tensorflow.compat.v1 as tf
@@ -18,6 +19,8 @@ from training import checkpoints, run_config
 
 FILE = "run.json"
 _FIXED_FLAGS = ("random_seed", "optimizer_type", "npu_bert_debug")
+# Of the settings that changed, in a message.
+_MOST_SHOWN = 8
 _NOT_RECORDED = ("allow_changed_run", "allow_other_tokenizer")
 
 
@@ -46,10 +49,16 @@ def changes(
 ) -> typing.List[str]:
     """`name old -> new` of the settings of `old` that differ in `new`."""
     return [
-        f"{name} {value} -> {new.get(name)}"
+        f"{name} {_shown(value)} -> {_shown(new.get(name))}"
         for name, value in old.items()
         if value != new.get(name)
     ]
+
+
+def _shown(value):
+    """A value of run.json; of a file's hash its beginning."""
+    is_hash = re.fullmatch("[0-9a-f]{64}", str(value))
+    return f"sha256:{value[:8]}" if is_hash else value
 
 
 def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
@@ -139,6 +148,9 @@ def _changeable(training):
 def _check_fixed(changed, path, run):
     if not changed:
         return
+    if len(changed) > _MOST_SHOWN:
+        more = f"{len(changed) - _MOST_SHOWN} more"
+        changed = [*changed[:_MOST_SHOWN], more]
     problem = f"{path}: the run began with other settings: {'; '.join(changed)}"
     if not run.allow_changed_run:
         raise errors.UserError(

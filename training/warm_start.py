@@ -67,11 +67,6 @@ def check(
         )
     }
     latest = checkpoints.newest_whole(run.output_dir)
-    if labels is not None and (latest or not run.do_train):
-        model = {
-            name: tuple(labels if size is None else size for size in shape)
-            for name, shape in model.items()
-        }
     if latest:
         path, reader = latest, tf.train.load_checkpoint(latest)
         required = _EVERYTHING
@@ -87,8 +82,14 @@ def check(
     shapes = reader.get_variable_to_shape_map()
     weight_names.check_is_roberta(path, shapes, config.type_vocab_size)
     _check_shapes(path, shapes, model, fix)
+    if labels is not None and (latest or not run.do_train):
+        _check_labels(path, shapes, model, labels)
     missing = [n for n in model if n not in shapes and required.match(n)]
     if missing:
+        for part in () if run.do_train else parts:
+            weight_names.check_fine_tuned(
+                path, part, weight_names.parts_in_tf(shapes, config)
+            )
         raise errors.UserError(
             f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
             f"first; {fix}"
@@ -102,6 +103,12 @@ def _open(path):
         raise errors.UserError(
             f"--init_checkpoint={path}: one file of a checkpoint; pass the "
             f"prefix of its files, {os.path.splitext(path)[0]}"
+        )
+    if not glob.glob(glob.escape(path) + "*"):
+        raise errors.UserError(
+            f"--init_checkpoint={path}: does not exist; expected the prefix "
+            "of a checkpoint such as DIR/model.ckpt-1000, a model's directory, "
+            "hf:NAME, or fairseq's model.pt"
         )
     if os.path.exists(tf_checkpoint.index_file(path)):
         problem = checkpoints.damage(path)
@@ -132,6 +139,22 @@ def _check_shapes(path, shapes, model, fix):
             raise errors.UserError(
                 f"{path} has {name} with shape {list(shapes[name])}, but the "
                 f"model config requires {list(shape)}; {fix}"
+            )
+
+
+def _check_labels(path, shapes, model, labels):
+    """Compares the size of a head whose size is free with the labels."""
+    for name, shape in model.items():
+        count = (
+            shapes[name][shape.index(None)]
+            if name in shapes and None in shape
+            else labels
+        )
+        if count != labels:
+            raise errors.UserError(
+                f"{path} was trained with {count} labels, but {labels} were "
+                "requested; use the labels of the checkpoint (id2label in its "
+                "config.json), or another --output_dir to train another model"
             )
 
 

@@ -227,6 +227,13 @@ PARTS = {
 
 
 Names = typing.Container[str]
+# The command that trains a head, by its part.
+TRAINERS = {
+    "question_answering": "run_squad.py",
+    "classification": "run_classifier.py",
+    "multiple_choice": "run_multiple_choice.py",
+    "tagging": "run_tagger.py",
+}
 
 
 def parts_in_hf(
@@ -290,6 +297,27 @@ def variables(
         if part in parts
         for variable in PARTS[part].variables(config)
     ]
+
+
+def check_fine_tuned(
+    path: str, part: str, parts: typing.Collection[str]
+) -> None:
+    """Rejects a pre-trained model where a task's head is needed.
+
+    Args:
+      path: of the checkpoint, for the message.
+      part: the head, a key of PARTS.
+      parts: those of the checkpoint.
+
+    Raises:
+      errors.UserError: names the command that fine-tunes it.
+    """
+    if part in TRAINERS and not set(parts) & set(TRAINERS):
+        raise errors.UserError(
+            f"{path}: a pre-trained model without a {part} head; fine-tune it "
+            f"first with {TRAINERS[part]} --do_train=True "
+            f"--init_checkpoint={path}"
+        )
 
 
 def only_head(parts: typing.Iterable[str]) -> str:
