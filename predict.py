@@ -13,6 +13,7 @@ The tasks are answer, fill-mask, classify, embed and tag. Without --text and
 
 import common.startup
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -133,9 +134,10 @@ def read_items(
         ]
     if not items:
         raise errors.UserError(f"{path}: no input; expected one text per line")
-    if len({item.name for item in items}) < len(items):
+    ((name, count),) = collections.Counter(i.name for i in items).most_common(1)
+    if count > 1:
         raise errors.UserError(
-            f"{path}: an id is repeated; give each input its own"
+            f"{path}: the id {name!r} is repeated; give each input its own"
         )
     return items
 

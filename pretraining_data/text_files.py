@@ -15,6 +15,8 @@ import re
 import typing
 import zlib
 
+from absl import logging
+
 from common import errors
 
 BLOCK_BYTES = 1 << 16
@@ -24,6 +26,14 @@ ERROR, REPLACE, SKIP = "error", "replace", "skip"
 _JSON_ENDINGS = (".jsonl", ".json")
 # What a directory may contain besides text: this project's own outputs.
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
+# Other compressed files, and what decompresses them.
+_COMPRESSED = {
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".zip": "unzip",
+    ".zst": "unzstd",
+}
+_FIRST_BYTES = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # More in one file and chunk are counted, not described.
 _MOST_DESCRIBED = 100
@@ -166,7 +176,28 @@ def _text_file(path):
         raise errors.UserError(
             f"--input_file: {path!r} is not readable; change its permissions"
         )
-    return TextFile(path, os.path.getsize(path))
+    ending = os.path.splitext(path)[1]
+    if ending in _COMPRESSED:
+        raise errors.UserError(
+            f"--input_file: {path!r} is compressed; decompress it with "
+            f"{_COMPRESSED[ending]}, or compress it as .gz"
+        )
+    file = TextFile(path, os.path.getsize(path))
+    if not (file.is_gzip or file.is_json):
+        _warn_of_line_ends(path)
+    return file
+
+
+def _warn_of_line_ends(path):
+    with open(path, "rb") as stream:
+        start = stream.read(_FIRST_BYTES)
+    if b"\n" not in start and b"\r" in start[:-1]:
+        logging.warning(
+            "--input_file: %r has lines that end in a carriage return alone, "
+            "which are read as one line of one document; convert it first, for "
+            "example with tr '\\r' '\\n'",
+            path,
+        )
 
 
 def read_blocks(file: TextFile) -> typing.Iterator[typing.Tuple[int, bytes]]:

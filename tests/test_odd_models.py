@@ -23,6 +23,7 @@ from helpers.conversions import convert, golden, hf_arrays, hf_model, refused
 from helpers.paths import GOLDEN
 from inference import graphs, predictor, trained_model
 from training import run_config, warm_start
+from weights import model_directory
 
 WORDS = "roberta.embeddings.word_embeddings.weight"
 POSITIONS = "roberta.embeddings.position_embeddings.weight"
@@ -392,6 +393,42 @@ def test_tokenizer_json_alone_is_enough(tmp_path, as_pairs):
     assert added == {"<x>": FIRST}
     config = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
     assert config["do_lower_case"] is True
+
+
+@pytest.mark.parametrize(
+    "changes, unsupported",
+    [
+        ({}, ""),
+        ({"normalizer": {"type": "Sequence", "normalizers": []}}, ""),
+        ({"normalizer": {"type": "NFC"}}, 'normalizer {"type": "NFC"}'),
+        (
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Lowercase"}, {"type": "NFKC"}],
+                }
+            },
+            'normalizer {"type": "NFKC"}',
+        ),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}},
+            'pre_tokenizer {"type": "ByteLevel", "use_regex": false}',
+        ),
+        (
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            'pre_tokenizer {"type": "Whitespace"}',
+        ),
+    ],
+)
+def test_steps_of_tokenizer_json_that_change_ids_are_warned_of(
+    caplog, changes, unsupported
+):
+    values = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel"}}
+    text = json.dumps({**values, **changes})
+    model_directory.warn_of_fast_tokenizer(text.encode("utf-8"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == bool(unsupported)
+    assert unsupported in "".join(lines)
 
 
 @pytest.mark.parametrize(

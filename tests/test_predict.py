@@ -186,7 +186,7 @@ def test_a_question_on_an_empty_text_has_no_answer(reader):
             "a.jsonl",
             '{"text": "a", "id": 1}\n' * 2,
             "embed",
-            "an id is repeated",
+            "the id '1' is repeated",
         ),
         ("a.json", "[]", "answer", "SQuAD"),
     ],

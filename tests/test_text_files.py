@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding files of text and reading their bytes."""
 
+import bz2
 import gzip
 
 import numpy as np
@@ -56,6 +57,26 @@ def test_empty_files_and_pipes_are_errors(tmp_path):
         text_files.expand_inputs(str(tmp_path / "empty.txt"))
     with pytest.raises(errors.UserError, match="not a regular file"):
         text_files.expand_inputs("/dev/null")
+
+
+@pytest.mark.parametrize("ending", ["bz2", "xz", "zip", "zst"])
+def test_other_compression_than_gzip_names_the_tool(tmp_path, ending):
+    path = tmp_path / f"a.txt.{ending}"
+    path.write_bytes(bz2.compress(b"text"))
+    with pytest.raises(errors.UserError, match="with (b?un|un).*as .gz$"):
+        text_files.expand_inputs(str(path))
+
+
+@pytest.mark.parametrize(
+    "data, lines",
+    [(b"a\rb\r", 1), (b"a\r\nb", 0), (b"a\n\rb", 0), (b"a", 0), (b"a\r", 0)],
+)
+def test_lines_that_end_in_a_carriage_return_alone_are_warned_of(
+    tmp_path, caplog, data, lines
+):
+    (tmp_path / "a.txt").write_bytes(data)
+    text_files.expand_inputs(str(tmp_path))
+    assert caplog.text.count("a carriage return alone") == lines
 
 
 def test_gzip_files_may_have_several_members_and_padding(tmp_path):

@@ -354,14 +354,11 @@ def _tokenizer_files(directory, options, config):
         path = given.get(name) or os.path.join(directory, name)
         if given.get(name) or os.path.isfile(path):
             contents[name] = files.read_bytes(path)
-    if model_directory.TOKENIZER in contents and not (
-        VOCAB in contents and MERGES in contents
-    ):
-        contents.update(
-            model_directory.from_fast_tokenizer(
-                contents[model_directory.TOKENIZER]
-            )
-        )
+    fast = contents.get(model_directory.TOKENIZER)
+    if fast is not None:
+        model_directory.warn_of_fast_tokenizer(fast)
+        if not (VOCAB in contents and MERGES in contents):
+            contents.update(model_directory.from_fast_tokenizer(fast))
     vocab_file = given[VOCAB] or os.path.join(directory, VOCAB)
     added = tokenization.added_tokens_file(vocab_file)
     if added:

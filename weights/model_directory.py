@@ -8,6 +8,7 @@ Directories without the last two are read too.
 """
 
 import dataclasses
+import json
 import math
 import os
 import typing
@@ -439,6 +440,44 @@ def from_fast_tokenizer(content: bytes) -> typing.Dict[str, bytes]:
     return {
         n: data for n, data in contents.items() if others or n != ADDED_TOKENS
     }
+
+
+def warn_of_fast_tokenizer(content: bytes) -> None:
+    """Warns of a tokenizer.json that gives other ids than this project.
+
+    Args:
+      content: its bytes. Normalizers besides lower-casing, and anything before
+        the byte-level BPE but GPT-2's split into words, are not supported.
+    """
+    values = files.parse_json(content, TOKENIZER, "a tokenizer.json")
+    others = [
+        f"{name} {json.dumps(part)[:200]}"
+        for name, kind in (
+            ("normalizer", "Lowercase"),
+            ("pre_tokenizer", "ByteLevel"),
+        )
+        for part in _steps(values.get(name), f"{name}s")
+        if part.get("type") != kind or part.get("use_regex") is False
+    ]
+    if others:
+        logging.warning(
+            "%s: %s: not supported; texts get other ids than in transformers, "
+            "so use this model only with ids that this project makes",
+            TOKENIZER,
+            ", ".join(others),
+        )
+
+
+def _steps(value, name):
+    """The objects of a tokenizer.json's normalizer or pre_tokenizer."""
+    if not isinstance(value, dict):
+        return []
+    steps = value.get(name) if value.get("type") == "Sequence" else [value]
+    return (
+        [s for s in steps if isinstance(s, dict)]
+        if isinstance(steps, list)
+        else []
+    )
 
 
 def check_tokenizer(
