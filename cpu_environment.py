@@ -15,6 +15,7 @@ _CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 _CPU_INFO = "/proc/cpuinfo"
+_PROCESS_STATUS = "/proc/self/status"
 
 
 class Cpu(device.Device):
@@ -45,6 +46,14 @@ class Cpu(device.Device):
                 if text.isdigit():
                     limits.append(int(text))
         return min(limits)
+
+    def peak_memory_bytes(self):
+        """The largest resident set of the process, by Linux."""
+        if not os.path.exists(_PROCESS_STATUS):
+            return None
+        with open(_PROCESS_STATUS, encoding="utf-8") as stream:
+            peak = re.search(r"VmHWM:\s+(\d+) kB", stream.read())
+        return int(peak.group(1)) << 10 if peak else None
 
     @property
     def kernels(self):

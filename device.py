@@ -23,6 +23,8 @@ environment.create chooses a device. Every device has
     session_config()    tf.ConfigProto of its sessions
     hooks()             session hooks for training
     memory_bytes()      its memory, None if unknown
+    peak_memory_bytes() the most that this process used, None if unknown
+    card()              name of the product, "" if unknown
     versions()          {name: version} of its software
     close()             removes temporary files
 """
@@ -88,6 +90,13 @@ class DeviceConfig:
     )
     init_loss_scale_value: float = command_line.flag(
         2.0**15, "Initial value of a dynamic loss scale.", lower=1
+    )
+    peak_teraflops: float = command_line.flag(
+        0.0,
+        "Peak of the device's matrix products in TFLOP/s, for the share of it "
+        "that is logged (mfu). Default: that of a V100, A100 or H100 (SXM); "
+        "on other devices nothing is logged.",
+        lower=0,
     )
     horovod: bool = command_line.flag(
         False, "Train in several processes with Horovod (CPU, GPU)."
@@ -265,6 +274,12 @@ class Device:
 
     def memory_bytes(self) -> typing.Optional[int]:
         return None
+
+    def peak_memory_bytes(self) -> typing.Optional[int]:
+        return None
+
+    def card(self) -> str:
+        return ""
 
     def versions(self) -> typing.Dict[str, str]:
         return {

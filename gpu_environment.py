@@ -83,6 +83,17 @@ class Gpu(device.Device):
         text = self._ask("memory.total")
         return int(text) << 20 if text.isdigit() else None
 
+    def peak_memory_bytes(self):
+        """What TensorFlow's allocator gave out at most; not under 1.15."""
+        ask = getattr(tf.config.experimental, "get_memory_info", None)
+        try:
+            return ask("GPU:0")["peak"] if ask else None
+        except (tf.errors.OpError, RuntimeError, ValueError):
+            return None
+
+    def card(self):
+        return self._ask("name")
+
     def versions(self):
         # TensorFlow 1.15 lacks the function; its wheels use CUDA 10.0.
         build = getattr(tf.sysconfig, "get_build_info", dict)()
@@ -91,7 +102,7 @@ class Gpu(device.Device):
             CUDA=build.get("cuda_version", "10.0 (1.15's wheels)"),
             cuDNN=build.get("cudnn_version", "7"),
             driver=self._ask("driver_version") or "unknown",
-            GPU=self._ask("name") or "unknown",
+            GPU=self.card() or "unknown",
         )
 
     def _ask(self, field):

@@ -30,28 +30,8 @@ import gpu_environment
 from device import Processes
 from scripts import benchmark_stages, script_parser
 from training import logs
+from training.flops import CARDS, Card
 
-
-class Card(typing.NamedTuple):
-    """Peaks from the vendor's data sheet.
-
-    Attributes:
-      half: fp16 matrix products, in TFLOP/s.
-      single: float32 ones (TF32 where the card has it), in TFLOP/s.
-      bandwidth: of its memory, in GB/s.
-    """
-
-    half: float
-    single: float
-    bandwidth: float
-
-
-CARDS = {
-    "V100": Card(125.0, 15.7, 900.0),  # SXM2, 16 or 32 GB
-    "A100": Card(312.0, 156.0, 1555.0),  # SXM4, 40 GB
-    "H100": Card(989.0, 495.0, 3350.0),  # SXM5, 80 GB, dense
-    "910": Card(256.0, 256.0, 1200.0),  # Ascend 910A; products in fp16
-}
 # What products and memory reach of their peaks in practice.
 PRODUCT_SHARE = 0.55
 MEMORY_SHARE = 0.8

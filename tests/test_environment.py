@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 
 import cpu_environment
 import environment
+import gpu_environment
 import npu_environment
 import optimization
 from common import errors
@@ -364,3 +365,18 @@ def test_without_nan_gives_tensorflow_a_finite_loss():
     with tf.Session() as session:
         found = session.run([device.without_nan(losses[i]) for i in range(3)])
     assert found == [1.5, 0.0, 0.0]
+
+
+def test_peak_memory_of_a_cpu_is_that_of_its_process():
+    device = create(accelerator="cpu")
+    block = np.ones(device.peak_memory_bytes(), np.uint8)
+    peak = device.peak_memory_bytes()
+    assert peak > block.nbytes
+    del block
+    # Linux counts pages in batches.
+    assert device.peak_memory_bytes() == pytest.approx(peak, rel=0.01)
+
+
+def test_peak_memory_of_a_gpu_is_unknown_where_tensorflow_sees_none():
+    gpu = gpu_environment.Gpu(environment.DeviceConfig(), Processes())
+    assert gpu.peak_memory_bytes() is None

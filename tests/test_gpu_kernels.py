@@ -3,6 +3,7 @@
 
 import argparse
 import math
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import kernels
 import modeling
 from device import Processes
 from scripts import roofline
+from training import flops
 
 LARGE = dict(
     hidden_size=1024,
@@ -140,10 +142,67 @@ def test_bytes_and_operations_of_a_small_graph():
     assert work.bytes == pytest.approx(7 * size, abs=20)
     # One kernel reads the product and writes the sum.
     assert work.merged == pytest.approx(size, abs=20)
-    card = roofline.Card(1.0, 1.0, 1.0)
+    card = flops.Card(1.0, 1.0, 1.0)
     assert work.seconds(card, False) == pytest.approx(
         work.half_flops / 0.55e12 + work.bytes / 0.8e9
     )
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_formula_of_flops_is_what_the_graph_of_a_step_has(half):
+    options = environment.DeviceConfig(manual_fp16=half)
+    settings = argparse.Namespace(num_layers=2, **LARGE)
+    work = roofline.work(settings, options)
+    config = modeling.RobertaConfig(
+        vocab_size=50265,
+        num_hidden_layers=2,
+        hidden_size=1024,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    )
+    counted = flops.of_step(config, tf.fill([64, 128], 5), tf.constant(1280.0))
+    assert run(counted)[0] == pytest.approx(
+        work.half_flops + work.single_flops, rel=0.001
+    )
+
+
+def test_padding_and_the_lm_head_are_told_apart_in_flops():
+    config = modeling.RobertaConfig(
+        vocab_size=10,
+        hidden_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+    )
+    padded = tf.constant([[0, 5, 2, 1, 1], [1, 1, 1, 1, 1]])
+    # Three tokens: keys and values 3 * 8, the rest 3 * (8 + 16), each six
+    # times; attention 12 * 2 * 9.
+    all_rows = 6 * 24 + 6 * 72 + 216
+    one_row = 6 * 24 + (6 * 72 + 216) / 3 + 6 * 2 * (2 + 10)
+    assert run(
+        flops.of_step(config, padded),
+        flops.of_step(config, padded, tf.constant(1.0)),
+    ) == (all_rows, pytest.approx(one_row))
+
+
+@pytest.mark.parametrize(
+    "card, options, teraflops",
+    [
+        ("Tesla V100-SXM2-32GB", {}, 15.7),
+        ("NVIDIA A100-SXM4-80GB", {"manual_fp16": True}, 312),
+        ("NVIDIA H100 80GB HBM3", {"use_bf16": True}, 989),
+        ("NVIDIA H100 PCIe", {}, None),
+        ("Tesla T4", {}, None),
+        ("Tesla T4", {"peak_teraflops": 65.0}, 65),
+        ("", {}, None),
+    ],
+)
+def test_peak_of_a_card_in_its_precision(card, options, teraflops):
+    device = types.SimpleNamespace(
+        options=environment.DeviceConfig(**options), card=lambda: card
+    )
+    expected = teraflops and pytest.approx(teraflops * 1e12)
+    assert flops.peak(device) == expected
 
 
 @pytest.fixture(scope="module")

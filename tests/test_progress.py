@@ -2,21 +2,30 @@
 """The log line: its keys, its throughput; runs that are stuck or lost."""
 
 import collections
+import io
 import math
 import re
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tqdm
 
 from common import errors
+from helpers import tiny
 from training import checkpoints, progress, run_config
 
-# What the hook reads of a device, tf.train.SessionRunValues and
+# What the hook reads of tf.train.SessionRunValues and
 # tf.train.SessionRunContext.
-Device = collections.namedtuple("Device", ["rank", "world_size"])
 Values = collections.namedtuple("Values", ["results"])
 Context = collections.namedtuple("Context", ["session"])
+
+
+class Device(collections.namedtuple("Device", ["rank", "world_size"])):
+    """What the hook reads of a device."""
+
+    def peak_memory_bytes(self):
+        return 2_500_000_000
 
 
 class Norm(collections.namedtuple("Norm", ["values"])):
@@ -49,6 +58,8 @@ class Run:
         batches=0,
         step=0,
         every=2,
+        seconds=0,
+        sequences=0,
         rank=0,
         num_train_steps=1000,
         **options,
@@ -59,13 +70,14 @@ class Run:
         run = run_config.RunConfig(
             output_dir=str(directory),
             display_loss_steps=every,
+            display_loss_seconds=seconds,
             train_batch_size=8,
             num_accumulation_steps=2,
         )
         training = run_config.Training(
-            None, run, Device(rank, 2), num_train_steps, 10
+            None, run, Device(rank, 2), num_train_steps, 10, sequences
         )
-        self.timer = training.save_timer
+        self.training, self.timer = training, training.save_timer
         self.hook = progress.ProgressHook(
             training,
             {},
@@ -98,6 +110,7 @@ class Run:
                         "gradient_norm": 1.5,
                         "tokens": 400.0,
                         "batches_seen": self.batches,
+                        "records_seen": 32 * self.batches,
                         "global_step": self.step,
                     },
                     **values,
@@ -126,13 +139,16 @@ def lines_of(log_lines):
 
 
 def test_line_and_its_keys(start, log_lines):
-    run = start()
-    run.call(masked_lm_accuracy=0.25)
-    run.call(loss=3.0, masked_lm_accuracy=0.5)
+    run = start(sequences=128)
+    for loss, accuracy in ((2.0, 0.25), (3.0, 0.5)):
+        run.call(
+            seconds=2, loss=loss, masked_lm_accuracy=accuracy, peak_seconds=0.5
+        )
     assert re.fullmatch(
         r"step=2 loss=2\.500000 learning_rate=1\.000000e-04 "
-        r"examples_per_second=32\.0 tokens_per_second=400\.0 "
-        r"masked_lm_accuracy=0\.5000 time_left=0:16:38",
+        r"examples_per_second=16\.0 tokens_per_second=200\.0 "
+        r"masked_lm_accuracy=0\.5000 time_left=0:33:16 epoch=0\.500 "
+        r"gradient_norm=1\.5000 peak_memory_gigabytes=2\.50 mfu=0\.250",
         log_lines[-1],
     )
 
@@ -143,8 +159,8 @@ def test_line_under_a_loss_scale(start, log_lines):
     run.call(loss_scale=4.0, finite=[True, False], steps=0)
     run.call(loss_scale=4.0, finite=[True, True])
     run.call(loss_scale=4.0, finite=[True, True])
-    first, second = lines_of(log_lines)
-    assert list(first)[:7] == [
+    _, first, second = lines_of(log_lines)
+    assert list(second)[:7] == [
         "step",
         "loss",
         "learning_rate",
@@ -164,7 +180,8 @@ def test_throughput_leaves_out_the_first_call_and_saves(start, log_lines):
         run.call(seconds=0.5)
         if step in (2, 6):
             run.save(seconds=30.0)
-    rates = [line["examples_per_second"] for line in lines_of(log_lines)]
+    lines = lines_of(log_lines)[1:]
+    rates = [line["examples_per_second"] for line in lines]
     assert rates == ["64.0", "64.0"]
 
 
@@ -173,7 +190,7 @@ def test_tokens_are_those_of_the_steps_between_two_lines(start, log_lines):
     run.call(tokens=9999.0)  # the first call counts nothing
     for tokens in (100.0, 200.0, 300.0, 400.0, 800.0):
         run.call(seconds=0.5, tokens=tokens)
-    rates = [line["tokens_per_second"] for line in lines_of(log_lines)]
+    rates = [line["tokens_per_second"] for line in lines_of(log_lines)[1:]]
     assert rates == ["300.0", "1000.0"]
 
 
@@ -186,13 +203,40 @@ def test_first_line_has_no_throughput(start, log_lines):
     assert second["examples_per_second"] == "32.0"
 
 
-def test_line_every_so_many_steps_and_at_the_end(start, log_lines):
+def test_lines_at_the_first_step_every_so_many_steps_and_at_the_end(
+    start, log_lines
+):
     run = start(every=4, num_train_steps=10)
     for _ in range(10):
         run.call()
     steps = [line["step"] for line in lines_of(log_lines)]
-    assert steps == ["4", "8", "10"]
+    assert steps == ["1", "4", "8", "10"]
     assert lines_of(log_lines)[-1]["time_left"] == "0:00:00"
+
+
+def test_slow_steps_have_lines_by_seconds_that_change_no_report(
+    start, tmp_path, log_lines
+):
+    run = start(every=7, seconds=10)
+    for loss in range(1, 9):
+        run.call(seconds=4, loss=loss)
+    run.hook.end(None)
+    lines = lines_of(log_lines)
+    assert [(line["step"], line["loss"]) for line in lines] == [
+        ("1", "1.000000"),
+        ("4", "2.500000"),
+        ("7", "4.000000"),
+    ]
+    assert {line["examples_per_second"] for line in lines[1:]} == {"8.0"}
+    assert set(tiny.scalars_of(tmp_path)["loss"].items()) == {(7, 4.0)}
+
+
+def test_bar_counts_the_steps_of_a_resumed_run(start, log_lines):
+    run = start(batches=103, step=100)
+    run.training.bar = tqdm.tqdm(initial=100, file=io.StringIO())
+    run.call()
+    run.call(batches=3, steps=2)
+    assert run.training.bar.n == 103
 
 
 def test_several_steps_per_call(start, log_lines):
@@ -200,9 +244,9 @@ def test_several_steps_per_call(start, log_lines):
     for _ in range(5):
         run.call(seconds=8.0, batches=8)
     lines = lines_of(log_lines)
-    assert [line["step"] for line in lines] == ["24", "40"]
-    assert lines[0]["examples_per_second"] == "32.0"
-    assert lines[0]["tokens_per_second"] == "400.0"
+    assert [line["step"] for line in lines] == ["8", "24", "40"]
+    assert lines[1]["examples_per_second"] == "32.0"
+    assert lines[1]["tokens_per_second"] == "400.0"
 
 
 def test_loss_is_the_mean_since_the_last_line(start, log_lines):
@@ -213,14 +257,14 @@ def test_loss_is_the_mean_since_the_last_line(start, log_lines):
     run.call(loss=4.0, loss_scale=2.0)
     run.call(loss=5.0, loss_scale=2.0)
     losses = [float(line["loss"]) for line in lines_of(log_lines)]
-    assert losses == [3.0, 4.5]
+    assert losses == [1.0, 3.0, 4.5]
 
 
 def test_resumed_run_counts_from_its_checkpoint(start, log_lines):
     run = start(batches=103, step=100, every=10)
     for _ in range(7):
         run.call(loss_scale=2.0)
-    (line,) = lines_of(log_lines)
+    line = lines_of(log_lines)[-1]
     assert (line["step"], line["overflows"]) == ("107", "3")
     assert line["examples_per_second"] == "32.0"
 
@@ -247,6 +291,7 @@ def test_scalars_are_written(start, tmp_path, log_lines):
         "overflows",
         "examples_per_second",
         "tokens_per_second",
+        "peak_memory_gigabytes",
     }
     assert scalars[4, "perplexity"] == pytest.approx(math.exp(2.0))
 

@@ -3,12 +3,17 @@
 
 import logging
 import os
+import pty
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 from common import errors, files, log_format, tfrecord
+from helpers.paths import REPOSITORY
 from training import (
     eval_results,
     input_pipeline,
@@ -187,6 +192,41 @@ def test_routine_messages_of_tensorflow_alone_are_hidden(text, is_shown):
         )
         assert logs._is_shown(record) == expected
         assert log_format.Formatter().format(record).endswith(" W " + text)
+
+
+BAR = """import tensorflow.compat.v1 as tf
+from absl import logging as absl_logging
+from common import command_line
+from training import logs, run_config
+def main(_):
+    logs.set_up_logging(run_config.RunConfig(output_dir="unused"))
+    with logs.progress_bar(total=2, desc="steps", mininterval=0) as bar:
+        for _ in range(2):
+            tf.logging.info("a line")
+            absl_logging.info("a line")
+            bar.update()
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bar_of_a_terminal_does_not_mix_with_log_lines(is_terminal):
+    reader, writer = pty.openpty() if is_terminal else os.pipe()
+    with open(reader, "rb") as stream:
+        subprocess.run(
+            [sys.executable, "-c", BAR], stderr=writer, cwd=str(REPOSITORY)
+        )
+        os.write(writer, b"end\n")
+        text = b""
+        while not text.rstrip().endswith(b"end"):
+            text += os.read(stream.fileno(), 4096)
+        os.close(writer)
+    assert (b" 2/2 [" in text) == is_terminal
+    # What a terminal shows: a carriage return goes back to the first column.
+    lines = [line.rstrip(b"\r").split(b"\r")[-1] for line in text.split(b"\n")]
+    logged = [line for line in lines if b"a line" in line]
+    assert len(logged) == 4
+    assert all(re.fullmatch(rb"[-0-9]+ [:0-9]+ I a line", x) for x in logged)
 
 
 def test_deprecation_warnings_come_from_tensorflows_own_files(monkeypatch):

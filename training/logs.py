@@ -5,6 +5,9 @@ import logging
 import re
 import typing
 
+import tqdm
+from absl import logging as absl_logging
+
 from common import log_format
 
 # The filter below hides nothing that another package logs.
@@ -55,6 +58,16 @@ def _set_up_logger(level, filters):
     if filters:
         for target in [logger, *logger.handlers]:
             target.addFilter(_is_shown)
+
+
+def progress_bar(**options: typing.Any) -> tqdm.tqdm:
+    """A tqdm bar where standard error is a terminal; log lines clear it."""
+    import tensorflow.compat.v1 as tf
+
+    bar = tqdm.tqdm(dynamic_ncols=True, **{"disable": None, **options})
+    for handler in [absl_logging.get_absl_handler(), *tf.get_logger().handlers]:
+        handler.addFilter(lambda record: bar.clear() is None)
+    return bar
 
 
 def _is_shown(record):

@@ -11,6 +11,7 @@ from training import (
     divergence,
     input_pipeline,
     interruption,
+    logs,
     progress,
     rollback,
     run_config,
@@ -40,15 +41,17 @@ def train(
     run, device = training.run, training.device
     _check_guard(run, device)
     run_record.begin(training)
+    global_batch = run.batch_size * device.world_size
     tf.logging.info(
         "global_batch=%d train_batch_size=%d num_accumulation_steps=%d "
-        "devices=%d learning_rate=%g num_train_steps=%d",
-        run.batch_size * device.world_size,
+        "devices=%d learning_rate=%g num_train_steps=%d%s",
+        global_batch,
         run.train_batch_size,
         run.num_accumulation_steps,
         device.world_size,
         run.learning_rate,
         training.num_train_steps,
+        _passes(training, global_batch),
     )
     signals = interruption.Interruption()
     stop = interruption.StopHook(signals, device)
@@ -71,6 +74,14 @@ def train(
             checkpoints.newest(run.output_dir),
         )
         sys.exit(signals.exit_code)
+
+
+def _passes(training, global_batch):
+    if not training.sequences:
+        return ""
+    total = training.num_train_steps * global_batch
+    epochs = training.num_train_epochs or total / training.sequences
+    return f" sequences={training.sequences} epochs={epochs:.4g}"
 
 
 def _check_guard(run, device):
@@ -117,12 +128,23 @@ def _train_from_newest(estimator, batches, training, stop):
         return
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
-    estimator.train(
-        lambda params: input_pipeline.dataset(batches, first),
-        max_steps=training.num_train_steps,
-        hooks=[stop, progress.StartHook(first, records)],
-        saving_listeners=[training.save_timer] if device.rank == 0 else [],
+    tf.logging.info(
+        "building the graph; with XLA or on an NPU the first step compiles it, "
+        "which takes minutes"
     )
+    with logs.progress_bar(
+        desc="training",
+        unit="step",
+        initial=step,
+        total=training.num_train_steps,
+        disable=True if device.rank else None,
+    ) as training.bar:
+        estimator.train(
+            lambda params: input_pipeline.dataset(batches, first),
+            max_steps=training.num_train_steps,
+            hooks=[stop, progress.StartHook(first, records)],
+            saving_listeners=[training.save_timer] if device.rank == 0 else [],
+        )
 
 
 def _roll_back(training, diverged):

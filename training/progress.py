@@ -2,11 +2,13 @@
 """Progress of a training run: log lines, TensorBoard scalars, stuck runs.
 
 `step=1200 loss=2.314512 learning_rate=4.900000e-04 examples_per_second=812.4
-tokens_per_second=98304.0 loss_scale=32768 overflows=1 time_left=0:12:31`: the
-same keys on every device. The scalars have the same names; those of an
-evaluation begin with `eval/`.
+tokens_per_second=98304.0 loss_scale=32768 overflows=1 time_left=0:12:31
+epoch=1.503 gradient_norm=0.8125 peak_memory_gigabytes=7.42 mfu=0.412`: the same
+keys on every device. The scalars have the same names; those of an evaluation
+begin with `eval/`.
 """
 
+import collections
 import datetime
 import math
 import time
@@ -18,9 +20,11 @@ import tensorflow.compat.v1 as tf
 from common import errors
 from training import divergence, metrics_file, run_config
 
+# {entry of the report, of a step: its sum over the time that it took}.
+_RATES = {"tokens": "tokens_per_second", "peak_seconds": "mfu"}
 # Entries of the report without a scalar of their own.
-_COUNTERS = ("finite", "batches_seen", "global_step", "tokens")
-# Numbers of the log line, in this order.
+_COUNTERS = ("finite", "batches_seen", "global_step", "records_seen", *_RATES)
+# Numbers of the log line, in this order, accuracies after them.
 _FORMATS = {
     "loss": ".6f",
     "learning_rate": ".6e",
@@ -28,6 +32,12 @@ _FORMATS = {
     "tokens_per_second": ".1f",
     "loss_scale": "g",
     "overflows": "d",
+}
+_LAST_FORMATS = {
+    "epoch": ".3f",
+    "gradient_norm": ".4f",
+    "peak_memory_gigabytes": ".2f",
+    "mfu": ".3f",
 }
 # Skipped steps in a row after which a run is stuck: a scale of 2**15 is at
 # its minimum of 1 after 15.
@@ -103,9 +113,10 @@ class ProgressHook(tf.train.SessionRunHook):
         Args:
           training: the run.
           report: {name: scalar}; loss, learning_rate, gradient_norm,
-            global_step, batches_seen, tokens (of a step on all devices,
-            without padding), and loss_scale where there is one. `finite`, a
-            bool vector, tells which gradients are finite.
+            global_step, batches_seen, records_seen, tokens (of a step on all
+            devices, without padding), peak_seconds (that a step would take at
+            the device's peak) where that is known, and loss_scale where there
+            is one. `finite`, a bool vector, tells which gradients are finite.
           counters: batches_seen and global_step.
           gradient_names: the variables of `finite`.
           weight_norm: scalar that is computed once per line, in a call of its
@@ -113,16 +124,20 @@ class ProgressHook(tf.train.SessionRunHook):
           chance: the loss of a model that learned nothing, or None.
         """
         self._training = training
-        self._report = report
+        self._global_batch = (
+            training.run.batch_size * training.device.world_size
+        )
+        self._tensors = report
         self._counters = counters
         self._gradient_names = gradient_names
         self._weight_norm = weight_norm
         self._chance = chance
         self._writer = None
         self._losses = []
-        self._tokens = 0  # since the last line
+        self._sums = collections.Counter()  # of _RATES, since the last report
         self._overflows_in_a_row = 0
-        self._last = None  # (batches, seconds) at the last line
+        self._last = None  # (batches, seconds) at the last report
+        self._line_time = -math.inf  # of the last line
         self._previous = None  # (batches, steps) after the last call
 
     def after_create_session(self, session, coord):
@@ -135,7 +150,7 @@ class ProgressHook(tf.train.SessionRunHook):
             self._writer = scalar_writer(self._training.run.log_dir, "train")
 
     def before_run(self, run_context):
-        return tf.train.SessionRunArgs(self._report)
+        return tf.train.SessionRunArgs(self._tensors)
 
     def after_run(self, run_context, run_values):
         values = run_values.results
@@ -154,18 +169,19 @@ class ProgressHook(tf.train.SessionRunHook):
         self._check(values, seen)
         if math.isfinite(seen.loss):
             self._losses.append(seen.loss)
-        # Of several steps in one call, only the last one is reported.
-        self._tokens += float(values["tokens"]) * seen.batches
+        for name in set(_RATES) & set(values):
+            # Of several steps in one call, only the last one is reported.
+            self._sums[name] += float(values[name]) * seen.batches
         now = time.time() - self._training.save_timer.seconds
         every = self._training.run.display_loss_steps
         due = batches // every > seen.batch // every
-        if self._writer is not None and (
-            due or step >= self._training.num_train_steps
-        ):
-            self._write(run_context, values, now)
+        if self._writer is not None:
+            is_last = step >= self._training.num_train_steps
+            self._write(run_context, values, now, due or is_last)
         if self._last is None or due:
             self._last = (batches, now)  # leaves out the first call
-            self._tokens = 0
+            self._sums.clear()
+        self._training.bar.update(step - self._training.bar.n)
 
     def end(self, session):
         del session
@@ -201,8 +217,20 @@ class ProgressHook(tf.train.SessionRunHook):
             f"; the first gradient that is not finite is that of {first}"
         )
 
-    def _write(self, run_context, values, now):
-        """Logs one line and writes its scalars."""
+    def _write(self, run_context, values, now, is_report):
+        """Logs a line if it is time for one; a report has scalars too."""
+        seconds = self._training.run.display_loss_seconds or math.inf
+        if not is_report and time.time() - self._line_time < seconds:
+            return
+        scalars = self._scalars(values, now)
+        self._log(values, scalars)
+        self._line_time = time.time()
+        if is_report:
+            self._losses = []
+            self._report(run_context, scalars)
+
+    def _scalars(self, values, now):
+        """{name: number} since the last report."""
         batches, step = self._previous
         scalars = {
             name: float(value)
@@ -212,24 +240,40 @@ class ProgressHook(tf.train.SessionRunHook):
         scalars["loss"] = (
             np.mean(self._losses) if self._losses else float("nan")
         )
-        self._losses = []
-        self._warn_if_stuck(step, scalars["loss"])
-        time_left = []
         if self._last is not None and batches > self._last[0]:
-            training = self._training
             seconds = max(now - self._last[1], 1e-9)
-            rate = (batches - self._last[0]) / seconds
-            scalars["examples_per_second"] = (
-                rate * training.run.batch_size * training.device.world_size
-            )
-            scalars["tokens_per_second"] = self._tokens / seconds
-            left = round((training.num_train_steps - step) / rate)
-            time_left = [f"time_left={datetime.timedelta(seconds=left)}"]
+            examples = (batches - self._last[0]) * self._global_batch
+            scalars["examples_per_second"] = examples / seconds
+            for name, total in self._sums.items():
+                scalars[_RATES[name]] = total / seconds
         if "loss_scale" in scalars:
             scalars["overflows"] = batches - step - self._training.guard.skipped
-        tf.logging.info(
-            "%s", " ".join([f"step={step}"] + _line(scalars) + time_left)
-        )
+        memory = self._training.device.peak_memory_bytes()
+        if memory:
+            scalars["peak_memory_gigabytes"] = memory / 1e9
+        return scalars
+
+    def _log(self, values, scalars):
+        step, formats = self._previous[1], dict(_FORMATS)
+        for name in sorted(scalars):
+            if name.endswith("accuracy"):
+                formats[name] = ".4f"
+        words = [f"step={step}"] + _words(scalars, formats)
+        if "examples_per_second" in scalars:
+            steps = self._training.num_train_steps - step
+            left = round(
+                steps * self._global_batch / scalars["examples_per_second"]
+            )
+            words.append(f"time_left={datetime.timedelta(seconds=left)}")
+        if self._training.sequences:
+            epoch = float(values["records_seen"]) / self._training.sequences
+            scalars = dict(scalars, epoch=epoch)
+        tf.logging.info("%s", " ".join(words + _words(scalars, _LAST_FORMATS)))
+
+    def _report(self, run_context, scalars):
+        """Writes the scalars of a line."""
+        step = self._previous[1]
+        self._warn_if_stuck(step, scalars["loss"])
         if "masked_lm_accuracy" in scalars:
             scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
         if self._weight_norm is not None:
@@ -258,12 +302,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self._chance = None
 
 
-def _line(scalars):
-    """`name=number` of the log line, accuracies last."""
-    formats = dict(_FORMATS)
-    for name in sorted(scalars):
-        if name.endswith("accuracy"):
-            formats[name] = ".4f"
+def _words(scalars, formats):
+    """`name=number` of the log line."""
     return [
         f"{name}={scalars[name]:{spec}}"
         for name, spec in formats.items()

@@ -5,6 +5,8 @@ import dataclasses
 import re
 import typing
 
+import tqdm
+
 import configuration
 import device as devices
 import optimization
@@ -150,6 +152,12 @@ class RunConfig:
     display_loss_steps: int = command_line.flag(
         100, "Steps between log lines.", lower=1
     )
+    display_loss_seconds: float = command_line.flag(
+        10.0,
+        "Most seconds between log lines, where steps are slow; 0 for any "
+        "number. The first step has a line too.",
+        lower=0,
+    )
     report_loss: bool = command_line.flag(
         True,
         "Average the logged loss over all devices; False logs rank 0's own.",
@@ -278,10 +286,13 @@ class Training:
       run: flags.
       device: from environment.create.
       num_train_steps, num_warmup_steps: updates.
+      sequences: of an epoch, 0 where they are not counted.
+      num_train_epochs: as given; recorded in run.json.
       head: names of a head's variables; see `warm_start.load`.
       data: {name: value} of the training data; see `run_record.fixed`.
       save_timer: times the saving of checkpoints.
       evaluation: evaluation.Evaluation while training, None for none.
+      bar: shows the steps where standard error is a terminal.
       guard: watches the loss.
     """
 
@@ -290,6 +301,8 @@ class Training:
     device: devices.Device
     num_train_steps: int
     num_warmup_steps: int
+    sequences: int = 0
+    num_train_epochs: float = 0.0
     head: typing.Sequence[str] = ()
     data: typing.Mapping[str, typing.Any] = dataclasses.field(
         default_factory=dict
@@ -298,6 +311,9 @@ class Training:
         default_factory=checkpoints.SaveTimer
     )
     evaluation: typing.Any = None
+    bar: tqdm.tqdm = dataclasses.field(
+        default_factory=lambda: tqdm.tqdm(disable=True)
+    )
     guard: divergence.Guard = dataclasses.field(init=False)
 
     def __post_init__(self):

@@ -7,7 +7,14 @@ import typing
 import tensorflow.compat.v1 as tf
 
 import optimization
-from training import checkpoints, evaluation, progress, run_config, warm_start
+from training import (
+    checkpoints,
+    evaluation,
+    flops,
+    progress,
+    run_config,
+    warm_start,
+)
 
 
 class Losses(typing.NamedTuple):
@@ -21,11 +28,14 @@ class Losses(typing.NamedTuple):
         scalar, the divisor of the sum of losses.
       chance: the loss of a model that ignores the text; None turns off the
         warning about a run that is stuck there.
+      predicts_tokens: whether the weight is the number of masked tokens, as
+        for an LM head.
     """
 
     compute: typing.Callable
     weight: typing.Callable
     chance: typing.Optional[float] = None
+    predicts_tokens: bool = False
 
 
 def train_spec(
@@ -76,9 +86,22 @@ def train_spec(
         gradient_norm=mean_norm,
         tokens=_tokens(features, training.config) * device.world_size,
     )
+    peak = flops.peak(device)
+    if peak:
+        report["peak_seconds"] = (
+            flops.of_step(
+                training.config,
+                features["input_ids"],
+                losses.weight(features) if losses.predicts_tokens else None,
+            )
+            / peak
+        )
     with tf.control_dependencies([train_op]):
         after = dict(
-            device.overflow(chain), global_step=global_step, batches_seen=seen
+            device.overflow(chain),
+            global_step=global_step,
+            batches_seen=seen,
+            records_seen=records,
         )
         report.update({n: tf.identity(value) for n, value in after.items()})
     hook = progress.ProgressHook(
