@@ -33,6 +33,7 @@ from training import (
     output_directory,
     preflight,
     run_config,
+    run_record,
     tensorflow_errors,
     train_step,
     warm_start,
@@ -89,6 +90,12 @@ class PretrainingConfig:
     )
     num_train_steps: int = command_line.flag(
         100000, "Updates of the entire run.", lower=1
+    )
+    num_train_epochs: float = command_line.flag(
+        0.0,
+        "Passes over the records, in place of --num_train_steps; 0 trains for "
+        "--num_train_steps.",
+        lower=0,
     )
     num_warmup_steps: int = command_line.flag(
         10000, "Updates over which the learning rate rises from 0.", lower=0
@@ -173,7 +180,9 @@ def build_model_fn(
         return sums
 
     losses = train_step.Losses(
-        compute, lambda features: tf.reduce_sum(features["masked_lm_weights"])
+        compute,
+        lambda features: tf.reduce_sum(features["masked_lm_weights"]),
+        predicts_tokens=True,
     )
 
     def model_fn(features, labels, mode, params):
@@ -350,12 +359,40 @@ def _check(run, task, config):
     model_directory.check_length(
         run.max_seq_length, config, run.bert_config_file
     )
-    if task.num_warmup_steps >= task.num_train_steps and run.do_train:
-        raise errors.UserError(
-            f"--num_warmup_steps is {task.num_warmup_steps}, expected less "
-            f"than --num_train_steps={task.num_train_steps}; shorten the "
-            "warm-up"
-        )
+    if run.do_train and not task.num_train_epochs:
+        _check_warmup(task)
+
+
+def _check_warmup(task):
+    if task.num_warmup_steps < task.num_train_steps:
+        return
+    steps = f"--num_train_steps={task.num_train_steps}"
+    if task.num_train_epochs:
+        epochs = f"--num_train_epochs={task.num_train_epochs:g}"
+        steps = f"the {task.num_train_steps} steps of {epochs}"
+    raise errors.UserError(
+        f"--num_warmup_steps is {task.num_warmup_steps}, expected less than "
+        f"{steps}; shorten the warm-up"
+    )
+
+
+def with_steps(
+    task: PretrainingConfig,
+    run: run_config.RunConfig,
+    device: environment.Device,
+    sequences: int,
+) -> PretrainingConfig:
+    """The flags with the steps of --num_train_epochs.
+
+    Raises:
+      errors.UserError: the warm-up takes as many steps, or more.
+    """
+    if not task.num_train_epochs:
+        return task
+    steps = run_record.updates(run, device, sequences * task.num_train_epochs)
+    task = dataclasses.replace(task, num_train_steps=steps)
+    _check_warmup(task)
+    return task
 
 
 def _tokenizer_of(inputs, run):
@@ -442,6 +479,7 @@ def main(_) -> None:
         train_source = read_records(
             task.input_files_dir, config, run, task, True
         )
+        task = with_steps(task, run, device, len(train_source))
     if task.do_eval or run.evaluates:
         eval_source = read_records(
             task.eval_files_dir, config, run, task, False
@@ -461,6 +499,8 @@ def main(_) -> None:
         training.data = dict(
             train_source.description, shuffle_window=task.shuffle_window
         )
+        training.sequences = len(train_source)
+        training.num_train_epochs = task.num_train_epochs
     if run.evaluates:
         score_with(training, eval_source, task)
     estimator = device.estimator(

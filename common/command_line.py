@@ -146,11 +146,12 @@ def _kind(field: dataclasses.Field) -> type:
     return field.type.__args__[0]  # type: ignore[union-attr]
 
 
-def define(config_class: type, **defaults: typing.Any) -> None:
+def define(config_class: type, *declared: str, **defaults: typing.Any) -> None:
     """Declares a flag for every field of a config class.
 
     Args:
       config_class: a dataclass whose fields come from `flag`.
+      *declared: fields whose flags another class of the script declares.
       **defaults: fields that have another default in this script.
 
     Raises:
@@ -163,6 +164,8 @@ def define(config_class: type, **defaults: typing.Any) -> None:
     group = OTHER
     for field in fields:
         group = field.metadata["group"] or group
+        if field.name in declared:
+            continue
         default = defaults.get(field.name, field.default)
         parser = _Parser(field, default)
         item = flags.Flag(

@@ -282,11 +282,14 @@ class Doctor:
             )
         if name != "training records" or self._device is None:
             return text
+        task = run_pretraining.with_steps(
+            self._pretraining, self._run, self._device, len(source)
+        )
         schedule = preflight.schedule(
             self._run,
             self._device.world_size,
             len(source),
-            self._pretraining.num_train_steps,
+            task.num_train_steps,
         )
         return f"{text}; {schedule}"
 
@@ -407,7 +410,7 @@ def define_flags() -> None:
     """Declares the flags of both run scripts and those of this one."""
     command_line.define(run_config.RunConfig, output_dir=".")
     command_line.define(run_pretraining.PretrainingConfig)
-    command_line.define(run_squad.SquadConfig)
+    command_line.define(run_squad.SquadConfig, "num_train_epochs")
     command_line.define(environment.DeviceConfig)
     command_line.define(DoctorConfig)
 

@@ -239,15 +239,7 @@ def schedule(
 ) -> typing.Tuple[int, int]:
     """(num_train_steps, num_warmup_steps) for `count` training features."""
     task = setup.task
-    global_batch = setup.run.batch_size * device.world_size
-    records = count * task.num_train_epochs
-    batches = 0  # of another size, which the run made before
-    latest = checkpoints.newest(setup.run.output_dir)
-    seen = device.agree(checkpoints.batches_seen(latest))
-    consumed = device.agree(checkpoints.records_seen(latest, global_batch))
-    if consumed != seen * global_batch:
-        batches, records = seen, max(0, records - consumed)
-    steps = max(1, batches + int(records / global_batch))
+    steps = run_record.updates(setup.run, device, count * task.num_train_epochs)
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
         "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
@@ -507,6 +499,8 @@ class FineTuning:
         )
         if train is not None:
             self._training.data = _description(train, task)
+            self._training.sequences = len(train.lengths)
+            self._training.num_train_epochs = task.num_train_epochs
         self._estimator = device.estimator(
             self._model_fn, self.setup.source, steps
         )

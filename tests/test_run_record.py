@@ -172,3 +172,32 @@ def test_a_run_of_the_first_version_resumes_with_one_warning(tmp_path, forked):
         np.testing.assert_allclose(
             actual[name], value, rtol=1e-3, atol=1e-5, err_msg=name
         )
+
+
+def test_epochs_give_the_steps_also_of_a_resumed_run(runs, tmp_path):
+    """Of 64 records, 2.5 times: 20 steps of 8."""
+    first = tmp_path / "run"
+    flags = dict(
+        num_train_epochs=2.5, save_checkpoints_steps=5, keep_checkpoint_max=9
+    )
+    log = runs(3, **flags)
+    assert "num_train_steps=20 sequences=64 epochs=2.5" in log
+    assert tiny.steps_of(log)[-1]["epoch"] == 2.5
+    whole = (first / "model.ckpt-20.data-00000-of-00001").read_bytes()
+    record = json.loads((first / "run.json").read_text())["changeable"]
+    assert record["num_train_epochs"] == 2.5
+    assert record["num_train_steps"] == 20
+    checkpoints.keep(str(first), [str(first / "model.ckpt-5")])
+    shutil.copytree(str(first), str(tmp_path / "other"))
+    runs(3, **flags)
+    assert (first / "model.ckpt-20.data-00000-of-00001").read_bytes() == whole
+    # 40 of the 160 were read, 120 are left.
+    log = runs(3, output_dir=tmp_path / "other", train_batch_size=4, **flags)
+    assert "num_train_steps 20 -> 35" in log
+    values = tiny.values_of(tmp_path / "other" / "model.ckpt-35")
+    assert values["records_seen"] == 160
+    last = runs(
+        3, code=1, output_dir=tmp_path / "new", num_warmup_steps=20, **flags
+    ).splitlines()[-1]
+    assert "less than the 20 steps of --num_train_epochs=2.5" in last
+    assert not (tmp_path / "new").exists()

@@ -137,6 +137,7 @@ def _changeable(training):
         devices=training.device.world_size,
         num_train_steps=training.num_train_steps,
         num_warmup_steps=training.num_warmup_steps,
+        num_train_epochs=training.num_train_epochs,
     )
     return {
         name: value
@@ -158,6 +159,23 @@ def _check_fixed(changed, path, run):
             "or pass --allow_changed_run=True"
         )
     tf.logging.warning("%s; continuing (--allow_changed_run)", problem)
+
+
+def updates(
+    run: run_config.RunConfig, device: devices.Device, sequences: float
+) -> int:
+    """The updates, those made included, in which a run sees some sequences.
+
+    Where the global batch has changed, the sequences that are left count.
+    """
+    global_batch = run.batch_size * device.world_size
+    batches = 0  # of another size, which the run made before
+    latest = checkpoints.newest(run.output_dir)
+    seen = device.agree(checkpoints.batches_seen(latest))
+    consumed = device.agree(checkpoints.records_seen(latest, global_batch))
+    if consumed != seen * global_batch:
+        batches, sequences = seen, max(0, sequences - consumed)
+    return max(1, batches + int(sequences / global_batch))
 
 
 def order_batch(run: run_config.RunConfig, device: devices.Device) -> int:

@@ -45,8 +45,8 @@ def _declare(script):
     """Declares the flags of a script; returns its config classes."""
     classes, define = [], command_line.define
 
-    def record(config_class, **defaults):
-        define(config_class, **defaults)
+    def record(config_class, *declared, **defaults):
+        define(config_class, *declared, **defaults)
         classes.append(config_class)
 
     module = importlib.import_module(script[: -len(".py")].split("/")[-1])
