@@ -96,6 +96,31 @@ SCORES: typing.Dict[str, typing.Tuple[str, str, typing.Callable]] = {
 }
 
 
+def write_int8(path: str, small: str) -> None:
+    """Writes the int8 form `small` of a float32 ONNX file `path`.
+
+    Raises:
+      errors.UserError: a package is missing.
+    """
+    try:
+        import onnx
+        import onnxruntime.quantization as onnx_quantization
+    except ImportError as error:
+        raise errors.missing_package(
+            "--quantize=int8", error.name, "onnx"
+        ) from None
+    onnx_quantization.quantize_dynamic(
+        path,
+        small,
+        weight_type=onnx_quantization.QuantType.QInt8,
+        # Attention's products have no weights: they stay in float32.
+        extra_options={"MatMulConstBOnly": True},
+    )
+    proto = onnx.load(small)
+    proto.metadata_props.add(key=onnx_engine.WEIGHTS, value="int8")
+    onnx.save(proto, small)
+
+
 def quantize(
     path: str, head: str, score_file: str, max_score_drop: float
 ) -> None:
@@ -111,26 +136,10 @@ def quantize(
     Raises:
       errors.UserError: the score falls by more, or a package is missing.
     """
-    try:
-        import onnx
-        import onnxruntime.quantization as onnx_quantization
-    except ImportError as error:
-        raise errors.missing_package(
-            "--quantize=int8", error.name, "onnx"
-        ) from None
     task, metric, score = SCORES[head]
     before = score(predictor.Predictor(path, task), score_file)
     small = path[: -len(".onnx")] + ".int8.onnx"
-    onnx_quantization.quantize_dynamic(
-        path,
-        small,
-        weight_type=onnx_quantization.QuantType.QInt8,
-        # Attention's products have no weights: they stay in float32.
-        extra_options={"MatMulConstBOnly": True},
-    )
-    proto = onnx.load(small)
-    proto.metadata_props.add(key=onnx_engine.WEIGHTS, value="int8")
-    onnx.save(proto, small)
+    write_int8(path, small)
     after = score(predictor.Predictor(small, task), score_file)
     logging.info(
         "%s on %s: %.2f in float32, %.2f in int8",

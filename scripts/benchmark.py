@@ -123,6 +123,17 @@ class BenchmarkConfig:
     predictions: int = command_line.flag(
         20, "Masked positions of a sequence.", lower=1
     )
+    model: str = command_line.flag(
+        "",
+        "Output directory of run_squad.py for the stage answers; without it a "
+        "model of num_layers and hidden_size with random weights.",
+    )
+    questions: int = command_line.flag(
+        64, "Questions, drawn at random, of the stage answers.", lower=1
+    )
+    minutes: float = command_line.flag(
+        10.0, "Training time of each contender of time_to_loss.", lower=0.0
+    )
 
     def __post_init__(self):
         unknown = set(self.stage_names) - set(benchmark_stages.STAGES)
@@ -160,6 +171,7 @@ class Row(typing.NamedTuple):
     cpu_ratio: float  # the same for processor seconds
     peak_share: float  # of the machine's matrix-product rate, 0 if unknown
     megabytes: float  # peak of the processes that it started, 0 if none
+    result: str = ""  # what the last call computed
 
 
 def time_stage(
@@ -240,6 +252,7 @@ def _row(stage, title, contender, ours, runs, peak):
         statistics.median(ratios("cpu_seconds")),
         contender.flops / seconds / peak if peak else 0.0,
         max(run.megabytes for run in own),
+        own[-1].result,
     )
 
 
@@ -307,7 +320,7 @@ def table(rows: typing.List[Row]) -> str:
     lines = [
         "| stage | contender | rate | this suite against it, wall "
         "(spread) | CPU seconds | share of matrix-product rate | peak "
-        "memory |",
+        "memory, or result |",
         "|---|---|---|---|---|---|---|",
     ]
     title = None
@@ -319,7 +332,7 @@ def table(rows: typing.List[Row]) -> str:
             f"{row.ratio:.2f} ({row.lowest:.2f} to {row.highest:.2f})",
             f"{row.cpu_ratio:.2f}",
             f"{100 * row.peak_share:.0f} %" if row.peak_share else "",
-            f"{row.megabytes:.0f} MB" if row.megabytes else "",
+            f"{row.megabytes:.0f} MB" if row.megabytes else row.result,
         )
         lines.append(f"| {' | '.join(cells)} |")
         title = row.title
@@ -402,6 +415,7 @@ def _draw_panel(axis, title, rows):
                 f"   {row.ratio:.2f} times ({row.lowest:.2f} to "
                 f"{row.highest:.2f})"
             )
+        label += f"   {row.result}" if row.result else ""
         axis.text(width + 0.01, place, label, va="center", fontsize=8)
     axis.set_yticks(range(len(rows)))
     axis.set_yticklabels([row.contender for row in rows], fontsize=8)

@@ -21,7 +21,8 @@ import typing
 
 import numpy as np
 
-from common import errors
+import squad
+from common import errors, files
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -32,13 +33,14 @@ class Run(typing.NamedTuple):
     seconds: float
     cpu_seconds: float  # of its process and of finished child processes
     megabytes: float = 0.0  # peak of the watched processes
+    result: str = ""  # of the computation, in words
 
 
 class Contender(typing.NamedTuple):
     """Something that is timed: a call that does `amount` units of work.
 
     A call that runs in another process returns a Run; one that starts
-    processes returns their peak memory in megabytes.
+    processes returns their peak memory in megabytes; a str is a result.
     """
 
     name: str
@@ -60,6 +62,7 @@ def timed(call: typing.Callable[[], typing.Any]) -> Run:
         seconds,
         _cpu_seconds() - cpu,
         result if isinstance(result, float) else 0.0,
+        result if isinstance(result, str) else "",
     )
 
 
@@ -342,3 +345,72 @@ def sizes(settings: typing.Any) -> typing.Dict[str, int]:
         "num_attention_heads": width // 64,
         "intermediate_size": 4 * width,
     }
+
+
+# --- Answers ----------------------------------------------------------------
+
+
+# Of all contenders of the stage answers.
+WINDOW = {
+    "max_seq_length": 384,
+    "doc_stride": 128,
+    "max_query_length": 64,
+    "max_answer_length": 30,
+}
+
+
+def questions(settings: typing.Any) -> typing.List[squad.Example]:
+    """The questions of the stage answers."""
+    examples = squad.read_examples(settings.squad_file, False, False)
+    count = min(settings.questions, len(examples))
+    places = np.random.RandomState(0).choice(
+        len(examples), count, replace=False
+    )
+    return [examples[place] for place in places]
+
+
+def agreement(answers: typing.List[str], work: str) -> str:
+    """How many answers are those of the contender that answered first."""
+    path = os.path.join(work, "answers.json")
+    if not os.path.exists(path):
+        files.write_text(path, json.dumps({"answers": answers}))
+    same = sum(map(str.__eq__, answers, files.read_json(path)["answers"]))
+    return f"{same} of {len(answers)} answers the same"
+
+
+# --- Training for a fixed time ----------------------------------------------
+
+
+# Updates of the warm-up and of the whole schedule of the learning rate.
+WARM_UP, UPDATES, RATE = 10, 1000000, 1e-4
+
+
+def held_out(work: str) -> str:
+    """The file of the masked sequences that time_to_loss does not train on."""
+    return os.path.join(work, "held_out.npz")
+
+
+def trains(
+    settings: typing.Any,
+    update: typing.Callable[[], typing.Any],
+    loss: typing.Callable[[], float],
+) -> Contender:
+    """A contender that trains in slices of time, a slice each call.
+
+    Its seconds are those of an update: the loss is computed beside the clock.
+    """
+    seconds = 60.0 * settings.minutes / (settings.rounds + 1)
+    updates = 0
+
+    def call():
+        nonlocal updates
+        before, cpu, start = updates, _cpu_seconds(), time.perf_counter()
+        while updates == before or time.perf_counter() - start < seconds:
+            update()
+            updates += 1
+        count = updates - before
+        wall = (time.perf_counter() - start) / count
+        cpu = (_cpu_seconds() - cpu) / count
+        return Run(wall, cpu, result=f"loss {loss():.3f}, {updates} updates")
+
+    return Contender("", "updates/s", 1, call)

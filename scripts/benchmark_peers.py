@@ -8,12 +8,14 @@ line on standard input runs the peer once.
 """
 
 import functools
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import sys
 import types
+import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -21,6 +23,7 @@ import numpy as np
 
 import squad
 import tokenization
+from pretraining_data import records
 from scripts import benchmark_contenders
 from scripts.benchmark_contenders import Contender, versions
 
@@ -174,12 +177,11 @@ def _transformers_features(settings, _):
 # --- Training steps ---------------------------------------------------------
 
 
-def _transformers_step(settings, _):
-    """One update of Hugging Face's RobertaForMaskedLM."""
+def _masked_lm(settings, is_bf16, is_compiled=False):
+    """RobertaForMaskedLM and its functions of inputs, loss and update."""
     import torch
     import transformers
 
-    batch = benchmark_contenders.masked_batch(settings)
     model = transformers.RobertaForMaskedLM(
         transformers.RobertaConfig(
             max_position_embeddings=514,
@@ -188,29 +190,157 @@ def _transformers_step(settings, _):
         )
     )
     model.train()
+    decays = [[], []]
+    for weight in model.parameters():
+        decays[weight.ndim > 1].append(weight)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6
+        [
+            {"params": weights, "weight_decay": 0.01 * decay}
+            for decay, weights in enumerate(decays)
+        ],
+        lr=benchmark_contenders.RATE,
+        betas=(0.9, 0.98),
+        eps=1e-6,
     )
+    schedule = transformers.get_linear_schedule_with_warmup(
+        optimizer, benchmark_contenders.WARM_UP, benchmark_contenders.UPDATES
+    )
+    run = torch.compile(model) if is_compiled else model
+
+    def loss(inputs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            return run(**inputs).loss
+
+    def update(inputs):
+        optimizer.zero_grad()
+        loss(inputs).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+    return model, loss, update
+
+
+def _labelled(batch):
+    """The inputs of RobertaForMaskedLM for a batch of masked sequences."""
+    import torch
+
     labels = np.full_like(batch["input_ids"], -100)
-    np.put_along_axis(
-        labels, batch["masked_lm_positions"], batch["masked_lm_ids"], axis=1
-    )
-    inputs = {
+    rows, masks = np.nonzero(batch["masked_lm_weights"])
+    labels[rows, batch["masked_lm_positions"][rows, masks]] = batch[
+        "masked_lm_ids"
+    ][rows, masks]
+    return {
         "input_ids": torch.tensor(batch["input_ids"]).long(),
+        "attention_mask": torch.tensor(batch["input_mask"]).long(),
         "labels": torch.tensor(labels).long(),
     }
 
-    def update():
-        optimizer.zero_grad()
-        model(**inputs).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
+def _transformers_step(settings, _, is_bf16=False, is_compiled=False):
+    """One update of a batch of random ids."""
+    import torch
+    import transformers
+
+    batch = benchmark_contenders.masked_batch(settings)
+    _, _, update = _masked_lm(settings, is_bf16, is_compiled)
+    inputs = _labelled(batch)
+    try:
+        update(inputs)
+    except RuntimeError as error:
+        if is_compiled:  # for example without a C++ compiler
+            raise ImportError("torch.compile") from error
+        raise
     return Contender(
         "",
         "tokens/s",
         batch["input_ids"].size,
-        update,
+        lambda: update(inputs),
+        versions=versions(torch, transformers),
+    )
+
+
+def _transformers_training(settings, work, is_bf16=False):
+    """Batches and masks as in run_mlm.py, from the suite's records."""
+    import torch
+    import transformers
+
+    model, loss, update = _masked_lm(settings, is_bf16)
+    source = records.ShardedRecords(
+        records.expand_inputs(os.path.join(work, "records"))
+    )
+    loader = torch.utils.data.DataLoader(
+        [
+            {"input_ids": example["input_ids"]}
+            for example in source.read_examples(range(len(source)))
+        ],
+        settings.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=transformers.DataCollatorForLanguageModeling(
+            transformers.RobertaTokenizerFast(
+                settings.vocab_file, settings.merges_file
+            )
+        ),
+    )
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    values = dict(np.load(benchmark_contenders.held_out(work)))
+
+    def held_out_loss():
+        model.eval()
+        total, size = 0.0, settings.batch_size
+        for start in range(0, len(values["input_ids"]), size):
+            batch = {k: v[start : start + size] for k, v in values.items()}
+            with torch.no_grad():
+                mean = loss(_labelled(batch)).item()
+            total += mean * batch["masked_lm_weights"].sum()
+        model.train()
+        return total / values["masked_lm_weights"].sum()
+
+    return benchmark_contenders.trains(
+        settings, lambda: update(next(batches)), held_out_loss
+    )._replace(versions=versions(torch, transformers))
+
+
+def _pipeline(settings, work, batch_size=1, dtype="float32"):
+    """Hugging Face's question-answering pipeline."""
+    import torch
+    import transformers
+
+    # It is not in transformers 5.
+    if not hasattr(transformers, "QuestionAnsweringPipeline"):
+        raise ImportError("QuestionAnsweringPipeline")
+    folder = os.path.join(work, "hf")
+    answering = transformers.pipeline(
+        "question-answering",
+        model=folder,
+        tokenizer=transformers.RobertaTokenizerFast.from_pretrained(folder),
+        dtype=getattr(torch, dtype),
+    )
+    examples = benchmark_contenders.questions(settings)
+    window = benchmark_contenders.WINDOW
+
+    def answer():
+        results = answering(
+            question=[example.question for example in examples],
+            context=[example.context for example in examples],
+            batch_size=batch_size,
+            max_seq_len=window["max_seq_length"],
+            doc_stride=window["doc_stride"],
+            max_question_len=window["max_query_length"],
+            max_answer_len=window["max_answer_length"],
+            align_to_words=False,
+        )
+        results = results if isinstance(results, list) else [results]
+        return benchmark_contenders.agreement(
+            [result["answer"] for result in results], work
+        )
+
+    return Contender(
+        "",
+        "questions/s",
+        len(examples),
+        answer,
         versions=versions(torch, transformers),
     )
 
@@ -274,7 +404,7 @@ def _compiled_step(settings, _):
     )
 
 
-PEERS = {
+PEERS: typing.Dict[str, typing.Dict[str, typing.Callable]] = {
     "tokenizer": {
         "tokenizers": functools.partial(_warm, _tokenizers),
         "tiktoken": functools.partial(_warm, _tiktoken),
@@ -291,8 +421,34 @@ PEERS = {
             _bert_step, next_sentence=False
         ),
         "transformers, PyTorch": _transformers_step,
+        "transformers, torch.compile": functools.partial(
+            _transformers_step, is_compiled=True
+        ),
+    },
+    "bf16": {
+        "transformers, autocast": functools.partial(
+            _transformers_step, is_bf16=True
+        ),
+        "transformers, autocast, torch.compile": functools.partial(
+            _transformers_step, is_bf16=True, is_compiled=True
+        ),
     },
     "precision": {"this suite, XLA": _compiled_step},
+    "answers": {
+        "transformers' pipeline": _pipeline,
+        "transformers' pipeline, batches of 8": functools.partial(
+            _pipeline, batch_size=8
+        ),
+        "transformers' pipeline, bf16": functools.partial(
+            _pipeline, dtype="bfloat16"
+        ),
+    },
+    "time_to_loss": {
+        "transformers, as run_mlm.py": _transformers_training,
+        "transformers, as run_mlm.py, autocast": functools.partial(
+            _transformers_training, is_bf16=True
+        ),
+    },
 }
 
 

@@ -2,7 +2,10 @@
 """The contenders of the suite in each stage of benchmark.py."""
 
 import dataclasses
+import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +15,7 @@ import numpy as np
 
 import squad
 import tokenization
+from common import files
 from scripts import benchmark_contenders
 from scripts.benchmark_contenders import REPOSITORY, Contender
 
@@ -138,13 +142,19 @@ def _feeding(settings, work, steps):
     """A call that takes `steps` batches from the input pipeline."""
     import tensorflow.compat.v1 as tf
 
-    from pretraining_data import records
-    from training import input_pipeline, masked_lm_batches
+    with tf.Graph().as_default():
+        batch = _batches(settings, work)
+        session = tf.Session()
+    return lambda: [session.run(batch) for _ in range(steps)]
+
+
+def _source(settings, work):
+    from training import masked_lm_batches
 
     vocab_size = tokenization.RobertaTokenizer(
         settings.vocab_file, settings.merges_file
     ).vocab_size
-    source = masked_lm_batches.MaskedLmSource(
+    return masked_lm_batches.MaskedLmSource(
         os.path.join(work, "records"),
         masked_lm_batches.Settings(
             vocab_size=vocab_size,
@@ -153,21 +163,35 @@ def _feeding(settings, work, steps):
             max_predictions=settings.predictions,
         ),
     )
+
+
+def _batches(settings, work):
+    """{name: tensor} of the next masked batch of WORK/records."""
+    import tensorflow.compat.v1 as tf
+
+    from pretraining_data import records
+    from training import input_pipeline, masked_lm_batches
+
+    source = _source(settings, work)
     batches = masked_lm_batches.MaskedLmBatches(
         source,
         batch_size=settings.batch_size,
         seed=1,
         order=records.RecordOrder(source.shard_counts, 1, 100000),
     )
-    with tf.Graph().as_default():
-        batch = tf.data.make_one_shot_iterator(
-            input_pipeline.dataset(batches, 0)
-        ).get_next()
-        session = tf.Session()
-    return lambda: [session.run(batch) for _ in range(steps)]
+    return tf.data.make_one_shot_iterator(
+        input_pipeline.dataset(batches, 0)
+    ).get_next()
 
 
 def _step(settings, _):
+    yield Contender(OURS, "tokens/s", *training_step(settings))
+
+
+def _bf16(settings, _):
+    yield Contender(
+        OURS + ", bf16", "tokens/s", *training_step(settings, use_bf16=True)
+    )
     yield Contender(OURS, "tokens/s", *training_step(settings))
 
 
@@ -189,8 +213,12 @@ def _model_config(settings):
     return configuration.RobertaConfig(**benchmark_contenders.sizes(settings))
 
 
-def training_spec(settings, device, micro_batches=1):
-    """The EstimatorSpec of an update of masked-LM pre-training."""
+def training_spec(settings, device, micro_batches=1, features=None):
+    """The EstimatorSpec of an update of masked-LM pre-training.
+
+    Args:
+      features: {name: tensor}; None takes one batch of random ids.
+    """
     import tensorflow.compat.v1 as tf
 
     import run_pretraining
@@ -200,6 +228,7 @@ def training_spec(settings, device, micro_batches=1):
         output_dir=tempfile.gettempdir(),
         num_accumulation_steps=micro_batches,
         train_batch_size=settings.batch_size // micro_batches,
+        learning_rate=benchmark_contenders.RATE,
     )
     config = _model_config(settings)
     losses = train_step.Losses(
@@ -212,11 +241,17 @@ def training_spec(settings, device, micro_batches=1):
         )[0],
         lambda features: tf.reduce_sum(features["masked_lm_weights"]),
     )
-    features = {
+    features = features or {
         name: tf.constant(value)
         for name, value in benchmark_contenders.masked_batch(settings).items()
     }
-    training = run_config.Training(config, run, device, 1000000, 10)
+    training = run_config.Training(
+        config,
+        run,
+        device,
+        benchmark_contenders.UPDATES,
+        benchmark_contenders.WARM_UP,
+    )
     return train_step.train_spec(losses, features, training)
 
 
@@ -330,6 +365,175 @@ def _prediction(settings, features, max_length):
     ]
 
 
+# --- Answers and time to a loss ---------------------------------------------
+
+
+def _options():
+    """{contender: options of a device} of those that TensorFlow has."""
+    import environment
+    from common import errors
+
+    options = {OURS: {}, OURS + ", bf16": {"use_bf16": True}}
+    try:
+        environment.create(environment.DeviceConfig(use_bf16=True))
+    except errors.UserError:
+        del options[OURS + ", bf16"]
+    return options
+
+
+def _answers(settings, work):
+    """Questions to answers: features, logits, decoding."""
+    from inference import predictor, trained_model
+    from weights import conversion
+
+    model = settings.model or _untrained(settings, work)
+    conversion.convert(
+        "tf",
+        "hf",
+        conversion.ConvertConfig(
+            trained_model.find(model).checkpoint, os.path.join(work, "hf")
+        ),
+        lambda line: None,
+    )
+    examples = benchmark_contenders.questions(settings)
+    for name, path, options in _engines(model, work):
+        engine = predictor.Predictor(
+            path,
+            "answer",
+            predictor.Settings(
+                version_2_with_negative=False,
+                **benchmark_contenders.WINDOW,
+                **options,
+            ),
+        )
+
+        def answer(engine=engine):
+            return benchmark_contenders.agreement(
+                [result["answer"] for result in engine.answer_all(examples)],
+                work,
+            )
+
+        yield Contender(name, "questions/s", len(examples), answer)
+
+
+def _untrained(settings, work):
+    """A directory with a SQuAD model of random weights."""
+    import tensorflow.compat.v1 as tf
+
+    import modeling
+
+    folder = os.path.join(work, "model")
+    os.mkdir(folder)
+    config = _model_config(settings)
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(1)
+        ids = tf.placeholder(tf.int32, [None, None])
+        model = modeling.RobertaModel(config, False, ids)
+        modeling.squad_logits(config, model.get_sequence_output())
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, os.path.join(folder, "model.ckpt-1"))
+    files.write_text(
+        os.path.join(folder, "config.json"),
+        json.dumps(
+            dict(
+                benchmark_contenders.sizes(settings),
+                model_type="roberta",
+                max_position_embeddings=514,
+                type_vocab_size=1,
+                layer_norm_eps=1e-5,
+            )
+        ),
+    )
+    shutil.copy(settings.vocab_file, os.path.join(folder, "vocab.json"))
+    shutil.copy(settings.merges_file, os.path.join(folder, "merges.txt"))
+    return folder
+
+
+def _engines(model, work):
+    """(name, path, options of predictor.Settings) of each."""
+    for name, options in _options().items():
+        yield name, model, options
+    if all(map(importlib.util.find_spec, ("onnxruntime", "tf2onnx"))):
+        from inference import exporting, quantization, trained_model
+
+        path = os.path.join(work, "onnx", "{}.onnx").format
+        os.mkdir(os.path.join(work, "onnx"))
+        trained = trained_model.find(model)
+        exporting.export(trained, "squad", "onnx", path("float32"))
+        quantization.write_int8(path("float32"), path("int8"))
+        for kind in ("float32", "int8"):
+            yield f"{OURS}, ONNX Runtime {kind}", path(kind), {}
+
+
+def _time_to_loss(settings, work):
+    """Pre-training on nine tenths of the text; the loss of the last tenth."""
+    lines = benchmark_contenders.lines_of(settings.text_file)
+    end = len(lines) * 9 // 10
+    for name, part in (("held_out", lines[end:]), ("", lines[:end])):
+        folder = os.path.join(work, name)
+        os.makedirs(folder, exist_ok=True)
+        text = os.path.join(folder, "text.txt")
+        files.write_text(text, "\n".join(part) + "\n")
+        changes = dict(text_file=text, record_length=settings.sequence_length)
+        built = dataclasses.replace(settings, **changes)
+        _building(OURS, built, folder, 0).call()
+    source = _source(settings, os.path.join(work, "held_out"))
+    count = min(len(source), 256)
+    values = source.masked(range(count), np.zeros(count, np.int64), seed=1)
+    for name, value in values.items():
+        kind = np.float32 if name == "masked_lm_weights" else np.int32
+        values[name] = value.astype(kind)
+    np.savez(benchmark_contenders.held_out(work), **values)
+    for name, options in _options().items():
+        yield _training(settings, work, options)._replace(name=name)
+
+
+def _training(settings, work, options):
+    """The contender that trains on WORK/records."""
+    import tensorflow.compat.v1 as tf
+
+    import environment
+    import run_pretraining
+
+    device = environment.create(environment.DeviceConfig(**options))
+    values = dict(np.load(benchmark_contenders.held_out(work)))
+    with tf.Graph().as_default():
+        spec = training_spec(
+            settings, device, features=_batches(settings, work)
+        )
+        inputs = {
+            name: tf.placeholder(value.dtype, (None,) + value.shape[1:])
+            for name, value in values.items()
+        }
+        with tf.variable_scope("", reuse=True):
+            sums, _, _ = run_pretraining.masked_lm_sums(
+                _model_config(settings),
+                inputs,
+                device.kernels,
+                is_training=False,
+            )
+        session = tf.Session(config=device.session_config())
+        session.run(tf.global_variables_initializer())
+
+    def loss():
+        size = settings.batch_size
+        total = sum(
+            session.run(
+                sums["loss"],
+                {
+                    inputs[name]: value[start : start + size]
+                    for name, value in values.items()
+                },
+            )
+            for start in range(0, len(values["input_ids"]), size)
+        )
+        return total / values["masked_lm_weights"].sum()
+
+    return benchmark_contenders.trains(
+        settings, lambda: session.run(spec.train_op), loss
+    )
+
+
 STAGES = {
     "tokenizer": _tokenizer,
     "cold": _cold,
@@ -338,9 +542,12 @@ STAGES = {
     "features": _features,
     "pipeline": _pipeline,
     "step": _step,
+    "bf16": _bf16,
     "precision": _precision,
     "scaling": _scaling,
     "predict": _predict,
+    "answers": _answers,
+    "time_to_loss": _time_to_loss,
 }
 _MODEL = "{num_layers} layers, H {hidden_size}, V {vocab_size:,}"
 _BATCH = _MODEL + ", {batch_size} x {sequence_length}, {predictions} masked"
@@ -357,7 +564,10 @@ TITLES = {
     "features": "SQuAD features, 384 / 128, one core",
     "pipeline": "Input pipeline and training step, " + _BATCH,
     "step": "Training step, " + _BATCH,
+    "bf16": "Training step in bfloat16, " + _BATCH,
     "precision": "Training step in other ways, " + _BATCH,
     "scaling": "Training step of other sizes, " + _BATCH,
     "predict": "SQuAD prediction, 384 tokens, " + _MODEL,
+    "answers": "{questions} questions to answers, 384 tokens, " + _MODEL,
+    "time_to_loss": "Held-out loss after {minutes:g} minutes, " + _BATCH,
 }

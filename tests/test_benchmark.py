@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark: turns, ratios, text that grows, peers in their processes."""
 
+import json
+import math
+import os
+import re
 import subprocess
 import sys
 import types
 
 import pytest
+import tensorflow.compat.v1 as tf
 
 from common import errors
 from helpers.paths import REPOSITORY
@@ -95,6 +100,55 @@ def test_operations_of_one_layer_by_hand():
     assert benchmark_stages._forward_flops(settings, 6, 3, 2) == (
         2 * 6 * 2 * 4 + 2 * 2 * 10 * 4 + 4 * 2 * 3 * 2 + 2 * 2 * 2 * (5 + 2)
     )
+
+
+@pytest.mark.parametrize("stage", benchmark_stages.STAGES)
+def test_every_contender_runs_for_a_tiny_step(stage, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(40 * TEXT)
+    settings = benchmark.BenchmarkConfig(
+        # Peers that this Python lacks run only where this names another one.
+        peers_python=os.environ.get("BENCHMARK_PEERS_PYTHON", ""),
+        text_file=str(text),
+        cold_megabytes=0.0,
+        record_length=16,
+        num_layers=1,
+        hidden_size=128,
+        vocab_size=len(json.loads((benchmark.DEMO / "vocab.json").read_text())),
+        batch_size=2,
+        sequence_length=16,
+        predictions=2,
+        predict_features=2,
+        questions=2,
+        minutes=0.0,
+        rounds=1,
+    )
+    if stage == "bf16" and tf.__version__.startswith(("1.", "2.6.")):
+        pytest.skip("needs TensorFlow 2.15")
+    contenders = list(benchmark_stages.STAGES[stage](settings, str(tmp_path)))
+    peers = list(benchmark.start_peers(stage, settings, str(tmp_path)))
+    results = {}
+    for contender in contenders + [peer.contender for peer in peers]:
+        run = benchmark_contenders.timed(contender.call)
+        assert run.seconds > 0
+        results[contender.name] = run.result
+    for peer in peers:
+        peer.close()
+    if stage == "answers":
+        results.pop("this suite, ONNX Runtime int8", None)
+        assert {
+            result for name, result in results.items() if "bf16" not in name
+        } == {"2 of 2 answers the same"}
+    if stage == "time_to_loss":
+        for result in results.values():
+            # An untrained model: the logarithm of the vocabulary.
+            loss, updates = re.match(
+                r"loss ([\d.]+), (\d+) updates", result
+            ).groups()
+            assert float(loss) == pytest.approx(
+                math.log(settings.vocab_size), rel=0.05
+            )
+            assert updates == "1"
 
 
 def test_every_stage_has_a_title_and_every_peer_a_stage():
