@@ -323,9 +323,21 @@ make_empty_environment() {
 
 venv_python() { TF_CPP_MIN_LOG_LEVEL=3 "$VENV_DIR/bin/python" -W ignore "$@"; }
 
+# Says every eight seconds that pip is running, while this script runs.
+tell_of_pip() {
+  while sleep 8 &> /dev/null 9>&- && kill -0 $$ 2> /dev/null; do
+    say "pip is running: $SECONDS s since the start"
+  done
+}
+
 pip_install() {
-  venv_python -m pip --disable-pip-version-check -qq install "$@" ||
-      fail "pip could not install $*; see its message above"
+  local teller failed=
+  tell_of_pip &
+  teller=$!
+  venv_python -m pip --disable-pip-version-check -qq install "$@" || failed=1
+  kill "$teller"
+  wait "$teller" 2> /dev/null || true
+  [[ -z $failed ]] || fail "pip could not install $*; see its message above"
 }
 
 # Installs a requirements file, and notes that it has.
