@@ -335,7 +335,7 @@ pip_install() {
   tell_of_pip &
   teller=$!
   venv_python -m pip --disable-pip-version-check -qq install "$@" || failed=1
-  kill "$teller"
+  kill "$teller" 2> /dev/null || true
   wait "$teller" 2> /dev/null || true
   [[ -z $failed ]] || fail "pip could not install $*; see its message above"
 }
