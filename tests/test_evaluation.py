@@ -11,12 +11,13 @@ import random
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from helpers import tiny
-from training import metrics_file
+from training import evaluation, metrics_file, run_config
 
 KILLS = int(os.environ.get("EVALUATION_KILLS", 2))
 CPU = {"accelerator": "cpu", "cpu_threads": 1}
@@ -303,3 +304,24 @@ def test_an_npu_evaluates_between_its_loops(data, tmp_path):
     loss = eval_results(tmp_path / "npu")["masked_lm_loss"]
     assert lines[10]["masked_lm_loss"] == pytest.approx(loss, rel=1e-6)
     assert "Traceback" not in output
+
+
+class SlowScorer:
+    """A scorer that takes a tenth of a second."""
+
+    def __init__(self, *_):
+        pass
+
+    def evaluate(self, session, step):
+        time.sleep(0.1)
+
+
+def test_evaluations_are_left_out_of_the_throughput(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "Scorer", SlowScorer)
+    run = run_config.RunConfig(output_dir=str(tmp_path), evaluate_every_steps=2)
+    training = run_config.Training(None, run, None, 10, 1)
+    training.evaluation = evaluation.Evaluation(None)
+    hook = evaluation.EvaluationHook(training, None)
+    context = types.SimpleNamespace(session=None)
+    hook.after_run(context, types.SimpleNamespace(results=4))
+    assert training.save_timer.seconds >= 0.1

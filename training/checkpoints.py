@@ -75,7 +75,7 @@ class Saver(tf.train.Saver):
 
 
 class SaveTimer(tf.train.CheckpointSaverListener):
-    """Seconds spent on saving checkpoints."""
+    """Seconds spent on checkpoints, and on evaluations, while training."""
 
     def __init__(self):
         self.seconds = 0.0

@@ -18,6 +18,7 @@ import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+import tqdm
 
 import device as devices
 from common import files
@@ -155,7 +156,15 @@ class Tower:
         """The scores of the session's weights, equal in every process."""
         processes, task = self._processes, self._task
         values = {n: np.zeros(s, np.float32) for n, s in self._shapes.items()}
-        for number in range(processes.rank, task.steps, processes.world_size):
+        for number in tqdm.tqdm(
+            range(processes.rank, task.steps, processes.world_size),
+            desc="evaluate",
+            unit="batch",
+            delay=2,
+            mininterval=2.0,
+            leave=False,
+            disable=bool(processes.rank),
+        ):
             batch = task.batches.make(number)
             rows = np.asarray(batch.get("index", [number]))
             outputs = session.run(
@@ -207,7 +216,9 @@ class EvaluationHook(tf.train.SessionRunHook):
     def _evaluate_if_due(self, session, step):
         every = self._training.run.evaluate_every_steps
         if step // every > self._training.evaluation.last // every:
+            started = time.time()
             self._scorer.evaluate(session, step)
+            self._training.save_timer.seconds += time.time() - started
 
     def end(self, session):
         step = int(session.run(self._step))
