@@ -373,7 +373,9 @@ def description(
     names = [os.path.basename(path) for path in paths]
     sizes = [os.path.getsize(path) for path in paths]
     values: typing.Any = sizes
-    parts = {f"records file {n}": size for n, size in zip(names, sizes)}
+    parts: typing.Dict[str, typing.Any] = {
+        f"records file {n}": size for n, size in zip(names, sizes)
+    }
     if manifest is not None:
         shards = [dict(shard, path=None) for shard in manifest["shards"]]
         values = dict(manifest, shards=shards)
