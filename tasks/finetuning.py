@@ -495,7 +495,7 @@ class FineTuning:
             for variable in weight_names.variables({model.head.name}, config)
         ]
         self._training = run_config.Training(
-            config, run, device, steps, warmup, head
+            config, run, device, steps, warmup, head=head
         )
         if train is not None:
             self._training.data = _description(train, task)
