@@ -146,8 +146,10 @@ def _imports(path):
 
 def _is_pythons_own(name):
     """Whether a package comes with Python or with this project."""
-    if list(REPOSITORY.glob(name)) + list(REPOSITORY.glob(f"**/{name}.py")):
-        return True
+    # The folders of modules only: not an environment in the repository.
+    for path in (name, f"{name}.py", f"[a-z]*/{name}.py"):
+        if list(REPOSITORY.glob(path)):
+            return True
     spec = importlib.util.find_spec(name)
     return spec is not None and "site-packages" not in str(spec.origin)
 
