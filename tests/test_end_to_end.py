@@ -295,6 +295,10 @@ def test_pretraining_writes_what_users_read(chain, pretrained):
     assert "deprecat" not in pretrained.log.lower()
 
 
+# Half of the last digit of the log line, where it has few.
+DECIMALS = {"peak_memory_gigabytes": 0.0051}
+
+
 def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
     directory = chain.folder / "pretraining"
     scalars = tiny.scalars_of(directory / "loss")
@@ -318,7 +322,7 @@ def test_scalars_have_the_names_and_numbers_of_the_log(chain, pretrained):
     for line in lines[1:]:
         for name in set(scalars) & set(line):
             assert scalars[name][line["step"]] == pytest.approx(
-                line[name], rel=0.01, abs=1e-4
+                line[name], rel=0.01, abs=DECIMALS.get(name, 1e-4)
             ), name
     # Of up to 128 tokens a sequence, those that are not padding.
     last = lines[-1]
@@ -800,7 +804,11 @@ WRONG_FOR_SQUAD = [
         ["--init_checkpoint=$BAD/missing.ckpt"],
         ["missing.ckpt"],
     ),
-    ("untrained head", ["--do_train=False"], ["cls/squad"]),
+    (
+        "untrained head",
+        ["--do_train=False"],
+        ["without a question_answering head; fine-tune"],
+    ),
     ("a TPU", ["--use_tpu=True"], ["--use_tpu", "--accelerator"]),
     (
         "head for v2.0",

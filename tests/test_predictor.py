@@ -301,7 +301,9 @@ def test_models_that_do_not_fit_the_task_are_rejected(
         folder, "embed", max_seq_length=513
     )
     tiny.write_trained(tmp_path, ["masked_lm"])
-    assert "no question_answering head" in refusal(str(tmp_path), "answer")
+    assert "without a question_answering head" in refusal(
+        str(tmp_path), "answer"
+    )
     (tmp_path / "merges.txt").unlink()
     assert "--merges_file is missing" in refusal(str(tmp_path), "fill-mask")
     with pytest.raises(errors.UserError, match="created for classify"):
