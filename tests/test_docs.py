@@ -613,7 +613,7 @@ FOREIGN_MESSAGES = {
 
 def messages(path):
     """The code in first cells that start with code, in tables of errors."""
-    titles = "^##? (?:FAQ|Troubleshooting|Fix an error|常见问题)\n"
+    titles = "^##? (?:FAQ|Troubleshooting|Messages|常见问题)\n"
     parts = re.split(titles, prose(path), flags=re.MULTILINE)
     table = parts[-1].split("\n## ")[0] if parts[1:] else ""
     cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
