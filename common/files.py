@@ -23,6 +23,24 @@ MAX_JSON_BYTES = 16 << 20
 INCOMPLETE = ".incomplete"
 
 
+@contextlib.contextmanager
+def named_errors(path: str) -> typing.Iterator[None]:
+    """An OSError without a file name, as one of a read, gets `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+@contextlib.contextmanager
+def opened(path: str, **options: typing.Any) -> typing.Iterator[typing.Any]:
+    """A stream to read whose errors name the file; by default of bytes."""
+    with named_errors(path), open(path, **(options or {"mode": "rb"})) as file:
+        yield file
+
+
 # --- JSON and hashes --------------------------------------------------------
 
 
@@ -83,7 +101,7 @@ def read_bytes(path: str, limit: int = MAX_JSON_BYTES) -> bytes:
       OSError: it cannot be read.
     """
     data = bytearray()
-    with open(path, "rb") as stream:
+    with opened(path) as stream:
         # In blocks: read(limit) would allocate the limit.
         for block in iter(lambda: stream.read(1 << 20), b""):
             data += block
@@ -151,7 +169,7 @@ def read_json_lines(
     Raises:
       errors.UserError: a line is not UTF-8, or not a JSON object.
     """
-    with open(path, "rb") as stream:
+    with opened(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip(codecs.BOM_UTF8).strip():
                 where = f"{path}, line {number}"
@@ -161,7 +179,7 @@ def read_json_lines(
 def sha256(path: str) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with opened(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -169,7 +187,7 @@ def sha256(path: str) -> str:
 
 def read_exactly(path: str, offset: int, size: int) -> bytes:
     """`size` bytes at `offset`; a UserError if the file is shorter."""
-    with open(path, "rb") as stream:
+    with opened(path) as stream:
         stream.seek(offset)
         data = stream.read(size)
     if len(data) != size:

@@ -444,7 +444,7 @@ def summarize_file(path: str) -> typing.Dict[str, typing.Any]:
       RecordError: a frame is truncated or its length is corrupted; the data
         is covered by the sha256 alone.
     """
-    with open(path, "rb") as stream:
+    with files.opened(path) as stream:
         offsets, error = tfrecord.index_frames(stream.fileno(), path)
     if error is not None:
         raise error

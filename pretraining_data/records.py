@@ -18,7 +18,7 @@ import typing
 import numpy as np
 from absl import logging
 
-from common import errors, tfrecord
+from common import errors, files, tfrecord
 from common.tf_example import RecordError, decode_example
 from pretraining_data import manifest
 
@@ -217,9 +217,10 @@ class ShardedRecords:
             raise error
         offset = int(offsets[number])
         opened = self._open(shard)  # held, or it could be closed meanwhile
-        framed = os.pread(
-            opened.fileno(), int(offsets[number + 1]) - offset, offset
-        )
+        with files.named_errors(self.paths[shard]):
+            framed = os.pread(
+                opened.fileno(), int(offsets[number + 1]) - offset, offset
+            )
         fault = tfrecord.data_fault(framed)
         if fault is not None:
             raise tfrecord.damage(self.paths[shard], number, offset, fault)
@@ -235,7 +236,8 @@ class ShardedRecords:
     def _build_index(self, shard):
         path, expected = self.paths[shard], self.counts[shard]
         opened = self._open(shard)
-        offsets, error = tfrecord.index_frames(opened.fileno(), path)
+        with files.named_errors(path):
+            offsets, error = tfrecord.index_frames(opened.fileno(), path)
         count = len(offsets) - 1
         if error is None and expected not in (None, count):
             error = tfrecord.damage(

@@ -17,7 +17,7 @@ import zlib
 
 from absl import logging
 
-from common import errors
+from common import errors, files
 
 BLOCK_BYTES = 1 << 16
 # What becomes of a line that is not valid text.
@@ -93,18 +93,13 @@ class InvalidText:
         ]
 
 
-def open_local(path: str) -> typing.BinaryIO:
-    """A stream of the bytes of a local file."""
-    return open(path, "rb")
-
-
 @dataclasses.dataclass(frozen=True)
 class TextFile:
     """A file of text; `size` is in bytes as stored, `open` opens a path."""
 
     path: str
     size: int
-    open: typing.Callable = open_local
+    open: typing.Callable = files.opened
 
     @property
     def is_gzip(self) -> bool:
@@ -138,12 +133,12 @@ def expand_inputs(text: str) -> typing.List[TextFile]:
                 "directories of text, comma separated"
             )
         paths += matches
-    files = [_text_file(path) for path in paths]
-    if not any(f.size for f in files):
+    texts = [_text_file(path) for path in paths]
+    if not any(text.size for text in texts):
         raise errors.UserError(
             f"--input_file={text} contains no text; expected at least one line"
         )
-    return files
+    return texts
 
 
 def _matches(part):
@@ -189,7 +184,7 @@ def _text_file(path):
 
 
 def _warn_of_line_ends(path):
-    with open(path, "rb") as stream:
+    with files.opened(path) as stream:
         start = stream.read(_FIRST_BYTES)
     if b"\n" not in start and b"\r" in start[:-1]:
         logging.warning(

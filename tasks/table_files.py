@@ -89,7 +89,9 @@ def open_text(
       errors.UserError: the file is not UTF-8.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline=newline) as stream:
+        with files.opened(
+            path, encoding="utf-8-sig", newline=newline
+        ) as stream:
             yield stream
     except UnicodeDecodeError as error:
         raise errors.UserError(

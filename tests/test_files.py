@@ -11,6 +11,7 @@ import tokenization
 from common import errors, files
 from pretraining_data import manifest, shard_output, text_files
 from question_answering import squad_scores
+from tasks import table_files
 from training import rollback
 
 
@@ -120,3 +121,31 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     os.close(reader)
     assert path.is_fifo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def _blocks(path):
+    return list(text_files.read_blocks(text_files.TextFile(path, 1)))
+
+
+def _lines(path):
+    with table_files.open_text(path) as stream:
+        return list(stream)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        files.read_bytes,
+        files.sha256,
+        lambda path: files.read_exactly(path, 0, 1),
+        lambda path: list(files.read_json_lines(path)),
+        _blocks,
+        _lines,
+        manifest.summarize_file,
+    ],
+)
+def test_an_error_while_reading_names_the_file(read):
+    path = "/proc/self/mem"  # its first page is an input/output error
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read(path)
+    assert caught.value.filename == path

@@ -372,6 +372,19 @@ def test_random_access(three_files, counts):
             opened.read([index])
 
 
+def test_a_failed_read_names_the_file(tmp_path):
+    path = str(tmp_path / "a.tfrecord")
+    numbered(tmp_path / "a.tfrecord", 0, 2)
+    opened = records.ShardedRecords([path])
+    descriptor = os.open(str(tmp_path), os.O_RDONLY)
+    # Reading a directory fails, as reading a damaged disk does.
+    os.dup2(descriptor, opened._open(0).fileno())
+    os.close(descriptor)
+    with pytest.raises(OSError) as caught:
+        opened.read([1])
+    assert caught.value.filename == path
+
+
 def test_known_counts_read_nothing_at_the_start(tmp_path):
     opened = records.ShardedRecords([str(tmp_path / "absent")], [5])
     assert len(opened) == 5

@@ -22,7 +22,7 @@ def read(directory: str) -> typing.List[_Line]:
     path = os.path.join(directory, FILE)
     if not os.path.isfile(path):
         return []
-    with open(path, encoding="utf-8") as stream:
+    with files.opened(path, encoding="utf-8") as stream:
         return [files.loads(line) for line in stream if line.endswith("\n")]
 
 

@@ -273,7 +273,7 @@ def load(path: str) -> typing.Any:
         values and tensors to be built.
       OSError: the file cannot be opened.
     """
-    with open(path, "rb") as stream:
+    with files.opened(path) as stream:
         try:
             if zipfile.is_zipfile(stream):
                 return _load_zip(zipfile.ZipFile(stream), path)
