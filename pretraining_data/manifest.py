@@ -41,7 +41,7 @@ def _is_hash(value):
     return isinstance(value, str) and bool(re.match(r"[0-9a-f]{64}\Z", value))
 
 
-def _is_file_name(value):
+def is_file_name(value: typing.Any) -> bool:
     """Whether a text names a file of the manifest's own directory."""
     return (
         isinstance(value, str)
@@ -99,7 +99,7 @@ _MANIFEST_KEYS = {
     "shards": (lambda value: isinstance(value, list), "a list"),
 }
 _SHARD_KEYS = {
-    "name": (_is_file_name, "a file name without a directory"),
+    "name": (is_file_name, "a file name without a directory"),
     "records": _COUNT,
     "bytes": _COUNT,
     "sha256": _HASH,

@@ -503,6 +503,11 @@ class SingleOutput(_Output):
                 f"--output_file={self._path} is a directory, but a name that "
                 f"ends in {_ENDING} is one file; choose another name"
             )
+        if not manifest.is_file_name(os.path.basename(self._path)):
+            raise errors.UserError(
+                f"--output_file={self._path!r}: the name is not UTF-8, or has "
+                "a line break or a backslash; choose another name"
+            )
         if manifest.progress_files(self._directory):
             raise errors.UserError(
                 f"{self._directory!r} contains an unfinished build; choose "

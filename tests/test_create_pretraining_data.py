@@ -1070,6 +1070,8 @@ def test_a_full_disk_keeps_finished_shards(build, tmp_path, monkeypatch):
         ({"input_file": "gone.txt"}, "no file 'gone.txt'"),
         ({"output": "text.txt"}, "text.txt is a file that does not end in"),
         ({"output": "folder.tfrecord"}, "folder.tfrecord is a directory"),
+        ({"output": "a\nb.tfrecord"}, "has a line break or a backslash"),
+        ({"output": "\udcff.tfrecord"}, "the name is not UTF-8"),
     ],
 )
 def test_mistakes_in_the_settings(build, tmp_path, options, message):
