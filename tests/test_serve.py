@@ -357,22 +357,24 @@ def test_a_typed_question_marks_the_answer_in_the_text(window, reader):
         == result["answer"]
     )
     assert window.run("return document.getElementById('score').innerText") == (
-        f"{100 * result['score']:.1f} % among the candidates, characters "
-        f"{result['start']} to {result['end']}"
+        f"{100 * result['answers'][0]['probability']:.1f} % among answers "
+        f"that do not overlap, characters {result['start']} to {result['end']}"
     )
     assert window.run(
         "return Array.from(document.querySelectorAll("
-        "'#nbest td:last-child'), cell => cell.textContent)"
-    ) == [entry["text"] for entry in result["nbest"]]
+        "'#answers td:last-child'), cell => cell.textContent)"
+    ) == [entry["text"] for entry in result["answers"]]
+    assert len(result["answers"]) < len(result["nbest"])
     # "<b>" was text and stayed text.
     assert window.run("return document.querySelector('#marked b')") is None
 
 
 def test_pointing_at_a_candidate_marks_it(window, reader):
     ask_by_hand(window, "Where?", TYPED)
-    entries = reader.answer("Where?", TYPED)["nbest"]
-    window.point_at("#nbest tr:nth-child(3)")
-    assert parts(window) == split(TYPED, entries[2])
+    entries = reader.answer("Where?", TYPED)["answers"]
+    window.point_at("#answers tr:last-child")
+    assert len(entries) > 1
+    assert parts(window) == split(TYPED, entries[-1])
     assert (
         window.run("return document.querySelector('#marked mark').className")
         == "other"
