@@ -6,9 +6,10 @@
 
 A run is a directory with TensorBoard event files: the --output_dir of a run
 script, or its --out_log_dir. Loss and learning rate come first, then the other
-scalars: gradient norm, accuracy, loss scale, sequences per second. Evaluations
-are rings in the panel of their training scalar. Where a run was resumed or
-rolled back, the later values replace the earlier ones.
+scalars: gradient norm, accuracy, loss scale, sequences per second; those with a
+single value are printed, not drawn, unless --tags names them. Evaluations are
+rings in the panel of their training scalar. Where a run was resumed or rolled
+back, the later values replace the earlier ones.
 """
 
 import collections
@@ -45,6 +46,19 @@ FIRST = (
 EVALUATION, EVALUATED_LOSS = "eval/", "eval/masked_lm_loss"
 # Not smoothed: smoothing would hide where they change.
 EXACT = ("learning_rate", "loss_scale", "overflows", "global_step")
+# Labels of vertical axes; other scalars have none.
+UNITS = {
+    "loss": "nats (regression: squared error)",
+    "perplexity": "exp(loss)",
+    "gradient_norm": "Euclidean norm",
+    "weight_norm": "Euclidean norm",
+    "loss_scale": "factor",
+    "overflows": "skipped updates",
+    "examples_per_second": "sequences / s",
+    "tokens_per_second": "tokens / s",
+    "peak_memory_gigabytes": "GB",
+    "mfu": "share of the device's peak",
+}
 LOGARITHMIC = {"perplexity": 10, "gradient_norm": 10, "loss_scale": 2}
 _RING = {
     "linestyle": "",
@@ -204,6 +218,22 @@ def tags_of(runs: typing.Dict[str, Curves], requested: str) -> typing.List[str]:
     )
 
 
+def with_curves(
+    runs: typing.Dict[str, Curves], tags: typing.List[str]
+) -> typing.List[str]:
+    """The tags of which a run has two values or more; if none has, all."""
+    several = [
+        tag
+        for tag in tags
+        if any(
+            len(curves[name].steps) > 1
+            for curves in runs.values()
+            for name in shown([tag], curves)
+        )
+    ]
+    return several or tags
+
+
 def evaluation_of(
     tag: str, known: typing.Container[str]
 ) -> typing.Optional[str]:
@@ -270,7 +300,8 @@ def draw(
     for panel in panels[len(tags) :]:
         panel.set_visible(False)
     for panel in panels[max(0, len(tags) - columns) : len(tags)]:
-        panel.set_xlabel("step")
+        panel.set_xlabel("training step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.tick_params(labelbottom=True)
     _add_legend(figure, pyplot, list(runs), has_rings)
     return figure
@@ -296,8 +327,17 @@ def _draw_curve(panel, curve, style, weight):
     )
 
 
+def _unit(tag):
+    """The label of a scalar's axis, or ""."""
+    name = tag.rpartition("/")[2]
+    if name.endswith("accuracy"):
+        return "share"
+    return "%" if "exact" in name else UNITS.get(name, "")
+
+
 def _dress(panel, tag):
     panel.set_title(tag.replace("_", " "), loc="left", fontsize=11)
+    panel.set_ylabel(_unit(tag), color="0.35", fontsize=9)
     panel.grid(color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
     for side in ("top", "right"):
@@ -351,7 +391,8 @@ def main(arguments: typing.Any) -> None:
         )
     runs = read_runs(arguments.runs)
     tags = tags_of(runs, arguments.tags)
-    figure = draw(pyplot, runs, tags, arguments.smoothing)
+    drawn = tags if arguments.tags else with_curves(runs, tags)
+    figure = draw(pyplot, runs, drawn, arguments.smoothing)
     pictures.save(figure, arguments.output)
     for name, curves in runs.items():
         last = max(curve.steps[-1] for curve in curves.values())
@@ -359,6 +400,9 @@ def main(arguments: typing.Any) -> None:
             f"{tag}={curves[tag].values[-1]:.6g}" for tag in shown(tags, curves)
         ]
         print(f"{name}:", f"step={last}", *values)
+    if len(drawn) < len(tags):
+        others = ",".join(tag for tag in tags if tag not in drawn)
+        print(f"not drawn, since they have one value: --tags={others}")
     print(arguments.output)
 
 

@@ -179,6 +179,25 @@ def test_many_points_are_smoothed_and_evaluations_are_rings(tmp_path):
     ]
 
 
+def test_a_single_value_is_printed_not_drawn(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    points = [(step, {"loss": 5.0 / step}) for step in (1, 2)]
+    write_events(tmp_path, *points, (2, {"eval/f1": 81.5, "mfu": 0.25}))
+    runs = plot_run.read_runs([tmp_path])
+    tags = plot_run.tags_of(runs, "")
+    assert tags == ["loss", "eval/f1", "mfu"]
+    assert plot_run.with_curves(runs, tags) == ["loss"]
+    assert plot_run.with_curves(runs, tags[1:]) == tags[1:]
+    figure = plot_run.draw(pyplot, runs, tags, 0.6)
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_ylabel() for panel in panels] == [
+        "nats (regression: squared error)",
+        "",
+        "share of the device's peak",
+    ]
+    assert panels[-1].get_xlabel() == "training step"
+
+
 def test_no_two_runs_look_alike():
     styles = [tuple(plot_run.style_of(number).values()) for number in range(21)]
     assert len(set(styles)) == 21
