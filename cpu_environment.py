@@ -70,7 +70,8 @@ def create(options: device.DeviceConfig, processes: device.Processes) -> Cpu:
     if options.manual_fp16:
         tf.logging.info(
             "fp16 on a CPU: operands and results are fp16, "
-            "products are summed in float32; slower than float32"
+            "products are summed in float32; slower than float32, which "
+            "--manual_fp16=False selects"
         )
     if options.use_bf16 and not _multiplies_bf16():
         tf.logging.warning(

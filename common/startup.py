@@ -39,7 +39,8 @@ def _report_missing_package(kind, error, traceback):
         return
     _end(
         f"error: the package {error.name} is missing in {sys.executable}; run "
-        "bash scripts/setup.sh and use .venv/bin/python",
+        "bash scripts/setup.sh and use .venv/bin/python, or first source "
+        ".venv/bin/activate",
         1,
     )
 

@@ -237,6 +237,13 @@ def test_last_batch_of_an_evaluation_is_filled_with_weight_0(dynamic):
         (True, {}, {"max_seq_length": 32}, "max_seq_length 16, expected .*=32"),
         (True, {}, {"max_predictions": 5}, "max_predictions_per_seq 4.*=4"),
         (True, {}, {"max_predictions": 3}, "max_predictions_per_seq 4"),
+        (
+            True,
+            {},
+            {"max_seq_length": 32, "max_predictions": 5},
+            "have max_seq_length 16 and max_predictions_per_seq 4, .*=32 and "
+            ".*=5; use --max_seq_length=16 --max_predictions_per_seq=4",
+        ),
     ],
 )
 def test_records_of_other_settings_are_refused(
@@ -248,8 +255,12 @@ def test_records_of_other_settings_are_refused(
     assert directory in str(caught.value)
 
 
-def test_dynamic_records_fit_a_longer_sequence(dynamic):
+def test_dynamic_records_fit_a_longer_sequence(dynamic, log_lines):
     source = source_of(dynamic, max_seq_length=24, max_predictions=9)
+    assert [line for line in log_lines if "--max_seq_length=24" in line]
+    del log_lines[:]
+    source_of(dynamic)
+    assert log_lines == []
     batch = as_dict(training_batches(source), 0)
     assert batch["input_ids"].shape == (4, 24)
     assert batch["masked_lm_ids"].shape == (4, 9)

@@ -256,29 +256,44 @@ def _first(*values):
 
 def _check_manifest(manifest, inputs, settings):
     """Rejects records made for another model or other flags."""
-    vocabulary = "build them with the model's vocabulary"
-    checks = [
-        ("pad_id", settings.pad_token_id, "the model's pad_token_id ", "")
-    ]
+    model = {"pad_id": ("pad_token_id", settings.pad_token_id)}
     entries = manifest.get("vocab_size", settings.vocab_size)
     if not configuration.has_rows_for(settings.vocab_size, entries):
-        name = "the model's vocab_size "
-        checks.insert(0, ("vocab_size", settings.vocab_size, name, ""))
-    is_static = manifest.get("masking") == "static"
-    if is_static or manifest.get("max_seq_length", 0) > settings.max_seq_length:
-        flag = "--max_seq_length="
-        checks.append(("max_seq_length", settings.max_seq_length, flag, flag))
-    if is_static:
-        key, flag = "max_predictions_per_seq", "--max_predictions_per_seq="
-        checks.append((key, settings.max_predictions, flag, flag))
-    for key, value, name, flag in checks:
+        model = {"vocab_size": ("vocab_size", settings.vocab_size), **model}
+    for key, (name, value) in model.items():
         actual = manifest.get(key, value)
         if actual != value:
-            fix = f"use {flag}{actual}" if flag else vocabulary
             raise errors.UserError(
-                f"{inputs}: the records have {key} {actual}, expected "
-                f"{name}{value}; {fix}"
+                f"{inputs}: the records have {key} {actual}, expected the "
+                f"model's {name} {value}; build them with the model's "
+                "vocabulary"
             )
+    length = manifest.get("max_seq_length", settings.max_seq_length)
+    is_static = manifest.get("masking") == "static"
+    flags = {}
+    if is_static or length > settings.max_seq_length:
+        flags["max_seq_length"] = settings.max_seq_length
+    elif length < settings.max_seq_length:
+        tf.logging.warning(
+            "%s: the records have max_seq_length %d, so no sequence fills "
+            "--max_seq_length=%d; for longer ones, build them again with it",
+            inputs,
+            length,
+            settings.max_seq_length,
+        )
+    if is_static:
+        flags["max_predictions_per_seq"] = settings.max_predictions
+    differing = [
+        key for key in flags if manifest.get(key, flags[key]) != flags[key]
+    ]
+    if differing:
+        actual = [f"{key} {manifest[key]}" for key in differing]
+        expected = [f"--{key}={flags[key]}" for key in differing]
+        fix = [f"--{key}={manifest[key]}" for key in differing]
+        raise errors.UserError(
+            f"{inputs}: the records have {' and '.join(actual)}, expected "
+            f"{' and '.join(expected)}; use {' '.join(fix)}"
+        )
 
 
 def _vocabulary(paths, directories):

@@ -171,8 +171,8 @@ def check_config(
         values = files.read_json(path)
     except (OSError, errors.UserError):  # none, or not of a model
         tf.logging.warning(
-            "%s: no model config beside the checkpoint: %s of %s cannot be "
-            "compared",
+            "%s: no model config beside the checkpoint, so %s of %s cannot be "
+            "compared; copy the config.json of its weights there",
             checkpoint,
             ", ".join(_WITHOUT_SHAPE),
             config_file,
