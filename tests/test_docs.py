@@ -400,6 +400,7 @@ def test_every_flag_in_the_text_is_defined(path, parsed):
     known = {"flag", "flagfile", "help", "helpfull", "version"}
     # Those of Beam.
     known |= {"environment_type", "job_endpoint", "dask_partition_size"}
+    known |= {"logdir"}  # Of TensorBoard.
     # Those of docker run.
     known |= {"rm", "user", "volume", "shm-size", "ulimit", "gpus"}
     known = known.union(*parsed["defaults"].values())
