@@ -358,6 +358,26 @@ def test_white_space_before_the_context_may_not_have_been_counted(tmp_path):
     assert (read.answer_text, read.answer_start) == ("Anna Bell", ANNA + 4)
 
 
+@pytest.mark.parametrize(
+    "in_context, in_answer",
+    [("Anna\u00a0Bell", "Anna Bell"), ("A\nB", "A\u3000B")],
+)
+def test_kinds_of_white_space_are_alike_in_an_answer(
+    tmp_path, in_context, in_answer
+):
+    """A web page's U+00A0 is often typed as a space."""
+    data = dataset(
+        question(answers=[{"text": f"{in_answer} ", "answer_start": ANNA}])
+    )
+    paragraph = data["data"][0]["paragraphs"][0]
+    paragraph["context"] = CONTEXT.replace("Anna Bell", in_context)
+    counts = collections.Counter()
+    path = write(tmp_path, data)
+    (read,) = squad.read_examples(path, True, False, counts=counts)
+    assert (read.answer_text, read.answer_start) == (in_context, ANNA)
+    assert counts["moved_answers"] == 1
+
+
 @pytest.mark.parametrize("distance", [-3, 3])
 def test_an_answer_three_characters_away_is_invalid(tmp_path, distance):
     answers = [{"text": "Anna Bell", "answer_start": ANNA + distance}]
