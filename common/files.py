@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import typing
 
@@ -21,6 +22,14 @@ MAX_DIGITS = 20
 MAX_JSON_BYTES = 16 << 20
 # The suffix of an output until it is complete.
 INCOMPLETE = ".incomplete"
+# {pattern of a compressed file's first bytes: what decompresses it}
+_MAGIC = {
+    rb"\x1f\x8b": "gunzip",
+    rb"BZh[1-9]1AY&SY": "bunzip2",
+    rb"\xfd7zXZ\x00": "unxz",
+    rb"PK\x03\x04": "unzip",
+    rb"\x28\xb5\x2f\xfd": "unzstd",
+}
 
 
 @contextlib.contextmanager
@@ -113,6 +122,29 @@ def read_bytes(path: str, limit: int = MAX_JSON_BYTES) -> bytes:
     return bytes(data)
 
 
+def decompressor(start: bytes) -> typing.Optional[str]:
+    """The program that decompresses a file that starts so; None for others."""
+    return next(
+        (name for magic, name in _MAGIC.items() if re.match(magic, start)), None
+    )
+
+
+def not_utf8(
+    path: str, error: UnicodeDecodeError, problem: str
+) -> errors.UserError:
+    """The error of a text file that is not UTF-8, perhaps since compressed.
+
+    Args:
+      path: of the file.
+      error: of decoding its first bytes, or later ones.
+      problem: "problem; fix", where the bytes are not those of such a file.
+    """
+    program = decompressor(error.object)
+    if program:
+        problem = f"compressed; decompress it with {program}"
+    return errors.UserError(f"{path}: {problem}")
+
+
 def parse_json(
     data: bytes,
     path: str,
@@ -134,8 +166,10 @@ def parse_json(
     try:
         values = loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f"{path}: not UTF-8 at byte {error.start}; expected {kind} in UTF-8"
+        raise not_utf8(
+            path,
+            error,
+            f"not UTF-8 at byte {error.start}; expected {kind} in UTF-8",
         ) from error
     except ValueError as error:
         raise errors.UserError(

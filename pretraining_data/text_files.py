@@ -26,13 +26,6 @@ ERROR, REPLACE, SKIP = "error", "replace", "skip"
 _JSON_ENDINGS = (".jsonl", ".json")
 # What a directory may contain besides text: this project's own outputs.
 _NO_TEXT = (".tfrecord", ".incomplete", "manifest.json", "progress.json")
-# Other compressed files, and what decompresses them.
-_COMPRESSED = {
-    ".bz2": "bunzip2",
-    ".xz": "unxz",
-    ".zip": "unzip",
-    ".zst": "unzstd",
-}
 _FIRST_BYTES = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # More in one file and chunk are counted, not described.
@@ -171,27 +164,29 @@ def _text_file(path):
         raise errors.UserError(
             f"--input_file: {path!r} is not readable; change its permissions"
         )
-    ending = os.path.splitext(path)[1]
-    if ending in _COMPRESSED:
-        raise errors.UserError(
-            f"--input_file: {path!r} is compressed; decompress it with "
-            f"{_COMPRESSED[ending]}, or compress it as .gz"
-        )
     file = TextFile(path, os.path.getsize(path))
-    if not (file.is_gzip or file.is_json):
-        _warn_of_line_ends(path)
+    if not file.is_gzip:
+        _check_start(file)
     return file
 
 
-def _warn_of_line_ends(path):
-    with files.opened(path) as stream:
+def _check_start(file):
+    """Rejects a compressed file, warns of lines that will not be separated."""
+    with file.open(file.path) as stream:
         start = stream.read(_FIRST_BYTES)
-    if b"\n" not in start and b"\r" in start[:-1]:
+    program = files.decompressor(start)
+    if program:
+        other = "name it" if program == "gunzip" else "compress it as"
+        raise errors.UserError(
+            f"--input_file: {file.path!r} is compressed; decompress it with "
+            f"{program}, or {other} .gz"
+        )
+    if b"\n" not in start and b"\r" in start[:-1] and not file.is_json:
         logging.warning(
             "--input_file: %r has lines that end in a carriage return alone, "
             "which are read as one line of one document; convert it first, for "
             "example with tr '\\r' '\\n'",
-            path,
+            file.path,
         )
 
 

@@ -94,8 +94,8 @@ def open_text(
         ) as stream:
             yield stream
     except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f"{path}: not UTF-8 text ({error}); convert it"
+        raise files.not_utf8(
+            path, error, f"not UTF-8 text ({error}); convert it"
         ) from error
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of labelled words, and what their labels mean."""
 
+import lzma
+
 import pytest
 
 from common import errors
@@ -135,6 +137,13 @@ def test_files_of_another_form_are_rejected(tmp_path, text, flags, message):
 def test_other_encodings_are_rejected(tmp_path):
     (tmp_path / "a").write_bytes(b"d\xf6l O\n")
     with pytest.raises(errors.UserError, match="not UTF-8 text"):
+        conll.read(str(tmp_path / "a"))
+
+
+def test_a_compressed_file_names_the_tool(tmp_path):
+    (tmp_path / "a").write_bytes(lzma.compress(b"Paris B-LOC\n"))
+    message = "a: compressed; decompress it with unxz$"
+    with pytest.raises(errors.UserError, match=message):
         conll.read(str(tmp_path / "a"))
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every reader of JSON has bounds for size, depth and digits."""
 
+import bz2
+import gzip
 import json
 import os
 
@@ -71,6 +73,16 @@ READERS = {
         ),
     ),
 }
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, gzip.compress])
+def test_compressed_json_names_the_tool(tmp_path, compress):
+    (tmp_path / "a.json").write_bytes(compress(b'{"data": []}'))
+    with pytest.raises(
+        errors.UserError,
+        match="a.json: compressed; decompress it with (bunzip2|gunzip)$",
+    ):
+        files.read_json(str(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize("name", sorted(READERS))

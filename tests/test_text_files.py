@@ -3,6 +3,10 @@
 
 import bz2
 import gzip
+import io
+import lzma
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,12 +63,32 @@ def test_empty_files_and_pipes_are_errors(tmp_path):
         text_files.expand_inputs("/dev/null")
 
 
-@pytest.mark.parametrize("ending", ["bz2", "xz", "zip", "zst"])
-def test_other_compression_than_gzip_names_the_tool(tmp_path, ending):
-    path = tmp_path / f"a.txt.{ending}"
-    path.write_bytes(bz2.compress(b"text"))
-    with pytest.raises(errors.UserError, match="with (b?un|un).*as .gz$"):
-        text_files.expand_inputs(str(path))
+def zipped(data):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", data)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "compress, fix",
+    [
+        (bz2.compress, "bunzip2, or compress it as .gz"),
+        (lzma.compress, "unxz, or compress it as .gz"),
+        (zipped, "unzip, or compress it as .gz"),
+        (gzip.compress, "gunzip, or name it .gz"),
+        # The magic number of a Zstandard frame: RFC 8878, section 3.1.1.
+        (
+            lambda data: struct.pack("<I", 0xFD2FB528) + data,
+            "unzstd, or compress it as .gz",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT.BZ2", "a.jsonl"])
+def test_compressed_files_name_the_tool(tmp_path, compress, fix, name):
+    (tmp_path / name).write_bytes(compress(b"text"))
+    with pytest.raises(errors.UserError, match=f"decompress it with {fix}$"):
+        text_files.expand_inputs(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
