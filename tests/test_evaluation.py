@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import time
@@ -110,7 +111,11 @@ def test_scores_are_those_of_the_final_evaluation(
     build, action, data, tmp_path
 ):
     run(build(data, tmp_path / "plain", **CPU))
-    run(build(data, tmp_path / "run", **dict(EVALUATED, **{action: True})))
+    log = run(
+        build(data, tmp_path / "run", **dict(EVALUATED, **{action: True}))
+    )
+    scored = re.findall(r"\bglobal_step=(\d+)", log)
+    assert scored == ["5", "10", "15", "20"]  # the last one is not repeated
     last = "model.ckpt-20"
     assert_same_weights(tmp_path / "plain" / last, tmp_path / "run" / last)
     assert not (tmp_path / "plain" / "metrics.jsonl").exists()
