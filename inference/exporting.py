@@ -27,7 +27,7 @@ import environment
 from common import errors, files
 from inference import graphs, onnx_engine, trained_model
 from training import checkpoints
-from weights import model_directory, tf_checkpoint
+from weights import model_card, model_directory, tf_checkpoint
 from weights import names as weight_names
 
 # Largest difference of float32 graphs with another order of summation; the LM
@@ -257,6 +257,9 @@ def _write_slim(_built, model, path):
     variables = weight_names.variables(model.parts, model.config)
     names = {variable.tf for variable in variables}
     _copy_small_files(model, path)
+    results = os.path.join(model.directory, model_card.RESULTS)
+    if os.path.isfile(results):  # for the model card of a conversion
+        shutil.copy(results, path)
     prefix = os.path.join(path, os.path.basename(model.checkpoint))
     with open(tf_checkpoint.data_file(prefix), "wb") as stream:
         index = tf_checkpoint.write_data(

@@ -5,6 +5,8 @@ import pytest
 
 from helpers.conversions import convert
 from helpers.paths import FIRST_VERSION
+from inference import exporting, trained_model
+from weights import model_card
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -44,6 +46,25 @@ def test_the_card_of_a_model_is_valid(tmp_path, prefix, task, scores):
             "acme/invented",
         )
     assert task in card.text
+
+
+def test_the_card_of_a_slim_export_has_the_scores(tmp_path):
+    model = trained_model.find(str(FIRST_VERSION / "squad"))
+    exporting.export(model, "squad", "slim", str(tmp_path / "slim"))
+    convert("tf", "hf", tmp_path / "slim" / "model.ckpt-26", tmp_path / "hf")
+    data = hub.ModelCard.load(tmp_path / "hf" / "README.md").data
+    assert set(data.metrics) == {"exact", "f1", "best_exact", "best_f1"}
+
+
+def test_counts_and_losses_are_not_scores(tmp_path):
+    (tmp_path / "eval_results.txt").write_text(
+        "accuracy_matched = 0.5\nexact_match = 1.0\nexamples = 60\n"
+        "global_step = 75\nloss = 0.3\nloss_matched = 0.3\nwords = 3\n"
+    )
+    assert model_card.read_scores(str(tmp_path)) == {
+        "accuracy_matched": 0.5,
+        "exact_match": 1.0,
+    }
 
 
 def test_an_edited_card_is_kept(tmp_path):

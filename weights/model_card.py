@@ -9,6 +9,7 @@ import typing
 from common import files
 
 FILE = "README.md"
+RESULTS = "eval_results.txt"
 # The Hub's names of tasks, by keys of names.PARTS.
 _PIPELINES = {
     "masked_lm": "fill-mask",
@@ -17,18 +18,20 @@ _PIPELINES = {
     "tagging": "token-classification",
     "multiple_choice": "multiple-choice",
 }
-# Of eval_results.txt, what is not a score.
-_NOT_SCORES = ("global_step", "loss", "thresh")
+# Of RESULTS, what is not a score; counts, which are whole numbers, are not.
+_NOT_SCORES = ("loss", "thresh")
 
 
 def read_scores(directory: str) -> typing.Dict[str, float]:
     """The scores in a directory's eval_results.txt, {} without the file."""
-    path = os.path.join(directory, "eval_results.txt")
+    path = os.path.join(directory, RESULTS)
     if not os.path.isfile(path):
         return {}
     scores = {}
     for line in files.read_bytes(path).decode("utf-8", "replace").splitlines():
         name, _, number = (part.strip() for part in line.partition("="))
+        if number.isdigit():
+            continue
         try:
             scores[name] = round(float(number), 4)
         except ValueError:
@@ -36,7 +39,7 @@ def read_scores(directory: str) -> typing.Dict[str, float]:
     return {
         name: score
         for name, score in scores.items()
-        if math.isfinite(score) and not name.endswith(_NOT_SCORES)
+        if math.isfinite(score) and not any(n in name for n in _NOT_SCORES)
     }
 
 
