@@ -75,11 +75,23 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
     regression: bool = command_line.flag(
         False, "Whether labels are numbers to predict."
     )
+    multi_label: bool = command_line.flag(
+        False,
+        "Whether a text has any number of labels, none too: comma separated "
+        "in its column, or a list in .jsonl. Default: as in training.",
+    )
+    label_threshold: float = command_line.flag(
+        0.5,
+        "multi_label: the probability above which a label is predicted.",
+        lower=0,
+        upper=1,
+    )
     metrics: str = command_line.flag(
         "",
         "Metrics, comma separated: accuracy, f1 (of the second label), "
-        "macro_f1, matthews_correlation, pearson, spearman. Default: the "
-        "task's; accuracy; for a regression pearson and spearman.",
+        "macro_f1, matthews_correlation; of several labels micro_f1, "
+        "macro_f1, exact_match; pearson, spearman. Default: the task's; "
+        "accuracy; of several labels or a regression all of theirs.",
     )
 
     def __post_init__(self):
@@ -91,6 +103,7 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
                 "predict_file",
                 "labels",
                 "regression",
+                "multi_label",
                 "text_pair_column",
             )
             if getattr(self, name)
@@ -117,6 +130,11 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
                 "--labels and --regression are both given; a regression has "
                 "numbers, no labels: pass one of them"
             )
+        if self.multi_label and self.regression:
+            raise errors.UserError(
+                "--multi_label and --regression are both given; a regression "
+                "has numbers, no labels: pass one of them"
+            )
 
     @property
     def is_glue(self):
@@ -130,6 +148,8 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
             return tuple(filter(None, self.metrics.split(",")))
         if self.is_glue:
             return glue.TASKS[self.task].metrics
+        if labels.are_several:
+            return task_scores.OF_SETS
         return task_scores.OF_NUMBERS if labels.is_regression else ("accuracy",)
 
 
@@ -197,7 +217,34 @@ def _read_table(task, flag):
             None if flag == "predict_file" else task.label_column,
             task.index_column or None,
         ),
+        task.multi_label,
     )
+
+
+def as_trained(
+    task: ClassifierConfig, saved: typing.Optional[typing.Mapping]
+) -> ClassifierConfig:
+    """The flags, with --multi_label where the checkpoint has several labels.
+
+    Args:
+      task: flags.
+      saved: config.json of the checkpoint, None in a new run.
+
+    Raises:
+      errors.UserError: the checkpoint's texts have one label, or numbers.
+    """
+    kind = (saved or {}).get("problem_type")
+    is_several = kind == classification.SEVERAL_LABELS
+    if is_several and not task.is_glue and not task.regression:
+        return dataclasses.replace(task, multi_label=True)
+    if is_several or kind and task.multi_label:
+        names = ("multi_label", "regression", "task")
+        given = next(name for name in names if getattr(task, name))
+        raise errors.UserError(
+            f"the checkpoint was trained for {kind}, but --{given} is given; "
+            "remove it, or use another --output_dir to train another model"
+        )
+    return task
 
 
 def decide_labels(
@@ -217,8 +264,14 @@ def decide_labels(
         requested = classification.Labels(glue.TASKS[task.task].labels)
     saved = classification.labels_of_config(finetuning.trained_config(run))
     if train and saved is None and requested is None:
-        return classification.labels_in(train)
-    return classification.decide_labels(saved, requested, run.bert_config_file)
+        labels = classification.labels_in(train)
+    else:
+        labels = classification.decide_labels(
+            saved, requested, run.bert_config_file
+        )
+    if task.multi_label:
+        labels = labels._replace(threshold=task.label_threshold)
+    return labels
 
 
 def build_model(
@@ -228,6 +281,8 @@ def build_model(
     chance: typing.Optional[float] = None,
 ) -> finetuning.Model:
     """The model with cross entropy, or with a regression's squared error.
+
+    Of several labels, sigmoid's cross entropy is averaged over the labels.
 
     Source: Devlin et al. 2018, section 4.1; Liu et al. 2019, section 5.1.
     """
@@ -247,6 +302,8 @@ def build_model(
         logits, label = outputs["outputs"], features["label"]
         if labels.is_regression:
             return {"loss": tf.reduce_sum(tf.square(logits[:, 0] - label))}
+        if labels.are_several:
+            return finetuning.label_set_sums(logits, label)
         return finetuning.label_sums(logits, label)
 
     head = finetuning.Head("classification", outputs, sums, chance=chance)
@@ -304,9 +361,12 @@ def evaluation_results(
     results = {}
     for (suffix, examples), values in zip(sets, outputs):
         ids = labels.ids(examples)
-        predicted = (
-            values[:, 0] if labels.is_regression else values.argmax(axis=1)
-        )
+        if labels.is_regression:
+            predicted = values[:, 0]
+        elif labels.are_several:
+            predicted = classification.sigmoid(values) > labels.threshold
+        else:
+            predicted = values.argmax(axis=1)
         scores = task_scores.scores(metrics, ids, predicted)
         scores.update(
             loss=classification.mean_loss(labels, values, ids),
@@ -407,13 +467,14 @@ def main(_):
     task = command_line.build(ClassifierConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
     setup = finetuning.begin(run, task, "cls/classification/")
+    task = as_trained(task, finetuning.trained_config(setup.source))
     # All input is read and checked before anything is written.
     data = read_data(run, task)
     labels = decide_labels(setup.source, task, data.train)
     for examples in [data.train] + [part for _, part in data.evaluation]:
         labels.ids(examples)
     metrics = task.metrics_for(labels) if data.evaluation else ()
-    task_scores.check(metrics, len(labels.names))
+    task_scores.check(metrics, len(labels.names), labels.are_several)
     warm_start.check(
         setup.source,
         setup.config,

@@ -25,7 +25,7 @@ import tokenization
 from common import command_line, errors
 from inference import onnx_engine, trained_model
 from question_answering import squad_decoding
-from tasks import conll, sequences
+from tasks import classification, conll, sequences
 from weights import model_directory
 
 # Task: its head.
@@ -107,6 +107,12 @@ class Settings(trained_model.ModelConfig):
         lower=1,
     )
     top_k: int = command_line.flag(5, "Words listed for each <mask>.", lower=1)
+    label_threshold: float = command_line.flag(
+        0.5,
+        "Of several labels a text, the probability above which one is listed.",
+        lower=0,
+        upper=1,
+    )
     pooling: str = command_line.flag(
         "mean",
         "The vector of a text: mean over its tokens, first (<s>), or "
@@ -379,7 +385,8 @@ class Predictor:
           A list of {"label", "score": its probability, "scores": {label:
           probability}}; of a regression {"value": float}; of several labels a
           text (problem_type multi_label_classification) {"labels": those above
-          one half, "scores"}. "truncated" is True where a text was cut off.
+          settings.label_threshold, "scores"}. "truncated" is True where a text
+          was cut off.
         """
         self._check_task("classify")
         encoded = [self._encode_pair(*pair) for pair in pairs]
@@ -404,17 +411,19 @@ class Predictor:
     def _label(self, logits):
         kind = self.model.values.get("problem_type")
         names = self.model.labels(len(logits))
-        if kind == "regression" or len(logits) == 1:
-            values = logits.tolist()
-            return {"value": values[0] if len(values) == 1 else values}
-        if kind == "multi_label_classification":
-            scores = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()
+        if kind == classification.SEVERAL_LABELS:
+            scores = classification.sigmoid(logits).tolist()
             return {
                 "labels": [
-                    name for name, score in zip(names, scores) if score > 0.5
+                    name
+                    for name, score in zip(names, scores)
+                    if score > self.settings.label_threshold
                 ],
                 "scores": dict(zip(names, scores)),
             }
+        if kind == classification.REGRESSION or len(logits) == 1:
+            values = logits.tolist()
+            return {"value": values[0] if len(values) == 1 else values}
         exponentials = np.exp(logits - logits.max())
         scores = (exponentials / exponentials.sum()).tolist()
         best = int(np.argmax(logits))

@@ -2,7 +2,8 @@
 """Examples and labels of text classification and regression.
 
 A label is a text in every file format: `0`, `entailment`. A regression's is a
-number.
+number. A text with several labels has them separated by commas, or in a list of
+JSON.
 """
 
 import math
@@ -15,6 +16,10 @@ from common import errors
 from tasks import table_files
 
 MAX_LABELS = 1000
+# What config.json calls the kinds of classifiers, as Hugging Face does.
+REGRESSION = "regression"
+ONE_LABEL = "single_label_classification"
+SEVERAL_LABELS = "multi_label_classification"
 
 
 class Columns(typing.NamedTuple):
@@ -32,14 +37,19 @@ class Example(typing.NamedTuple):
     index: str
     text: str
     pair: typing.Optional[str]
-    label: typing.Optional[str]
+    label: typing.Union[str, typing.Tuple[str, ...], None]
     place: str  # "file, line 3", for messages
 
 
 def examples_of(
-    table: table_files.Table, columns: Columns
+    table: table_files.Table, columns: Columns, has_several: bool = False
 ) -> typing.List[Example]:
     """The examples in a table; rows that were skipped are counted in a warning.
+
+    Args:
+      table: the file's rows.
+      columns: their names.
+      has_several: whether a text has any number of labels, none too.
 
     Raises:
       errors.UserError: a column is missing or does not contain text.
@@ -53,6 +63,16 @@ def examples_of(
 
     def value(row, column):
         return column and table_files.text_of(table, row, column)
+
+    def label(row):
+        if not (has_several and columns.label):
+            return value(row, columns.label)
+        items = row.values.get(columns.label)
+        if not isinstance(items, list):
+            items = value(row, columns.label).split(",")
+        rows = [row._replace(values={columns.label: item}) for item in items]
+        names = [value(part, columns.label).strip() for part in rows]
+        return tuple(filter(None, names))
 
     if table.irregular:
         logging.warning(
@@ -68,7 +88,7 @@ def examples_of(
             value(row, columns.index) or str(number),
             value(row, columns.text),
             value(row, columns.pair),
-            value(row, columns.label),
+            label(row),
             f"{table.path}, line {row.line}",
         )
         for number, row in enumerate(table.rows)
@@ -118,9 +138,12 @@ class Labels(typing.NamedTuple):
 
     Attributes:
       names: in the order of their ids; () means a regression.
+      threshold: of texts with any number of labels, the probability above
+        which a label is predicted; None means one label for each text.
     """
 
     names: typing.Tuple[str, ...]
+    threshold: typing.Optional[float] = None
 
     def __str__(self) -> str:
         return ", ".join(self.names) or "numbers (a regression)"
@@ -130,6 +153,11 @@ class Labels(typing.NamedTuple):
         return not self.names
 
     @property
+    def are_several(self) -> bool:
+        """Whether a text has any number of labels."""
+        return self.threshold is not None
+
+    @property
     def outputs(self) -> int:
         """The size of the model's output."""
         return len(self.names) or 1
@@ -137,12 +165,25 @@ class Labels(typing.NamedTuple):
     def ids(self, examples: typing.Iterable[Example]) -> np.ndarray:
         """Labels as int32 [n], or float32 [n] of a regression.
 
+        Of several labels float32 [n, L], 1 for each that a text has, else 0.
+
         Raises:
           errors.UserError: a label is not one of the names, or not a number.
         """
         if self.is_regression:
             return np.array([_number(e) for e in examples], np.float32)
+        if self.are_several:
+            return self._sets(list(examples))
         return label_ids(self.names, ((e.label, e.place) for e in examples))
+
+    def _sets(self, examples):
+        columns = label_ids(
+            self.names, ((name, e.place) for e in examples for name in e.label)
+        )
+        counts = np.array([len(e.label) for e in examples], np.int64)
+        sets = np.zeros([len(examples), len(self.names)], np.float32)
+        sets[np.repeat(np.arange(len(examples)), counts), columns] = 1
+        return sets
 
     def config_values(self) -> typing.Dict[str, typing.Any]:
         """The keys about a classifier in Hugging Face's config.json."""
@@ -150,9 +191,11 @@ class Labels(typing.NamedTuple):
             label_config(
                 "RobertaForSequenceClassification", self.names or ("LABEL_0",)
             ),
-            problem_type="regression"
+            problem_type=REGRESSION
             if self.is_regression
-            else "single_label_classification",
+            else SEVERAL_LABELS
+            if self.are_several
+            else ONE_LABEL,
         )
 
 
@@ -175,11 +218,19 @@ def labels_in(examples: typing.Sequence[Example]) -> Labels:
     Raises:
       errors.UserError: there are fewer than two or more than 1,000.
     """
-    names = {example.label for example in examples}
+    names = {
+        name
+        for example in examples
+        for name in (
+            example.label
+            if isinstance(example.label, tuple)
+            else [example.label]
+        )
+    }
     path = examples[0].place.rpartition(",")[0]
     if len(names) < 2:
         raise errors.UserError(
-            f"{path}: the only label is {next(iter(names))!r}; expected at "
+            f"{path}: the only label is {next(iter(names), '')!r}; expected at "
             "least two (for a regression pass --regression=True)"
         )
     if len(names) > MAX_LABELS:
@@ -215,7 +266,7 @@ def labels_of_config(
       errors.UserError: their ids are not 0, 1, 2, ...
     """
     values = values or {}
-    if values.get("problem_type") == "regression":
+    if values.get("problem_type") == REGRESSION:
         return Labels(())
     names = values.get("id2label")
     if not isinstance(names, dict) or not names:
@@ -277,10 +328,17 @@ def decide_labels(
 def chance_loss(labels: Labels, ids: np.ndarray) -> float:
     """The lowest loss of a model that ignores its input.
 
-    The entropy of the labels' frequencies; a regression's variance.
+    The entropy of the labels' frequencies, of several labels the mean of their
+    entropies; a regression's variance.
     """
     if labels.is_regression:
         return float(np.var(ids))
+    if labels.are_several:
+        shares = ids.mean(axis=0, dtype=np.float64)
+        shares = np.stack([shares, 1 - shares])
+        # 0 log 0 is 0.
+        entropies = shares * np.log(np.where(shares > 0, shares, 1))
+        return float(-entropies.sum(axis=0).mean())
     frequencies = np.bincount(ids) / len(ids)
     frequencies = frequencies[frequencies > 0]
     return float(-(frequencies * np.log(frequencies)).sum())
@@ -289,11 +347,16 @@ def chance_loss(labels: Labels, ids: np.ndarray) -> float:
 def mean_loss(labels: Labels, outputs: np.ndarray, ids: np.ndarray) -> float:
     """Mean cross entropy, or mean squared error of a regression.
 
+    Of several labels the mean over texts and labels of sigmoid's cross entropy.
+
     Args:
       labels: all labels.
       outputs: float [n, L].
-      ids: [n], from `Labels.ids`.
+      ids: from `Labels.ids`.
     """
+    if labels.are_several:
+        outputs = outputs.astype(np.float64)
+        return float(np.mean(np.logaddexp(0, outputs) - outputs * ids))
     if labels.is_regression:
         return float(np.mean((outputs[:, 0].astype(np.float64) - ids) ** 2))
     return mean_cross_entropy(outputs, ids)
@@ -314,6 +377,11 @@ def probabilities(outputs: np.ndarray) -> np.ndarray:
     return np.exp(_log_softmax(outputs))
 
 
+def sigmoid(outputs: np.ndarray) -> np.ndarray:
+    """The probability of each of several labels: float64 of the same shape."""
+    return 0.5 + 0.5 * np.tanh(0.5 * outputs.astype(np.float64))
+
+
 def _log_softmax(outputs):
     shifted = outputs - outputs.max(axis=-1, keepdims=True).astype(np.float64)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -331,27 +399,33 @@ def shares(
 
 def predicted(
     labels: Labels, outputs: np.ndarray
-) -> typing.List[typing.Union[str, float]]:
-    """[n] labels, or numbers of a regression."""
+) -> typing.List[typing.Union[str, float, typing.List[str]]]:
+    """[n] labels, lists of several labels, or numbers of a regression."""
     if labels.is_regression:
         return [float(value) for value in outputs[:, 0]]
+    if labels.are_several:
+        return [
+            [name for name, is_above in zip(labels.names, row) if is_above]
+            for row in sigmoid(outputs) > labels.threshold
+        ]
     return [labels.names[number] for number in outputs.argmax(axis=1)]
 
 
 def prediction_lines(
     labels: Labels, examples: typing.Sequence[Example], outputs: np.ndarray
 ) -> typing.Iterator[typing.Dict[str, typing.Any]]:
-    """An object per example: its index, label and probabilities.
+    """An object per example: its index, label or labels, and probabilities.
 
     A regression's has its value instead.
     """
-    results = zip(examples, predicted(labels, outputs), probabilities(outputs))
+    function = sigmoid if labels.are_several else probabilities
+    results = zip(examples, predicted(labels, outputs), function(outputs))
     for example, value, row in results:
         if labels.is_regression:
             yield {"index": example.index, "value": round(value, 6)}
         else:
             yield {
                 "index": example.index,
-                "label": value,
+                "labels" if labels.are_several else "label": value,
                 "probabilities": shares(labels.names, row),
             }

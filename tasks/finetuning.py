@@ -327,6 +327,31 @@ def label_sums(
     }
 
 
+def label_set_sums(
+    logits: tf.Tensor, labels: tf.Tensor
+) -> typing.Dict[str, tf.Tensor]:
+    """Cross entropy of several labels a text, and texts that are all correct.
+
+    Args:
+      logits: float32 [B, L].
+      labels: float32 [B, L], 0 or 1.
+
+    Returns:
+      {"loss": sum over the batch of means over the labels, "exact_match":
+      float32 scalar}.
+    """
+    entropies = tf.nn.sigmoid_cross_entropy_with_logits(
+        labels=labels, logits=logits
+    )  # [B, L]
+    is_correct = tf.equal(tf.greater(logits, 0.0), tf.greater(labels, 0.5))
+    return {
+        "loss": tf.reduce_sum(tf.reduce_mean(entropies, axis=-1)),
+        "exact_match": tf.reduce_sum(
+            tf.cast(tf.reduce_all(is_correct, axis=-1), tf.float32)
+        ),
+    }
+
+
 class Head(typing.NamedTuple):
     """A task's layer on top of the encoder.
 

@@ -18,6 +18,10 @@ def _accuracy(expected, predicted):
     return np.mean(np.asarray(expected) == np.asarray(predicted))
 
 
+def _exact_match(expected, predicted):
+    return np.mean((np.asarray(expected) == np.asarray(predicted)).all(axis=1))
+
+
 def _of_scikit_learn(function, **options):
     def score(expected, predicted):
         metrics = importlib.import_module("sklearn.metrics")
@@ -35,7 +39,8 @@ def _of_scipy(function):
 
 
 # name: (module that it needs, function of expected and predicted ids or
-# numbers). f1 is that of the label with id 1, the second one.
+# numbers; of several labels a text, matrices [n, L] of 0 and 1). f1 is that of
+# the label with id 1, the second one.
 METRICS = {
     "accuracy": ("", _accuracy),
     "f1": ("sklearn", _of_scikit_learn("f1_score", zero_division=0)),
@@ -43,11 +48,18 @@ METRICS = {
         "sklearn",
         _of_scikit_learn("f1_score", average="macro", zero_division=0),
     ),
+    "micro_f1": (
+        "sklearn",
+        _of_scikit_learn("f1_score", average="micro", zero_division=0),
+    ),
+    "exact_match": ("", _exact_match),
     "matthews_correlation": ("sklearn", _of_scikit_learn("matthews_corrcoef")),
     "pearson": ("scipy", _of_scipy("pearsonr")),
     "spearman": ("scipy", _of_scipy("spearmanr")),
 }
 OF_NUMBERS = ("pearson", "spearman")
+OF_SETS = ("micro_f1", "macro_f1", "exact_match")
+OF_LABELS = ("accuracy", "f1", "macro_f1", "matthews_correlation")
 _PACKAGES = {
     "sklearn": "scikit-learn",
     "scipy": "SciPy",
@@ -56,18 +68,24 @@ _PACKAGES = {
 _Labels = typing.List[typing.List[str]]
 
 
-def check(names: typing.Iterable[str], labels: int) -> None:
+def check(
+    names: typing.Iterable[str], labels: int, has_several: bool = False
+) -> None:
     """Rejects metrics that are unknown, not installed or do not fit.
 
     Args:
       names: of METRICS.
       labels: number of labels; 0 for a regression.
+      has_several: whether a text has any number of them.
 
     Raises:
       errors.UserError: what to install, or what to pass instead.
     """
-    kind = "classification" if labels else "regression"
-    fitting = [name for name in METRICS if (name in OF_NUMBERS) == (not labels)]
+    kind, fitting = "classification", OF_LABELS
+    if not labels:
+        kind, fitting = "regression", OF_NUMBERS
+    elif has_several:
+        kind, fitting = "classification with several labels a text", OF_SETS
     for name in names:
         if name not in METRICS:
             raise errors.UserError(
@@ -114,7 +132,8 @@ def scores(
 
     Args:
       names: of METRICS.
-      expected, predicted: [n] ids of labels, or numbers of a regression.
+      expected, predicted: [n] ids of labels, or numbers of a regression; of
+        several labels a text [n, L], 0 or 1.
     """
     return {
         name: float(METRICS[name][1](expected, predicted)) for name in names

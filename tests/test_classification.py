@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels, losses and predictions, by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from common import errors
-from tasks import classification
+from tasks import classification, finetuning, table_files
 
 LABELS = classification.Labels(("no", "yes", "so"))
 NUMBERS = classification.Labels(())
+
+
+SETS = classification.Labels(("no", "yes", "so"), 0.5)
 
 
 def examples(*labels):
@@ -59,10 +64,10 @@ def test_columns_without_labels_are_rejected():
         classification.labels_in(examples(*map(str, range(1001))))
 
 
-@pytest.mark.parametrize("labels", [LABELS, NUMBERS])
+@pytest.mark.parametrize("labels", [LABELS, NUMBERS, SETS])
 def test_a_config_gives_its_labels_back(labels):
     values = labels.config_values()
-    assert classification.labels_of_config(values) == labels
+    assert classification.labels_of_config(values).names == labels.names
     assert classification.labels_of_config({}) is None
 
 
@@ -71,6 +76,8 @@ def test_config_as_hugging_face_writes_it():
     assert values["id2label"] == {"0": "no", "1": "yes"}
     assert values["label2id"] == {"no": 0, "yes": 1}
     assert values["problem_type"] == "single_label_classification"
+    kind = SETS.config_values()["problem_type"]
+    assert kind == "multi_label_classification"
     assert NUMBERS.config_values()["id2label"] == {"0": "LABEL_0"}
     with pytest.raises(errors.UserError, match="id2label: no label for '1'"):
         classification.labels_of_config({"id2label": {"0": "a", "2": "b"}})
@@ -111,3 +118,94 @@ def test_prediction_lines_hold_probabilities():
         NUMBERS, examples(None), np.array([[1.25]])
     )
     assert line == {"index": "0", "value": 1.25}
+
+
+# --- Several labels a text ----------------------------------------------------
+
+
+def read_sets(path, text):
+    path.write_text(text)
+    columns = classification.Columns("text", None, "label")
+    return classification.examples_of(
+        table_files.read(str(path)), columns, has_several=True
+    )
+
+
+def test_several_labels_are_separated_by_commas_or_in_a_list(tmp_path):
+    rows = [("a", ["yes", "no"]), ("b", []), ("c", ["so"]), ("d", [3, "x, y"])]
+    table = read_sets(
+        tmp_path / "a.csv", 'text,label\na,"yes, no"\nb,\nc,so\nd,3\n'
+    )
+    lines = read_sets(
+        tmp_path / "a.jsonl",
+        "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows),
+    )
+    sets = [("yes", "no"), (), ("so",)]
+    assert [e.label for e in table] == [*sets, ("3",)]
+    assert [e.label for e in lines] == [*sets, ("3", "x, y")]
+    labels = classification.labels_in(lines).names
+    assert labels == ("3", "no", "so", "x, y", "yes")
+    ids = SETS.ids(table[:3])
+    assert ids.dtype == np.float32
+    assert ids.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert SETS.ids([]).shape == (0, 3)
+    with pytest.raises(
+        errors.UserError, match="a.csv, line 5: label '3'; expected one of 'no'"
+    ):
+        SETS.ids(table)
+    with pytest.raises(errors.UserError, match="a.csv: the only label is ''"):
+        classification.labels_in(table[1:2])
+    with pytest.raises(errors.UserError, match=r"line 1: \[\] as 'label'"):
+        read_sets(tmp_path / "b.jsonl", '{"text": "a", "label": [[]]}\n')
+
+
+# Sigmoids 1/2, 3/4, 1/4 and 1/5, 1/2, 9/10.
+LOGITS = np.log([[1, 3, 1 / 3], [1 / 4, 1, 9]]).astype(np.float32)
+HAVE = np.array([[1, 0, 0], [0, 1, 1]], np.float32)
+# The probability of what each text has, or lacks.
+LOSS = -np.log([1 / 2, 1 / 4, 3 / 4, 4 / 5, 1 / 2, 9 / 10]).mean()
+
+
+def test_losses_of_several_labels_by_hand():
+    loss = classification.mean_loss(SETS, LOGITS, HAVE)
+    assert loss == pytest.approx(LOSS, rel=1e-6)
+    far = np.array([[1000.0, -1000, 1000]])
+    loss = classification.mean_loss(SETS, far, np.array([[1.0, 0, 0]]))
+    assert loss == pytest.approx(1000 / 3)
+    # All texts, half, and none of them have a label.
+    sets = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
+    chance = classification.chance_loss(SETS, sets)
+    assert chance == pytest.approx(math.log(2) / 3)
+
+
+def test_the_loss_of_training_is_the_same():
+    with tf.Graph().as_default(), tf.Session() as session:
+        sums = finetuning.label_set_sums(tf.constant(LOGITS), tf.constant(HAVE))
+        values = session.run(sums)
+    assert values["loss"] == pytest.approx(2 * LOSS, rel=1e-6)
+    # Above one half: the second label; the third one.
+    assert values["exact_match"] == 0
+    with tf.Graph().as_default(), tf.Session() as session:
+        sets = tf.constant(np.array([[0, 1, 0], [0, 1, 1]], np.float32))
+        sums = finetuning.label_set_sums(tf.constant(LOGITS), sets)
+        assert session.run(sums["exact_match"]) == 1
+
+
+def test_prediction_lines_list_several_labels():
+    def labels(threshold):
+        lines = classification.prediction_lines(
+            SETS._replace(threshold=threshold), examples(None, None), LOGITS
+        )
+        return [line["labels"] for line in lines]
+
+    assert labels(0.5) == [["yes"], ["so"]]
+    assert labels(0.2) == [["no", "yes", "so"], ["yes", "so"]]
+    assert labels(0.95) == [[], []]
+    lines = classification.prediction_lines(SETS, examples(None), LOGITS[1:])
+    assert list(lines) == [
+        {
+            "index": "0",
+            "labels": ["so"],
+            "probabilities": {"no": 0.2, "yes": 0.5, "so": 0.9},
+        }
+    ]

@@ -245,6 +245,11 @@ def test_bfloat16_gives_nearly_the_same_probabilities(folder, classifier):
         ({}, 1, {"value", "truncated"}),
         (
             {"problem_type": "multi_label_classification"},
+            1,
+            {"labels", "scores", "truncated"},
+        ),
+        (
+            {"problem_type": "multi_label_classification"},
             3,
             {"labels", "scores", "truncated"},
         ),
@@ -256,10 +261,12 @@ def test_the_kind_of_problem_is_that_of_the_config(
     tiny.write_trained(tmp_path, ["classification"], labels=labels, **values)
     result = predictor.Predictor(str(tmp_path), "classify").classify("a")
     assert set(result) == keys
-    if "scores" in keys:
-        assert result["labels"] == [
-            name for name, score in result["scores"].items() if score > 0.5
-        ]
+    for threshold in (0.5, 0.1) if "scores" in keys else ():
+        settings = predictor.Settings(label_threshold=threshold)
+        model = predictor.Predictor(str(tmp_path), "classify", settings)
+        result = model.classify("a")
+        scores = result["scores"].items()
+        assert result["labels"] == [n for n, s in scores if s > threshold]
 
 
 # --- embed ------------------------------------------------------------------

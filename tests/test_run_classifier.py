@@ -335,6 +335,95 @@ def test_a_regression_comes_close(folder):
     assert results["loss"] < 0.5 * np.var(expected)
 
 
+@pytest.fixture(scope="module")
+def several(folder):
+    """The log of a run on texts with any number of labels."""
+    pytest.importorskip("sklearn")
+    rows = invented.label_sets(240, 1)
+    (folder.path / "sets.csv").write_text(
+        "text,label\n"
+        + "".join(f'{text},"{", ".join(names)}"\n' for text, names in rows)
+    )
+    for name, count, seed in (("sets", 60, 2), ("new", 20, 3)):
+        (folder.path / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"text": text, "label": names}) + "\n"
+                for text, names in invented.label_sets(count, seed)
+            )
+        )
+    return folder.run(
+        "several",
+        multi_label=True,
+        do_train=True,
+        do_eval=True,
+        train_file=folder.path / "sets.csv",
+        eval_file=folder.path / "sets.jsonl",
+        num_train_epochs=8,
+        evaluate_every_steps=60,
+        keep_best=True,
+    )
+
+
+def test_several_labels_are_learned(folder, several):
+    out = folder.path / "several"
+    assert "exact_match=" in several
+    results = folder.results("several")
+    # All labels for each text have 2/3, 2/3 and 1/8.
+    assert results["micro_f1"] > 0.8 and results["macro_f1"] > 0.75
+    assert results["exact_match"] > 0.4
+    config = json.loads((out / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["label2id"] == {"ae": 0, "iy": 1, "ou": 2}
+    best = json.loads((out / "best" / "best.json").read_text())
+    assert best["metric"] == "micro_f1" and best["value"] > 0.8
+    lines = [
+        json.loads(line) for line in folder.lines("several", "metrics.jsonl")
+    ]
+    steps = [line["step"] for line in lines if line["kind"] == "eval"]
+    assert steps == [60, 120]
+
+
+def test_several_labels_are_predicted_without_a_flag(folder, several):
+    """By the script and by a Predictor, which give the same probabilities."""
+    out = folder.path / "several"
+    folder.run(
+        "several",
+        do_predict=True,
+        predict_file=folder.path / "new.jsonl",
+        label_threshold=0.7,
+    )
+    lines = [
+        json.loads(line)
+        for line in folder.lines("several", "predictions.jsonl")
+    ]
+    texts = [text for text, _ in invented.label_sets(20, 3)]
+    settings = predictor.Settings(label_threshold=0.7, max_seq_length=64)
+    model = predictor.Predictor(str(out), "classify", settings)
+    results = model.classify_all([(text, None) for text in texts])
+    assert len(lines) == 20
+    for line, result in zip(lines, results):
+        assert line["labels"] == [
+            n for n, p in line["probabilities"].items() if p > 0.7
+        ]
+        assert result["labels"] == line["labels"]
+        assert result["scores"] == pytest.approx(
+            line["probabilities"], abs=1e-5
+        )
+
+
+def test_a_model_of_another_kind_is_rejected(folder, several, trained):
+    data = {"eval_file": folder.path / "sets.jsonl", "do_eval": True}
+    for out, flags, kind in (
+        ("out", {"multi_label": True}, "single_label"),
+        ("several", {"regression": True}, "multi_label"),
+    ):
+        log = folder.run(out, code=1, **data, **flags)
+        assert (
+            f"the checkpoint was trained for {kind}_classification, but "
+            f"--{next(iter(flags))} is given; remove it" in log.splitlines()[-1]
+        )
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -349,6 +438,7 @@ def test_a_regression_comes_close(folder):
         ({"task": "RTE", "labels": "a,b"}, "--labels is given with --task=RTE"),
         ({"data_dir": "RTE"}, "--data_dir is given with --task=generic"),
         ({"regression": True, "labels": "a,b"}, "are both given; a regression"),
+        ({"regression": True, "multi_label": True}, "--multi_label and --regr"),
         ({"do_train": True}, "--train_file is not given; pass a .tsv, .csv"),
         (
             {"task": "RTE", "data_dir": "nowhere", "do_train": True},

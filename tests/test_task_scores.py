@@ -32,6 +32,19 @@ def test_scores_of_labels(name, expected):
     assert scores == {name: pytest.approx(expected)}
 
 
+def test_scores_of_several_labels():
+    """By label, hits 2, 1, 0, false alarms 1, 0, 0, misses 0, 1, 2."""
+    pytest.importorskip("sklearn")
+    expected = [[1, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]]
+    predicted = [[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    scores = task_scores.scores(task_scores.OF_SETS, expected, predicted)
+    assert scores == {
+        "micro_f1": pytest.approx(2 * 3 / (2 * 3 + 1 + 3)),
+        "macro_f1": pytest.approx((4 / 5 + 2 / 3 + 0) / 3),
+        "exact_match": 0.5,
+    }
+
+
 def test_scores_of_numbers():
     pytest.importorskip("scipy")
     scores = task_scores.scores(
@@ -59,12 +72,26 @@ def test_scores_of_numbers():
             0,
             "accuracy does not fit a regression; choose from pearson",
         ),
+        (
+            "micro_f1",
+            3,
+            "micro_f1 does not fit a classification; choose from a",
+        ),
         ("f1", 3, "f1 needs two labels, got 3; use macro_f1"),
     ],
 )
 def test_metrics_that_do_not_fit_are_rejected(name, labels, message):
     with pytest.raises(errors.UserError, match=message):
         task_scores.check([name], labels)
+
+
+def test_metrics_of_one_label_do_not_fit_several():
+    with pytest.raises(
+        errors.UserError,
+        match="accuracy does not fit a classification with several labels a "
+        "text; choose from micro_f1, macro_f1, exact_match$",
+    ):
+        task_scores.check(["accuracy"], 3, has_several=True)
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,12 @@ def test_answers_have_the_same_logits(exported, report, do_lower_case):
 
 
 @cases
+@pytest.mark.parametrize(
+    "problem_type",
+    ["single_label_classification", "multi_label_classification"],
+)
 def test_classes_have_the_same_probabilities(
-    exported, report, tmp_path, do_lower_case
+    exported, report, tmp_path, do_lower_case, problem_type
 ):
     """Also of a text that is too long."""
     tiny.write_trained(
@@ -213,6 +217,7 @@ def test_classes_have_the_same_probabilities(
         vocab_size=621,
         id2label={"0": "no", "1": "maybe", "2": "yes"},
         label2id={"no": 0, "maybe": 1, "yes": 2},
+        problem_type=problem_type,
     )
     ours, theirs = exported(tmp_path / "source", do_lower_case)
     model = predictor.Predictor(str(ours), "classify")
@@ -223,4 +228,29 @@ def test_classes_have_the_same_probabilities(
         assert set(scores) == set(result["scores"])
         differences += [abs(scores[k] - result["scores"][k]) for k in scores]
     assert len(result["ids"]) == 512
-    report("classify", differences)
+    report(problem_type, differences)
+
+
+@cases
+def test_words_have_the_same_labels(exported, report, tmp_path, do_lower_case):
+    tiny.write_trained(
+        tmp_path / "source",
+        ["tagging"],
+        vocab_size=621,
+        id2label={"0": "O", "1": "NN", "2": "VB"},
+        label2id={"O": 0, "NN": 1, "VB": 2},
+    )
+    ours, theirs = exported(tmp_path / "source", do_lower_case)
+    model = predictor.Predictor(str(ours), "tag")
+    texts = ["Velbena lives in Prelgora.", LONG * 5]
+    differences = []
+    for text, result in zip(texts, run(theirs, [{"text": t} for t in texts])):
+        ids, offsets = model.tokenizer.encode_with_offsets(text)
+        assert result["ids"] == [0, *ids, 2]
+        starts = {start: place for place, (start, _) in enumerate(offsets, 1)}
+        for word in model.tag(text)["words"]:
+            scores = result["scores"][starts[word["start"]]]
+            assert max(scores, key=scores.get) == word["label"]
+            differences.append(abs(word["score"] - scores[word["label"]]))
+    assert len(differences) > 60
+    report("tag", differences)

@@ -114,6 +114,19 @@ def write_scores(path, count, seed):
     return path
 
 
+def label_sets(count, seed):
+    """[(text, names of the classes of its words, of none to all)]."""
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        classes = [c for c in range(len(VOWELS)) if chance.random() < 0.5]
+        words = [word(chance, VOWELS[c]) for c in classes for _ in range(2)]
+        words.append(word(chance, "w"))
+        chance.shuffle(words)
+        rows.append((" ".join(words), [VOWELS[c] for c in classes]))
+    return rows
+
+
 def write_race(folder):
     """A directory of RACE; the right option has other vowels."""
     chance = random.Random(7)

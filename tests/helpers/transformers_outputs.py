@@ -9,6 +9,7 @@ is a JSON object with text, and question or text_b; a line of the output:
     fill-mask  {"ids", "scores"}: probabilities of each mask, [masks][V]
     answer     {"ids", "start", "end"}: logits of each token
     classify   {"ids", "scores"}: {label: probability}
+    tag        {"ids", "scores"}: [{label: probability}] of each token
 
 A text that is too long is truncated by the tokenizer.
 """
@@ -52,9 +53,16 @@ def outputs(tokenizer, model, item):
         logits = result.logits[0][ids == tokenizer.mask_token_id]
         values["scores"] = logits.softmax(-1).tolist()
     else:
-        scores = result.logits[0].softmax(-1).tolist()
-        names = model.config.id2label
-        values["scores"] = {names[i]: s for i, s in enumerate(scores)}
+        kind = model.config.problem_type
+        is_set = kind == "multi_label_classification"
+        logits = result.logits[0]
+        scores = (logits.sigmoid() if is_set else logits.softmax(-1)).tolist()
+        names = model.config.id2label.values()
+        values["scores"] = (
+            [dict(zip(names, row)) for row in scores]
+            if logits.ndim == 2
+            else dict(zip(names, scores))
+        )
     return values
 
 
