@@ -457,7 +457,9 @@ def computed_defaults():
 
 
 DEFAULTS = {
+    "benchmarks.md": "scripts/benchmark.py",
     "classification.md": "run_classifier.py",
+    "conversion.md": "convert_checkpoint.py",
     "data.md": "create_pretraining_data.py",
     "evaluation.md": "run_squad.py",
     "export.md": "export_model.py",
