@@ -29,8 +29,8 @@
 #             Unset: python3.7, else 3.11, 3.10 or 3.9 (on PATH, then pyenv's),
 #             else the 3.11 that uv finds or brings.
 #   TENSORFLOW
-#             2.6.5: the third platform (requirements/tensorflow2.6.txt), on
-#             Python 3.7 to 3.9. Unset: the release of the Python's platform.
+#             2.6.5, for Ascend's second adapter, on Python 3.7 to 3.9
+#             (requirements/tensorflow2.6.txt). Unset: the Python's release.
 #   VENV_DIR  Where the environment goes; unset: .venv in this repository.
 set -euo pipefail
 
