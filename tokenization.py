@@ -113,8 +113,9 @@ class RobertaTokenizer:
         """
         self._do_lower_case = do_lower_case
         self._ids, added = _read_vocabulary(vocab_file)
-        own = self._ids.keys() - added
-        self._ranks = _read_merges(merges_file, own, vocab_file)
+        own = {token: self._ids[token] for token in self._ids.keys() - added}
+        self._ranks, self._merged = _read_merges(merges_file, own, vocab_file)
+        self._byte_ids = [self._ids[symbol] for symbol in _SYMBOL_OF_BYTE]
         self.vocab_size = len(self._ids)
         self.bos_id = self._ids[BOS]
         self.pad_id = self._ids[PAD]
@@ -122,29 +123,50 @@ class RobertaTokenizer:
         self.unk_id = self._ids[UNK]
         self.mask_id = self._ids[MASK]
         self._tokens = {i: token for token, i in self._ids.items()}
-        self._bytes = {i: _token_bytes(token) for token, i in self._ids.items()}
         lower = str.lower if do_lower_case else str
         self._added = {lower(token): self._ids[token] for token in added}
-        self._chunks: typing.Callable = _CHUNK.findall
+        self._chunks: typing.Callable = _chunks
         if added:
-            for token, i in self._added.items():
-                self._bytes[i] = token.encode("utf-8", "surrogatepass")
             longest_first = sorted(self._added, key=len, reverse=True)
             pattern = "|".join(map(re.escape, longest_first))
             self._split_at_added = re.compile(f"({pattern})").split
             self._chunks = self._chunks_around_added
-        self._token_lengths = np.array(
-            [len(self._bytes[i]) for i in range(self.vocab_size)]
+        self._tables: typing.Dict[str, typing.Any] = {}
+        self._cache = _Cache(self._encode_chunk, _CACHE_CAPACITY)
+
+    def _table(self, compute):
+        """What `compute` returns, computed when it is first needed."""
+        name = compute.__name__
+        if name not in self._tables:
+            self._tables[name] = compute()
+        return self._tables[name]
+
+    @property
+    def _bytes(self):
+        """{id: bytes of the token}."""
+        return self._table(self._bytes_of_tokens)
+
+    def _bytes_of_tokens(self):
+        texts = {i: _token_bytes(token) for token, i in self._ids.items()}
+        for token, i in self._added.items():
+            texts[i] = token.encode("utf-8", "surrogatepass")
+        return texts
+
+    def _token_lengths(self):
+        token_bytes = self._bytes
+        return np.array(
+            [len(token_bytes[i]) for i in range(self.vocab_size)]
         )  # [V]
-        # 1 where an offset leaves out the token's leading space.
-        self._leading_spaces = np.array(
+
+    def _leading_spaces(self):
+        """1 where an offset leaves out the token's leading space: [V]."""
+        return np.array(
             [
                 text[:1] == " " and not _is_white_space(text)
                 for text in self._texts()
             ],
             np.int64,
-        )  # [V]
-        self._cache = _Cache(self._encode_chunk, _CACHE_CAPACITY)
+        )
 
     def encode(self, text: str) -> typing.List[int]:
         """The ids of a text, a list of int; no special tokens are added."""
@@ -171,9 +193,9 @@ class RobertaTokenizer:
         """
         ids = self.encode(text)
         index = np.array(ids, np.int64)  # [number of tokens]
-        lengths = self._token_lengths[index]
+        lengths = self._table(self._token_lengths)[index]
         ends = np.cumsum(lengths)
-        starts = ends - lengths + self._leading_spaces[index]
+        starts = ends - lengths + self._table(self._leading_spaces)[index]
         if not text.isascii():
             character = self._character_of_byte(text)
             starts, ends = character[starts], character[ends - 1] + 1
@@ -259,8 +281,9 @@ class RobertaTokenizer:
 
     def _texts(self):
         """The text of each token, where it can be read alone, by id."""
+        token_bytes = self._bytes
         return [
-            self._bytes[i].decode("utf-8", "replace")
+            token_bytes[i].decode("utf-8", "replace")
             for i in range(self.vocab_size)
         ]
 
@@ -268,7 +291,7 @@ class RobertaTokenizer:
         """The chunks of a text, an added token being one of them."""
         parts = self._split_at_added(text)
         for text_part, added in itertools.zip_longest(parts[::2], parts[1::2]):
-            yield from _CHUNK.findall(text_part)
+            yield from _chunks(text_part)
             if added:
                 yield added
 
@@ -276,22 +299,28 @@ class RobertaTokenizer:
         """The ids of what _CHUNK matches, a tuple of int."""
         if chunk in self._added:
             return (self._added[chunk],)
-        pieces = _PIECE.findall(chunk)
-        if len(pieces) > 1:
-            return tuple(
-                itertools.chain.from_iterable(
-                    map(self._cache.__getitem__, pieces)
+        # A word of ASCII letters is one piece.
+        if not (chunk.isascii() and chunk.lstrip(" ").isalpha()):
+            pieces = _PIECE.findall(chunk)
+            if len(pieces) > 1:
+                return tuple(
+                    itertools.chain.from_iterable(
+                        map(self._cache.__getitem__, pieces)
+                    )
                 )
-            )
-        symbols = [
-            _SYMBOL_OF_BYTE[byte]
-            for byte in chunk.encode("utf-8", "surrogatepass")
-        ]
-        if len(symbols) < _LONG_WORD:
-            merged = _merge(symbols, self._ranks)
-        else:
-            merged = _merge_long(symbols, self._ranks)
-        return tuple(map(self._ids.__getitem__, merged))
+        data = chunk.encode("utf-8", "surrogatepass")
+        symbols = list(map(self._byte_ids.__getitem__, data))
+        merge = _merge if len(symbols) < _LONG_WORD else _merge_long
+        return tuple(merge(symbols, self._ranks, self._merged))
+
+
+def _chunks(text):
+    """The chunks of a text, as _CHUNK finds them."""
+    # Printable text has no white space but " ". Where spaces are single, each
+    # begins a chunk: cutting there takes about half the time.
+    if text.isprintable() and "  " not in text:
+        return text.replace(" ", "\n ").split("\n")
+    return _CHUNK.findall(text)
 
 
 class _Cache(dict):
@@ -324,40 +353,42 @@ class _Cache(dict):
         return _Cache, (self._compute, self._capacity)
 
 
-def _merge(symbols, ranks):
+def _merge(symbols, ranks, merged):
     """Merges the pair of lowest rank, the leftmost first, until none is left.
 
     Args:
-      symbols: list of str, which is changed.
-      ranks: dict, (left, right) -> rank.
+      symbols: list of ids, which is changed.
+      ranks: dict, (left id, right id) -> rank.
+      merged: list, rank -> id of the two together.
 
     Returns:
       The merged symbols. Time grows with the square of their number.
     """
-    pairs = [ranks.get(pair, _NEVER) for pair in zip(symbols, symbols[1:])]
+    rank_of, never = ranks.get, itertools.repeat(_NEVER)
+    pairs = list(map(rank_of, zip(symbols, symbols[1:]), never))
     while pairs:
         rank = min(pairs)
         if rank == _NEVER:
             break
         i = pairs.index(rank)
-        symbols[i] += symbols.pop(i + 1)
-        del pairs[i]
+        symbols[i] = symbol = merged[rank]
+        del symbols[i + 1], pairs[i]
         if i > 0:
-            pairs[i - 1] = ranks.get((symbols[i - 1], symbols[i]), _NEVER)
+            pairs[i - 1] = rank_of((symbols[i - 1], symbol), _NEVER)
         if i < len(pairs):
-            pairs[i] = ranks.get((symbols[i], symbols[i + 1]), _NEVER)
+            pairs[i] = rank_of((symbol, symbols[i + 1]), _NEVER)
     return symbols
 
 
-def _merge_long(symbols, ranks):
+def _merge_long(symbols, ranks, merged):
     """The same as `_merge`, in n log n steps.
 
     A heap holds the pairs by rank and position, a linked list the neighbours.
-    A merged symbol is "", and "" ends the list on both sides (index n and -1),
-    because no pair with it has a rank.
+    A merged symbol is None, and None ends the list on both sides (index n and
+    -1), because no pair with it has a rank.
     """
     count = len(symbols)
-    symbols = symbols + [""]
+    symbols = symbols + [None]
     following = list(range(1, count + 1)) + [count]
     preceding = list(range(-1, count))
     heap = [
@@ -371,15 +402,15 @@ def _merge_long(symbols, ranks):
         right = following[left]
         if ranks.get((symbols[left], symbols[right])) != rank:
             continue  # One of the two has been merged meanwhile.
-        symbols[left] += symbols[right]
-        symbols[right] = ""
+        symbols[left] = merged[rank]
+        symbols[right] = None
         following[left] = following[right]
         preceding[following[right]] = left
         for start in (preceding[left], left):
             pair = symbols[start], symbols[following[start]]
             if pair in ranks:
                 heapq.heappush(heap, (ranks[pair], start))
-    return [symbol for symbol in symbols if symbol]
+    return [symbol for symbol in symbols if symbol is not None]
 
 
 def _token_bytes(token):
@@ -456,7 +487,7 @@ def _check_tokens(ids, path):
 
 
 def _read_merges(path, ids, vocab_file):
-    """dict, (left, right) -> rank, from merges.txt."""
+    """({(left id, right id): rank}, [id of the two together by rank])."""
     try:
         text = files.read_bytes(path, _MAX_FILE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -468,38 +499,48 @@ def _read_merges(path, ids, vocab_file):
     if lines[-1] == "":
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
-    ranks = {}
+    ranks: typing.Dict[typing.Tuple[int, int], int] = {}
+    merged = []
     for number, line in enumerate(lines[first:], first + 1):
-        pair = tuple(line.split(" "))
-        if len(pair) != 2 or "" in pair:
-            raise errors.UserError(
-                f"{path}, line {number}: {line!r:.40}; expected two tokens "
-                "separated by one space"
-            )
-        if pair in ranks:
-            raise errors.UserError(
-                f"{path}, line {number}: repeats the pair {line!r:.40}; "
-                "expected each pair once"
-            )
-        for token in pair + ("".join(pair),):
-            if token not in ids:
-                raise errors.UserError(
-                    f"{path}, line {number}: the token {token!r:.40} is not in "
-                    f"{vocab_file}; use the two files of one model"
-                )
+        try:
+            left, right = line.split(" ")
+            pair = ids[left], ids[right]
+            merged.append(ids[left + right])
+        except (KeyError, ValueError):
+            raise _wrong_merge(path, number, line, ids, vocab_file) from None
+        if pair in ranks or "" in (left, right):
+            raise _wrong_merge(path, number, line, ids, vocab_file)
         ranks[pair] = len(ranks)
-    _check_all_are_made(ranks, ids, path, vocab_file)
-    return ranks
+    _check_all_are_made(merged, ids, path, vocab_file)
+    return ranks, merged
 
 
-def _check_all_are_made(ranks, ids, path, vocab_file):
+def _wrong_merge(path, number, line, ids, vocab_file):
+    """The UserError of a line of merges.txt that cannot be used."""
+    where = f"{path}, line {number}: "
+    pair = line.split(" ")
+    if len(pair) != 2 or "" in pair:
+        return errors.UserError(
+            f"{where}{line!r:.40}; expected two tokens separated by one space"
+        )
+    for token in (*pair, "".join(pair)):
+        if token not in ids:
+            return errors.UserError(
+                f"{where}the token {token!r:.40} is not in {vocab_file}; use "
+                "the two files of one model"
+            )
+    return errors.UserError(
+        f"{where}repeats the pair {line!r:.40}; expected each pair once"
+    )
+
+
+def _check_all_are_made(merged, ids, path, vocab_file):
     """Rejects merges that are only a part of those of the vocabulary."""
-    made = {left + right for left, right in ranks}
-    made.update(_SYMBOL_OF_BYTE, SPECIAL_TOKENS)
+    made = {*merged, *map(ids.get, (*_SYMBOL_OF_BYTE, *SPECIAL_TOKENS))}
     unmade = len(ids) - len(made)
     if unmade > _MAX_UNMERGED * len(ids):
         raise errors.UserError(
-            f"{path}: its {len(ranks)} merges make all but {unmade} of the "
+            f"{path}: its {len(merged)} merges make all but {unmade} of the "
             f"{len(ids)} tokens of {vocab_file}; the file is truncated, or the "
             "two do not match: use the two files of one model"
         )

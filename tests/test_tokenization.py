@@ -194,7 +194,10 @@ def test_both_merge_functions_follow_the_definition(merge):
         parts = ["a", "b", "c", "ab", "bc", "aa", "aab", "abab"]
         pairs = [(left, right) for left in parts for right in parts]
         ranks = {pair: i for i, pair in enumerate(generator.sample(pairs, 20))}
-        assert merge(list(word), ranks) == merge_by_definition(word, ranks)
+        merged = ["".join(pair) for pair in ranks]
+        assert merge(list(word), ranks, merged) == merge_by_definition(
+            word, ranks
+        )
 
 
 @pytest.mark.parametrize(
