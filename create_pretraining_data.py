@@ -643,7 +643,9 @@ def define_flags() -> None:
 def main(_):
     build = command_line.build(BuildConfig, flags.FLAGS)
     config = command_line.build(record_builder.RecordConfig, flags.FLAGS)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         content, summary = run(build, config)
     except KeyboardInterrupt:

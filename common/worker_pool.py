@@ -25,7 +25,7 @@ _WATCH_SECONDS = 0.5
 # A larger value is certainly a typo and would exhaust the machine.
 MAX_WORKERS = 1024
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _function = None  # of a worker, what `create` returned
 
@@ -91,7 +91,7 @@ def map_ordered(
 
 @contextlib.contextmanager
 def _held_signals():
-    """Keeps Ctrl-C until a process was forked, where Python ignores errors.
+    """Keeps signals until a process was forked, where Python ignores errors.
 
     A signal mask holds for one thread only; any other would take the signal.
     """
@@ -113,9 +113,10 @@ def _held_signals():
 
 
 def _initialize(create, arguments):
-    """Prepares a worker: it exits with its parent and ignores Ctrl-C."""
+    """Prepares a worker: it exits with its parent, not by Ctrl-C."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     _function = create(*arguments)

@@ -746,6 +746,31 @@ def test_an_error_of_a_worker_arrives(workers):
         list(results)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_ends_a_build_unless_ignored(
+    vocabulary, tmp_path, ignored
+):
+    """nohup starts a command with SIGHUP ignored."""
+    text = tmp_path / "text.txt"
+    text.write_text("the river and the town\n" * 20000)
+    output = tmp_path / "records"
+    flags = [f"--input_file={text}", f"--output_file={output}"]
+    build = subprocess.Popen(
+        command(vocabulary, "--num_shards=20", *flags),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL
+        ),
+    )
+    while not (output / "progress.json").exists():
+        time.sleep(0.01)
+    build.send_signal(signal.SIGHUP)
+    _, log = build.communicate(timeout=120)
+    assert build.returncode == (0 if ignored else 128 + signal.SIGHUP), log
+    assert b"Traceback" not in log
+    assert not list(output.glob("*" + files.INCOMPLETE))
+
+
 def test_ctrl_c_while_workers_start_is_not_lost():
     """Python ignores an error in a function that it calls at a fork."""
     armed = [signal.SIGINT]

@@ -5,8 +5,10 @@ RESUME_KILLS=20 in the environment kills more often than 3 times,
 RESUME_BIT_FLIPS=300 damages checkpoints more often than 4 times.
 """
 
+import fcntl
 import os
 import pathlib
+import pty
 import random
 import re
 import resource
@@ -14,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -253,6 +256,32 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     assert checkpoints.listed(str(tmp_path / "run")) == kept
     script.finish(script.start("run"))
     assert script.weights("run") == script.weights("whole")
+
+
+def test_closing_the_terminal_saves_a_checkpoint(tmp_path):
+    script = pretraining(tmp_path)
+    terminal, end = pty.openpty()
+
+    def own():
+        os.setsid()
+        fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(
+        [sys.executable] + script.words("run"),
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env=tiny.environment(npu=False),
+        preexec_fn=own,
+    ) as process:
+        os.close(end)
+        log = b""
+        while b" step=20 " not in log:
+            log += os.read(terminal, 1 << 16)
+        os.close(terminal)
+        assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    newest = checkpoints.newest(str(tmp_path / "run"))
+    assert 20 <= int(newest.rpartition("-")[2]) < STEPS
 
 
 def test_a_removed_output_directory_is_one_line(tmp_path):

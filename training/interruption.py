@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 
 import device as devices
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interruption:
@@ -33,7 +33,7 @@ class Interruption:
         """Within it, signals are noted instead of ending the process.
 
         A second SIGINT ends it at once. A second SIGTERM, which schedulers
-        send, does not.
+        send, does not. A SIGHUP that nohup ignores stays ignored.
 
         Args:
           can_wait: False lets a signal end the process at once, even during a
@@ -44,7 +44,10 @@ class Interruption:
             return
         handler = self._note if can_wait else signal.SIG_DFL
         before = [
-            (number, signal.signal(number, handler)) for number in SIGNALS
+            (number, signal.signal(number, handler))
+            for number in SIGNALS
+            if number != signal.SIGHUP
+            or signal.getsignal(number) is not signal.SIG_IGN
         ]
         try:
             yield

@@ -27,7 +27,8 @@ def train(
 ) -> None:
     """Trains up to training.num_train_steps, resuming a run in output_dir.
 
-    SIGTERM and SIGINT save a checkpoint and end the process with 143 and 130.
+    SIGTERM, SIGINT and SIGHUP save a checkpoint and end the process with 128
+    and their number.
 
     Args:
       estimator: from device.estimator, with a model function that calls
