@@ -10,6 +10,7 @@ another address; it has no passwords, and neither stores nor logs questions.
 """
 
 import dataclasses
+import os
 import pathlib
 import socket
 import sys
@@ -106,7 +107,7 @@ def main(_: typing.List[str]) -> None:
     logs.set_up_warnings(with_tensorflow=not settings.is_onnx)
     listening = listen(options.host, options.port)
     model = predictor.Predictor(settings.model, "answer", settings)
-    model.answer("Ready?", "The first call is slow.")
+    _warm_up(model)
     server = server_module.create_server(create_app(model, options))
     absl_logging.set_verbosity(absl_logging.INFO)
     server.install_signal_handlers()
@@ -116,6 +117,17 @@ def main(_: typing.List[str]) -> None:
         flush=True,
     )
     server.run(sockets=[listening])
+    # Without TensorFlow's destructors, which take seconds on a busy machine.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _warm_up(model):
+    """Computes a full batch, so that no request pays for the first one."""
+    count = model.max_length + model.doc_stride * (
+        model.settings.predict_batch_size
+    )
+    model.answer("Ready?", "word " * count)
 
 
 def define_flags() -> None:

@@ -5,6 +5,7 @@ The server itself runs once, for many callers at a time and for a browser.
 """
 
 import concurrent.futures
+import contextvars
 import gc
 import json
 import signal
@@ -270,6 +271,17 @@ def server(folder, tmp_path_factory):
     text = log.read_text()
     assert " POST /answer 200 " in text
     assert "Traceback" not in text and "Where" not in text
+
+
+def test_a_full_batch_is_computed_before_the_first_request(reader):
+    batches = []
+
+    def warm_up():
+        predictor.before_batch.set(lambda: batches.append(1))
+        serve._warm_up(reader)
+
+    contextvars.copy_context().run(warm_up)
+    assert len(batches) > 1  # all but the last one are full
 
 
 def test_many_ask_at_a_time(server, reader):
