@@ -477,7 +477,8 @@ def _package(name):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise errors.missing_package("get_data.py", name, "hub") from None
+        package = name.partition(".")[0]
+        raise errors.missing_package("get_data.py", package, "hub") from None
 
 
 def fetch(remote: Remote, path: str, config: DataConfig) -> bool:

@@ -84,6 +84,7 @@ def folder(tmp_path_factory):
         ("onnx", "predict.py", ["fill-mask", "--model=x.onnx", "--text=a"]),
         ("plots", "scripts/plot_run.py", ["m"]),
         ("plots", "scripts/demo_picture.py", ["--output=x.png"]),
+        ("plots", "scripts/design_picture.py", ["--output=x.png"]),
         (
             "plots",
             "scripts/evaluate-v2.0.py",
@@ -130,6 +131,8 @@ def test_a_command_names_what_adds_its_packages(
     flag = f"--extras={extra}$" if extra else "--horovod, or omit the flag$"
     words = [f"; run bash scripts/setup.sh {flag}|, run bash .* {flag}"]
     user_errors.check(command, done.stderr, words)
+    # A package, which pip knows, not one of its modules.
+    assert not re.search(r"huggingface_hub\.|matplotlib\.", done.stderr)
     assert done.returncode == 1
 
 
