@@ -526,8 +526,10 @@ def fetch(remote: Remote, path: str, config: DataConfig) -> bool:
             # pooch's, may be of two versions: repeat.
             if isinstance(error, ValueError) and not start:
                 break
-            logging.warning("%s", problem)
-            time.sleep(min(2.0**failures, _LONGEST_WAIT_SECONDS))
+            if failures < config.attempts:
+                seconds = min(2.0**failures, _LONGEST_WAIT_SECONDS)
+                logging.warning("%s; trying again in %g s", problem, seconds)
+                time.sleep(seconds)
     raise errors.UserError(
         f"{problem}; check the connection and run the same command again to "
         "resume, or pass a mirror with --url_base"

@@ -301,9 +301,16 @@ def test_the_next_command_resumes(fetch, site, tmp_path):
         (lambda handler: handler.rfile.read(1), "timed out", 3),
     ],
 )
-def test_failing_downloads_are_one_line(fetch, site, page, words, count):
+def test_failing_downloads_are_one_line(
+    fetch, site, page, words, count, caplog
+):
     assert words in error_of(fetch, page, timeout=0.2)
     assert len(site.requests) == count
+    # No wait is silent, none comes after the last request.
+    assert (
+        re.findall("trying again in (.*) s", caplog.text)
+        == ["2", "4"][: count - 1]
+    )
 
 
 def test_models_come_from_the_hubs_mirror(site, tmp_path, monkeypatch):

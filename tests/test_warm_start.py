@@ -158,7 +158,7 @@ def test_a_name_of_the_hub_is_downloaded_and_converted(tmp_path, monkeypatch):
     run = run_config.RunConfig(
         output_dir=str(tmp_path), init_checkpoint="hf:acme/other"
     )
-    with pytest.raises(errors.UserError, match="HF_HUB_OFFLINE=1 uses what"):
+    with pytest.raises(errors.UserError, match="HF_HUB_OFFLINE is set: copy"):
         warm_start.resolved(run)
 
 

@@ -264,11 +264,20 @@ def _from_hub(name):
                 break
         return path
     except (OSError, ValueError) as error:
-        raise errors.UserError(
-            f"--init_checkpoint=hf:{name}: {' '.join(str(error).split())}; "
+        fix = (
             "check the name, the connection and HF_ENDPOINT, and run the same "
             "command again to resume (HF_HUB_OFFLINE=1 uses what is in the "
             "cache)"
+        )
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            fix = (
+                "HF_HUB_OFFLINE is set: copy the model into "
+                f"{huggingface_hub.constants.HUGGINGFACE_HUB_CACHE}, or unset "
+                "the variable to download it"
+            )
+        raise errors.UserError(
+            f"--init_checkpoint=hf:{name}: {' '.join(str(error).split())}; "
+            f"{fix}"
         ) from error
 
 
