@@ -309,11 +309,29 @@ make_environment() {
   changing make_empty_environment
 }
 
+# Says every eight seconds that pip is running, while this script runs.
+tell_of_pip() {
+  while sleep 8 &> /dev/null 9>&- && kill -0 $$ 2> /dev/null; do
+    say "pip is running: $SECONDS s since the start"
+  done
+}
+
+# Runs a command that calls pip.
+telling() {
+  local teller failed=
+  tell_of_pip &
+  teller=$!
+  "$@" || failed=1
+  kill "$teller" 2> /dev/null || true
+  wait "$teller" 2> /dev/null || true
+  [[ -z $failed ]]
+}
+
 make_empty_environment() {
   clear_directory
   local options=()
   [[ $kind != system-site-packages ]] || options=(--system-site-packages)
-  "$executable" -m venv ${options[@]+"${options[@]}"} "$VENV_DIR" ||
+  telling "$executable" -m venv ${options[@]+"${options[@]}"} "$VENV_DIR" ||
       fail "$executable could not make $VENV_DIR"
   echo "${kind:-cpu}" > "$STATE/kind"
   echo "$full_version" > "$STATE/version"
@@ -323,21 +341,9 @@ make_empty_environment() {
 
 venv_python() { TF_CPP_MIN_LOG_LEVEL=3 "$VENV_DIR/bin/python" -W ignore "$@"; }
 
-# Says every eight seconds that pip is running, while this script runs.
-tell_of_pip() {
-  while sleep 8 &> /dev/null 9>&- && kill -0 $$ 2> /dev/null; do
-    say "pip is running: $SECONDS s since the start"
-  done
-}
-
 pip_install() {
-  local teller failed=
-  tell_of_pip &
-  teller=$!
-  venv_python -m pip --disable-pip-version-check -qq install "$@" || failed=1
-  kill "$teller" 2> /dev/null || true
-  wait "$teller" 2> /dev/null || true
-  [[ -z $failed ]] || fail "pip could not install $*; see its message above"
+  telling venv_python -m pip --disable-pip-version-check -qq install "$@" ||
+      fail "pip could not install $*; see its message above"
 }
 
 # Installs a requirements file, and notes that it has.
