@@ -41,6 +41,7 @@ class RobertaModel:
         input_ids: tf.Tensor,
         input_mask: typing.Optional[tf.Tensor] = None,
         *,
+        sequence_starts: typing.Optional[tf.Tensor] = None,
         kernels: Kernels = Kernels(),
         dropout_seed: typing.Optional[tf.Tensor] = None,
         recompute_layers: bool = False,
@@ -56,6 +57,10 @@ class RobertaModel:
           input_ids: int [B, S].
           input_mask: int [B, S], 1 for a token, 0 for padding; None means
             input_ids != pad_token_id. Positions follow input_ids alone.
+          sequence_starts: int32 [B, S], where a row has several sequences: the
+            column of the first token of each token's sequence, -1 at padding.
+            A token attends to those of its sequence, whose positions start
+            anew; replaces input_mask.
           kernels: Kernels.
           dropout_seed: int32 [2]; required where is_training and a rate > 0.
           recompute_layers: whether the backward pass computes a layer's
@@ -96,15 +101,22 @@ class RobertaModel:
         layers = _Layers(config, kernels, seeds, tf.shape(input_ids))
         with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
             with tf.variable_scope("embeddings"):
-                hidden, self._embedding_table = layers.embed(input_ids)
+                hidden, self._embedding_table = layers.embed(
+                    input_ids, sequence_starts
+                )
             self._hidden = [hidden]  # each [N, H]
-            if input_mask is None:
-                input_mask = tf.not_equal(input_ids, config.pad_token_id)
-            mask = _attention_mask(input_mask)
+            if sequence_starts is not None:
+                mask = _block_diagonal_mask(sequence_starts)
+            else:
+                if input_mask is None:
+                    input_mask = tf.not_equal(input_ids, config.pad_token_id)
+                mask = _attention_mask(input_mask)
             with tf.variable_scope("encoder"):
                 for index in range(config.num_hidden_layers):
                     is_last = index == config.num_hidden_layers - 1
                     positions = output_positions if is_last else None
+                    if sequence_starts is not None and positions is not None:
+                        mask = _block_diagonal_mask(sequence_starts, positions)
                     with tf.variable_scope(f"layer_{index}"):
                         hidden = layers.transform(
                             hidden, mask, positions, recompute_layers
@@ -225,7 +237,7 @@ class _Layers:
     def _seed(self, rate):
         return self._seeds.next() if self._seeds and rate > 0 else None
 
-    def embed(self, input_ids):
+    def embed(self, input_ids, sequence_starts=None):
         """int [B, S] -> ([N, H] of the compute dtype, table [V, H])."""
         config, kernels = self._config, self._kernels
 
@@ -238,7 +250,11 @@ class _Layers:
         positions = table("position_embeddings", config.max_position_embeddings)
         types = table("token_type_embeddings", config.type_vocab_size)
         token = tf.cast(tf.not_equal(input_ids, config.pad_token_id), tf.int32)
-        position_ids = tf.cumsum(token, axis=1) * token + config.pad_token_id
+        if sequence_starts is None:
+            places = tf.cumsum(token, axis=1)
+        else:
+            places = tf.range(1, self._shape[1] + 1) - sequence_starts
+        position_ids = places * token + config.pad_token_id
         # RoBERTa has one segment: its embedding is the same row everywhere.
         rows, words = kernels.embed(words, tf.reshape(input_ids, [-1]))
         hidden = (
@@ -256,7 +272,8 @@ class _Layers:
 
         Args:
           hidden: [N, H].
-          mask: float32 [B, 1, 1, S], 0 or a large negative number.
+          mask: float32 [B, 1, 1, S] or [B, 1, length, S], 0 or a large
+            negative number.
           positions: int32 [B, P] of the output; None: everywhere.
           recompute: see RobertaModel.
 
@@ -412,6 +429,24 @@ def _attention_mask(input_mask):
     """
     visible = tf.cast(input_mask, tf.float32)
     return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e4
+
+
+def _block_diagonal_mask(sequence_starts, positions=None):
+    """0 within a sequence, else -1e4: float32 [B, 1, S or P, S].
+
+    Args:
+      sequence_starts: see RobertaModel.
+      positions: int32 [B, P] of the queries; None: everywhere.
+
+    Source: Krell et al. 2021 (arXiv:2107.02027), section 3.2.
+    """
+    queries = sequence_starts
+    if positions is not None:
+        queries = tf.gather(sequence_starts, positions, batch_dims=1)
+    visible = tf.equal(
+        queries[:, :, tf.newaxis], sequence_starts[:, tf.newaxis, :]
+    )
+    return (tf.cast(visible, tf.float32)[:, tf.newaxis] - 1.0) * 1e4
 
 
 def normal_variable(

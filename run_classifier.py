@@ -288,10 +288,9 @@ def build_model(
     """
 
     def outputs(features, hidden, dropout_seed):
-        del features
         logits = modeling.classification_logits(
             setup.config,
-            hidden,
+            finetuning.first_tokens(features, hidden, device.kernels),
             labels.outputs,
             device.kernels,
             dropout_seed=dropout_seed,
@@ -301,9 +300,11 @@ def build_model(
     def sums(features, outputs):
         logits, label = outputs["outputs"], features["label"]
         if labels.is_regression:
-            return {"loss": tf.reduce_sum(tf.square(logits[:, 0] - label))}
+            squares = tf.square(logits[:, 0] - label)
+            kept = finetuning.without_empty(features, squares)
+            return {"loss": tf.reduce_sum(kept)}
         if labels.are_several:
-            return finetuning.label_set_sums(logits, label)
+            return finetuning.label_set_sums(logits, label, features)
         return finetuning.label_sums(logits, label)
 
     head = finetuning.Head("classification", outputs, sums, chance=chance)

@@ -222,6 +222,11 @@ def main(_):
     run = command_line.build(run_config.RunConfig, FLAGS)
     task = command_line.build(MultipleChoiceConfig, FLAGS)
     options = command_line.build(environment.DeviceConfig, FLAGS)
+    if run.pack_sequences:
+        raise errors.UserError(
+            "--pack_sequences: not for multiple choice, where the options of a "
+            "question are scored together; omit the flag"
+        )
     setup = finetuning.begin(run, task, "cls/multiple_choice/")
     warm_start.check(
         setup.source,

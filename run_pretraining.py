@@ -351,6 +351,11 @@ def _check(run, task, config):
         raise errors.UserError(
             "nothing to do; pass --do_train=True or --do_eval=True"
         )
+    if run.pack_sequences:
+        raise errors.UserError(
+            "--pack_sequences: for fine-tuning; records fill their sequences "
+            "when they are built with --packing=full_sentences: omit the flag"
+        )
     if run.evaluates and not task.eval_files_dir:
         raise errors.UserError(
             "--eval_files_dir is missing; --evaluate_every_steps and "

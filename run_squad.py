@@ -11,6 +11,7 @@ import common.startup
 
 import collections
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -111,9 +112,10 @@ def span_sums(
     Returns:
       {"loss", "span_accuracy": float32 scalar}.
     """
+    kept = functools.partial(finetuning.without_empty, features)
     spans = [
-        (features["start_position"], outputs["start_logits"]),
-        (features["end_position"], outputs["end_logits"]),
+        (kept(features["start_position"]), outputs["start_logits"]),
+        (kept(features["end_position"]), outputs["end_logits"]),
     ]
     entropies = [
         tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -121,19 +123,21 @@ def span_sums(
         )
         for labels, logits in spans
     ]
-    loss = 0.5 * tf.reduce_sum(entropies[0] + entropies[1])
+    loss = 0.5 * tf.reduce_sum(kept(entropies[0] + entropies[1]))
     if "answerable_logits" in outputs:
         has_answer = tf.cast(features["start_position"] > 0, tf.float32)
         loss += tf.reduce_sum(
-            tf.nn.sigmoid_cross_entropy_with_logits(
-                labels=has_answer, logits=outputs["answerable_logits"]
+            kept(
+                tf.nn.sigmoid_cross_entropy_with_logits(
+                    labels=has_answer, logits=outputs["answerable_logits"]
+                )
             )
         )
     correct = [
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
         for labels, logits in spans
     ]
-    exact = tf.cast(tf.logical_and(*correct), tf.float32)
+    exact = kept(tf.cast(tf.logical_and(*correct), tf.float32))
     return {"loss": loss, "span_accuracy": tf.reduce_sum(exact)}
 
 
@@ -173,13 +177,19 @@ def build_model(
 
     def outputs(features, hidden, dropout_seed):
         del dropout_seed
-        return graphs.span_logits(
+        logits = graphs.span_logits(
             setup.config,
             hidden,
             features["input_ids"],
             device.kernels,
             setup.task.answerability_head,
+            finetuning.first_tokens(features, hidden, device.kernels),
         )
+        for name in ("start_logits", "end_logits"):
+            logits[name] = finetuning.by_sequence(
+                features, logits[name], device.kernels, graphs.NO_ANSWER
+            )
+        return logits
 
     head = finetuning.Head(
         "question_answering", outputs, span_sums, chance=chance

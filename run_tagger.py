@@ -138,7 +138,6 @@ def build_model(
     """
 
     def outputs(features, hidden, dropout_seed):
-        del features
         logits = modeling.tagging_logits(
             setup.config,
             hidden,
@@ -146,6 +145,7 @@ def build_model(
             device.kernels,
             dropout_seed=dropout_seed,
         )
+        logits = finetuning.by_sequence(features, logits, device.kernels)
         return {"outputs": logits}  # [B, S, L]
 
     def sums(features, outputs):

@@ -130,8 +130,12 @@ def span_logits(
     input_ids: tf.Tensor,
     kernels: Kernels,
     has_answerable: bool,
+    first: typing.Optional[tf.Tensor] = None,
 ) -> typing.Dict[str, tf.Tensor]:
-    """The graph of SQuAD's heads; "answerable_logits" if asked for."""
+    """The graph of SQuAD's heads; "answerable_logits" if asked for.
+
+    `first` [N, 1, H] has the `<s>` of each sequence; None takes hidden's.
+    """
     start, end = modeling.squad_logits(config, hidden, kernels)
     padding = tf.equal(input_ids, config.pad_token_id)
     # The loss is then independent of a batch's padding.
@@ -139,7 +143,7 @@ def span_logits(
     answerable = {}
     if has_answerable:
         answerable["answerable_logits"] = modeling.answerable_logits(
-            config, hidden, kernels
+            config, hidden if first is None else first, kernels
         )
     return dict(
         start_logits=start + lowest, end_logits=end + lowest, **answerable

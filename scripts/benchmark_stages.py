@@ -299,24 +299,104 @@ def _forward_flops(settings, tokens, length, predictions):
     return (settings.num_layers - 1) * layer(tokens) + layer(predictions) + head
 
 
-def _predict(settings, _):
-    """Batches of similar length, and all padded to 384."""
-    examples = squad.read_examples(settings.squad_file, False, False)
+def _windows(settings, is_training):
+    """--predict_features windows of 384 tokens, drawn at random."""
+    examples = squad.read_examples(settings.squad_file, is_training, False)
     tokenizer = tokenization.RobertaTokenizer(
         settings.vocab_file, settings.merges_file
     )
     features = list(
         squad.convert_examples_to_features(
-            examples, tokenizer, 384, 128, 64, False
+            examples, tokenizer, 384, 128, 64, is_training
         )
     )
     count = min(settings.predict_features, len(features))
-    features = [
+    return [
         features[place]
         for place in np.random.RandomState(0).choice(
             len(features), count, replace=False
         )
     ]
+
+
+def _packing(settings, _):
+    """Training on the same windows packed, by length, and padded to 384."""
+    import run_squad
+
+    windows = _windows(settings, True)
+    sequences = run_squad.sequences(run_squad.Data([], windows), True)
+    tokens = int(sequences.lengths.sum())
+    for name, options in (
+        (OURS + ", packed", {"pack_sequences": True}),
+        ("windows of similar lengths", {}),
+        ("padded to 384", {"static": True}),
+    ):
+        call = _fine_tuning(settings, sequences, **options)
+        yield Contender(name, "tokens/s", tokens, call)
+
+
+def _fine_tuning(settings, sequences, pack_sequences=False, static=False):
+    """A call that trains on all windows once."""
+    import tensorflow.compat.v1 as tf
+
+    import environment
+    import run_squad
+    from tasks import finetuning
+    from training import input_pipeline, packed_batches, run_config, train_step
+
+    plan = packed_batches.Plan(sequences.lengths, 384, 1)
+    size = settings.batch_size
+    run = run_config.RunConfig(
+        output_dir=tempfile.gettempdir(),
+        train_batch_size=plan.rows_of(size) if pack_sequences else size,
+        max_seq_length=384,
+        random_seed=1,
+    )
+    config = _model_config(settings)
+    setup = finetuning.Setup(run, run, run_squad.SquadConfig(), config, None)
+    device = environment.create(environment.DeviceConfig())
+    batches = finetuning.train_batches(
+        sequences, setup, device, plan if pack_sequences else None
+    )
+    if static:
+        batches = input_pipeline.FeatureBatches(
+            sequences,
+            input_pipeline.LengthPools(
+                sequences.lengths, batch_size=size, seed=1
+            ),
+            pad_token_id=config.pad_token_id,
+            batch_size=size,
+            max_length=384,
+        )
+    with tf.Graph().as_default():
+        features = {
+            name: tf.placeholder(spec.dtype, spec.shape)
+            for name, spec in batches.specs.items()
+        }
+        model = run_squad.build_model(setup, device)
+        spec = train_step.train_spec(
+            train_step.Losses(model.losses, model.head.weight),
+            features,
+            run_config.Training(config, run, device, 1000, 1),
+        )
+        session = tf.Session(config=device.session_config())
+        session.run(tf.global_variables_initializer())
+    count = plan.rows if pack_sequences else len(sequences.lengths)
+
+    def train():
+        for step in range(-(-count // run.train_batch_size)):
+            batch = batches.make(step)
+            session.run(
+                spec.train_op,
+                {tensor: batch[name] for name, tensor in features.items()},
+            )
+
+    return train
+
+
+def _predict(settings, _):
+    """Batches of similar length, and all padded to 384."""
+    features = _windows(settings, False)
     tokens = sum(feature.length for feature in features)
     yield Contender(
         OURS, "tokens/s", tokens, _prediction(settings, features, None)
@@ -546,6 +626,7 @@ STAGES = {
     "precision": _precision,
     "scaling": _scaling,
     "predict": _predict,
+    "packing": _packing,
     "answers": _answers,
     "time_to_loss": _time_to_loss,
 }
@@ -568,6 +649,7 @@ TITLES = {
     "precision": "Training step in other ways, " + _BATCH,
     "scaling": "Training step of other sizes, " + _BATCH,
     "predict": "SQuAD prediction, 384 tokens, " + _MODEL,
+    "packing": "SQuAD training, {batch_size} windows up to 384, " + _MODEL,
     "answers": "{questions} questions to answers, 384 tokens, " + _MODEL,
     "time_to_loss": "Held-out loss after {minutes:g} minutes, " + _BATCH,
 }

@@ -54,6 +54,7 @@ from training import (
     logs,
     loop,
     output_directory,
+    packed_batches,
     preflight,
     run_config,
     run_record,
@@ -251,11 +252,50 @@ def schedule(
     return steps, warmup
 
 
+def packing(
+    sequences: Sequences, run: run_config.RunConfig
+) -> packed_batches.Plan:
+    """The rows of --pack_sequences, in training."""
+    plan = packed_batches.Plan(
+        sequences.lengths,
+        run.max_seq_length,
+        None if run.npu_bert_debug else run.random_seed,
+    )
+    rows = plan.rows_of(run.train_batch_size)
+    tf.logging.info(
+        "packed sequences=%d in rows=%d of %d tokens, padding=%.2f%%; "
+        "train_batch_size=%d is %d rows, %.1f sequences on average",
+        plan.sequences,
+        plan.rows,
+        plan.room,
+        100 * plan.padding,
+        run.train_batch_size,
+        rows,
+        rows * plan.sequences / plan.rows,
+    )
+    return plan
+
+
 def train_batches(
-    sequences: Sequences, setup: Setup, device: devices.Device
-) -> input_pipeline.FeatureBatches:
-    """Batches of sequences of similar lengths, in a random order."""
+    sequences: Sequences,
+    setup: Setup,
+    device: devices.Device,
+    plan: typing.Optional[packed_batches.Plan] = None,
+) -> input_pipeline.Batches:
+    """Batches of sequences of similar lengths, in a random order.
+
+    With a plan they are packed, and the run's batch size counts rows.
+    """
     run = setup.run
+    if plan is not None:
+        return packed_batches.PackedBatches(
+            sequences,
+            plan,
+            pad_token_id=setup.config.pad_token_id,
+            rows=run.batch_size,
+            rank=device.rank,
+            world_size=device.world_size,
+        )
     order = input_pipeline.LengthPools(
         sequences.lengths,
         batch_size=run_record.order_batch(run, device),
@@ -275,12 +315,25 @@ def train_batches(
 
 def predict_batches(
     sequences: Sequences, setup: Setup, device: devices.Device
-) -> typing.Tuple[input_pipeline.FeatureBatches, int]:
+) -> typing.Tuple[input_pipeline.Batches, int]:
     """(batches of all sequences, once each, without labels; how many)."""
     run, batch_size = setup.run, setup.task.predict_batch_size
+    sequences = sequences._replace(values={}, token_values={})
+    if run.pack_sequences:
+        plan = packed_batches.Plan(sequences.lengths, run.max_seq_length)
+        rows = plan.rows_of(batch_size)
+        steps = -(-plan.rows // rows)
+        packed = packed_batches.PackedBatches(
+            sequences,
+            plan,
+            pad_token_id=setup.config.pad_token_id,
+            rows=rows,
+            steps=steps,
+        )
+        return packed, steps
     order = input_pipeline.LongestFirst(sequences.lengths, batch_size)
     batches = input_pipeline.FeatureBatches(
-        sequences._replace(values={}, token_values={}),
+        sequences,
         order,
         pad_token_id=setup.config.pad_token_id,
         batch_size=batch_size,
@@ -292,9 +345,71 @@ def predict_batches(
 # --- Graph ------------------------------------------------------------------
 
 
-def count_sequences(features: typing.Mapping[str, tf.Tensor]) -> tf.Tensor:
+_Features = typing.Mapping[str, tf.Tensor]
+
+
+def count_sequences(features: _Features) -> tf.Tensor:
     """The weight of a batch whose loss is a mean over its features."""
+    if _is_packed(features):
+        return tf.reduce_sum(labelled(features["index"]))
     return tf.cast(tf.shape(features["input_ids"])[0], tf.float32)
+
+
+def _is_packed(features):
+    return "sequence_starts" in features
+
+
+# Heads see the sequences of a packed batch (packed_batches.PackedBatches) as
+# those of an unpacked one, B = R * P, with the three functions that follow.
+# They change nothing in a batch that is not packed.
+
+
+def without_empty(features: _Features, values: tf.Tensor) -> tf.Tensor:
+    """values [B], with 0 in empty places of a packed batch."""
+    if not _is_packed(features):
+        return values
+    return values * tf.cast(labelled(features["index"]), values.dtype)
+
+
+def first_tokens(
+    features: _Features, hidden: tf.Tensor, kernels: modeling.Kernels
+) -> tf.Tensor:
+    """[R, S, H] -> [B, 1, H], the `<s>` of each sequence."""
+    if not _is_packed(features):
+        return hidden
+    rows = tf.reshape(hidden, [-1, hidden.shape.as_list()[2]])
+    first = kernels.gather(rows, _first_rows(features) + features["offsets"])
+    return first[:, tf.newaxis]
+
+
+def by_sequence(
+    features: _Features,
+    values: tf.Tensor,
+    kernels: modeling.Kernels,
+    fill: float = 0.0,
+) -> tf.Tensor:
+    """[R, S, ...] -> [B, S, ...], the tokens of each sequence, then fill."""
+    if not _is_packed(features):
+        return values
+    rows, length = values.shape.as_list()[:2]
+    columns = tf.range(length)
+    places = features["offsets"][:, tf.newaxis] + columns
+    places = tf.minimum(places, length - 1)
+    places += _first_rows(features)[:, tf.newaxis]  # [B, S]
+    own = kernels.gather(
+        tf.reshape(values, [rows * length, -1]), tf.reshape(places, [-1])
+    )
+    inside = columns < features["lengths"][:, tf.newaxis]
+    inside = tf.cast(tf.reshape(inside, [-1, 1]), values.dtype)
+    own = own * inside + (1.0 - inside) * fill
+    return tf.reshape(own, [-1] + values.shape.as_list()[1:])
+
+
+def _first_rows(features):
+    """int32 [B]: where each sequence's row begins among [R * S] tokens."""
+    rows, length = features["input_ids"].shape.as_list()
+    count = features["index"].shape.as_list()[0]
+    return tf.range(count) // (count // rows) * length
 
 
 def labelled(labels: tf.Tensor) -> tf.Tensor:
@@ -328,13 +443,16 @@ def label_sums(
 
 
 def label_set_sums(
-    logits: tf.Tensor, labels: tf.Tensor
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    features: typing.Optional[_Features] = None,
 ) -> typing.Dict[str, tf.Tensor]:
     """Cross entropy of several labels a text, and texts that are all correct.
 
     Args:
       logits: float32 [B, L].
       labels: float32 [B, L], 0 or 1.
+      features: of a batch, which may be packed.
 
     Returns:
       {"loss": sum over the batch of means over the labels, "exact_match":
@@ -344,11 +462,13 @@ def label_set_sums(
         labels=labels, logits=logits
     )  # [B, L]
     is_correct = tf.equal(tf.greater(logits, 0.0), tf.greater(labels, 0.5))
+    values = {
+        "loss": tf.reduce_mean(entropies, axis=-1),
+        "exact_match": tf.cast(tf.reduce_all(is_correct, axis=-1), tf.float32),
+    }
     return {
-        "loss": tf.reduce_sum(tf.reduce_mean(entropies, axis=-1)),
-        "exact_match": tf.reduce_sum(
-            tf.cast(tf.reduce_all(is_correct, axis=-1), tf.float32)
-        ),
+        name: tf.reduce_sum(without_empty(features or {}, value))
+        for name, value in values.items()
     }
 
 
@@ -383,7 +503,7 @@ class Model(typing.NamedTuple):
 
     def predictions(
         self,
-        features: typing.Mapping[str, tf.Tensor],
+        features: _Features,
         dropout_seed: typing.Optional[tf.Tensor] = None,
         recompute_layers: bool = False,
     ) -> typing.Dict[str, tf.Tensor]:
@@ -391,6 +511,7 @@ class Model(typing.NamedTuple):
         model = modeling.RobertaModel(
             self.setup.config,
             input_ids=_flat(features["input_ids"]),
+            sequence_starts=features.get("sequence_starts"),
             kernels=self.device.kernels,
             is_training=dropout_seed is not None,
             dropout_seed=dropout_seed,
@@ -484,17 +605,15 @@ class FineTuning:
             values, such as the labels.
           labels: for task.json.
         """
-        self._model, self._train = model, train
-        self.setup = model.setup
-        run, task, config = self.setup.run, self.setup.task, self.setup.config
+        self._train, self._plan = train, None
+        run, _, task, config, _ = model.setup
         device = model.device
+        size = (train.choices if train else None) or 1
+        if train is not None and run.pack_sequences:
+            self._plan = packing(train, run)
+            size = self._plan.rows / self._plan.sequences
         for line in preflight.check_run(
-            run,
-            config,
-            device,
-            model.head.name,
-            predictions=0,
-            choices=(train.choices if train else None) or 1,
+            run, config, device, model.head.name, predictions=0, choices=size
         ):
             tf.logging.info("%s", line)
         if run.do_train and not (
@@ -512,9 +631,17 @@ class FineTuning:
             config_values=config_values,
             tokenizer=tokenizer_files(task),
         )
+        count = 0 if train is None else len(train.lengths)
+        if self._plan:  # from here on a batch is counted in rows
+            count = self._plan.rows
+            run = dataclasses.replace(
+                run, train_batch_size=self._plan.rows_of(run.train_batch_size)
+            )
+        self._model = model._replace(setup=model.setup._replace(run=run))
+        self.setup = self._model.setup
         steps, warmup = 1, 0
         if train is not None:
-            steps, warmup = schedule(len(train.lengths), self.setup, device)
+            steps, warmup = schedule(count, self.setup, device)
         head = [
             variable.tf
             for variable in weight_names.variables({model.head.name}, config)
@@ -525,6 +652,9 @@ class FineTuning:
         if train is not None:
             self._training.data = _description(train, task)
             self._training.sequences = len(train.lengths)
+            self._training.sequences_per_row = len(train.lengths) / count
+            if self._plan:
+                self._training.data["tokens_of_rows"] = self._plan.room
             self._training.num_train_epochs = task.num_train_epochs
         self._estimator = device.estimator(
             self._model_fn, self.setup.source, steps
@@ -573,7 +703,9 @@ class FineTuning:
         if not self.setup.task.num_train_epochs:
             tf.logging.info("--num_train_epochs=0: no step is trained")
         else:
-            batches = train_batches(self._train, self.setup, self._model.device)
+            batches = train_batches(
+                self._train, self.setup, self._model.device, self._plan
+            )
             loop.train(self._estimator, batches, self._training)
 
     def outputs(self, sequences: Sequences, size: int) -> np.ndarray:

@@ -59,6 +59,7 @@ def of_step(
     config: configuration.RobertaConfig,
     input_ids: tf.Tensor,
     predicted: typing.Optional[tf.Tensor] = None,
+    lengths: typing.Optional[tf.Tensor] = None,
 ) -> tf.Tensor:
     """The operations of a step, a float32 scalar.
 
@@ -69,12 +70,16 @@ def of_step(
         the last layer, but for its keys and values, compute these alone (see
         modeling.RobertaModel, output_positions). None without an LM head; the
         other heads are too small to count.
+      lengths: int [N], tokens of each sequence; None: one sequence in a row.
     """
     width = config.hidden_size
     position = 2 * width**2 + 2 * width * config.intermediate_size
-    lengths = tf.reduce_sum(
-        tf.cast(tf.not_equal(input_ids, config.pad_token_id), tf.float32), -1
-    )
+    if lengths is None:
+        lengths = tf.reduce_sum(
+            tf.cast(tf.not_equal(input_ids, config.pad_token_id), tf.float32),
+            -1,
+        )
+    lengths = tf.cast(lengths, tf.float32)
     tokens = tf.reduce_sum(lengths)
     pairs = tf.reduce_sum(tf.square(lengths))  # of tokens of a sequence
     keys = 6.0 * 2 * width**2 * tokens

@@ -80,7 +80,7 @@ def train(
 def _passes(training, global_batch):
     if not training.sequences:
         return ""
-    total = training.num_train_steps * global_batch
+    total = training.num_train_steps * global_batch * training.sequences_per_row
     epochs = training.num_train_epochs or total / training.sequences
     return f" sequences={training.sequences} epochs={epochs:.4g}"
 

@@ -125,7 +125,9 @@ class ProgressHook(tf.train.SessionRunHook):
         """
         self._training = training
         self._global_batch = (
-            training.run.batch_size * training.device.world_size
+            training.run.batch_size
+            * training.device.world_size
+            * training.sequences_per_row
         )
         self._tensors = report
         self._counters = counters
@@ -266,7 +268,11 @@ class ProgressHook(tf.train.SessionRunHook):
             )
             words.append(f"time_left={datetime.timedelta(seconds=left)}")
         if self._training.sequences:
-            epoch = float(values["records_seen"]) / self._training.sequences
+            epoch = (
+                float(values["records_seen"])
+                * self._training.sequences_per_row
+                / self._training.sequences
+            )
             scalars = dict(scalars, epoch=epoch)
         tf.logging.info("%s", " ".join(words + _words(scalars, _LAST_FORMATS)))
 

@@ -72,6 +72,12 @@ class RunConfig:
         "train_batch_size x num_accumulation_steps x devices.",
         lower=1,
     )
+    pack_sequences: bool = command_line.flag(
+        False,
+        "Put several short sequences into a row of max_seq_length tokens, "
+        "each attending to itself alone: one shape with little padding. "
+        "train_batch_size is then the mean number of sequences.",
+    )
     num_accumulation_steps: int = command_line.flag(
         1, "Micro-batches per update.", lower=1
     )
@@ -287,6 +293,8 @@ class Training:
       device: from environment.create.
       num_train_steps, num_warmup_steps: updates.
       sequences: of an epoch, 0 where they are not counted.
+      sequences_per_row: on average, where they are packed; run.batch_size and
+        records_seen count rows.
       num_train_epochs: as given; recorded in run.json.
       head: names of a head's variables; see `warm_start.load`.
       data: {name: value} of the training data; see `run_record.fixed`.
@@ -302,6 +310,7 @@ class Training:
     num_train_steps: int
     num_warmup_steps: int
     sequences: int = 0
+    sequences_per_row: float = 1.0
     num_train_epochs: float = 0.0
     head: typing.Sequence[str] = ()
     data: typing.Mapping[str, typing.Any] = dataclasses.field(

@@ -18,7 +18,12 @@ from common import errors, files
 from training import checkpoints, run_config
 
 FILE = "run.json"
-_FIXED_FLAGS = ("random_seed", "optimizer_type", "npu_bert_debug")
+_FIXED_FLAGS = (
+    "random_seed",
+    "optimizer_type",
+    "npu_bert_debug",
+    "pack_sequences",
+)
 # Of the settings that changed, in a message.
 _MOST_SHOWN = 8
 _NOT_RECORDED = ("allow_changed_run", "allow_other_tokenizer")
@@ -78,6 +83,7 @@ def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
                 f"{path}: {name} is missing or not of its type; copy the file "
                 "again, or remove it to resume without the comparison"
             )
+    record["fixed"].setdefault("pack_sequences", False)  # of older ones
     return record
 
 

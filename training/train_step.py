@@ -93,6 +93,7 @@ def train_spec(
                 training.config,
                 features["input_ids"],
                 losses.weight(features) if losses.predicts_tokens else None,
+                features.get("lengths"),
             )
             / peak
         )
