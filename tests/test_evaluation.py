@@ -180,6 +180,19 @@ def test_a_killed_run_has_the_same_metrics(data, tmp_path):
     assert_same_weights(killed / "model.ckpt-60", whole / "model.ckpt-60")
 
 
+def test_damaged_lines_of_the_metrics_are_ignored(tmp_path):
+    """A killed process left half of its first line; a disk was damaged."""
+    good = '{"kind": "eval", "step": %d, "loss": 1.5}'
+    lines = [good % 5, '{"kind": "tr', "[7]", "\udcff", good % 9, '{"kind": "e']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    assert [line["step"] for line in metrics_file.cut(str(tmp_path), 7)] == [5]
+    assert path.read_text("utf-8") == good % 5 + "\n"
+    path.write_text(lines[-1])
+    assert metrics_file.cut(str(tmp_path), 7) == []
+    assert path.read_text("utf-8") == ""
+
+
 def test_training_stops_when_scores_do_not_rise(data, tmp_path):
     flags = dict(
         CPU,

@@ -5,6 +5,7 @@ A line is {"kind": "train" or "eval", "step": 100, "loss": 1.25, ...}, null
 where a number is not finite.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,12 +19,24 @@ _Line = typing.Dict[str, typing.Any]
 
 
 def read(directory: str) -> typing.List[_Line]:
-    """The lines; one that a killed process left incomplete is left out."""
+    """The lines; what a kill or a full disk left of others is left out."""
     path = os.path.join(directory, FILE)
     if not os.path.isfile(path):
         return []
-    with files.opened(path, encoding="utf-8") as stream:
-        return [files.loads(line) for line in stream if line.endswith("\n")]
+    lines = []
+    with files.opened(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                lines.append(files.loads(line))
+    return list(filter(_is_line, lines))
+
+
+def _is_line(value):
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("step"), int)
+        and "kind" in value
+    )
 
 
 def append(
@@ -46,9 +59,9 @@ def append(
 
 def cut(directory: str, step: float) -> typing.List[_Line]:
     """Removes the lines after a step, and returns the others."""
-    lines = read(directory)
-    kept = [line for line in lines if line["step"] <= step]
-    if lines:
+    kept = [line for line in read(directory) if line["step"] <= step]
+    path = os.path.join(directory, FILE)
+    if os.path.isfile(path):
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        files.write_text(os.path.join(directory, FILE), text)
+        files.write_text(path, text)
     return kept
