@@ -2,17 +2,22 @@
 """What a command does before it imports TensorFlow.
 
 Each command imports this module first: importing TensorFlow takes seconds, and
-a Python without the packages is the most frequent mistake. An interrupt or a
-missing package ends the command with one line, and TensorFlow's own lines are
-silenced, unless the user has set TF_CPP_MIN_LOG_LEVEL or Python's warnings.
-Where a command is imported by another program, this module does nothing. It
-imports little, since an interrupt before it acts has a traceback.
+a Python without the packages is the most frequent mistake. An interrupt, a
+missing package or too little memory ends the command with one line, and
+TensorFlow's own lines are silenced, unless the user has set
+TF_CPP_MIN_LOG_LEVEL or Python's warnings. Where a command is imported by
+another program, this module does nothing. It imports little, since an interrupt
+before it acts has a traceback.
 """
 
 import os
+import re
 import signal
 import sys
 import warnings
+
+# The system's words where a library does not fit into memory.
+_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")
 
 
 def _is_command(path):
@@ -33,7 +38,13 @@ def _interrupted(*_):
     _end("interrupted", 128 + signal.SIGINT)
 
 
-def _report_missing_package(kind, error, traceback):
+def _report_error(kind, error, traceback):
+    if issubclass(kind, MemoryError) or _NO_MEMORY.search(str(error)):
+        _end(
+            "error: not enough memory to load the packages; raise the limit "
+            "(ulimit -v) or end other programs",
+            1,
+        )
     if not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, traceback)
         return
@@ -49,14 +60,14 @@ def finish() -> None:
     """Restores what Python does; a command calls it when it has imported."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.excepthook is _report_missing_package:
+    if sys.excepthook is _report_error:
         sys.excepthook = sys.__excepthook__
 
 
 if sys.stdout is None:  # closed, as by a daemon
     sys.stdout = open(os.devnull, "w")
 if _is_command(getattr(sys.modules["__main__"], "__file__", os.sep)):
-    sys.excepthook = _report_missing_package
+    sys.excepthook = _report_error
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
     # Its libraries log what they are built for, and on a GPU errors that mean

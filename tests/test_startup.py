@@ -97,6 +97,26 @@ def test_a_missing_package_is_one_line_that_names_setup(missing, tmp_path):
     assert "bash scripts/setup.sh" in text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        'ImportError("libtensorflow_cc.so.2: failed to map segment from '
+        'shared object")',
+        'OSError(12, "Cannot allocate memory")',
+        "MemoryError",
+    ],
+)
+def test_a_small_limit_of_memory_is_one_line(error, tmp_path):
+    (tmp_path / "numpy.py").write_text(f"raise {error}")
+    ended = run("run_squad.py", env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert ended == (
+        1,
+        "",
+        "run_squad.py: error: not enough memory to load the packages; raise "
+        "the limit (ulimit -v) or end other programs\n",
+    )
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_python_without_packages_is_one_line(command):
     code, _, text = run("-S", command, "--help")
