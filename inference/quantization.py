@@ -57,6 +57,11 @@ def _accuracy(expected, predicted, path, names):
 
 
 def _text_accuracy(model, path):
+    if "label" not in model.classify("text"):
+        raise errors.UserError(
+            "--quantize=int8: needs a model with one label for each text; "
+            "export without --quantize"
+        )
     table = table_files.read(path)
     pair = "text_b" if "text_b" in table.columns else None
     examples = classification.examples_of(
@@ -65,10 +70,6 @@ def _text_accuracy(model, path):
     results = _predicted(
         model.classify_all, [(e.text, e.pair) for e in examples]
     )
-    if "label" not in results[0]:
-        raise errors.UserError(
-            "--quantize=int8: needs a model with one label for each text"
-        )
     return _accuracy(
         [example.label for example in examples],
         [result["label"] for result in results],

@@ -259,6 +259,23 @@ def test_a_score_file_of_other_labels_is_rejected(
         quantization.quantize(exported(head), head, str(tmp_path / name), 0.5)
 
 
+def test_int8_needs_one_label_a_text(exported, tmp_path):
+    pytest.importorskip("onnx")
+    folder = tmp_path / "model"
+    shutil.copytree(os.path.dirname(exported("classification")), str(folder))
+    values = json.loads((folder / "config.json").read_text())
+    values["problem_type"] = "multi_label_classification"
+    (folder / "config.json").write_text(json.dumps(values))
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": ["b"]}\n')
+    with pytest.raises(errors.UserError, match="one label for each text"):
+        quantization.quantize(
+            str(folder / "model.onnx"),
+            "classification",
+            str(tmp_path / "a.jsonl"),
+            0.5,
+        )
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
