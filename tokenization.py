@@ -499,8 +499,7 @@ def _read_merges(path, ids, vocab_file):
     if lines[-1] == "":
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
-    ranks: typing.Dict[typing.Tuple[int, int], int] = {}
-    merged = []
+    ranks, merged = {}, []
     for number, line in enumerate(lines[first:], first + 1):
         try:
             left, right = line.split(" ")

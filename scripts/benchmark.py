@@ -213,9 +213,10 @@ def time_stage(
 def start_peers(
     stage: str, settings: BenchmarkConfig, work: str
 ) -> typing.Iterator[PeerProcess]:
-    """Starts every peer of a stage that is installed."""
+    """Starts every peer of a stage that is installed, names the others."""
     values = dataclasses.asdict(settings)
     for name in benchmark_peers.PEERS.get(stage, ()):
+        missing = []
         for python in filter(None, (settings.peers_python, sys.executable)):
             peer = PeerProcess(
                 python, stage, name, values, work, stage == "data"
@@ -223,7 +224,10 @@ def start_peers(
             if peer.contender:
                 yield peer
                 break
+            missing.append(peer.missing)
             peer.close()
+        else:
+            print(f"{stage}: not timed: {name} ({missing[0]})")
 
 
 def _row(stage, title, contender, ours, runs, peak):

@@ -117,14 +117,16 @@ class PeerProcess:
             stderr=self._errors,
             universal_newlines=True,
         )
-        self.about = self._answer()
+        self._about = self._answer()
+        # What the contender needs and lacks, "" if nothing.
+        self.missing: str = self._about.get("missing", "")
 
     @property
     def contender(self) -> typing.Optional[Contender]:
-        """The Contender, None where its packages are not installed."""
-        return self.about and Contender(
-            self._name, call=self._run, **self.about
-        )
+        """The Contender, None where something that it needs is missing."""
+        if self.missing:
+            return None
+        return Contender(self._name, call=self._run, **self._about)
 
     def _run(self):
         self._process.stdin.write("\n")
@@ -172,8 +174,8 @@ def serve(make_contender: typing.Callable[[], Contender]) -> None:
 
     try:
         contender = make_contender()
-    except ImportError:
-        answer(None)
+    except ImportError as error:
+        answer({"missing": str(error)})
         return
     fields = ("unit", "amount", "flops", "versions")
     answer({field: getattr(contender, field) for field in fields})

@@ -395,12 +395,16 @@ def _fine_tuning(settings, sequences, pack_sequences=False, static=False):
 
 
 def _predict(settings, _):
-    """Batches of similar length, and all padded to 384."""
+    """Batches of similar length, also in bfloat16, and padded to 384."""
     features = _windows(settings, False)
     tokens = sum(feature.length for feature in features)
-    yield Contender(
-        OURS, "tokens/s", tokens, _prediction(settings, features, None)
-    )
+    for name, options in _options().items():
+        yield Contender(
+            name,
+            "tokens/s",
+            tokens,
+            _prediction(settings, features, None, **options),
+        )
     yield Contender(
         "padded to 384",
         "tokens/s",
@@ -409,7 +413,7 @@ def _predict(settings, _):
     )
 
 
-def _prediction(settings, features, max_length):
+def _prediction(settings, features, max_length, **options):
     """A call that runs all features through the model."""
     import tensorflow.compat.v1 as tf
 
@@ -417,7 +421,7 @@ def _prediction(settings, features, max_length):
     import modeling
     from training import input_pipeline
 
-    device = environment.create(environment.DeviceConfig())
+    device = environment.create(environment.DeviceConfig(**options))
     config = _model_config(settings)
     order = input_pipeline.LongestFirst(
         [feature.length for feature in features], settings.batch_size

@@ -151,6 +151,19 @@ def test_every_contender_runs_for_a_tiny_step(stage, tmp_path):
             assert updates == "1"
 
 
+def test_a_peer_that_cannot_run_is_named_with_the_reason(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(
+        benchmark_peers.PEERS, "step", {"google-research/bert": None}
+    )
+    settings = benchmark.BenchmarkConfig()  # without --bert_dir
+    assert not list(benchmark.start_peers("step", settings, str(tmp_path)))
+    assert capsys.readouterr().out == (
+        "step: not timed: google-research/bert (no --bert_dir)\n"
+    )
+
+
 def test_every_stage_has_a_title_and_every_peer_a_stage():
     assert set(benchmark_stages.TITLES) == set(benchmark_stages.STAGES)
     assert set(benchmark_peers.PEERS) <= set(benchmark_stages.STAGES)
