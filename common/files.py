@@ -244,6 +244,14 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def _is_device(path):
+    """Whether a path is written to as it is: a device, a pipe, /dev/stdout."""
+    return os.path.exists(path) and (
+        not os.path.isfile(path)
+        or os.path.dirname(os.path.abspath(path)) == "/dev"
+    )
+
+
 @contextlib.contextmanager
 def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
     """A binary stream whose file gets its name when it is complete.
@@ -254,8 +262,8 @@ def new_file(path: str) -> typing.Iterator[typing.BinaryIO]:
     An exception leaves no new file and keeps an old one. An OSError without a
     file name gets `path`. A device or pipe is written to as it is.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as stream:
+    if _is_device(path):
+        with named_errors(path), open(path, "wb") as stream:
             yield stream
         return
     temporary = path + INCOMPLETE
@@ -323,7 +331,8 @@ class NewFiles:
 
     Readers need the file of the last path: it is renamed last, and an old one
     is removed first, so that no reader sees old and new files. Missing
-    directories are made, and removed again after an error.
+    directories are made, and removed again after an error. A device or pipe is
+    written to as it is.
 
     Raises:
       errors.UserError: a path exists and `overwrite` is False.
@@ -363,7 +372,7 @@ class NewFiles:
         """A binary stream for one of the paths."""
         if path not in self._paths:
             raise KeyError(path)
-        return open(path + INCOMPLETE, "wb")
+        return open(path if _is_device(path) else path + INCOMPLETE, "wb")
 
     def write(self, path: str, data: bytes) -> None:
         """Writes the entire content of one of the paths."""
@@ -380,12 +389,13 @@ class NewFiles:
             self._clean_up()
 
     def _publish(self) -> None:
-        for path in self._paths:
+        paths = [path for path in self._paths if not _is_device(path)]
+        for path in paths:
             with open(path + INCOMPLETE, "rb+") as stream:
                 os.fsync(stream.fileno())
-        if os.path.lexists(self._paths[-1]):
+        if os.path.lexists(self._paths[-1]) and self._paths[-1] in paths:
             os.remove(self._paths[-1])
-        for path in self._paths:
+        for path in paths:
             os.replace(path + INCOMPLETE, path)
         for directory in self._directories():
             sync_directory(os.path.join(directory, ""))

@@ -5,6 +5,7 @@ import bz2
 import gzip
 import json
 import os
+import stat
 
 import pytest
 
@@ -133,6 +134,30 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     os.close(reader)
     assert path.is_fifo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def _write_together(path, data):
+    with files.NewFiles([path], overwrite=True) as output:
+        output.write(path, data)
+
+
+@pytest.mark.parametrize("write", [files.write_bytes, _write_together])
+def test_a_pipe_is_written_to_and_stays(write, tmp_path):
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write(path, b"an answer")
+    assert os.read(reader, 100) == b"an answer"
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat(path).st_mode)
+    assert os.listdir(str(tmp_path)) == ["pipe"]
+
+
+def test_a_full_device_is_an_error_that_names_it():
+    assert files._is_device("/dev/full") and files._is_device("/dev/stdout")
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_bytes("/dev/full", b"an answer")
+    assert caught.value.filename == "/dev/full"
 
 
 def _blocks(path):
