@@ -442,7 +442,9 @@ def _block_diagonal_mask(sequence_starts, positions=None):
     """
     queries = sequence_starts
     if positions is not None:
-        queries = tf.gather(sequence_starts, positions, batch_dims=1)
+        shape = tf.shape(sequence_starts)
+        rows = tf.range(shape[0])[:, tf.newaxis] * shape[1]
+        queries = tf.gather(tf.reshape(sequence_starts, [-1]), positions + rows)
     visible = tf.equal(
         queries[:, :, tf.newaxis], sequence_starts[:, tf.newaxis, :]
     )

@@ -31,6 +31,7 @@ from training import (
     loop,
     masked_lm_batches,
     output_directory,
+    packed_batches,
     preflight,
     run_config,
     run_record,
@@ -137,7 +138,8 @@ def masked_lm_sums(
         config,
         is_training,
         features["input_ids"],
-        features["input_mask"],
+        features.get("input_mask"),
+        sequence_starts=features.get("sequence_starts"),
         kernels=kernels,
         dropout_seed=dropout_seed,
         recompute_layers=recompute_layers,
@@ -240,7 +242,40 @@ def read_records(
     )
 
 
-def _training_batches(source, run, task, device):
+def _plan(source, run, device):
+    """(packed_batches.Plan, int [n] lengths) of the training records.
+
+    Raises:
+      errors.UserError: there is nothing to pack, or records are static.
+    """
+    if not source.dynamic:
+        raise errors.UserError(
+            "--pack_sequences: static records have their masks and padding; "
+            "build them with --masking=dynamic, or omit the flag"
+        )
+    tf.logging.info("reading the lengths of %d records", len(source))
+    lengths = device.once_per_host(source.token_counts)
+    plan = packed_batches.plan_of(lengths, run)
+    if plan.rows > 0.95 * plan.sequences:
+        raise errors.UserError(
+            f"--pack_sequences: the records fill their sequences, {plan.rows} "
+            f"rows hold {plan.sequences} records; omit the flag"
+        )
+    return plan, lengths
+
+
+def _training_batches(source, run, task, device, packed=None):
+    if packed:
+        plan, lengths = packed
+        return masked_lm_batches.PackedMaskedLmBatches(
+            source,
+            plan,
+            lengths,
+            rows=run.batch_size,
+            rank=device.rank,
+            world_size=device.world_size,
+            seed=run.random_seed,
+        )
     if run.npu_bert_debug:
         order = input_pipeline.FrontToBack(len(source))
     else:
@@ -351,10 +386,10 @@ def _check(run, task, config):
         raise errors.UserError(
             "nothing to do; pass --do_train=True or --do_eval=True"
         )
-    if run.pack_sequences:
+    if run.pack_sequences and not run.do_train:
         raise errors.UserError(
-            "--pack_sequences: for fine-tuning; records fill their sequences "
-            "when they are built with --packing=full_sentences: omit the flag"
+            "--pack_sequences: evaluation in pre-training is not packed; omit "
+            "the flag"
         )
     if run.evaluates and not task.eval_files_dir:
         raise errors.UserError(
@@ -447,8 +482,11 @@ def _choose_tokenizer(run, task):
 _TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
 
 
-def _check_files(run, source, task, config, device):
-    """Checks checkpoint, disk and memory before anything is written."""
+def _check_files(run, source, task, config, device, size):
+    """Checks checkpoint, disk and memory before anything is written.
+
+    `size` is the number of rows per sequence.
+    """
     required = warm_start.ENCODER if run.do_train else _TRAINED
     warm_start.check(source, config, ["masked_lm"], required)
     for line in preflight.check_run(
@@ -457,6 +495,7 @@ def _check_files(run, source, task, config, device):
         device,
         "masked_lm",
         predictions=task.max_predictions_per_seq,
+        choices=size,
     ):
         tf.logging.info("%s", line)
 
@@ -479,17 +518,24 @@ def main(_) -> None:
     _check(run, task, config)
     source = warm_start.source(run, "cls/predictions/")
     device = environment.create(options)
-    train_source = eval_source = None
+    train_source = eval_source = packed = None
+    asked, size = run, 1.0
     if run.do_train:
         train_source = read_records(
             task.input_files_dir, config, run, task, True
         )
-        task = with_steps(task, run, device, len(train_source))
+        rows = len(train_source)
+        if run.pack_sequences:  # from here on a batch is counted in rows
+            packed = _plan(train_source, run, device)
+            rows = packed[0].rows
+            size = rows / len(train_source)
+            run = packed[0].counted_in_rows(run)
+        task = with_steps(task, run, device, rows)
     if task.do_eval or run.evaluates:
         eval_source = read_records(
             task.eval_files_dir, config, run, task, False
         )
-    _check_files(run, source, task, config, device)
+    _check_files(asked, source, task, config, device, size)
     output_directory.prepare(
         run,
         config,
@@ -505,6 +551,9 @@ def main(_) -> None:
             train_source.description, shuffle_window=task.shuffle_window
         )
         training.sequences = len(train_source)
+        training.sequences_per_row = 1 / size
+        if packed:
+            training.data["tokens_of_rows"] = packed[0].room
         training.num_train_epochs = task.num_train_epochs
     if run.evaluates:
         score_with(training, eval_source, task)
@@ -512,7 +561,7 @@ def main(_) -> None:
         build_model_fn(training, source), source, task.num_train_steps
     )
     if run.do_train:
-        batches = _training_batches(train_source, run, task, device)
+        batches = _training_batches(train_source, run, task, device, packed)
         loop.train(estimator, batches, training)
     if task.do_eval and device.rank == 0:
         evaluate(estimator, eval_source, run, task, source)

@@ -252,30 +252,6 @@ def schedule(
     return steps, warmup
 
 
-def packing(
-    sequences: Sequences, run: run_config.RunConfig
-) -> packed_batches.Plan:
-    """The rows of --pack_sequences, in training."""
-    plan = packed_batches.Plan(
-        sequences.lengths,
-        run.max_seq_length,
-        None if run.npu_bert_debug else run.random_seed,
-    )
-    rows = plan.rows_of(run.train_batch_size)
-    tf.logging.info(
-        "packed sequences=%d in rows=%d of %d tokens, padding=%.2f%%; "
-        "train_batch_size=%d is %d rows, %.1f sequences on average",
-        plan.sequences,
-        plan.rows,
-        plan.room,
-        100 * plan.padding,
-        run.train_batch_size,
-        rows,
-        rows * plan.sequences / plan.rows,
-    )
-    return plan
-
-
 def train_batches(
     sequences: Sequences,
     setup: Setup,
@@ -610,7 +586,7 @@ class FineTuning:
         device = model.device
         size = (train.choices if train else None) or 1
         if train is not None and run.pack_sequences:
-            self._plan = packing(train, run)
+            self._plan = packed_batches.plan_of(train.lengths, run)
             size = self._plan.rows / self._plan.sequences
         for line in preflight.check_run(
             run, config, device, model.head.name, predictions=0, choices=size
@@ -634,9 +610,7 @@ class FineTuning:
         count = 0 if train is None else len(train.lengths)
         if self._plan:  # from here on a batch is counted in rows
             count = self._plan.rows
-            run = dataclasses.replace(
-                run, train_batch_size=self._plan.rows_of(run.train_batch_size)
-            )
+            run = self._plan.counted_in_rows(run)
         self._model = model._replace(setup=model.setup._replace(run=run))
         self.setup = self._model.setup
         steps, warmup = 1, 0

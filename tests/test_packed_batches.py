@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed batches: the plan, the layout, and the same function as unpacked."""
 
+import dataclasses
 import json
 import types
 
@@ -12,14 +13,15 @@ import configuration
 import kernels
 import modeling
 import run_classifier
+import run_pretraining
 import run_squad
 import run_tagger
 import squad
 import tokenization
-from helpers import tiny
+from helpers import masked_lm_records, tiny
 from helpers.paths import SHARED
 from tasks import classification, finetuning
-from training import checkpoints, packed_batches, run_config
+from training import checkpoints, masked_lm_batches, packed_batches, run_config
 
 CONFIG = configuration.RobertaConfig(
     vocab_size=40,
@@ -321,6 +323,126 @@ def test_the_last_layer_at_some_positions_of_packed_rows():
     )
 
 
+# Pre-training.
+
+
+def masked_batches(folder):
+    """(source, a packed batch of all 13 records and 3 of the next epoch)."""
+    source = masked_lm_records.source_of(
+        masked_lm_records.write_records(folder), max_seq_length=32
+    )
+    lengths = source.token_counts()
+    expected = [len(ids) for ids in masked_lm_records.sequences_of(13)]
+    assert lengths.tolist() == expected
+    plan = packed_batches.Plan(lengths, 32, 5)
+    return source, masked_lm_batches.PackedMaskedLmBatches(
+        source, plan, lengths, rows=plan.rows + 1, seed=7
+    )
+
+
+def test_masks_of_packed_records_are_those_of_single_ones(tmp_path):
+    source, batches = masked_batches(tmp_path)
+    batch = dict(zip(batches.specs, batches.arrays(0)))
+    sequences = sorted(
+        tuple(ids[starts == start])
+        for ids, starts in zip(batch["input_ids"], batch["sequence_starts"])
+        for start in set(starts) - {-1}
+    )
+    plan = batches._plan
+    records = [plan.row(row) for row in range(plan.rows + 1)]
+    epochs = np.repeat([0] * plan.rows + [1], [len(row) for row in records])
+    single = source.masked(np.concatenate(records), epochs, 7)
+    assert sequences == sorted(
+        tuple(ids[: mask.sum()])
+        for ids, mask in zip(single["input_ids"], single["input_mask"])
+    )
+    assert batch["masked_lm_weights"].sum() == single["masked_lm_weights"].sum()
+    assert batch["lengths"].sum() == single["input_mask"].sum()
+
+
+def test_pretraining_computes_the_same_from_packed_records(tmp_path):
+    source, batches = masked_batches(tmp_path)
+    plan = batches._plan
+    records = [plan.row(row) for row in range(plan.rows + 1)]
+    epochs = np.repeat([0] * plan.rows + [1], [len(row) for row in records])
+    single = source.masked(np.concatenate(records), epochs, 7)
+    config = dataclasses.replace(CONFIG, vocab_size=masked_lm_records.VOCAB)
+
+    def run(batch):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.set_random_seed(3)
+            features = {
+                name: tf.constant(
+                    value, tf.float32 if "weights" in name else tf.int32
+                )
+                for name, value in batch.items()
+            }
+            sums, _, _ = run_pretraining.masked_lm_sums(
+                config, features, kernels.Kernels(), is_training=False
+            )
+            loss = sums["loss"] / tf.reduce_sum(features["masked_lm_weights"])
+            gradients = tf.gradients(loss, tf.trainable_variables())
+            gradients = [tf.convert_to_tensor(value) for value in gradients]
+            session.run(tf.global_variables_initializer())
+            return session.run([loss, gradients])
+
+    loss, gradients = run(dict(zip(batches.specs, batches.arrays(0))))
+    expected = run(single)
+    assert loss == pytest.approx(expected[0], abs=1e-5)
+    assert len(gradients) == len(expected[1]) > 30
+    for gradient, other in zip(gradients, expected[1]):
+        np.testing.assert_allclose(gradient, other, atol=1e-5)
+
+
+def pretraining_flags(folder, **more):
+    model = tiny.write_model(folder / "model", dropout=0.1)
+    return dict(
+        dict(
+            bert_config_file=model / "config.json",
+            input_files_dir=tiny.write_sequences(folder / "records"),
+            train_batch_size=4,
+            num_accumulation_steps=2,
+            num_warmup_steps=2,
+            learning_rate_schedule="constant",
+            max_seq_length=2 * tiny.LENGTH,
+            max_predictions_per_seq=tiny.PREDICTIONS,
+            learning_rate=1e-3,
+            display_loss_steps=1,
+            accelerator="cpu",
+            cpu_threads=1,
+            do_train=True,
+            pack_sequences=True,
+        ),
+        **more,
+    )
+
+
+def test_packed_pretraining_resumes_exactly(tmp_path, forked):
+    def run(name, **more):
+        flags = pretraining_flags(tmp_path, output_dir=tmp_path / name, **more)
+        return forked(*tiny.command("run_pretraining.py", [], **flags)[1:])
+
+    log = run("whole", num_train_epochs=2)
+    assert "packed sequences=64 in rows=" in log and " epoch=1.9" in log
+    run("parts", num_train_steps=5)
+    assert "resuming from" in run("parts", num_train_epochs=2)
+    whole, parts = [
+        tiny.values_of(checkpoints.newest(str(tmp_path / name)))
+        for name in ("whole", "parts")
+    ]
+    assert {n: v.tobytes() for n, v in parts.items()} == {
+        n: v.tobytes() for n, v in whole.items()
+    }
+
+
+def test_records_that_fill_their_rows_are_rejected(tmp_path, forked):
+    flags = pretraining_flags(tmp_path, output_dir=tmp_path / "out")
+    flags["max_seq_length"] = tiny.LENGTH
+    log = forked(*tiny.command("run_pretraining.py", [], **flags)[1:], code=1)
+    assert "error: --pack_sequences: the records fill their sequences" in log
+    assert not (tmp_path / "out").exists()
+
+
 # Runs.
 
 
@@ -398,22 +520,22 @@ def test_a_run_does_not_change_between_packed_and_unpacked(tmp_path, forked):
 
 
 @pytest.mark.parametrize(
-    "script, data, message",
+    "script, flag, message",
     [
         ("run_multiple_choice.py", "data_dir", "not for multiple choice"),
-        ("run_pretraining.py", "input_files_dir", "for fine-tuning"),
+        ("run_pretraining.py", "do_eval", "evaluation in pre-training is not"),
     ],
 )
 def test_packing_is_rejected_where_it_does_not_apply(
-    tmp_path, forked, script, data, message
+    tmp_path, forked, script, flag, message
 ):
     model = tiny.write_model(tmp_path / "model")
     flags = dict(
         output_dir=tmp_path / "out",
         bert_config_file=model / "config.json",
-        do_train=True,
         pack_sequences=True,
-        **{data: tmp_path},
+        do_train=flag != "do_eval",
+        **{flag: True if flag == "do_eval" else tmp_path},
     )
     log = forked(*tiny.command(script, [], **flags)[1:], code=1)
     assert f"error: --pack_sequences: {message}" in log

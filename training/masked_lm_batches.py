@@ -11,7 +11,7 @@ import tokenization
 from common import errors
 from pretraining_data import manifest as manifests
 from pretraining_data import masking, records
-from training import input_pipeline
+from training import input_pipeline, packed_batches
 from weights import model_directory
 
 # Masks of an evaluation are those of an epoch that training never reaches.
@@ -140,6 +140,23 @@ class MaskedLmSource:
             for name in _PER_TOKEN + _PER_MASK
         }
 
+    def token_counts(self) -> np.ndarray:
+        """Tokens of each record, int64 [n]; reads all dynamic records."""
+        return np.concatenate(
+            [
+                [
+                    len(example["input_ids"])
+                    for example in self._read(range(start, min(end, len(self))))
+                ]
+                for start, end in _chunks(len(self))
+            ]
+        )
+
+    def most_masked(self, lengths: np.ndarray) -> np.ndarray:
+        """The most masks that sequences of these lengths can get: int [n]."""
+        masks = np.rint(lengths * self._probability).astype(np.int64)
+        return np.clip(masks, 1, self.settings.max_predictions)
+
     def check(self, indices: typing.Sequence[int]) -> None:
         """Reads some records; raises errors.UserError for an invalid one."""
         self._read(indices)
@@ -248,6 +265,88 @@ class MaskedLmBatches(input_pipeline.Batches):
             name: input_pipeline.filled(batch[name], size, padding.get(name, 0))
             for name in self.specs
         }
+
+
+class PackedMaskedLmBatches(input_pipeline.Batches):
+    """Rows of several masked sequences each.
+
+    Features: input_ids, sequence_starts int32 [R, S], lengths int32 [R * P],
+    see packed_batches.PackedBatches; masked_lm_positions, masked_lm_ids int32
+    [R, M] and masked_lm_weights float32 [R, M], M the most masks of a row.
+    """
+
+    def __init__(
+        self,
+        source: MaskedLmSource,
+        plan: packed_batches.Plan,
+        lengths: np.ndarray,
+        *,
+        rows: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ):
+        """
+        Args:
+          source: dynamic records.
+          plan: of their lengths.
+          lengths: int [n], tokens of each record.
+          rows: of a batch on this device.
+          rank, world_size: this process among those that share a batch.
+          seed: of the masks.
+        """
+        super().__init__()
+        self._source = source
+        self._plan = plan
+        self._rows = rows
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        masks = plan.most_in_a_row(source.most_masked(lengths))
+        row = tf.TensorSpec([rows, plan.room], tf.int32)
+        self.specs = dict.fromkeys(("input_ids", "sequence_starts"), row)
+        self.specs["lengths"] = tf.TensorSpec([rows * plan.places], tf.int32)
+        mask = tf.TensorSpec([rows, masks], tf.int32)
+        self.specs.update(dict.fromkeys(_PER_MASK, mask))
+        self.specs["masked_lm_weights"] = tf.TensorSpec(mask.shape, tf.float32)
+
+    def make(self, step):
+        plan = self._plan
+        batch = {
+            name: np.zeros(spec.shape.as_list(), spec.dtype.as_numpy_dtype)
+            for name, spec in self.specs.items()
+        }
+        batch["input_ids"][:] = self._source.settings.pad_token_id
+        batch["sequence_starts"][:] = -1
+        first = (step * self._world_size + self._rank) * self._rows + self.shift
+        packed = [plan.row(first + row) for row in range(self._rows)]
+        epochs = (first + np.arange(self._rows)) // plan.rows
+        sequences = self._source.masked(
+            np.concatenate(packed),
+            np.repeat(epochs, [len(row) for row in packed]),
+            self._seed,
+        )
+        number = 0
+        for row, members in enumerate(packed):
+            end = masks = 0
+            for place in range(len(members)):
+                length = int(sequences["input_mask"][number].sum())
+                start, end = end, end + length
+                ids = sequences["input_ids"][number, :length]
+                batch["input_ids"][row, start:end] = ids
+                batch["sequence_starts"][row, start:end] = start
+                batch["lengths"][row * plan.places + place] = length
+                used = sequences["masked_lm_weights"][number] > 0
+                slots = slice(masks, masks + used.sum())
+                for name in _PER_MASK:
+                    batch[name][row, slots] = sequences[name][number, used]
+                batch["masked_lm_positions"][row, slots] += start
+                masks, number = slots.stop, number + 1
+        return batch
+
+
+def _chunks(count, size=4096):
+    return [(start, start + size) for start in range(0, count, size)]
 
 
 def _first(*values):

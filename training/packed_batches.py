@@ -14,13 +14,14 @@ Source: Krell et al. 2021 (arXiv:2107.02027): packing the histogram of
 lengths, best fit first.
 """
 
+import dataclasses
 import threading
 import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from training import input_pipeline
+from training import input_pipeline, run_config
 
 
 def best_fit(lengths: np.ndarray, room: int) -> np.ndarray:
@@ -89,7 +90,7 @@ class Plan:
         row_of = best_fit(self._lengths[self._longest_first], room)
         sizes = np.bincount(row_of)
         self._by_row = np.argsort(row_of, kind="stable")
-        self._ends = np.cumsum(sizes)
+        self._sizes, self._ends = sizes, np.cumsum(sizes)
         self.room = room
         self.rows = len(sizes)
         self.places = int(sizes.max())
@@ -102,6 +103,22 @@ class Plan:
         """Rows that have so many sequences in the mean, at least one."""
         return max(1, round(sequences * self.rows / self.sequences))
 
+    def counted_in_rows(
+        self, run: run_config.RunConfig
+    ) -> run_config.RunConfig:
+        """The run with rows, in place of sequences, as train_batch_size."""
+        rows = self.rows_of(run.train_batch_size)
+        return dataclasses.replace(run, train_batch_size=rows)
+
+    def most_in_a_row(self, amounts: np.ndarray) -> int:
+        """The largest sum of a row's amounts.
+
+        Args:
+          amounts: int [n], by sequence; equal for equal lengths.
+        """
+        ordered = amounts[self._longest_first][self._by_row]
+        return int(np.add.reduceat(ordered, self._ends - self._sizes).max())
+
     def row(self, position: int) -> np.ndarray:
         """The sequences of a row: int64 [<= P].
 
@@ -111,7 +128,7 @@ class Plan:
         epoch, number = divmod(position, self.rows)
         order, rows = self._epoch(epoch)
         end = self._ends[rows[number]]
-        start = self._ends[rows[number] - 1] if rows[number] else 0
+        start = end - self._sizes[rows[number]]
         return order[self._by_row[start:end]]
 
     def _epoch(self, epoch):
@@ -127,6 +144,28 @@ class Plan:
                 drawn = order[falling], random.permutation(self.rows)
                 self._cached = (epoch, drawn)
             return drawn
+
+
+def plan_of(lengths: np.ndarray, run: run_config.RunConfig) -> Plan:
+    """The plan of a training run; logs it."""
+    plan = Plan(
+        lengths,
+        run.max_seq_length,
+        None if run.npu_bert_debug else run.random_seed,
+    )
+    rows = plan.rows_of(run.train_batch_size)
+    tf.logging.info(
+        "packed sequences=%d in rows=%d of %d tokens, padding=%.2f%%; "
+        "train_batch_size=%d is %d rows, %.1f sequences on average",
+        plan.sequences,
+        plan.rows,
+        plan.room,
+        100 * plan.padding,
+        run.train_batch_size,
+        rows,
+        rows * plan.sequences / plan.rows,
+    )
+    return plan
 
 
 class PackedBatches(input_pipeline.Batches):

@@ -192,7 +192,7 @@ def memory_bytes(
     config: configuration.RobertaConfig,
     head: str,
     *,
-    batch_size: int,
+    batch_size: float,
     max_seq_length: int,
     predictions: int,
     accumulates: bool,
@@ -291,7 +291,7 @@ def check_run(
     head: str,
     *,
     predictions: int,
-    choices: int = 1,
+    choices: float = 1,
 ) -> typing.List[str]:
     """The checks of training commands: cheap, before anything is written.
 
@@ -301,7 +301,8 @@ def check_run(
       device: from environment.create.
       head: see `parameters`.
       predictions: see `memory_bytes`.
-      choices: sequences of --max_seq_length per example.
+      choices: sequences of --max_seq_length per example, less than 1 where
+        they are packed.
 
     Returns:
       Lines about disk and memory.
@@ -339,7 +340,7 @@ def check_need(
     head: str,
     *,
     predictions: int,
-    choices: int = 1,
+    choices: float = 1,
 ) -> str:
     """`check_memory` of a run; arguments as for `check_run`."""
     return check_memory(
