@@ -209,13 +209,25 @@ def read_examples(
             f"--{('train_file' if is_training else 'predict_file')} is not "
             "given; name a SQuAD JSON file"
         )
-    return squad.read_examples(
+    examples = squad.read_examples(
         path,
         is_training,
         task.version_2_with_negative,
         skip_invalid_answers=task.skip_invalid_answers,
         counts=counts,
     )
+    if (
+        is_training
+        and task.version_2_with_negative
+        and not any(example.is_impossible for example in examples)
+    ):
+        tf.logging.warning(
+            "%s: no question is without an answer, so the model cannot learn "
+            'to answer ""; train without --version_2_with_negative, or with a '
+            "file of v2.0",
+            path,
+        )
+    return examples
 
 
 def read_data(path, tokenizer, run, task, is_training, counts=None) -> Data:

@@ -112,6 +112,16 @@ def test_loss_of_guessing(starts, expected):
     assert run_squad.chance_loss(data_of(starts)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("version_2", [True, False])
+def test_questions_that_all_have_answers_are_warned_of(
+    version_2, tmp_path, caplog
+):
+    path = tiny.write_squad(tmp_path / "train.json", version_2=version_2)
+    task = run_squad.SquadConfig(version_2_with_negative=True)
+    assert len(run_squad.read_examples(str(path), task, True)) == 8
+    assert ("without an answer" in caplog.text) != version_2
+
+
 def test_frozen_layers_keep_their_weights(tmp_path):
     model = tiny.write_model(tmp_path / "model")
     tiny.run(
