@@ -175,7 +175,7 @@ def serve(make_contender: typing.Callable[[], Contender]) -> None:
     try:
         contender = make_contender()
     except ImportError as error:
-        answer({"missing": str(error)})
+        answer({"missing": str(error) or type(error).__name__})
         return
     fields = ("unit", "amount", "flops", "versions")
     answer({field: getattr(contender, field) for field in fields})

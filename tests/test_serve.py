@@ -446,7 +446,7 @@ def test_words_contrast_with_their_background(window, server, is_dark):
     window.open(server)
     ask_by_hand(window, "Where?", TYPED)
     contrasts = browser.contrasts(window)
-    assert len(contrasts) > 20
+    assert len(contrasts) > 14
     assert [pair for pair in contrasts if pair[1] < 4.5] == []
     assert (
         window.run("return getComputedStyle(document.body).color")
