@@ -267,7 +267,7 @@ def decide_labels(
         labels = classification.labels_in(train)
     else:
         labels = classification.decide_labels(
-            saved, requested, run.bert_config_file
+            saved, requested, finetuning.config_file(run)
         )
     if task.multi_label:
         labels = labels._replace(threshold=task.label_threshold)

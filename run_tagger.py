@@ -117,7 +117,9 @@ def decide_labels(
         saved = None
     if train and saved is None and requested is None:
         return conll.labels_in(train)
-    return classification.decide_labels(saved, requested, run.bert_config_file)
+    return classification.decide_labels(
+        saved, requested, finetuning.config_file(run)
+    )
 
 
 def build_model(

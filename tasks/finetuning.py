@@ -232,7 +232,15 @@ def trained_config(
         return output_directory.read_config(run.output_dir)
     if run.do_train:
         return None
-    return files.read_json(run.bert_config_file)
+    return files.read_json(config_file(run))
+
+
+def config_file(run: run_config.RunConfig) -> str:
+    """The config.json beside a run's checkpoint, else --bert_config_file."""
+    checkpoint = checkpoints.newest(run.output_dir) or run.init_checkpoint
+    beside = os.path.join(os.path.dirname(checkpoint), model_directory.CONFIG)
+    is_beside = checkpoint and os.path.isfile(beside)
+    return beside if is_beside else run.bert_config_file
 
 
 def schedule(

@@ -12,7 +12,7 @@ import run_classifier
 from common import errors
 from helpers import glue_files, invented, tiny
 from inference import predictor
-from tasks import classification, glue
+from tasks import classification, finetuning, glue
 from training import checkpoints, run_config
 from weights import tf_checkpoint
 
@@ -150,7 +150,6 @@ def test_prediction_takes_the_labels_of_the_checkpoint(folder, trained):
         text_column="sentence",
         index_column="name",
         init_checkpoint=out / "model.ckpt-75",
-        bert_config_file=out / "config.json",
     )
     lines = [
         json.loads(line) for line in folder.lines("own", "predictions.jsonl")
@@ -531,6 +530,50 @@ def test_labels_that_do_not_match_are_rejected(tmp_path):
         decided(tmp_path, labels_of("yes", "no"), regression=True)
     with pytest.raises(errors.UserError, match=r"no labels \(id2label\)"):
         decided(tmp_path, {})
+
+
+def test_the_config_beside_the_checkpoint_names_the_labels(tmp_path):
+    """The config of pre-training knows neither them nor the kind of model."""
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "pretrained.json").write_text("{}")
+    beside = tmp_path / "trained" / "config.json"
+    beside.write_text(
+        json.dumps(
+            dict(
+                labels_of("bad", "good"),
+                problem_type="single_label_classification",
+            )
+        )
+    )
+    run = run_config.RunConfig(
+        output_dir=str(tmp_path / "out"),
+        init_checkpoint=str(tmp_path / "trained" / "model.ckpt-3"),
+        bert_config_file=str(tmp_path / "pretrained.json"),
+    )
+
+    def decide(**flags):
+        task = run_classifier.ClassifierConfig(**flags)
+        saved = finetuning.trained_config(run)
+        task = run_classifier.as_trained(task, saved)
+        return run_classifier.decide_labels(run, task, [])
+
+    assert decide(labels="good,bad").names == ("bad", "good")
+    with pytest.raises(errors.UserError, match="bad, good, but up, down were"):
+        decide(labels="up,down")
+    with pytest.raises(errors.UserError, match="trained for single_label_cl"):
+        decide(multi_label=True)
+    beside.write_text(
+        json.dumps(
+            dict(
+                labels_of("bad", "good"),
+                problem_type="multi_label_classification",
+            )
+        )
+    )
+    assert decide().are_several
+    beside.write_text("{}")
+    with pytest.raises(errors.UserError, match="trained/config.json: no lab"):
+        decide()
 
 
 def test_metrics_are_the_tasks_or_those_asked_for():
