@@ -486,6 +486,7 @@ def main(_):
     device = environment.create(options)
     train = chance = None
     if run.do_train:
+        classification.log_labels(labels, data.train)
         train = sequences_of("training", data.train, setup, labels)
         chance = classification.chance_loss(labels, train.values["label"])
     tuning = finetuning.FineTuning(

@@ -16,6 +16,7 @@ from common import errors
 from tasks import table_files
 
 MAX_LABELS = 1000
+_SHOWN = 8  # labels in a line of the log
 # What config.json calls the kinds of classifiers, as Hugging Face does.
 REGRESSION = "regression"
 ONE_LABEL = "single_label_classification"
@@ -176,6 +177,13 @@ class Labels(typing.NamedTuple):
             return self._sets(list(examples))
         return label_ids(self.names, ((e.label, e.place) for e in examples))
 
+    def counts(self, examples: typing.Sequence[Example]) -> np.ndarray:
+        """How many examples have each label: int [L]; not of a regression."""
+        ids = self.ids(examples)
+        if self.are_several:
+            return ids.sum(axis=0).astype(int)
+        return np.bincount(ids, minlength=len(self.names))
+
     def _sets(self, examples):
         columns = label_ids(
             self.names, ((name, e.place) for e in examples for name in e.label)
@@ -228,18 +236,48 @@ def labels_in(examples: typing.Sequence[Example]) -> Labels:
         )
     }
     path = examples[0].place.rpartition(",")[0]
+    if not any(names):
+        raise errors.UserError(
+            f"{path}: no row has a label; check --label_column"
+        )
+    are_several = isinstance(examples[0].label, tuple)
+    fix = "check --label_column"
+    if not are_several:
+        fix += "; for a regression pass --regression=True"
     if len(names) < 2:
         raise errors.UserError(
-            f"{path}: the only label is {next(iter(names), '')!r}; expected at "
-            "least two (for a regression pass --regression=True)"
+            f"{path}: the only label is {next(iter(names))!r}, expected at "
+            f"least two; {fix}"
         )
     if len(names) > MAX_LABELS:
-        raise errors.UserError(
-            f"{path}: {len(names)} different labels; check --label_column, or "
-            "pass --regression=True for a regression"
-        )
+        raise errors.UserError(f"{path}: {len(names)} different labels; {fix}")
     is_integer = all(name.lstrip("-").isdigit() for name in names)
     return Labels(tuple(sorted(names, key=int if is_integer else None)))
+
+
+def log_labels(labels: Labels, examples: typing.Sequence[Example]) -> None:
+    """Logs how often labels occur; a warning where one looks like a list."""
+    if labels.is_regression:
+        return
+    counts = labels.counts(examples)
+    shown = [f"{n or repr(n)} {c}" for n, c in zip(labels.names, counts)]
+    if len(shown) > _SHOWN:
+        shown[_SHOWN:] = [f"{len(shown) - _SHOWN} more"]
+    logging.info("labels: %s", ", ".join(shown))
+    known = set(labels.names)
+    for separator in ";|" if labels.are_several else ",;|":
+        for name in labels.names:
+            parts = {part.strip() for part in name.split(separator)}
+            if len(parts) > 1 and parts <= known:
+                logging.warning(
+                    "label %r looks like a list of labels, but is trained as "
+                    "one: %sseparate them by commas, or write lists in .jsonl",
+                    name,
+                    ""
+                    if labels.are_several
+                    else "pass --multi_label=True and ",
+                )
+                return
 
 
 def named_labels(text: str) -> Labels:

@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -57,9 +58,49 @@ def test_labels_come_from_the_data(in_data, names):
     assert classification.labels_in(examples(*in_data)).names == names
 
 
+@pytest.mark.parametrize(
+    "labels, counts, advice",
+    [
+        (["good", "bad", "bad"], "bad 2, good 1", None),
+        (
+            ["b, so", "a,b", "b", "a"],
+            "a 1, a,b 1, b 1, b, so 1",
+            "'a,b' .*pass",
+        ),
+        (["a;b", "b", "a"], "a 1, a;b 1, b 1", "'a;b' .*pass --multi_label="),
+        ([("a|b",), ("b", "a"), ("b",)], "a 1, a|b 1, b 2", "'a|b' .*one: sep"),
+        ([("a, b", "a"), ("b",)], "a 1, a, b 1, b 1", None),  # a list of JSON
+        (["York, NY", "NY"], "NY 1, York, NY 1", None),
+        (list("jihgfedcba"), ", ".join(f"{n} 1" for n in "abcdefgh"), None),
+    ],
+)
+def test_labels_are_counted_and_lists_are_named(
+    monkeypatch, labels, counts, advice
+):
+    lines, warnings = [], []
+    for name, sink in (("info", lines), ("warning", warnings)):
+        monkeypatch.setattr(
+            classification.logging,
+            name,
+            lambda text, *v, s=sink: s.append(text % v),
+        )
+    rows = examples(*labels)
+    found = classification.labels_in(rows)
+    if isinstance(labels[0], tuple):
+        found = found._replace(threshold=0.5)
+    classification.log_labels(found, rows)
+    more = ", 2 more" if len(labels) == 10 else ""
+    assert lines == [f"labels: {counts}{more}"]
+    assert len(warnings) == (advice is not None)
+    for warning in warnings:
+        assert re.search(advice.replace("|", "[|]"), warning), warning
+
+
 def test_columns_without_labels_are_rejected():
     with pytest.raises(errors.UserError, match="a.tsv: the only label is 'x'"):
         classification.labels_in(examples("x", "x"))
+    with pytest.raises(errors.UserError, match="a.tsv: no row has a label; "):
+        classification.labels_in(examples("", ""))
     with pytest.raises(errors.UserError, match="1001 different labels"):
         classification.labels_in(examples(*map(str, range(1001))))
 
@@ -153,8 +194,12 @@ def test_several_labels_are_separated_by_commas_or_in_a_list(tmp_path):
         errors.UserError, match="a.csv, line 5: label '3'; expected one of 'no'"
     ):
         SETS.ids(table)
-    with pytest.raises(errors.UserError, match="a.csv: the only label is ''"):
+    with pytest.raises(
+        errors.UserError, match="a.csv: no row has a label; check"
+    ):
         classification.labels_in(table[1:2])
+    with pytest.raises(errors.UserError, match="two; check --label_column$"):
+        classification.labels_in(table[2:3])
     with pytest.raises(errors.UserError, match=r"line 1: \[\] as 'label'"):
         read_sets(tmp_path / "b.jsonl", '{"text": "a", "label": [[]]}\n')
 
