@@ -114,7 +114,7 @@ class Feature(typing.NamedTuple):
 def warn_if_other_version(
     trained: typing.Optional[bool], requested: typing.Optional[bool]
 ) -> None:
-    """Warns where a model of SQuAD v1.1 is used for v2.0.
+    """Warns where a model of one version of SQuAD is used for the other.
 
     Args:
       trained, requested: version_2_with_negative; None where unknown.
@@ -124,6 +124,12 @@ def warn_if_other_version(
             "--version_2_with_negative: the model was trained on SQuAD v1.1 "
             '(task.json); its scores of "" were not trained, so answers will '
             "be missing or wrong"
+        )
+    elif trained and requested is False:
+        logging.warning(
+            "--version_2_with_negative=False: the model was trained on SQuAD "
+            "v2.0 (task.json); it will answer questions that have no answer "
+            "too, so pass --version_2_with_negative for data of v2.0"
         )
 
 

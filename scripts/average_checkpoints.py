@@ -98,10 +98,11 @@ def _mean(tensors):
 
 
 def check_same(directories: typing.Sequence[str]) -> None:
-    """Rejects models whose config or tokenizer differ."""
+    """Rejects models whose config, tokenizer or task differ."""
     first = directories[0]
     config = files.read_json(os.path.join(first, model_directory.CONFIG))
     tokenizer = model_directory.find_tokenizer(first)
+    task = _task(first)
     for directory in directories[1:]:
         path = os.path.join(directory, model_directory.CONFIG)
         if files.read_json(path) != config:
@@ -111,6 +112,21 @@ def check_same(directories: typing.Sequence[str]) -> None:
             )
         if tokenizer:
             model_directory.check_tokenizer(tokenizer, directory)
+        other = _task(directory)
+        differences = model_directory.task_differences(other, task)
+        if task and other and differences:
+            path = os.path.join(directory, model_directory.TASK)
+            raise errors.UserError(
+                f"{path}: differs from that of {first}: {differences}; "
+                "average checkpoints of one task"
+            )
+
+
+def _task(directory):
+    """task.json without the threshold, which each seed has its own of."""
+    values = model_directory.read_task(directory).values()
+    values.pop("null_score_diff_threshold", None)
+    return values
 
 
 def main(arguments) -> None:

@@ -88,6 +88,13 @@ def _same_questions(directories, name, contents):
 
 def main(arguments) -> None:
     directories = arguments.directories
+    for directory, times in collections.Counter(
+        map(os.path.realpath, directories)
+    ).items():
+        if times > 1:
+            raise errors.UserError(
+                f"{directory}: given {times} times; name each model once"
+            )
     paths = [os.path.join(directory, NBEST) for directory in directories]
     nbest = [
         squad_scores.read_nbest(path, dict.fromkeys(_LOGITS, (-1e30, 1e30)))

@@ -106,7 +106,43 @@ def test_checkpoints_of_two_models_are_rejected(tmp_path, change, problem):
     assert not output.exists()
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_checkpoints_of_two_tasks_are_not_averaged(tmp_path, same):
+    prefixes = []
+    for name, version_2, threshold in (("a", True, 0.5), ("b", same, 1.5)):
+        prefixes.append(tiny.write_trained(tmp_path / name, []))
+        values = {
+            "task": "question_answering",
+            "version_2_with_negative": version_2,
+            "null_score_diff_threshold": threshold,
+        }
+        (tmp_path / name / "task.json").write_text(json.dumps(values))
+    output = tmp_path / "mean"
+    code, _, stderr = run_script(
+        "average_checkpoints.py", *prefixes, f"--output={output}"
+    )
+    assert output.exists() == same == (code == 0)
+    if not same:
+        assert (
+            f"{tmp_path}/b/task.json: differs from that of {tmp_path}/a: "
+            "version_2_with_negative False, not True; " in stderr
+        )
+        assert stderr.count("\n") == 1
+
+
 # --- ensemble_squad.py ------------------------------------------------------
+
+
+def test_a_model_is_not_combined_with_itself(tmp_path):
+    folder = write_predictions(tmp_path / "a", FIRST)
+    code, _, stderr = run_script(
+        "ensemble_squad.py",
+        folder,
+        folder + "/../a",
+        f"--output_dir={tmp_path / 'out'}",
+    )
+    assert code == 1 and f"{folder}: given 2 times" in stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_does_not_exist_is_named(tmp_path):

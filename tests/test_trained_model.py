@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of trained_model.py: finding files, heads against the reference."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -193,6 +194,43 @@ def test_a_config_of_another_model_is_rejected(trained, tmp_path):
     )
     model = trained_model.find(str(tmp_path), flags)
     assert model.config.vocab_size == 261
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_files_that_are_not_those_of_training_are_rejected(
+    trained, tmp_path, caplog, name
+):
+    copied(trained, tmp_path)
+    files = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
+    hashes = {
+        key: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
+        for key, file in files.items()
+    }
+    record = {"fixed": dict(hashes, do_lower_case=False)}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    trained_model.find(str(tmp_path))
+    with pytest.raises(errors.UserError, match="run.json has False"):
+        trained_model.find(
+            str(tmp_path), trained_model.ModelConfig(do_lower_case=True)
+        )
+    swap_ids(tmp_path / "vocab.json")
+    if name == "merges.txt":
+        shutil.copy(str(trained / "vocab.json"), str(tmp_path))
+        (tmp_path / name).write_text("#version: 0.2\na b\n")
+    assert (
+        f"{tmp_path}/{name}: not the file of training, whose SHA-256 is in "
+        f"{tmp_path}/run.json; use the model's own" in refusal(tmp_path)
+    )
+    flags = trained_model.ModelConfig(allow_other_tokenizer=True)
+    trained_model.find(str(tmp_path), flags)
+    assert "not the file of training" in caplog.text
+
+
+def swap_ids(path):
+    """A vocabulary of the same size."""
+    ids = json.loads(path.read_text())
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    path.write_text(json.dumps(ids))
 
 
 def test_a_truncated_checkpoint_is_rejected(trained, tmp_path):

@@ -16,8 +16,9 @@ import configuration
 import device as devices
 from common import errors, files
 from training import checkpoints, run_config
+from weights import model_directory
 
-FILE = "run.json"
+FILE = model_directory.RUN
 _FIXED_FLAGS = (
     "random_seed",
     "optimizer_type",

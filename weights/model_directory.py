@@ -24,6 +24,7 @@ CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 ADDED_TOKENS = tokenization.ADDED_TOKENS
 TASK = "task.json"
+RUN = "run.json"  # of training, see training/run_record.py
 FILES = (CONFIG, VOCAB, MERGES, ADDED_TOKENS, TOKENIZER_CONFIG, TOKENIZER, TASK)
 
 
@@ -100,6 +101,18 @@ def task_of(directory: str, parts: typing.Iterable[str]) -> Task:
     if task.task:
         return task
     return dataclasses.replace(task, task=weight_names.only_head(parts))
+
+
+def task_differences(
+    first: typing.Mapping[str, typing.Any],
+    second: typing.Mapping[str, typing.Any],
+) -> str:
+    """`name VALUE, not VALUE` of what differs in Task.values(), or ""."""
+    return ", ".join(
+        f"{name} {first.get(name)!r:.40}, not {second.get(name)!r:.40}"
+        for name in sorted({**first, **second})
+        if first.get(name) != second.get(name)
+    )
 
 
 def write_task(directory: str, task: Task) -> None:
@@ -504,19 +517,25 @@ def check_tokenizer(
             "differ",
             allow_other,
         )
-    saved = lower_case(directory)
-    if saved is not None and saved != tokenizer.do_lower_case:
-        reject_tokenizer(
-            f"do_lower_case is {tokenizer.do_lower_case}, but "
-            f"{os.path.join(directory, TOKENIZER_CONFIG)} has {saved}",
-            allow_other,
-        )
+    for name, saved in (
+        (TOKENIZER_CONFIG, lower_case(directory)),
+        (RUN, _trained_with(directory).get("do_lower_case")),
+    ):
+        if saved not in (None, tokenizer.do_lower_case):
+            reject_tokenizer(
+                f"do_lower_case is {tokenizer.do_lower_case}, but "
+                f"{os.path.join(directory, name)} has {saved}",
+                allow_other,
+            )
 
 
 def check_same_files(
     tokenizer: TokenizerFiles, directory: str, allow_other: bool
 ) -> None:
-    """`check_tokenizer` of the files alone, of which one may be ""."""
+    """`check_tokenizer` of the files alone, of which one may be "".
+
+    Those in the directory are compared with its run.json too.
+    """
     for path, name in zip(tokenizer, (VOCAB, MERGES)):
         beside = os.path.join(directory, name)
         if (
@@ -525,6 +544,25 @@ def check_same_files(
             and not _have_same_content(path, beside)
         ):
             reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
+    trained = _trained_with(directory)
+    for key, name in (("vocab_file", VOCAB), ("merges_file", MERGES)):
+        beside = os.path.join(directory, name)
+        if (
+            key in trained
+            and os.path.isfile(beside)
+            and files.sha256(beside) != trained[key]
+        ):
+            reject_tokenizer(
+                f"{beside}: not the file of training, whose SHA-256 is in "
+                f"{os.path.join(directory, RUN)}",
+                allow_other,
+            )
+
+
+def _trained_with(directory):
+    """What run.json, where there is one, says of a run's data."""
+    fixed = _read_json(os.path.join(directory, RUN)).get("fixed")
+    return fixed if isinstance(fixed, dict) else {}
 
 
 def _have_same_content(first, second):
