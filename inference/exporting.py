@@ -239,9 +239,12 @@ def _write_onnx(built, model, path):
         for dimension, axis in zip(value.type.tensor_type.shape.dim, axes):
             if not dimension.HasField("dim_value"):
                 dimension.dim_param = axis
-    proto.metadata_props.add(
-        key=onnx_engine.HEAD, value=next(iter(built.signatures))
+    metadata = onnx_engine.description(
+        model.tokenizer, model_directory.read_task(os.path.dirname(path))
     )
+    metadata[onnx_engine.HEAD] = next(iter(built.signatures))
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
     files.write_bytes(path, proto.SerializeToString())
 
 

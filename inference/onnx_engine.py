@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime as the engine of predictor.Predictor, without TensorFlow."""
 
+import json
 import os
 import typing
 
 import numpy as np
 
-from common import errors
+from common import errors, files
 from inference import trained_model
+from weights import model_directory
 
 # Keys of the file's metadata, which export_model.py writes.
 HEAD, WEIGHTS = "head", "weights"
+_TOKENIZER = (model_directory.VOCAB, model_directory.MERGES, "do_lower_case")
 
 
 def load(path: str, settings: typing.Any = None) -> typing.Any:
@@ -62,6 +65,53 @@ def load(path: str, settings: typing.Any = None) -> typing.Any:
 
 def _metadata(session):
     return session.get_modelmeta().custom_metadata_map
+
+
+def description(
+    tokenizer: model_directory.TokenizerFiles, task: model_directory.Task
+) -> typing.Dict[str, str]:
+    """Metadata that names the tokenizer and the task beside a file."""
+    *paths, do_lower_case = tokenizer
+    hashes = [files.sha256(path) if path else "" for path in paths]
+    values = (*hashes, str(do_lower_case), json.dumps(task.values()))
+    return dict(zip((*_TOKENIZER, model_directory.TASK), values))
+
+
+def check_files(
+    session: typing.Any, model: trained_model.TrainedModel, allow_other: bool
+) -> None:
+    """Compares a session's metadata with the files of its model.
+
+    Files of older versions, without such metadata, are not compared.
+
+    Args:
+      session: of `load`.
+      model: the model as found.
+      allow_other: --allow_other_tokenizer.
+
+    Raises:
+      errors.UserError: a file is another model's.
+    """
+    metadata = _metadata(session)
+    task = model_directory.read_task(model.directory)
+    actual = description(model.tokenizer, task)
+    for name, used in zip(_TOKENIZER, model.tokenizer):
+        saved = metadata.get(name) or actual[name]
+        if used != "" and saved != actual[name]:
+            model_directory.reject_tokenizer(
+                f"{name} is {used}, not that of {model.checkpoint}", allow_other
+            )
+    name = model_directory.TASK
+    saved = metadata.get(name, actual[name]).encode("utf-8")
+    differences = model_directory.task_differences(
+        task.values(), files.parse_json(saved, model.checkpoint)
+    )
+    if differences:
+        raise errors.UserError(
+            f"{os.path.join(model.directory, name)}: not that of "
+            f"{model.checkpoint}: {differences}; copy the files that were "
+            "exported with it, or export again"
+        )
 
 
 def parts(session: typing.Any) -> typing.Set[str]:

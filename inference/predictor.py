@@ -150,6 +150,10 @@ class Predictor:
             session = onnx_engine.load(model, settings)
             parts = onnx_engine.parts(session)
         self.model = trained_model.find(model, settings, parts)
+        if session:
+            onnx_engine.check_files(
+                session, self.model, settings.allow_other_tokenizer
+            )
         self.model.check_head(TASKS[task])
         self.tokenizer = _tokenizer(self.model)
         trained = self.model.trained_for(TASKS[task])

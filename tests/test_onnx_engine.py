@@ -176,6 +176,65 @@ def test_a_file_of_another_head_is_rejected(exported):
         predictor.Predictor(exported("tagging"), "fill-mask")
 
 
+def _swap_ids(folder):
+    ids = json.loads((folder / "vocab.json").read_text())
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (folder / "vocab.json").write_text(json.dumps(ids))
+
+
+def _other_merges(folder):
+    (folder / "merges.txt").write_text("#version: 0.1\n")
+
+
+def _lower_case(folder):
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+
+
+def _other_task(folder):
+    (folder / "task.json").write_text(
+        '{"task": "question_answering", "version_2_with_negative": true}'
+    )
+
+
+@pytest.mark.parametrize(
+    "change, quantized, words",
+    [
+        (_swap_ids, False, "vocab.json is .*, not that of .*model.onnx"),
+        (_swap_ids, True, "vocab.json is .*, not that of .*model.onnx"),
+        (_other_merges, False, "merges.txt is .*, not that of .*model.onnx"),
+        (_lower_case, False, "do_lower_case is True, not that of .*model.onnx"),
+        (
+            _other_task,
+            False,
+            "task.json: not that of .*model.onnx: task 'question_answering', "
+            "not None, version_2_with_negative True, not None; copy",
+        ),
+    ],
+)
+def test_files_of_another_model_beside_a_file_are_rejected(
+    exported, tmp_path, caplog, quantized, change, words
+):
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "m"
+    shutil.copytree(os.path.dirname(exported("squad")), str(folder))
+    path = folder / "model.onnx"
+    if quantized:
+        quantization.write_int8(exported("squad"), str(path))
+    change(folder)
+    with pytest.raises(errors.UserError, match=words):
+        predictor.Predictor(str(path), "answer")
+    settings = predictor.Settings(allow_other_tokenizer=True)
+    if change is not _other_task:
+        predictor.Predictor(str(path), "answer", settings)
+        assert "continuing (--allow_other_tokenizer)" in caplog.text
+    # A file of an older version says nothing of them.
+    proto = onnx.load(str(path))
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key="head", value="squad")
+    onnx.save(proto, str(path))
+    predictor.Predictor(str(path), "answer")
+
+
 # --- int8 -------------------------------------------------------------------
 
 
