@@ -271,6 +271,11 @@ def decide_labels(
         )
     if task.multi_label:
         labels = labels._replace(threshold=task.label_threshold)
+    elif task.label_threshold != ClassifierConfig.label_threshold:
+        tf.logging.warning(
+            "--label_threshold=%g has no effect without --multi_label",
+            task.label_threshold,
+        )
     return labels
 
 

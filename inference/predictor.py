@@ -156,6 +156,7 @@ class Predictor:
             )
         self.model.check_head(TASKS[task])
         self.tokenizer = _tokenizer(self.model)
+        self._warn_of_unused()
         trained = self.model.trained_for(TASKS[task])
         self.answers = _answer_config(settings, trained)
         if self.answers.version_2_with_negative:
@@ -181,6 +182,31 @@ class Predictor:
         self._engine = _Engine(
             engine, self.model.config.pad_token_id, settings.predict_batch_size
         )
+
+    def _warn_of_unused(self):
+        """Warnings of settings without an effect."""
+        settings, kind = self.settings, self.model.values.get("problem_type")
+        if (
+            self.task == "classify"
+            and settings.label_threshold != Settings.label_threshold
+            and kind != classification.SEVERAL_LABELS
+        ):
+            logging.warning(
+                "--label_threshold=%g has no effect: the model gives each text "
+                "one label or number; compare its score instead",
+                settings.label_threshold,
+            )
+        if (
+            self.task == "answer"
+            and settings.num_answers != Settings.num_answers
+            and settings.num_answers > settings.n_best_size
+        ):
+            logging.warning(
+                "--num_answers=%d: there are at most --n_best_size=%d; raise "
+                "that too",
+                settings.num_answers,
+                settings.n_best_size,
+            )
 
     def _log_threshold(self, settings, trained):
         """A warning where the answers are not those of run_squad's default."""

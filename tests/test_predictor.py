@@ -272,6 +272,28 @@ def test_the_kind_of_problem_is_that_of_the_config(
 # --- embed ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "task, settings, expected",
+    [
+        ("classify", {"label_threshold": 0.7}, "--label_threshold=0.7 has no"),
+        ("answer", {"num_answers": 30}, "--num_answers=30: there are at most"),
+        ("answer", {"n_best_size": 3}, None),
+        ("answer", {"num_answers": 30, "n_best_size": 30}, None),
+        ("fill-mask", {"num_answers": 30, "label_threshold": 0.7}, None),
+    ],
+)
+def test_settings_without_effect_are_named(
+    folder, monkeypatch, task, settings, expected
+):
+    lines = []
+    monkeypatch.setattr(
+        predictor.logging, "warning", lambda text, *v: lines.append(text % v)
+    )
+    predictor.Predictor(folder, task, predictor.Settings(**settings))
+    assert len(lines) == bool(expected)
+    assert lines == [] or lines[0].startswith(expected)
+
+
 def test_vectors_are_of_the_text_alone(folder):
     texts = ["abc", "a longer text " * 5, "x"]
     vectors = {}

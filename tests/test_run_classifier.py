@@ -522,6 +522,16 @@ def test_new_runs_find_their_labels(tmp_path):
     assert decided(tmp_path, saved, train=["1", "2"], regression=True) == ()
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_threshold_without_effect_is_named(tmp_path, log_lines, multi_label):
+    saved = labels_of("a", "b")
+    decided(tmp_path, saved, label_threshold=0.7, multi_label=multi_label)
+    decided(tmp_path, saved)
+    assert log_lines == [
+        "--label_threshold=0.7 has no effect without --multi_label"
+    ] * (not multi_label)
+
+
 def test_labels_that_do_not_match_are_rejected(tmp_path):
     with pytest.raises(
         errors.UserError,
