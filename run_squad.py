@@ -424,13 +424,17 @@ def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
     _log_threshold(setup)
 
 
+def _model_directory(setup):
+    """The directory of the checkpoint that is evaluated."""
+    return (*output_directory.models(setup.source), setup.run.output_dir)[0]
+
+
 def _log_threshold(setup):
     """Logs the threshold, and that of task.json where it is another."""
     used = setup.task.null_score_diff_threshold
     if not setup.task.version_2_with_negative:
         return
-    models = output_directory.models(setup.source)
-    directory = models[0] if models else setup.run.output_dir
+    directory = _model_directory(setup)
     suggested = model_directory.read_task(directory).null_score_diff_threshold
     remark = ""
     if suggested not in (None, used):
@@ -492,7 +496,7 @@ def main(_: typing.List[str]) -> None:
     if not run.do_train:
         squad.warn_if_other_version(
             model_directory.read_task(
-                setup.source.output_dir
+                _model_directory(setup)
             ).version_2_with_negative,
             task.version_2_with_negative,
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The span loss by hand, and the loss of guessing."""
 
+import json
 import math
 import types
 
@@ -120,6 +121,37 @@ def test_questions_that_all_have_answers_are_warned_of(
     task = run_squad.SquadConfig(version_2_with_negative=True)
     assert len(run_squad.read_examples(str(path), task, True)) == 8
     assert ("without an answer" in caplog.text) != version_2
+
+
+@pytest.mark.parametrize("version_2", [True, False])
+def test_evaluation_as_the_other_version_is_warned_of(version_2, tmp_path):
+    model = tmp_path / "model"
+    prefix = tiny.write_trained(model, ["question_answering"])
+    (model / "task.json").write_text(
+        json.dumps(
+            {
+                "task": "question_answering",
+                "version_2_with_negative": not version_2,
+            }
+        )
+    )
+    output = tiny.run(
+        tiny.command(
+            "run_squad.py",
+            [],
+            init_checkpoint=prefix,
+            predict_file=tiny.write_squad(tmp_path / "dev.json"),
+            version_2_with_negative=version_2,
+            output_dir=tmp_path / "output",
+            do_predict=True,
+            max_seq_length=96,
+            doc_stride=32,
+            accelerator="cpu",
+        ),
+        tiny.environment(npu=False),
+    )
+    trained = "v1.1" if version_2 else "v2.0"
+    assert output.count(f"was trained on SQuAD {trained} (task.json)") == 1
 
 
 def test_frozen_layers_keep_their_weights(tmp_path):
