@@ -102,7 +102,7 @@ def check_same(directories: typing.Sequence[str]) -> None:
     first = directories[0]
     config = files.read_json(os.path.join(first, model_directory.CONFIG))
     tokenizer = model_directory.find_tokenizer(first)
-    task = _task(first)
+    task = model_directory.read_task(first).values()
     for directory in directories[1:]:
         path = os.path.join(directory, model_directory.CONFIG)
         if files.read_json(path) != config:
@@ -112,7 +112,7 @@ def check_same(directories: typing.Sequence[str]) -> None:
             )
         if tokenizer:
             model_directory.check_tokenizer(tokenizer, directory)
-        other = _task(directory)
+        other = model_directory.read_task(directory).values()
         differences = model_directory.task_differences(other, task)
         if task and other and differences:
             path = os.path.join(directory, model_directory.TASK)
@@ -120,13 +120,6 @@ def check_same(directories: typing.Sequence[str]) -> None:
                 f"{path}: differs from that of {first}: {differences}; "
                 "average checkpoints of one task"
             )
-
-
-def _task(directory):
-    """task.json without the threshold, which each seed has its own of."""
-    values = model_directory.read_task(directory).values()
-    values.pop("null_score_diff_threshold", None)
-    return values
 
 
 def main(arguments) -> None:

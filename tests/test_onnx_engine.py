@@ -217,6 +217,8 @@ def test_files_of_another_model_beside_a_file_are_rejected(
     onnx = pytest.importorskip("onnx")
     folder = tmp_path / "m"
     shutil.copytree(os.path.dirname(exported("squad")), str(folder))
+    # Chosen after training.
+    (folder / "task.json").write_text('{"null_score_diff_threshold": 2.5}')
     path = folder / "model.onnx"
     if quantized:
         quantization.write_int8(exported("squad"), str(path))

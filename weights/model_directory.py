@@ -107,11 +107,15 @@ def task_differences(
     first: typing.Mapping[str, typing.Any],
     second: typing.Mapping[str, typing.Any],
 ) -> str:
-    """`name VALUE, not VALUE` of what differs in Task.values(), or ""."""
+    """`name VALUE, not VALUE` of what differs in Task.values(), or "".
+
+    Not of the null threshold, which is chosen after training.
+    """
     return ", ".join(
         f"{name} {first.get(name)!r:.40}, not {second.get(name)!r:.40}"
         for name in sorted({**first, **second})
-        if first.get(name) != second.get(name)
+        if name != "null_score_diff_threshold"
+        and first.get(name) != second.get(name)
     )
 
 
