@@ -568,6 +568,33 @@ def _description(train, task):
     )
 
 
+def _warn_of_start(run, variable, config_values):
+    """Warns of random weights, and of a head that has other labels."""
+    if not run.init_checkpoint:
+        tf.logging.warning(
+            "--init_checkpoint is not given: training starts from random "
+            "weights; pass a pre-trained checkpoint"
+        )
+        return
+    labels = config_values.get("id2label")
+    saved = files.read_json(config_file(run)).get("id2label")
+    if (
+        labels
+        and isinstance(saved, dict)
+        and len(labels) == len(saved)
+        and labels != saved
+        and tf.train.load_checkpoint(run.init_checkpoint).has_tensor(variable)
+    ):
+        old, new = (", ".join(map(str, n.values())) for n in (saved, labels))
+        tf.logging.warning(
+            "%s: its head was trained with the labels %.200s, now used for "
+            "%.200s, in this order",
+            run.init_checkpoint,
+            old,
+            new,
+        )
+
+
 class FineTuning:
     """One fine-tuning run: trains a task's model and predicts with it.
 
@@ -600,13 +627,12 @@ class FineTuning:
             run, config, device, model.head.name, predictions=0, choices=size
         ):
             tf.logging.info("%s", line)
-        if run.do_train and not (
-            run.init_checkpoint or checkpoints.newest(run.output_dir)
-        ):
-            tf.logging.warning(
-                "--init_checkpoint is not given: training starts from random "
-                "weights; pass a pre-trained checkpoint"
-            )
+        head = [
+            variable.tf
+            for variable in weight_names.variables({model.head.name}, config)
+        ]
+        if run.do_train and not checkpoints.newest(run.output_dir):
+            _warn_of_start(run, head[0], config_values or {})
         output_directory.prepare(
             run,
             config,
@@ -624,10 +650,6 @@ class FineTuning:
         steps, warmup = 1, 0
         if train is not None:
             steps, warmup = schedule(count, self.setup, device)
-        head = [
-            variable.tf
-            for variable in weight_names.variables({model.head.name}, config)
-        ]
         self._training = run_config.Training(
             config, run, device, steps, warmup, head=head
         )

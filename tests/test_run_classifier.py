@@ -221,6 +221,22 @@ def test_a_predictor_predicts_the_same(folder, trained):
             )
 
 
+@pytest.mark.parametrize("names", ["01", "ny"])
+def test_a_head_of_other_labels_is_warned_of(folder, trained, names):
+    path = folder.path / "other.tsv"
+    rows = [f"a text\t{name}\n" for name in names]
+    path.write_text("text\tlabel\n" + "".join(rows))
+    log = folder.run(
+        "other_" + names,
+        do_train=True,
+        train_file=path,
+        num_train_epochs=0,
+        init_checkpoint=folder.path / "out" / "model.ckpt-75",
+    )
+    warning = "its head was trained with the labels 0, 1, now used for n, y, in"
+    assert log.count(warning) == (names == "ny")
+
+
 def test_mnli_starts_from_a_model_with_two_labels(folder, trained):
     """Pairs, half precision, micro-batches, two sets and the diagnostic one."""
     log = folder.run(
