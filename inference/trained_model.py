@@ -165,9 +165,8 @@ def find(
     """
     prefix = path if onnx_parts else _checkpoint(path)
     directory = os.path.dirname(prefix)
-    config_file = flags.bert_config_file or os.path.join(
-        directory, model_directory.CONFIG
-    )
+    beside = os.path.join(directory, model_directory.CONFIG)
+    config_file = flags.bert_config_file or beside
     if not os.path.isfile(config_file):
         raise errors.UserError(
             f"--model={path}: {config_file} does not exist; pass the model's "
@@ -201,6 +200,8 @@ def find(
                 tokenizer.vocab_file, config, config_file
             )
         )
+    if os.path.isfile(beside):  # it has the labels, another may lack them
+        config_file = beside
     return TrainedModel(
         prefix,
         config,

@@ -95,6 +95,16 @@ def test_the_newest_checkpoint_of_a_directory_is_taken(trained):
         assert other.labels(1) == ["LABEL_0"]
 
 
+def test_labels_are_those_beside_the_checkpoint(trained, tmp_path):
+    config = json.loads((trained / "config.json").read_text())
+    del config["id2label"]
+    path = tmp_path / "pretraining.json"
+    path.write_text(json.dumps(config))
+    flags = trained_model.ModelConfig(bert_config_file=str(path))
+    model = trained_model.find(str(trained), flags)
+    assert model.labels(4) == ["O", "LABEL_1", "TOWN", "LABEL_3"]
+
+
 def test_the_only_checkpoint_needs_no_list(trained, tmp_path):
     for path in trained.glob("*.*"):
         shutil.copy(str(path), str(tmp_path))
