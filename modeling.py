@@ -59,8 +59,8 @@ class RobertaModel:
             input_ids != pad_token_id. Positions follow input_ids alone.
           sequence_starts: int32 [B, S], where a row has several sequences: the
             column of the first token of each token's sequence, -1 at padding.
-            A token attends to those of its sequence, whose positions start
-            anew; replaces input_mask.
+            A token attends to those of its sequence; positions restart with
+            each. Replaces input_mask.
           kernels: Kernels.
           dropout_seed: int32 [2]; required where is_training and a rate > 0.
           recompute_layers: whether the backward pass computes a layer's

@@ -4,7 +4,7 @@
     <s> A </s> <s> B B B </s> <s> C C </s> <pad>
 
 A `Plan` is a pure function of the sequences' lengths; which sequence of a
-length gets which of its places, and the order of the rows, are drawn anew for
+length gets which of its places, and the order of the rows, are drawn again for
 each epoch from the seed. All epochs have the same number of rows, so that a
 run resumes at any row.
 
