@@ -142,37 +142,10 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
         or tokenizer, lengths and model do not match.
     """
     logs.set_up_logging(run)
-    actions = [
-        name for name in ("do_eval", "do_predict") if hasattr(task, name)
-    ]
-    if not (
-        run.do_train
-        or run.scores_checkpoints
-        or any(getattr(task, name) for name in actions)
-    ):
-        choices = " or ".join(
-            f"--{name}=True" for name in ("do_train", *actions)
-        )
-        raise errors.UserError(f"nothing to do: pass {choices}")
+    _check_actions(run, task)
     run = warm_start.resolved(run)
     config = run_config.model_config(run)
-    beside = model_directory.find_tokenizer(
-        os.path.dirname(run.init_checkpoint) or "."
-    )
-    if (
-        beside
-        and run.init_checkpoint
-        and not (task.vocab_file or task.merges_file)
-    ):
-        task = dataclasses.replace(
-            task, vocab_file=beside.vocab_file, merges_file=beside.merges_file
-        )
-    for name in ("vocab_file", "merges_file"):
-        if not getattr(task, name):
-            raise errors.UserError(
-                f"--{name} is missing; pass vocab.json and merges.txt of the "
-                "checkpoint"
-            )
+    task = _with_tokenizer(run, task)
     if task.freeze_layers > config.num_hidden_layers:
         raise errors.UserError(
             f"--freeze_layers={task.freeze_layers}: the model has "
@@ -196,6 +169,43 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
     if task.do_lower_case:
         output_directory.check_lower_case(source, tokenizer)
     return Setup(run, source, task, config, tokenizer)
+
+
+def _check_actions(run, task):
+    actions = [
+        name for name in ("do_eval", "do_predict") if hasattr(task, name)
+    ]
+    if not (
+        run.do_train
+        or run.scores_checkpoints
+        or any(getattr(task, name) for name in actions)
+    ):
+        choices = " or ".join(
+            f"--{name}=True" for name in ("do_train", *actions)
+        )
+        raise errors.UserError(f"nothing to do: pass {choices}")
+
+
+def _with_tokenizer(run, task):
+    """The flags; names the tokenizer beside --init_checkpoint by default."""
+    beside = model_directory.find_tokenizer(
+        os.path.dirname(run.init_checkpoint) or "."
+    )
+    if (
+        beside
+        and run.init_checkpoint
+        and not (task.vocab_file or task.merges_file)
+    ):
+        task = dataclasses.replace(
+            task, vocab_file=beside.vocab_file, merges_file=beside.merges_file
+        )
+    for name in ("vocab_file", "merges_file"):
+        if not getattr(task, name):
+            raise errors.UserError(
+                f"--{name} is missing; pass vocab.json and merges.txt of the "
+                "checkpoint"
+            )
+    return task
 
 
 def tokenizer_files(task: TaskConfig) -> model_directory.TokenizerFiles:
@@ -555,6 +565,17 @@ def _trained_task(model, labels):
     )
 
 
+def _describe(training, train, task, plan):
+    """Sets what a run tells of its data, in run.json and in its log."""
+    count = len(train.lengths)
+    training.data = _description(train, task)
+    training.sequences = count
+    training.sequences_per_row = count / plan.rows if plan else 1.0
+    if plan:
+        training.data["tokens_of_rows"] = plan.room
+    training.num_train_epochs = task.num_train_epochs
+
+
 def _description(train, task):
     """The training data and the tokenizer, for run.json."""
     names = ("train_file", "vocab_file", "merges_file")
@@ -654,12 +675,7 @@ class FineTuning:
             config, run, device, steps, warmup, head=head
         )
         if train is not None:
-            self._training.data = _description(train, task)
-            self._training.sequences = len(train.lengths)
-            self._training.sequences_per_row = len(train.lengths) / count
-            if self._plan:
-                self._training.data["tokens_of_rows"] = self._plan.room
-            self._training.num_train_epochs = task.num_train_epochs
+            _describe(self._training, train, task, self._plan)
         self._estimator = device.estimator(
             self._model_fn, self.setup.source, steps
         )

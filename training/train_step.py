@@ -84,19 +84,8 @@ def train_spec(
         sums,
         learning_rate=rate,
         gradient_norm=mean_norm,
-        tokens=_tokens(features, training.config) * device.world_size,
+        **_work(losses, features, training),
     )
-    peak = flops.peak(device)
-    if peak:
-        report["peak_seconds"] = (
-            flops.of_step(
-                training.config,
-                features["input_ids"],
-                losses.weight(features) if losses.predicts_tokens else None,
-                features.get("lengths"),
-            )
-            / peak
-        )
     with tf.control_dependencies([train_op]):
         after = dict(
             device.overflow(chain),
@@ -172,6 +161,22 @@ def _counter(name):
     return tf.get_variable(
         name, [], tf.int64, trainable=False, initializer=tf.zeros_initializer()
     )
+
+
+def _work(losses, features, training):
+    """Tokens of a step, and its seconds at the peak of a known device."""
+    device = training.device
+    work = {"tokens": _tokens(features, training.config) * device.world_size}
+    peak = flops.peak(device)
+    if peak:
+        operations = flops.of_step(
+            training.config,
+            features["input_ids"],
+            losses.weight(features) if losses.predicts_tokens else None,
+            features.get("lengths"),
+        )
+        work["peak_seconds"] = operations / peak
+    return work
 
 
 def _weight_norm(device):
