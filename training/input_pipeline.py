@@ -77,6 +77,9 @@ def dataset(
     """
     dtypes = [spec.dtype for spec in batches.specs.values()]
 
+    # AutoGraph would import tf.contrib on TensorFlow 1.15 and leave files in
+    # /tmp; there is nothing to convert.
+    @tf.autograph.experimental.do_not_convert
     def load(step):
         tensors = tf.numpy_function(batches.arrays, [step], dtypes)
         features = dict(zip(batches.specs, tensors))
