@@ -54,7 +54,10 @@ def fork(script, arguments):
 
 def main():
     sys.path.insert(0, str(REPOSITORY))
+    import tensorflow.compat.v1 as tf
 
+    # TensorFlow loads it where it is first named.
+    tf.estimator.Estimator  # noqa: B018
     for line in iter(sys.stdin.readline, ""):
         script, *arguments = json.loads(line)
         print(json.dumps(fork(str(REPOSITORY / script), arguments)), flush=True)
