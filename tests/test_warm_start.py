@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config values that no shape depends on are compared with config.json."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -265,6 +266,16 @@ def test_a_checkpoint_that_does_not_exist_is_one_line(tmp_path):
     tiny.write_model(tmp_path / "trained")
     with pytest.raises(errors.UserError, match="ckpt-9: does not exist; exp"):
         check(tmp_path, {"init_checkpoint": str(tmp_path / "model.ckpt-9")})
+
+
+def test_a_mistyped_checkpoint_is_named_rather_than_its_config(tmp_path):
+    run = run_config.RunConfig(
+        init_checkpoint=str(tmp_path / "modle"), output_dir=str(tmp_path)
+    )
+    with pytest.raises(errors.UserError, match="modle: does not exist; expect"):
+        warm_start.resolved(run)
+    own = dataclasses.replace(run, bert_config_file="config.json")
+    assert warm_start.resolved(own) == own  # a run that resumes needs no more
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "{}"])

@@ -97,6 +97,15 @@ def check(
     check_config(path, config, run.bert_config_file)
 
 
+def _check_exists(path):
+    if not glob.glob(glob.escape(path) + "*"):
+        raise errors.UserError(
+            f"--init_checkpoint={path}: does not exist; expected the prefix "
+            "of a checkpoint such as DIR/model.ckpt-1000, a model's directory, "
+            "hf:NAME, or fairseq's model.pt"
+        )
+
+
 def _open(path):
     """A reader of --init_checkpoint, whose files are checked."""
     if re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
@@ -104,12 +113,7 @@ def _open(path):
             f"--init_checkpoint={path}: one file of a checkpoint; pass the "
             f"prefix of its files, {os.path.splitext(path)[0]}"
         )
-    if not glob.glob(glob.escape(path) + "*"):
-        raise errors.UserError(
-            f"--init_checkpoint={path}: does not exist; expected the prefix "
-            "of a checkpoint such as DIR/model.ckpt-1000, a model's directory, "
-            "hf:NAME, or fairseq's model.pt"
-        )
+    _check_exists(path)
     if os.path.exists(tf_checkpoint.index_file(path)):
         problem = checkpoints.damage(path)
         if problem:
@@ -207,8 +211,11 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
         prefix = _in_directory(prefix, run)
     config_file = run.bert_config_file
     beside = os.path.join(os.path.dirname(prefix), model_directory.CONFIG)
-    if prefix and not config_file and os.path.isfile(beside):
-        config_file = beside
+    if prefix and not config_file:
+        if os.path.isfile(beside):
+            config_file = beside
+        else:
+            _check_exists(prefix)
     return dataclasses.replace(
         run, init_checkpoint=prefix, bert_config_file=config_file
     )
