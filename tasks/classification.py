@@ -59,7 +59,8 @@ def examples_of(
         if name is not None and name not in table.columns:
             raise errors.UserError(
                 f"{table.path}: no column {name!r}; its columns are "
-                f"{', '.join(map(repr, table.columns))}"
+                f"{', '.join(map(repr, table.columns))}; pass --text_column, "
+                "--text_pair_column or --label_column"
             )
 
     def value(row, column):
