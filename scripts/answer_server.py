@@ -8,6 +8,7 @@ half a request, takes nobody's place and is closed after a while.
 import asyncio
 import base64
 import contextlib
+import ctypes
 import hashlib
 import os
 import pathlib
@@ -246,12 +247,16 @@ def _cleared_frames():
     """Drops what a failed call computed.
 
     The future of its thread and its error refer to each other, and would hold
-    all arrays until a full garbage collection.
+    all arrays until a full garbage collection. glibc keeps what is freed for
+    later requests; it is given back to the system.
     """
     try:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
         raise
 
 
