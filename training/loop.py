@@ -130,8 +130,10 @@ def _train_from_newest(estimator, batches, training, stop):
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
     tf.logging.info(
-        "building the graph; with XLA or on an NPU the first step compiles it, "
-        "which takes minutes"
+        "building the graph%s",
+        "; the first step compiles it, which takes minutes"
+        if device.static_shapes
+        else "",
     )
     with logs.progress_bar(
         desc="training",
