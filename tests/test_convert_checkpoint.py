@@ -750,6 +750,19 @@ def test_a_directory_is_not_a_prefix(tmp_path):
     )
 
 
+def test_the_newest_checkpoint_of_a_directory_is_converted(tmp_path):
+    values, arrays = golden("masked_lm")
+    convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "run" / "model.ckpt-9")
+    other = dict(arrays, **{"lm_head.bias": arrays["lm_head.bias"] + 1})
+    source = hf_model(tmp_path / "other", other, values)
+    convert("hf", "tf", source, tmp_path / "model.ckpt-10")
+    for path in tmp_path.glob("model.ckpt-10.*"):
+        path.rename(tmp_path / "run" / path.name)
+    lines = convert("tf", "hf", tmp_path / "run", tmp_path / "hf")
+    assert_same(hf_arrays(tmp_path / "hf"), other)
+    assert lines[-1].startswith("tensors=")
+
+
 @pytest.mark.parametrize("target", ["hf", "tf"])
 def test_nothing_is_left_where_writing_failed(tmp_path, monkeypatch, target):
     read = files.read_exactly

@@ -45,8 +45,8 @@ class ConvertConfig:
 
     input: str = command_line.flag(
         "",
-        "Directory (hf), model.pt or its directory (fairseq), or prefix of "
-        "a checkpoint (tf).",
+        "Directory (hf), model.pt or its directory (fairseq), prefix of a "
+        "checkpoint or directory with checkpoints (tf).",
         group=command_line.FIRST,
     )
     output: str = command_line.flag(
@@ -162,6 +162,9 @@ def convert(
         output exists.
       OSError: a file cannot be read or written.
     """
+    if source == "tf":
+        newest = tf_checkpoint.newest(options.input)
+        options = dataclasses.replace(options, input=newest)
     _check_format(source, options.input)
     model = without_copies(READERS[source](options))
     check(model)

@@ -13,6 +13,7 @@ tensor_bundle/tensor_bundle.h, tensorflow/core/lib/io/format.cc.
 """
 
 import os
+import re
 import struct
 import typing
 
@@ -53,6 +54,15 @@ def data_file(prefix: str, shard: int = 0, shards: int = 1) -> str:
 def index_file(prefix: str) -> str:
     """The name of the file without which there is no checkpoint."""
     return prefix + ".index"
+
+
+def newest(path: str) -> str:
+    """The checkpoint of the highest step in a directory; else the path."""
+    if not os.path.isdir(path):
+        return path
+    names = [name[:-6] for name in os.listdir(path) if name.endswith(".index")]
+    steps = [int((re.findall(r"-(\d+)$", name) or ["0"])[0]) for name in names]
+    return os.path.join(path, max(zip(steps, names))[1]) if names else path
 
 
 def _damaged(path, problem):
