@@ -46,6 +46,7 @@ def test_the_card_of_a_model_is_valid(tmp_path, prefix, task, scores):
             "acme/invented",
         )
     assert task in card.text
+    assert 'AutoTokenizer.from_pretrained("tiny")' in card.text
 
 
 def test_the_card_of_a_slim_export_has_the_scores(tmp_path):

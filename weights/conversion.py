@@ -780,6 +780,10 @@ def _write_hf(model, options, report):
     card = os.path.join(options.output, model_card.FILE)
     if not os.path.exists(card):  # it may have been edited
         small[card] = _card(model, options)
+        report(
+            f"{card}: license={options.license} language={options.language} "
+            f"datasets={options.datasets or 'none'}; edit them there"
+        )
     path = os.path.join(options.output, "model.safetensors")
     with files.NewFiles([*small, path], overwrite=options.overwrite) as output:
         for name, content in small.items():

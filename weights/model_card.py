@@ -10,13 +10,14 @@ from common import files
 
 FILE = "README.md"
 RESULTS = "eval_results.txt"
-# The Hub's names of tasks, by keys of names.PARTS.
-_PIPELINES = {
-    "masked_lm": "fill-mask",
-    "question_answering": "question-answering",
-    "classification": "text-classification",
-    "tagging": "token-classification",
-    "multiple_choice": "multiple-choice",
+# The Hub's names of tasks and transformers' names of models, by keys of
+# names.PARTS.
+_TASKS = {
+    "masked_lm": ("fill-mask", "MaskedLM"),
+    "question_answering": ("question-answering", "QuestionAnswering"),
+    "classification": ("text-classification", "SequenceClassification"),
+    "tagging": ("token-classification", "TokenClassification"),
+    "multiple_choice": ("multiple-choice", "MultipleChoice"),
 }
 # Of RESULTS, what is not a score; counts, which are whole numbers, are not.
 _NOT_SCORES = ("loss", "thresh")
@@ -64,7 +65,8 @@ def content(
 
     Source: Hugging Face, hub-docs, modelcard.md (the keys of the metadata).
     """
-    pipeline = _PIPELINES.get(task, "feature-extraction")
+    pipeline, head = _TASKS.get(task, ("feature-extraction", ""))
+    kind = f"AutoModelFor{head}" if head else "AutoModel"
     values: typing.Dict[str, typing.Any] = {
         "license": license,
         "language": language,
@@ -96,4 +98,16 @@ def content(
     rows = [f"| {metric} | {score} |" for metric, score in scores.items()]
     table = ["", "| metric | value |", "|---|---|", *rows] if rows else []
     body = [f"# {name}", "", f"A RoBERTa model for {pipeline}.", *table]
-    return "\n".join(["---", *lines, "---", "", *body, ""]).encode("utf-8")
+    # transformers 5 has no pipeline for some tasks.
+    usage = [
+        "",
+        "```python",
+        f"from transformers import {kind}, AutoTokenizer",
+        "",
+        f"model = {kind}.from_pretrained({json.dumps(name)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)})",
+        "```",
+    ]
+    return "\n".join(["---", *lines, "---", "", *body, *usage, ""]).encode(
+        "utf-8"
+    )
