@@ -97,31 +97,6 @@ def _mean(tensors):
     return (total / len(tensors)).astype(np.float32)
 
 
-def check_same(directories: typing.Sequence[str]) -> None:
-    """Rejects models whose config, tokenizer or task differ."""
-    first = directories[0]
-    config = files.read_json(os.path.join(first, model_directory.CONFIG))
-    tokenizer = model_directory.find_tokenizer(first)
-    task = model_directory.read_task(first).values()
-    for directory in directories[1:]:
-        path = os.path.join(directory, model_directory.CONFIG)
-        if files.read_json(path) != config:
-            raise errors.UserError(
-                f"{path}: differs from that of {first}; average checkpoints "
-                "of one model"
-            )
-        if tokenizer:
-            model_directory.check_tokenizer(tokenizer, directory)
-        other = model_directory.read_task(directory).values()
-        differences = model_directory.task_differences(other, task)
-        if task and other and differences:
-            path = os.path.join(directory, model_directory.TASK)
-            raise errors.UserError(
-                f"{path}: differs from that of {first}: {differences}; "
-                "average checkpoints of one task"
-            )
-
-
 def main(arguments) -> None:
     prefixes = [
         prefix
@@ -134,7 +109,7 @@ def main(arguments) -> None:
             "pass prefixes, or the --output_dir of a run"
         )
     directories = [os.path.dirname(prefix) or "." for prefix in prefixes]
-    check_same(directories)
+    model_directory.check_same_models(directories)
     tensors = averaged(prefixes)
     step = int(tensors[_STEP].read()) if _STEP in tensors else 0
     prefix = os.path.join(arguments.output, f"model.ckpt-{step}")

@@ -5,10 +5,9 @@
     python scripts/ensemble_squad.py seed-1 seed-2 seed-3 --output_dir=ensemble
 
 An input is the --output_dir of run_squad.py --do_predict. Each model gives its
-n-best answers a softmax of the sum of start and end logit; an answer's
-probability in the ensemble is the mean over the models, 0 where a model does
-not list it. For SQuAD v2.0, the null odds are averaged, and "" is predicted
-where they exceed the threshold.
+n-best answers a softmax of the sum of start and end logit; the ensemble's
+probabilities are the means, 0 where a model does not list an answer. For SQuAD
+v2.0, "" is predicted where the mean null odds exceed the threshold.
 """
 
 import collections
@@ -138,9 +137,7 @@ def main(arguments) -> None:
 
 if __name__ == "__main__":
     parser = script_parser.ScriptParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "directories", nargs="+", help="output directories of run_squad.py"
-    )
+    parser.add_argument("directories", nargs="+", help="of run_squad.py")
     parser.add_argument("--output_dir", required=True, help="a new directory")
     parser.add_argument(
         "--null_score_diff_threshold",

@@ -624,3 +624,32 @@ def choose_lower_case(
         "the default" if flag is None else "from --do_lower_case",
     )
     return value
+
+
+def check_same_models(directories: typing.Sequence[str]) -> None:
+    """Rejects models to average whose config, tokenizer or task differ.
+
+    Raises:
+      errors.UserError: names the first file that differs.
+    """
+    first = directories[0]
+    config = files.read_json(os.path.join(first, CONFIG))
+    tokenizer = find_tokenizer(first)
+    task = read_task(first).values()
+    for directory in directories[1:]:
+        path = os.path.join(directory, CONFIG)
+        if files.read_json(path) != config:
+            raise errors.UserError(
+                f"{path}: differs from that of {first}; average checkpoints "
+                "of one model"
+            )
+        if tokenizer:
+            check_tokenizer(tokenizer, directory)
+        other = read_task(directory).values()
+        differences = task_differences(other, task)
+        if task and other and differences:
+            path = os.path.join(directory, TASK)
+            raise errors.UserError(
+                f"{path}: differs from that of {first}: {differences}; "
+                "average checkpoints of one task"
+            )
