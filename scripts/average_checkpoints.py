@@ -18,7 +18,6 @@ Wortsman et al. 2022, arXiv:2203.05482 (several fine-tuned models).
 import functools
 import os
 import pathlib
-import re
 import sys
 import typing
 
@@ -46,11 +45,7 @@ def checkpoints_of(path: str, last: int) -> typing.List[str]:
             "expected a prefix such as DIR/model.ckpt-1000, or the "
             "--output_dir of a run"
         )
-    names = re.findall(
-        r"model\.ckpt-(\d+)\.index\b", " ".join(os.listdir(path))
-    )
-    steps = sorted(map(int, names))[-last:]
-    return [os.path.join(path, f"model.ckpt-{step}") for step in steps]
+    return tf_checkpoint.in_directory(path)[-last:]
 
 
 def averaged(

@@ -162,9 +162,9 @@ def convert(
         output exists.
       OSError: a file cannot be read or written.
     """
-    if source == "tf":
-        newest = tf_checkpoint.newest(options.input)
-        options = dataclasses.replace(options, input=newest)
+    if source == "tf" and os.path.isdir(options.input):
+        for prefix in tf_checkpoint.in_directory(options.input)[-1:]:
+            options = dataclasses.replace(options, input=prefix)
     _check_format(source, options.input)
     model = without_copies(READERS[source](options))
     check(model)

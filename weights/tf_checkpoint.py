@@ -56,13 +56,11 @@ def index_file(prefix: str) -> str:
     return prefix + ".index"
 
 
-def newest(path: str) -> str:
-    """The checkpoint of the highest step in a directory; else the path."""
-    if not os.path.isdir(path):
-        return path
+def in_directory(path: str) -> typing.List[str]:
+    """The checkpoints in a directory in the order of their steps."""
     names = [name[:-6] for name in os.listdir(path) if name.endswith(".index")]
     steps = [int((re.findall(r"-(\d+)$", name) or ["0"])[0]) for name in names]
-    return os.path.join(path, max(zip(steps, names))[1]) if names else path
+    return [os.path.join(path, name) for _, name in sorted(zip(steps, names))]
 
 
 def _damaged(path, problem):
