@@ -41,6 +41,8 @@ _LOOPBACK_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{0,5})?", re.I)
 MAX_REQUESTS = 512
 # Answers computed at a time: each takes memory, and the processor's cores.
 _COMPUTED = 4
+# Of glibc; None with another C library.
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 # Seconds in which a client sends a request's header, sends its body, or reads
 # from a response that does not fit into the system's buffers.
 HEADER_SECONDS = 10
@@ -247,16 +249,15 @@ def _cleared_frames():
     """Drops what a failed call computed.
 
     The future of its thread and its error refer to each other, and would hold
-    all arrays until a full garbage collection. glibc keeps what is freed for
-    later requests; it is given back to the system.
+    all arrays until a full garbage collection. glibc would keep the freed
+    memory; malloc_trim returns it to the system.
     """
     try:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+        if _MALLOC_TRIM:
+            _MALLOC_TRIM(0)
         raise
 
 
