@@ -66,7 +66,6 @@ def content(
     Source: Hugging Face, hub-docs, modelcard.md (the keys of the metadata).
     """
     pipeline, head = _TASKS.get(task, ("feature-extraction", ""))
-    kind = f"AutoModelFor{head}" if head else "AutoModel"
     values: typing.Dict[str, typing.Any] = {
         "license": license,
         "language": language,
@@ -98,8 +97,15 @@ def content(
     rows = [f"| {metric} | {score} |" for metric, score in scores.items()]
     table = ["", "| metric | value |", "|---|---|", *rows] if rows else []
     body = [f"# {name}", "", f"A RoBERTa model for {pipeline}.", *table]
-    # transformers 5 has no pipeline for some tasks.
-    usage = [
+    return "\n".join(
+        ["---", *lines, "---", "", *body, *_usage(name, head), ""]
+    ).encode("utf-8")
+
+
+def _usage(name, head):
+    """Lines of Python; transformers 5 has no pipeline for some tasks."""
+    kind = f"AutoModelFor{head}" if head else "AutoModel"
+    return [
         "",
         "```python",
         f"from transformers import {kind}, AutoTokenizer",
@@ -108,6 +114,3 @@ def content(
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)})",
         "```",
     ]
-    return "\n".join(["---", *lines, "---", "", *body, *usage, ""]).encode(
-        "utf-8"
-    )
