@@ -65,7 +65,7 @@ class Trainer:
             for name in FEATURES
         }
         self.spec = model_fn(self._feeds, None, tf.estimator.ModeKeys.TRAIN, {})
-        self._report = self.spec.training_hooks[-1].before_run(None).fetches
+        self._report = self.spec.training_hooks[0].before_run(None).fetches
         self.session = tf.Session()
         self.session.run(tf.global_variables_initializer())
 

@@ -74,6 +74,21 @@ class Saver(tf.train.Saver):
         return super().save(sess, save_path, global_step, **options)
 
 
+class SaverHook(tf.train.CheckpointSaverHook):
+    """Saves checkpoints while training, and the graph in an event file.
+
+    TensorFlow's hook also writes graph.pbtxt and a MetaGraphDef when a session
+    starts: 10 of the 60 seconds of a run of three steps with 24 layers.
+    """
+
+    def after_create_session(self, session, coord):
+        del coord
+        step = session.run(self._global_step_tensor)
+        self._summary_writer.add_graph(session.graph)
+        self._save(session, step)
+        self._timer.update_last_triggered_step(step)
+
+
 class SaveTimer(tf.train.CheckpointSaverListener):
     """Seconds spent on checkpoints, and on evaluations, while training."""
 

@@ -295,30 +295,6 @@ def begin(training: run_config.Training, task: Task) -> None:
         score_checkpoints(run, training.device, evaluation)
 
 
-def hooks(
-    training: run_config.Training, step: tf.Tensor
-) -> typing.List[tf.train.SessionRunHook]:
-    """The hooks of a run with evaluations; the last ones of the session.
-
-    The estimator saves before other hooks see a step: a run killed between
-    would resume after a step that is missing in metrics.jsonl. Its hook is
-    therefore replaced, except on devices whose adapter has its own.
-    """
-    run, device = training.run, training.device
-    result: typing.List[tf.train.SessionRunHook] = [
-        EvaluationHook(training, step)
-    ]
-    if device.rank == 0 and device.runs_between_steps:
-        result.append(
-            tf.train.CheckpointSaverHook(
-                run.output_dir,
-                save_steps=run.save_checkpoints_steps,
-                saver=tf.get_collection(tf.GraphKeys.SAVERS)[0],
-            )
-        )
-    return result
-
-
 def score_checkpoints(
     run: run_config.RunConfig, device: devices.Device, evaluation: Evaluation
 ) -> None:

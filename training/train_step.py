@@ -54,9 +54,8 @@ def train_spec(
       training: the run.
     """
     run, device = training.run, training.device
-    tf.add_to_collection(
-        tf.GraphKeys.SAVERS, checkpoints.Saver(run.keep_checkpoint_max)
-    )
+    saver = checkpoints.Saver(run.keep_checkpoint_max)
+    tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
     global_step = tf.train.get_or_create_global_step()
     seen = _counter("batches_seen")
     micro, rate = _micro_batches(losses, features, training, seen)
@@ -106,7 +105,17 @@ def train_spec(
     )
     hooks = device.hooks() + [hook]
     if training.evaluation:
-        hooks += evaluation.hooks(training, report["global_step"])
+        hooks.append(evaluation.EvaluationHook(training, report["global_step"]))
+    if device.rank == 0 and device.runs_between_steps:
+        # Last, so that metrics.jsonl has the step that is saved. On an NPU the
+        # adapter's own hook saves.
+        hooks.append(
+            checkpoints.SaverHook(
+                run.output_dir,
+                save_steps=run.save_checkpoints_steps,
+                saver=saver,
+            )
+        )
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN,
         loss=device.without_nan(sums["loss"]),
