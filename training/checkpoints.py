@@ -71,7 +71,13 @@ class Saver(tf.train.Saver):
         path = f"{save_path}-{global_step}"
         if os.path.abspath(path) == self._restored:
             return path
-        return super().save(sess, save_path, global_step, **options)
+        try:
+            return super().save(sess, save_path, global_step, **options)
+        except tf.errors.OutOfRangeError as error:
+            # "File too large": a session would take it for the end of the data.
+            raise tf.errors.ResourceExhaustedError(
+                error.node_def, error.op, error.message
+            ) from error
 
 
 class SaverHook(tf.train.CheckpointSaverHook):
