@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import pathlib
@@ -249,13 +250,15 @@ def _cleared_frames():
     """Drops what a failed call computed.
 
     The future of its thread and its error refer to each other, and would hold
-    all arrays until a full garbage collection. glibc would keep the freed
-    memory; malloc_trim returns it to the system.
+    all arrays until a full garbage collection; the web framework's frames hold
+    the bodies of earlier requests likewise. glibc would keep the freed memory;
+    malloc_trim returns it to the system.
     """
     try:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
+        gc.collect()
         if _MALLOC_TRIM:
             _MALLOC_TRIM(0)
         raise

@@ -10,6 +10,7 @@ another address; it has no passwords, and neither stores nor logs questions.
 """
 
 import dataclasses
+import gc
 import os
 import pathlib
 import socket
@@ -109,6 +110,8 @@ def main(_: typing.List[str]) -> None:
     model = predictor.Predictor(settings.model, "answer", settings)
     _warm_up(model)
     server = server_module.create_server(create_app(model, options))
+    # What is here stays; garbage collections then take milliseconds.
+    gc.freeze()
     absl_logging.set_verbosity(absl_logging.INFO)
     server.install_signal_handlers()
     print(
