@@ -2,7 +2,6 @@
 """Fixtures of all tests: reference data, TensorFlow 1's behaviour, forks."""
 
 import functools
-import json
 import logging
 import subprocess
 import sys
@@ -92,28 +91,17 @@ def forked():
 
     Each runs in a fork of a process that knows TensorFlow (forked.py).
     """
-    from helpers import tiny
+    from helpers import forked, tiny
 
-    with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "helpers" / "forked.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        universal_newlines=True,
-        env=tiny.environment(npu=False),
-    ) as process:
+    def run(script, *arguments, code=0, **named):
+        exit_code, _, log = forked.run(
+            tiny.command(script, arguments, **named),
+            tiny.environment(npu=False),
+        )
+        assert exit_code == code, log[-4000:]
+        return log
 
-        def run(script, *arguments, code=0, **named):
-            words = [script, *arguments] + [
-                f"--{name}={value}" for name, value in named.items()
-            ]
-            process.stdin.write(json.dumps(words) + "\n")
-            process.stdin.flush()
-            exit_code, _, log = json.loads(process.stdout.readline())
-            assert exit_code == code, log[-4000:]
-            return log
-
-        yield run
-        process.stdin.close()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import typing
 
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from common import tf_example, tfrecord
-from helpers import tiny, user_errors
+from helpers import forked, tiny, user_errors
 from helpers.paths import GOLDEN, REPOSITORY
 from pretraining_data import manifest
 
@@ -62,9 +60,8 @@ class Result(typing.NamedTuple):
 class Chain:
     """Runs command lines whose $NAME are the directories of one folder."""
 
-    def __init__(self, folder, process):
+    def __init__(self, folder):
         self.folder = folder
-        self._process = process
         self._places = {
             "BookCorpus_DIR": "corpus",
             "BERT_BASE_DIR": "base",
@@ -85,9 +82,8 @@ class Chain:
             )
             for word in text.split()
         ]
-        self._process.stdin.write(json.dumps(words + list(more)) + "\n")
-        self._process.stdin.flush()
-        result = Result(*json.loads(self._process.stdout.readline()))
+        command = tiny.command(words[0], [*words[1:], *more])
+        result = Result(*forked.run(command, tiny.environment(npu=False)))
         assert result.code == code, result.log[-4000:]
         return result
 
@@ -114,15 +110,7 @@ def chain(tmp_path_factory):
                 version_2=version == "v2.0",
                 paragraphs=7,
             )
-    with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "helpers" / "forked.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        universal_newlines=True,
-        env=tiny.environment(npu=False),
-    ) as process:
-        yield Chain(folder, process)
-        process.stdin.close()
+    return Chain(folder)
 
 
 def read_results(directory):

@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import re
-import subprocess
 import sys
 import time
 import types
@@ -17,7 +16,7 @@ import types
 import numpy as np
 import pytest
 
-from helpers import tiny
+from helpers import forked, tiny
 from training import evaluation, metrics_file, run_config
 
 KILLS = int(os.environ.get("EVALUATION_KILLS", 2))
@@ -101,6 +100,12 @@ def run(command, **options):
     return tiny.run(command, tiny.environment(npu=False), **options)
 
 
+def start(command):
+    """The process of a run, whose log nobody reads."""
+    with open(os.devnull, "w") as log:
+        return forked.Process(command, tiny.environment(npu=False), log, log)
+
+
 EVALUATED = dict(CPU, evaluate_every_steps=5, keep_best=True)
 
 
@@ -154,11 +159,7 @@ def test_a_killed_run_has_the_same_metrics(data, tmp_path):
     run(pretraining(data, tmp_path / "whole", **flags))
     chance = random.Random(5)
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            pretraining(data, tmp_path / "killed", **flags),
-            env=tiny.environment(npu=False),
-            stderr=subprocess.DEVNULL,
-        )
+        process = start(pretraining(data, tmp_path / "killed", **flags))
         path = tmp_path / "killed" / "metrics.jsonl"
         before = path.stat().st_size if path.exists() else 0
         while process.poll() is None and not (
@@ -221,10 +222,8 @@ def test_checkpoints_are_scored_after_training_or_beside_it(data, tmp_path):
         squad(data, tmp_path / "run", evaluate_checkpoints="watch", **flags)
     )
     assert " f1=" not in again  # all are scored
-    watch = subprocess.Popen(
-        squad(data, tmp_path / "new", evaluate_checkpoints="watch", **flags),
-        env=tiny.environment(npu=False),
-        stderr=subprocess.DEVNULL,
+    watch = start(
+        squad(data, tmp_path / "new", evaluate_checkpoints="watch", **flags)
     )
     run(squad(data, tmp_path / "new", **CPU))
     assert watch.wait(120) == 0

@@ -4,8 +4,9 @@
 import json
 import os
 import pathlib
-import subprocess
 import time
+
+from helpers import forked
 
 STAND_IN = pathlib.Path(__file__).resolve().parent.parent / "npu_bridge_stub"
 
@@ -78,12 +79,12 @@ def launch(commands, folder, *, variables=None, timeout=120):
         more = variables[rank] if variables else {}
         with open(str(logs[rank]), "w") as log:
             processes.append(
-                subprocess.Popen(
-                    [str(c) for c in command],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=str(folder),
-                    env=environment(rank, ranks, table_file, **more),
+                forked.Process(
+                    command,
+                    environment(rank, ranks, table_file, **more),
+                    log,
+                    log,
+                    folder,
                 )
             )
     _wait(processes, timeout)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -13,6 +14,7 @@ import tensorflow.compat.v1 as tf
 import configuration
 import tokenization
 from common import tf_example, tfrecord
+from helpers import forked
 from helpers.npu_ranks import STAND_IN
 from helpers.paths import REPOSITORY
 from weights import lazy_tensors, tf_checkpoint
@@ -207,17 +209,24 @@ def command(script, flags, **named):
 
 def run(arguments, variables=None, *, code=0, cwd=None, timeout=180):
     """Runs a command to its end; its output, both streams together."""
-    done = subprocess.run(
-        [str(a) for a in arguments],
-        env=variables or environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=cwd,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == code, done.stdout[-4000:]
-    return done.stdout
+    variables = variables or environment()
+    with tempfile.NamedTemporaryFile() as output:
+        if str(arguments[0]) == sys.executable:
+            process = forked.Process(arguments, variables, output, output, cwd)
+            exit_code = process.wait(timeout)
+        else:
+            exit_code = subprocess.run(
+                [str(a) for a in arguments],
+                env=variables,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                timeout=timeout,
+            ).returncode
+        output.seek(0)
+        text = output.read().decode("utf-8", "replace")
+    assert exit_code == code, text[-4000:]
+    return text
 
 
 def steps_of(output):
