@@ -12,6 +12,26 @@ from helpers import word_vocabulary
 from helpers.paths import GOLDEN, REPOSITORY, SHARED
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile, files with few tests come first: they take long.
+
+    The last ones then keep all processes busy, with many short tests.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist import scheduler
+
+    class FewTestsFirst(scheduler.LoadFileScheduling):
+        def _assign_work_unit(self, node):
+            tests = self.workqueue
+            few = min(tests, key=lambda path: len(tests[path]))
+            tests.move_to_end(few, last=False)
+            super()._assign_work_unit(node)
+
+    return FewTestsFirst(config, log)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder with real data and reference numbers, if there is one."""
