@@ -378,8 +378,12 @@ def half_squares(gradients: typing.Iterable) -> typing.List[tf.Tensor]:
 
 
 def global_norm(gradients: typing.Iterable) -> tf.Tensor:
-    """Square root of the sum of all squares, float32; None is skipped."""
-    return tf.sqrt(2.0 * tf.add_n(half_squares(gradients)))
+    """Square root of the sum of all squares, float32; None is skipped.
+
+    Stacked, since the order in which tf.add_n sums more than two tensors, and
+    with it the last bit, depends on which of them it may overwrite in time.
+    """
+    return tf.sqrt(2.0 * tf.reduce_sum(tf.stack(half_squares(gradients))))
 
 
 def clip(
