@@ -57,6 +57,12 @@ def fresh_graph(tensorflow_1_behaviour):
         yield
 
 
+@pytest.fixture(autouse=True)
+def warnings_of_absl():
+    """Absl's own level: a command that a test called may have set another."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+
+
 @pytest.fixture
 def log_lines():
     """The messages that TensorFlow's logger gets during a test."""
