@@ -181,8 +181,11 @@ def test_4_micro_batches_equal_one_large_batch(golden_checkpoint):
     np.testing.assert_allclose(losses, same, rtol=1e-6)
     assert variables["global_step"] == others["global_step"] == 4
     for name, value in variables.items():
+        # A key's bias shifts all scores of a query alike: its gradient is
+        # rounding alone, which Adam scales up.
+        atol = 1e-5 if name.endswith("key/bias") else 2e-7
         np.testing.assert_allclose(
-            value, others[name], rtol=0, atol=1e-6, err_msg=name
+            value, others[name], rtol=0, atol=atol, err_msg=name
         )
 
 
