@@ -103,25 +103,34 @@ def train_spec(
         weight_norm=_weight_norm(device),
         chance=losses.chance,
     )
-    hooks = device.hooks() + [hook]
-    if training.evaluation:
-        hooks.append(evaluation.EvaluationHook(training, report["global_step"]))
-    if device.rank == 0 and device.runs_between_steps:
-        # Last, so that metrics.jsonl has the step that is saved. On an NPU the
-        # adapter's own hook saves.
-        hooks.append(
-            checkpoints.SaverHook(
-                run.output_dir,
-                save_steps=run.save_checkpoints_steps,
-                saver=saver,
-            )
-        )
     return tf.estimator.EstimatorSpec(
         tf.estimator.ModeKeys.TRAIN,
         loss=device.without_nan(sums["loss"]),
         train_op=train_op,
-        training_hooks=hooks,
+        training_hooks=[
+            *device.hooks(),
+            hook,
+            *_hooks_between_steps(training, report["global_step"], saver),
+        ],
     )
+
+
+def _hooks_between_steps(training, step, saver):
+    """The hooks that evaluate and save, as far as this process does."""
+    hooks = []
+    if training.evaluation:
+        hooks.append(evaluation.EvaluationHook(training, step))
+    if training.device.rank == 0 and training.device.runs_between_steps:
+        # Last, so that metrics.jsonl has the step that is saved. On an NPU the
+        # adapter's own hook saves.
+        hooks.append(
+            checkpoints.SaverHook(
+                training.run.output_dir,
+                save_steps=training.run.save_checkpoints_steps,
+                saver=saver,
+            )
+        )
+    return hooks
 
 
 def _micro_batches(losses, features, training, seen):
