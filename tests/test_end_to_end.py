@@ -99,7 +99,7 @@ TEXT = "".join(
 def chain(tmp_path_factory):
     """The directories that the command lines name, and what runs them."""
     folder = tmp_path_factory.mktemp("chain")
-    tiny.write_model(folder / "base", dropout=0.1)
+    tiny.write_model(folder / "base", dropout=0.1, layers=2)
     for name in ("corpus", "squad"):
         (folder / name).mkdir()
     (folder / "corpus" / "test_bookscorpus.txt").write_text(TEXT)

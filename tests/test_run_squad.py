@@ -155,7 +155,7 @@ def test_evaluation_as_the_other_version_is_warned_of(version_2, tmp_path):
 
 
 def test_frozen_layers_keep_their_weights(tmp_path):
-    model = tiny.write_model(tmp_path / "model")
+    model = tiny.write_model(tmp_path / "model", layers=2)
     tiny.run(
         tiny.command(
             "run_squad.py",

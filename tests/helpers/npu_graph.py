@@ -50,7 +50,8 @@ def training_step(
     run = run_config.RunConfig(
         output_dir=str(folder / "out"),
         bert_config_file=str(
-            tiny.write_model(folder / "model", dropout=0.1) / "config.json"
+            tiny.write_model(folder / "model", dropout=0.1, layers=2)
+            / "config.json"
         ),
         num_accumulation_steps=micro_batches,
         max_seq_length=LENGTH,

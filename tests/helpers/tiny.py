@@ -38,7 +38,7 @@ _ITEM = re.compile(r"(\w+)=(\S+)")
 
 
 def write_model(
-    folder, *, dropout=0.0, layers=2, hidden_size=32, initializer_range=0.1
+    folder, *, dropout=0.0, layers=1, hidden_size=32, initializer_range=0.1
 ):
     """config.json, vocab.json and merges.txt of a model without merges."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def write_trained(folder, parts, *, labels=3, seed=3, **config_values):
     Returns:
       The prefix of its checkpoint, with the slots that training leaves.
     """
-    path = write_model(folder) / "config.json"
+    path = write_model(folder, layers=2) / "config.json"
     values = dict(json.loads(path.read_text()), **config_values)
     path.write_text(json.dumps(values))
     random = np.random.RandomState(seed)
