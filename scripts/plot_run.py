@@ -4,16 +4,18 @@
 
     python scripts/plot_run.py output other_output --output=runs.png
 
-A run is a directory with TensorBoard event files: the --output_dir of a run
-script, or its --out_log_dir. Loss and learning rate come first, then the other
-scalars: gradient norm, accuracy, loss scale, sequences per second; those with a
-single value are printed, not drawn, unless --tags names them. Evaluations are
-rings in the panel of their training scalar. Where a run was resumed or rolled
-back, the later values replace the earlier ones.
+A run is the --output_dir of a run script, or a directory with its TensorBoard
+event files, which are read from the run's --out_log_dir too. Loss and learning
+rate come first, then the other scalars: gradient norm, accuracy, loss scale,
+sequences per second; those with a single value are printed, not drawn, unless
+--tags names them. Evaluations are rings in the panel of their training scalar.
+Where a run was resumed or rolled back, the later values replace the earlier
+ones.
 """
 
 import collections
 import math
+import os
 import pathlib
 import sys
 import typing
@@ -24,8 +26,9 @@ import common.startup
 
 import numpy as np
 
-from common import errors
+from common import errors, files
 from scripts import pictures, script_parser
+from weights import model_directory
 
 # Drawn first, in this order; other scalars follow by name.
 FIRST = (
@@ -102,7 +105,7 @@ def short_names(paths: typing.Sequence[str]) -> typing.List[str]:
 
 
 def read_run(directory: str) -> Curves:
-    """The curves of the event files in a directory.
+    """The curves of the event files of a directory and its log directory.
 
     Raises:
       errors.UserError: no event files, or no scalars in them.
@@ -118,9 +121,12 @@ def read_run(directory: str) -> Curves:
             points.pop()
         points.append((step, value))
     if not curves:
+        fix = "wait for the first report, after --display_loss_steps steps"
+        log_dir = _log_dir(directory)
+        if not os.path.isdir(log_dir or directory):
+            fix = f"they are in --out_log_dir={log_dir}; name its new place"
         raise errors.UserError(
-            f"{directory}: its event files contain no scalars yet; wait for "
-            "the first report, after --display_loss_steps steps"
+            f"{directory}: its event files contain no scalars yet; {fix}"
         )
     return {
         tag: Curve(*map(np.array, zip(*points)))
@@ -128,12 +134,25 @@ def read_run(directory: str) -> Curves:
     }
 
 
+def _log_dir(directory):
+    """The --out_log_dir in a run's run.json, "" without one."""
+    path = os.path.join(directory, model_directory.RUN)
+    record = files.read_json(path) if os.path.isfile(path) else {}
+    return record.get("changeable", {}).get("out_log_dir", "")
+
+
 def _event_files(directory):
     directory = pathlib.Path(directory)
     fix = "name the --output_dir or --out_log_dir of a run"
     if not directory.is_dir():
         raise errors.UserError(f"{directory}: is not a directory; {fix}")
-    paths = sorted(directory.glob("*.tfevents.*"))
+    paths = sorted(
+        {
+            path
+            for place in (directory, _log_dir(directory) or directory)
+            for path in pathlib.Path(place).glob("*.tfevents.*")
+        }
+    )
     if not paths:
         parents = {path.parent for path in directory.rglob("*.tfevents.*")}
         if parents:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves from event files: resumed runs, smoothing, names, the picture."""
 
+import json
 import runpy
 
 import numpy as np
@@ -87,6 +88,18 @@ def test_a_directory_without_events_says_where_they_are(tmp_path):
         plot_run.read_run(tmp_path)
     with pytest.raises(errors.UserError, match="is not a directory"):
         plot_run.read_run(tmp_path / "nothing")
+
+
+def test_the_scalars_of_a_run_with_a_log_directory_are_found(tmp_path):
+    output, logs = tmp_path / "output", tmp_path / "logs"
+    write_events(output, (0, {}))  # of the Estimator
+    write_events(logs, (5, {"loss": 4}))
+    record = {"changeable": {"out_log_dir": str(logs)}}
+    (output / "run.json").write_text(json.dumps(record))
+    assert plot_run.read_run(output)["loss"].values.tolist() == [4]
+    logs.rename(tmp_path / "moved")
+    with pytest.raises(errors.UserError, match="are in --out_log_dir=.*logs;"):
+        plot_run.read_run(output)
 
 
 def test_a_panel_for_each_scalar_and_a_line_for_each_run(tmp_path):
