@@ -5,8 +5,9 @@ r"""Converts RoBERTa's weights between Hugging Face, fairseq and TensorFlow.
     python convert_checkpoint.py --from=hf --to=tf \
         --input=roberta-large --output=checkpoints/roberta_large.ckpt
 
-Each tensor of the input is written or listed with the reason why not. The
-output appears under its name when it is complete.
+Each tensor of the input is written or listed with the reason why not, of the
+optimizer's slots their number. The output appears under its name when it is
+complete.
 
   hf       a directory with config.json and model.safetensors or
            pytorch_model.bin, both also in parts with an index

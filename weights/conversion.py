@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts RoBERTa's weights between Hugging Face, fairseq and TensorFlow.
 
-Each tensor of the input is written or listed with the reason why not. A
-checkpoint in which a weight of the model is missing, renamed or has another
-shape is an error. One tensor at a time is in memory. The output appears under
-its name when it is complete.
+Each tensor of the input is written or listed with the reason why not, of the
+optimizer's slots their number. A checkpoint in which a weight of the model is
+missing, renamed or has another shape is an error. One tensor at a time is in
+memory. The output appears under its name when it is complete.
 """
 
 import dataclasses
@@ -175,8 +175,14 @@ def convert(
         model = _with_positions(model, options.max_position_embeddings)
     write = _write_hf if target == "hf" else _write_tf
     write(model, options, report)
+    slots = 0
     for name, reason in model.left_out:
-        report(f"left out: {name} ({reason})")
+        if reason == weight_names.SLOT:
+            slots += 1
+        else:
+            report(f"left out: {name} ({reason})")
+    if slots:
+        report(f"left out: slots of the optimizer ({slots})")
     report(
         f"tensors={len(model.tensors)} left_out={len(model.left_out)} "
         f"output={options.output}"

@@ -40,6 +40,8 @@ _TRAINING_STATE = frozenset(
 _SLOTS = frozenset(
     ("adam_m", "adam_v", "Adam", "Adam_1", "LAMBOptimizer", "LAMBOptimizer_1")
 )
+# Why a slot is not a weight.
+SLOT = "slot of the optimizer"
 # BERT's next-sentence head: RoBERTa is not trained with it.
 _NEXT_SENTENCE = (
     "cls/seq_relationship/output_weights",
@@ -355,7 +357,7 @@ def training_state(name: str, known: Names) -> typing.Optional[str]:
         return "state of the training"
     stem, _, slot = name.rpartition("/")
     if slot in _SLOTS and (stem in known or stem in _NEXT_SENTENCE):
-        return "slot of the optimizer"
+        return SLOT
     if name in _NEXT_SENTENCE:
         return "BERT's next-sentence head, which RoBERTa does not have"
     return None
