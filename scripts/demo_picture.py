@@ -5,7 +5,7 @@
     python scripts/demo_picture.py --output=docs/demo.png
 
 Left, the loss of pre-training and fine-tuning; right, a question of the
-evaluation file with its context and the n-best answers of the model.
+evaluation file with its context and the best answers of the model.
 """
 
 import os
@@ -24,24 +24,44 @@ _RUNS = {"pretraining": "pre-training", "squad_v1.1": "SQuAD v1.1"}
 _WIDTH = 52  # characters of a line of text
 
 
+def _without_fragments(nbest):
+    """The answers of an n-best list of which none is a part of another."""
+    whole = []
+    for answer in nbest:
+        if not any(
+            answer["text"] in other["text"] or other["text"] in answer["text"]
+            for other in whole
+        ):
+            whole.append(answer)
+    return whole
+
+
 def _answered(dataset, output):
-    """(context, question, n-best list) of a right answer with rivals."""
+    """(context, question, answers) of a right answer with a close rival."""
     document = squad_scores.read_json(dataset, "a SQuAD file")
     nbest = squad_scores.read_nbest(
         os.path.join(output, "squad_v1.1", "nbest_predictions.json"),
         {"probability": (0, 1)},
     )
     right = [
-        (paragraph["context"], question["question"], nbest[question["id"]])
+        (
+            paragraph["context"],
+            question["question"],
+            _without_fragments(nbest[question["id"]]),
+        )
         for _, paragraph, question in squad_scores.iterate_questions(
             dataset, document
         )
         if nbest[question["id"]][0]["text"] == question["answers"][0]["text"]
     ]
-    return min(right, key=lambda entry: abs(entry[2][0]["probability"] - 0.8))
+
+    def rivals_share(entry):
+        return sum(answer["probability"] for answer in entry[2][1:])
+
+    return min(right, key=lambda entry: abs(rivals_share(entry) - 0.1))
 
 
-def draw(pyplot, curves, context, question, nbest):
+def draw(pyplot, curves, context, question, answers):
     """The figure; curves is {title: plot_run.Curve}."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
     for title, curve in curves.items():
@@ -54,7 +74,7 @@ def draw(pyplot, curves, context, question, nbest):
     lines = [*textwrap.wrap(context, _WIDTH)[:7], "", f"Q: {question}", ""]
     lines += [
         f"{100 * answer['probability']:5.1f} %  {answer['text']}"
-        for answer in nbest[:3]
+        for answer in answers[:3]
     ]
     right.text(
         0, 0.95, "\n".join(lines), va="top", family="monospace", fontsize=10
