@@ -373,8 +373,9 @@ def readable(result: dict) -> typing.List[str]:
     if "answers" in result:
         lines = ["answer: " + (result["answer"] or "(no answer)")]
         for entry in result["answers"]:
-            line = f"{100 * entry['probability']:5.1f} %  "
-            line += entry["text"] or "(no answer)"
+            line = entry["text"] or "(no answer)"
+            if len(result["answers"]) > 1:  # alone it has 100 %
+                line = f"{100 * entry['probability']:5.1f} %  {line}"
             if entry["start"] is not None:
                 line += f"  [{entry['start']}:{entry['end']}]"
             lines.append(line)
@@ -444,19 +445,22 @@ def _entered_items(task: str) -> typing.Iterator[Item]:
                 yield Item("1", text)
 
 
+def _show(lines):
+    output = "".join(line + "\n" for line in lines)
+    sys.stdout.write(
+        output.encode(_encoding(), "backslashreplace").decode(_encoding())
+    )
+    sys.stdout.flush()
+
+
 def converse(model: predictor.Predictor) -> None:
     """Asks for inputs and shows results until the input ends."""
     for item in _entered_items(model.task):
         try:
             (result,) = predict(model, [item])
-            lines = readable(result)
+            _show(readable(result))
         except errors.UserError as error:
-            lines = [f"error: {error}"]
-        output = "".join(line + "\n" for line in lines)
-        sys.stdout.write(
-            output.encode(_encoding(), "backslashreplace").decode(_encoding())
-        )
-        sys.stdout.flush()
+            _show([f"error: {error}"])
 
 
 def main(arguments: typing.List[str]) -> None:
@@ -488,6 +492,8 @@ def main(arguments: typing.List[str]) -> None:
         ]
     if items is None:
         converse(model)
+    elif options.text and not options.output_file and sys.stdout.isatty():
+        _show(readable(*predict(model, items)))
     else:
         # Closed before an error is written, so that the bar ends first.
         with contextlib.closing(predict_all(model, items)) as results:

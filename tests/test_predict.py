@@ -7,13 +7,15 @@ Its command line runs in test_end_to_end.py.
 import csv
 import io
 import json
+import os
+import pty
 
 import numpy as np
 import pytest
 
 import predict
 from common import errors
-from helpers import tiny
+from helpers import forked, tiny
 from inference import predictor
 
 
@@ -298,6 +300,44 @@ def test_the_prompt_answers_every_question_on_the_text_entered(
         for text, question in asked
         for line in predict.readable(reader.answer(question, text))
     ]
+
+
+def test_an_answer_without_rivals_has_no_share():
+    result = {
+        "answer": "1740",
+        "answers": [{"text": "1740", "probability": 1.0, "start": 3, "end": 7}],
+    }
+    assert predict.readable(result) == ["answer: 1740", "1740  [3:7]"]
+    rival = {"text": "1691", "probability": 0.25, "start": 20, "end": 24}
+    result["answers"][0]["probability"] = 0.75
+    result["answers"].append(rival)
+    assert predict.readable(result)[1:] == [
+        " 75.0 %  1740  [3:7]",
+        " 25.0 %  1691  [20:24]",
+    ]
+
+
+def test_a_terminal_shows_an_answer_as_the_prompt_does(folder, reader):
+    reading_end, writing_end = pty.openpty()
+    with open(os.ttyname(writing_end), "w") as terminal:
+        process = forked.Process(
+            tiny.command(
+                "predict.py",
+                ["answer"],
+                model=folder,
+                question="Where?",
+                text="Town 1 lies here.",
+            ),
+            tiny.environment(npu=False),
+            terminal,
+            terminal,
+        )
+        assert process.wait() == 0
+    shown = os.read(reading_end, 1 << 16).decode().splitlines()
+    os.close(reading_end)
+    os.close(writing_end)
+    expected = predict.readable(reader.answer("Where?", "Town 1 lies here."))
+    assert shown[-len(expected) :] == expected
 
 
 def test_the_prompt_continues_after_a_mistake(folder, monkeypatch, capsys):
