@@ -35,13 +35,14 @@ mkdir -p "$OUT_DIR"
 PYTHON=$VENV_DIR/bin/python
 
 # Lines of a log that are also for the screen, without date and time.
-SHOWN='building the graph|documents=|step=|Restoring|evaluating|.*global_step='
+SHOWN='device=|features=|building the graph|documents=|step=|Restoring|evaluating|[0-9]+ answers|.*global_step='
 
+STAGES=7 done=0
 # Runs a command: its log goes to a file, its steps to the screen too.
 stage() {
   local title=$1 log=$OUT_DIR/$2.log started=$SECONDS
   shift 2
-  echo "--- $title"
+  echo "--- $((++done)) of $STAGES: $title"
   if ! "$@" 2>&1 | tee "$log" |
       sed -unE "s/^[-0-9]+ [0-9:]+ I ($SHOWN)/\1/p"; then
     tail -n 5 "$log" >&2
