@@ -8,9 +8,8 @@ r"""Exports a trained model for another program, and compares it first.
       --soc_version=Ascend310P3
 
 Without --task it exports the model's own: that of task.json, else that of the
-only head in the checkpoint, else the encoder.
-
-inference/exporting.py describes the formats.
+only head in the checkpoint, else the encoder. docs/export.md describes the
+formats.
 """
 
 import common.startup
