@@ -273,7 +273,7 @@ def test_int8_agrees_in_a_quarter_of_the_bytes(
     path = str(shutil.copytree(source, str(tmp_path / "m"))) + "/model.onnx"
     wide = predictor.Predictor(path, "answer").answer("Where?", TEXTS[0])
     before = os.path.getsize(path)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     quantization.quantize(path, "squad", score_file, 30.0)
     assert os.path.getsize(path) < 0.6 * before  # much is not weights here
     assert "100.00 in float32" in caplog.text
