@@ -176,9 +176,10 @@ def main(_: typing.List[str]) -> None:
         overwrite=options.overwrite,
         finish=finish,
     )
+    stage = ", in float32 before --quantize" if options.quantize else ""
     sys.stdout.write(
         f"{options.output}: largest difference from the graph of training "
-        f"{largest:.3g}\n"
+        f"{largest:.3g}{stage}\n"
     )
     if options.format == "frozen":
         sys.stdout.write(

@@ -5,6 +5,8 @@ Weights become int8 in the file, activations at each call (ONNX Runtime's
 dynamic quantization). Single logits move too far to be compared, scores do not.
 """
 
+import contextlib
+import io
 import os
 import typing
 
@@ -110,16 +112,28 @@ def write_int8(path: str, small: str) -> None:
         raise errors.missing_package(
             "--quantize=int8", error.name, "onnx"
         ) from None
-    onnx_quantization.quantize_dynamic(
-        path,
-        small,
-        weight_type=onnx_quantization.QuantType.QInt8,
-        # Attention's products have no weights: they stay in float32.
-        extra_options={"MatMulConstBOnly": True},
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each product
+        onnx_quantization.quantize_dynamic(
+            path,
+            small,
+            weight_type=onnx_quantization.QuantType.QInt8,
+            # Attention's products have no weights: they stay in float32.
+            extra_options={"MatMulConstBOnly": True},
+        )
     proto = onnx.load(small)
     proto.metadata_props.add(key=onnx_engine.WEIGHTS, value="int8")
     onnx.save(proto, small)
+
+
+def _load(path, task):
+    """A Predictor, without log lines that repeat those of the export."""
+    logger = logging.get_absl_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        return predictor.Predictor(path, task)
+    finally:
+        logger.setLevel(level)
 
 
 def quantize(
@@ -138,10 +152,10 @@ def quantize(
       errors.UserError: the score falls by more, or a package is missing.
     """
     task, metric, score = SCORES[head]
-    before = score(predictor.Predictor(path, task), score_file)
+    before = score(_load(path, task), score_file)
     small = path[: -len(".onnx")] + ".int8.onnx"
     write_int8(path, small)
-    after = score(predictor.Predictor(small, task), score_file)
+    after = score(_load(small, task), score_file)
     logging.info(
         "%s on %s: %.2f in float32, %.2f in int8",
         metric,

@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import export_model
 from common import errors
-from helpers import tiny
+from helpers import forked, tiny
 from helpers.paths import REPOSITORY
 from helpers.user_errors import check
 from inference import exporting, predictor, quantization, trained_model
@@ -284,6 +284,28 @@ def test_int8_agrees_in_a_quarter_of_the_bytes(
         wide["nbest"][0]["start_logit"] - narrow["nbest"][0]["start_logit"]
     )
     assert 0 < difference < 1
+
+
+def test_an_export_in_int8_names_the_stage_it_compared(
+    folder, score_file, tmp_path
+):
+    pytest.importorskip("tf2onnx")
+    command = tiny.command(
+        "export_model.py",
+        [],
+        model=folder,
+        task="squad",
+        format="onnx",
+        quantize="int8",
+        score_file=score_file,
+        max_score_drop=30,
+        output=tmp_path / "squad.onnx",
+    )
+    code, output, log = forked.run(command, tiny.environment(npu=False))
+    assert code == 0, log
+    (line,) = output.splitlines()
+    assert line.endswith(", in float32 before --quantize")
+    assert log.count("do_lower_case=") == 1 and "Ignore MatMul" not in log
 
 
 def test_a_lower_score_leaves_nothing_behind(folder, score_file, tmp_path):
