@@ -12,7 +12,7 @@ import typing
 
 import configuration
 from common import command_line, errors, files
-from weights import lazy_tensors, model_directory, tf_checkpoint
+from weights import conversion, lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
 # A head's name for users: its key in weight_names.PARTS.
@@ -247,6 +247,13 @@ def _prefix(path, checkpoints):
     if len(prefixes) == 1:
         return prefixes[0]
     problem = "there is no checkpoint in it"
+    kinds = conversion.formats(path)
+    if kinds and not prefixes:
+        raise errors.UserError(
+            f"--model={path}: {problem}, only weights to convert; run python "
+            f"convert_checkpoint.py --from={kinds[0]} --to=tf --input={path} "
+            "--output=DIR/model.ckpt, and name the output"
+        )
     if prefixes:
         problem = f"it lists no newest checkpoint and contains {len(prefixes)}"
     raise errors.UserError(

@@ -162,6 +162,8 @@ def test_other_paths_than_a_model_are_rejected(trained, tmp_path):
     assert "--model" in refusal("")
     assert "neither a directory nor" in refusal(tmp_path / "nothing")
     assert "there is no checkpoint" in refusal(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert "convert_checkpoint.py --from=hf --to=tf --i" in refusal(tmp_path)
     with pytest.raises(
         errors.UserError,
         match="no question_answering head, "
