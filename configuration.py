@@ -182,7 +182,8 @@ class RobertaConfig:
         """
         if not path:
             raise errors.UserError(
-                "no model config; pass a RoBERTa config.json with "
+                "no model config; pass --init_checkpoint, such as "
+                "hf:roberta-base, or a RoBERTa config.json with "
                 "--bert_config_file"
             )
         values = files.read_json(path, "a model's config.json")

@@ -771,7 +771,9 @@ def test_config_that_is_not_utf8_is_an_error(tmp_path):
 
 
 def test_no_config_is_an_error():
-    with pytest.raises(errors.UserError, match="--bert_config_file"):
+    with pytest.raises(
+        errors.UserError, match="--init_checkpoint, .*--bert_conf"
+    ):
         configuration.RobertaConfig.from_json_file("")
 
 
