@@ -120,7 +120,8 @@ class ExportConfig(trained_model.ModelConfig):
         if bool(self.quantize) != bool(self.score_file):
             raise errors.UserError(
                 "--quantize=int8 and --score_file: only one of them is given; "
-                "pass both, or neither"
+                "pass both, with labelled data that training did not use to "
+                "compare the scores, or neither for float32"
             )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(

@@ -363,7 +363,7 @@ def test_int8_needs_one_label_a_text(exported, tmp_path):
     "values, words",
     [
         (dict(format="frozen", output="a.pb"), "is for --format=onnx"),
-        (dict(format="onnx", output="a.onnx"), "only one of them"),
+        (dict(format="onnx", output="a.onnx"), "both, with labelled data"),
     ],
 )
 def test_int8_needs_its_flags(values, words):
