@@ -178,6 +178,21 @@ def _items_of_table(task, path, options):
     ]
 
 
+def given_items(
+    task: str, options: PredictConfig, version_2_with_negative: bool
+) -> typing.Optional[typing.List[Item]]:
+    """The Items of --input_file or --text; None without them."""
+    if options.input_file:
+        return read_items(
+            task, options.input_file, version_2_with_negative, options
+        )
+    if options.text:
+        return [
+            Item("1", options.text, options.text_b or None, options.question)
+        ]
+    return None
+
+
 def check_flags(task: str, options: PredictConfig) -> None:
     """Rejects flags of another task."""
     if task == "answer" and bool(options.text) != bool(options.question):
@@ -474,22 +489,16 @@ def main(arguments: typing.List[str]) -> None:
     options = command_line.build(PredictConfig, FLAGS)
     settings = command_line.build(predictor.Settings, FLAGS)
     check_flags(task, options)
+    # Before the model loads, except SQuAD's files, whose version it knows.
+    items = None if task == "answer" else given_items(task, options, False)
     logs.set_up_warnings(with_tensorflow=not settings.is_onnx)
     model = predictor.Predictor(settings.model, task, settings)
     logging.set_verbosity(logging.INFO)
     logging.info("answering with %s", model.engine)
-    items = None
-    if options.input_file:
-        items = read_items(
-            task,
-            options.input_file,
-            model.answers.version_2_with_negative,
-            options,
+    if task == "answer":
+        items = given_items(
+            task, options, model.answers.version_2_with_negative
         )
-    elif options.text:
-        items = [
-            Item("1", options.text, options.text_b or None, options.question)
-        ]
     if items is None:
         converse(model)
     elif options.text and not options.output_file and sys.stdout.isatty():

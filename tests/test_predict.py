@@ -199,6 +199,14 @@ def test_bad_input_is_named(tmp_path, name, text, task, words):
     assert words in str(caught.value) and name in str(caught.value)
 
 
+def test_bad_input_is_named_before_the_model_loads(tmp_path, forked):
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n")
+    command = ("predict.py", "classify", "--model=missing")
+    log = forked(*command, code=1, input_file=path)
+    assert "no text in 'text'" in log
+
+
 @pytest.mark.parametrize(
     "task, values, words",
     [
