@@ -251,8 +251,9 @@ class Doctor:
         )
         self._tokenizer = tokenization.RobertaTokenizer(*files)
         output_directory.check_tokenizer(self._used, files)
-        if files.do_lower_case:
-            output_directory.check_lower_case(self._used, self._tokenizer)
+        output_directory.check_lower_case(
+            self._used, self._tokenizer, squad.do_lower_case
+        )
         if self._config is None:
             return f"{self._tokenizer.vocab_size} entries"
         ids = model_directory.check_vocabulary(

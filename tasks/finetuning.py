@@ -152,10 +152,11 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
             f"{config.num_hidden_layers} layers; use that or less"
         )
     source = warm_start.source(run, head)
+    flag = task.do_lower_case
     task = dataclasses.replace(
         task,
         do_lower_case=model_directory.choose_lower_case(
-            task.do_lower_case, output_directory.models(source)
+            flag, output_directory.models(source)
         ),
     )
     tokenizer = tokenization.RobertaTokenizer(*tokenizer_files(task))
@@ -166,8 +167,7 @@ def begin(run: run_config.RunConfig, task: TaskConfig, head: str) -> Setup:
         task.vocab_file, config, run.bert_config_file
     )
     output_directory.check_tokenizer(source, tokenizer_files(task))
-    if task.do_lower_case:
-        output_directory.check_lower_case(source, tokenizer)
+    output_directory.check_lower_case(source, tokenizer, flag)
     return Setup(run, source, task, config, tokenizer)
 
 

@@ -116,15 +116,32 @@ def test_lower_case_is_compared_with_what_was_trained_on(
     run = new_run(
         tmp_path, init_checkpoint=str(prefix), allow_other_tokenizer=True
     )
-    output_directory.check_lower_case(run, tokenizer)
+    output_directory.check_lower_case(run, tokenizer, True)
     assert len(caplog.records) == len(warnings)
     assert all(text in caplog.text for text in warnings)
     copy = tmp_path / "copy"
     shutil.copytree(str(prefix.parent), str(copy))
     (copy / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     run = new_run(tmp_path, init_checkpoint=str(copy / prefix.name))
-    output_directory.check_lower_case(run, tokenizer)
+    output_directory.check_lower_case(run, tokenizer, True)
     assert len(caplog.records) == len(warnings)
+
+
+def test_casing_that_nothing_tells_is_warned_of(tmp_path, caplog, base):
+    run = new_run(tmp_path, init_checkpoint=str(base / "model.ckpt-1"))
+    cased, other = (
+        tokenization.RobertaTokenizer(*tokenizer_of(folder))
+        for folder in (FIRST_VERSION / "squad", base)
+    )
+    output_directory.check_lower_case(run, cased, None)
+    output_directory.check_lower_case(run, other, False)
+    assert not caplog.records
+    output_directory.check_lower_case(run, other, None)
+    (record,) = caplog.records
+    assert "pass --do_lower_case=True if" in record.getMessage()
+    (base / "tokenizer_config.json").write_text("{}")
+    output_directory.check_lower_case(run, other, None)
+    assert len(caplog.records) == 1
 
 
 def test_an_old_tokenizer_json_is_replaced(tmp_path, base):

@@ -46,27 +46,45 @@ _MLM_HEAD = "cls/predictions/output_bias"
 
 
 def check_lower_case(
-    run: run_config.RunConfig, tokenizer: tokenization.RobertaTokenizer
+    run: run_config.RunConfig,
+    tokenizer: tokenization.RobertaTokenizer,
+    flag: typing.Optional[bool],
 ) -> None:
-    """Compares lower-casing with what a run's checkpoint was fine-tuned on.
-
-    For a checkpoint without tokenizer_config.json: fine-tuning gives the
-    embeddings of tokens that occur, and no others, second moments above 0.
-    With a masked-LM head all tokens have them.
+    """Checks lower-casing where a checkpoint's tokenizer does not say it.
 
     Args:
       run: flags; --init_checkpoint is a prefix.
-      tokenizer: lower-cases.
+      tokenizer: of the run.
+      flag: --do_lower_case, None when it is not given.
 
     Raises:
       errors.UserError: the checkpoint was trained on capitals, without
         --allow_other_tokenizer.
     """
     prefix = checkpoints.newest(run.output_dir) or run.init_checkpoint
-    capitals = tokenizer.capitals()
-    if not (prefix and capitals):
+    directory = os.path.dirname(prefix or "")
+    if not prefix or model_directory.lower_case(directory) is not None:
         return
-    if model_directory.lower_case(os.path.dirname(prefix)) is not None:
+    path = os.path.join(directory, model_directory.TOKENIZER_CONFIG)
+    if flag:
+        _check_capitals(run, tokenizer, prefix)
+    elif flag is None and not (os.path.exists(path) or tokenizer.is_cased()):
+        logging.warning(
+            "%s: does not exist, and the vocabulary has no capitals: texts are "
+            "not lower-cased; pass --do_lower_case=True if those of training "
+            "were",
+            path,
+        )
+
+
+def _check_capitals(run, tokenizer, prefix):
+    """Compares lower-casing with what a checkpoint was fine-tuned on.
+
+    Fine-tuning gives the embeddings of tokens that occur, and no others, second
+    moments above 0. With a masked-LM head all tokens have them.
+    """
+    capitals = tokenizer.capitals()
+    if not capitals:
         return
     tensors = tf_checkpoint.load(prefix)
     if _SLOT not in tensors or _MLM_HEAD in tensors:
