@@ -32,6 +32,12 @@ def test_scores_of_labels(name, expected):
     assert scores == {name: pytest.approx(expected)}
 
 
+def test_a_score_has_no_rounding_error():
+    pytest.importorskip("sklearn")
+    scores = task_scores.scores(["macro_f1"], [1, 1, 0, 0, 0], [0] * 5)
+    assert scores == {"macro_f1": 0.375}
+
+
 def test_scores_of_several_labels():
     """By label, hits 2, 1, 0, false alarms 1, 0, 0, misses 0, 1, 2."""
     pytest.importorskip("sklearn")
