@@ -178,6 +178,7 @@ def find(
     if not onnx_parts:
         tensors = tf_checkpoint.load(prefix)
         weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
+        weight_names.check_layers(prefix, tensors, config, config_file)
         parts = frozenset(weight_names.parts_in_tf(tensors, config))
         _check_shapes(prefix, tensors, config, parts, config_file)
         from training import warm_start  # needs TensorFlow

@@ -193,10 +193,16 @@ def test_a_config_of_another_model_is_rejected(trained, tmp_path):
     copied(trained, tmp_path)
     path = tmp_path / "config.json"
     text = path.read_text()
-    path.write_text(
-        text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
-    )
-    assert "lacks bert/encoder/layer_2" in refusal(tmp_path)
+    for layers in (1, 3):
+        path.write_text(
+            text.replace(
+                '"num_hidden_layers": 2', f'"num_hidden_layers": {layers}'
+            )
+        )
+        assert refusal(tmp_path) == (
+            f"{tmp_path}/model.ckpt-7 has 2 encoder layers, but {path} has "
+            f"num_hidden_layers {layers}; use the config.json of this checkpoint"
+        )
     path.write_text(text.replace('"vocab_size": 261', '"vocab_size": 262'))
     assert "shape [261, 32]" in refusal(tmp_path)
     path.unlink()

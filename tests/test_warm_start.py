@@ -224,6 +224,23 @@ def test_a_config_of_another_model_is_rejected(trained, tmp_path, flag, value):
         assert trained in message
 
 
+@pytest.mark.parametrize("flag", ["output_dir", "init_checkpoint"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_config_with_other_layers_is_rejected(
+    trained, tmp_path, flag, layers
+):
+    with pytest.raises(
+        errors.UserError,
+        match=f"ckpt-7 has 2 encoder layers, but .*config.json has "
+        f"num_hidden_layers {layers}; use",
+    ):
+        check(
+            tmp_path,
+            {flag: str(tmp_path / "trained")},
+            num_hidden_layers=layers,
+        )
+
+
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
 def test_a_file_of_a_checkpoint_is_not_its_name(trained, tmp_path, ending):
     with pytest.raises(

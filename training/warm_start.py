@@ -81,6 +81,7 @@ def check(
         return
     shapes = reader.get_variable_to_shape_map()
     weight_names.check_is_roberta(path, shapes, config.type_vocab_size)
+    weight_names.check_layers(path, shapes, config, run.bert_config_file)
     _check_shapes(path, shapes, model, fix)
     if labels is not None and (latest or not run.do_train):
         _check_labels(path, shapes, model, labels)

@@ -8,6 +8,7 @@ contains both, so that both directions know the same weights.
 """
 
 import os
+import re
 import typing
 
 import configuration
@@ -24,6 +25,8 @@ BUFFERS = (
 WORDS = "roberta.embeddings.word_embeddings.weight"
 TIED = {"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"}
 
+# The number of a layer in a variable's name.
+_LAYER = re.compile(r"^bert/encoder/layer_(\d+)/", re.MULTILINE)
 # What training adds to a TensorFlow checkpoint.
 _TRAINING_STATE = frozenset(
     (
@@ -74,6 +77,34 @@ def check_is_roberta(
         raise errors.UserError(
             f"{path} has two token types and {signs[0]}: "
             f"{configuration.GOOGLE_BERT}"
+        )
+
+
+def check_layers(
+    path: str,
+    names: typing.Iterable[str],
+    config: configuration.RobertaConfig,
+    config_file: str,
+) -> None:
+    """Rejects a config with fewer or more layers than a checkpoint.
+
+    A model with the lower layers alone would be another one.
+
+    Args:
+      path: of the checkpoint.
+      names: of its variables; without any encoder layer they fit all configs.
+      config: of the model.
+      config_file: its file, for the message.
+
+    Raises:
+      errors.UserError: names both numbers.
+    """
+    layers = len(set(_LAYER.findall("\n".join(names))))
+    if layers not in (0, config.num_hidden_layers):
+        raise errors.UserError(
+            f"{path} has {layers} encoder layers, but {config_file} has "
+            f"num_hidden_layers {config.num_hidden_layers}; use the "
+            "config.json of this checkpoint"
         )
 
 
