@@ -181,9 +181,7 @@ def find(
         weight_names.check_layers(prefix, tensors, config, config_file)
         parts = frozenset(weight_names.parts_in_tf(tensors, config))
         _check_shapes(prefix, tensors, config, parts, config_file)
-        from training import warm_start  # needs TensorFlow
-
-        warm_start.check_config(prefix, config, config_file)
+        model_directory.check_config(prefix, config, config_file)
     tokenizer = model_directory.TokenizerFiles(
         flags.vocab_file or _beside(directory, model_directory.VOCAB),
         flags.merges_file or _beside(directory, model_directory.MERGES),

@@ -14,6 +14,7 @@ from common import errors
 from helpers import tiny
 from helpers.paths import GOLDEN
 from inference import graphs, trained_model
+from weights import conversion
 
 
 @pytest.mark.parametrize(
@@ -194,14 +195,12 @@ def test_a_config_of_another_model_is_rejected(trained, tmp_path):
     path = tmp_path / "config.json"
     text = path.read_text()
     for layers in (1, 3):
-        path.write_text(
-            text.replace(
-                '"num_hidden_layers": 2', f'"num_hidden_layers": {layers}'
-            )
-        )
+        values = dict(json.loads(text), num_hidden_layers=layers)
+        path.write_text(json.dumps(values))
         assert refusal(tmp_path) == (
             f"{tmp_path}/model.ckpt-7 has 2 encoder layers, but {path} has "
-            f"num_hidden_layers {layers}; use the config.json of this checkpoint"
+            f"num_hidden_layers {layers}; use the config.json of this "
+            "checkpoint"
         )
     path.write_text(text.replace('"vocab_size": 261', '"vocab_size": 262'))
     assert "shape [261, 32]" in refusal(tmp_path)
@@ -242,6 +241,34 @@ def test_files_that_are_not_those_of_training_are_rejected(
     flags = trained_model.ModelConfig(allow_other_tokenizer=True)
     trained_model.find(str(tmp_path), flags)
     assert "not the file of training" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, value", [("layer_norm_eps", 1e-12), ("num_attention_heads", 2)]
+)
+def test_a_config_that_was_edited_after_training_is_rejected(
+    trained, tmp_path, name, value
+):
+    path = copied(trained, tmp_path) / "config.json"
+    values = json.loads(path.read_text())
+    record = {f"config.json's {key}": old for key, old in values.items()}
+    (tmp_path / "run.json").write_text(json.dumps({"fixed": record}))
+    harmless = dict(values, hidden_dropout_prob=0.5, id2label={"0": "X"})
+    path.write_text(json.dumps(harmless))
+    trained_model.find(str(tmp_path))
+    path.write_text(json.dumps(dict(values, **{name: value})))
+    expected = (
+        f"{path} has {name} {value!r}, but {tmp_path}/run.json next to "
+        f"{tmp_path}/model.ckpt-7 has {values[name]!r}, with which its weights "
+        "were trained; use that config, or the checkpoint of another model"
+    )
+    assert refusal(tmp_path) == expected
+    options = conversion.ConvertConfig(
+        input=str(tmp_path / "model.ckpt-7"), output=str(tmp_path / "hf")
+    )
+    with pytest.raises(errors.UserError) as caught:
+        conversion.convert("tf", "hf", options, print)
+    assert str(caught.value) == expected
 
 
 def swap_ids(path):

@@ -224,6 +224,15 @@ def test_a_config_of_another_model_is_rejected(trained, tmp_path, flag, value):
         assert trained in message
 
 
+def test_a_config_that_was_edited_after_training_is_rejected(trained, tmp_path):
+    record = {"fixed": {"config.json's num_attention_heads": 2}}
+    (tmp_path / "trained" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(errors.UserError, match="run.json .* has 2, with which"):
+        check(tmp_path, {"init_checkpoint": trained})
+    # Resuming, where --allow_changed_run applies.
+    check(tmp_path, {"output_dir": str(tmp_path / "trained")})
+
+
 @pytest.mark.parametrize("flag", ["output_dir", "init_checkpoint"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_config_with_other_layers_is_rejected(

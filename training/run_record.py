@@ -43,7 +43,7 @@ def fixed(
       data: {name: value}, what identifies the training data.
     """
     values = {
-        f"config.json's {name}": value
+        model_directory.KEY_IN_RUN + name: value
         for name, value in dataclasses.asdict(config).items()
     }
     values.update({name: getattr(run, name) for name in _FIXED_FLAGS})

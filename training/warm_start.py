@@ -33,8 +33,6 @@ _TRAINING_STATE = re.compile(
     r"^batches_seen|^records_seen)$"
 )
 _EVERYTHING = re.compile("")
-# Config values that change the output but not the shape of a variable.
-_WITHOUT_SHAPE = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
 
 
 def check(
@@ -95,7 +93,12 @@ def check(
             f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
             f"first; {fix}"
         )
-    check_config(path, config, run.bert_config_file)
+    model_directory.check_config(
+        path,
+        config,
+        run.bert_config_file,
+        with_run=not (latest and run.do_train),  # see run_record.py
+    )
 
 
 def _check_exists(path):
@@ -160,36 +163,6 @@ def _check_labels(path, shapes, model, labels):
                 f"{path} was trained with {count} labels, but {labels} were "
                 "requested; use the labels of the checkpoint (id2label in its "
                 "config.json), or another --output_dir to train another model"
-            )
-
-
-def check_config(
-    checkpoint: str, config: configuration.RobertaConfig, config_file: str
-) -> None:
-    """Compares a config with the config.json next to a checkpoint.
-
-    Raises:
-      errors.UserError: values differ that change the output but no shape.
-    """
-    path = os.path.join(os.path.dirname(checkpoint), "config.json")
-    try:
-        values = files.read_json(path)
-    except (OSError, errors.UserError):  # none, or not of a model
-        tf.logging.warning(
-            "%s: no model config beside the checkpoint, so %s of %s cannot be "
-            "compared; copy the config.json of its weights there",
-            checkpoint,
-            ", ".join(_WITHOUT_SHAPE),
-            config_file,
-        )
-        return
-    for name in _WITHOUT_SHAPE:
-        expected, actual = values.get(name), getattr(config, name)
-        if expected is not None and expected != actual:
-            raise errors.UserError(
-                f"{config_file} has {name} {actual!r}, but {path} next to "
-                f"{checkpoint} has {expected!r}, with which its weights were "
-                "trained; use that config, or the checkpoint of another model"
             )
 
 

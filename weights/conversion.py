@@ -310,6 +310,9 @@ def _read_tf(options):
     values, config_bytes = _read_config(directory)
     stored = tf_checkpoint.load(prefix)
     config = _roberta_config(prefix, values, len(stored))
+    model_directory.check_config(
+        prefix, config, os.path.join(directory, model_directory.CONFIG)
+    )
     parts = weight_names.parts_in_tf(stored, config)
     if {"pooler", "multiple_choice"} <= parts:
         raise errors.UserError(

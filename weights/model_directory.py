@@ -129,6 +129,61 @@ def task_bytes(task: Task) -> bytes:
     return files.json_bytes(task.values())
 
 
+# --- Config -----------------------------------------------------------------
+
+# Values that change the output but not the shape of a weight.
+_WITHOUT_SHAPE = ("num_attention_heads", "pad_token_id", "layer_norm_eps")
+# What run.json has before a key of config.json.
+KEY_IN_RUN = "config.json's "
+
+
+def check_config(
+    checkpoint: str,
+    config: configuration.RobertaConfig,
+    config_file: str,
+    with_run: bool = True,
+) -> None:
+    """Compares a config with config.json and run.json next to a checkpoint.
+
+    Args:
+      checkpoint: its prefix.
+      config: of the model.
+      config_file: its file, for messages.
+      with_run: whether to compare it with run.json too.
+
+    Raises:
+      errors.UserError: values differ that change the output but no shape.
+    """
+    directory = os.path.dirname(checkpoint)
+    path = os.path.join(directory, CONFIG)
+    trained = _trained_with(directory) if with_run else {}
+    try:
+        values = files.read_json(path)
+    except (OSError, errors.UserError):  # none, or not of a model
+        values = {}
+    if not (values or trained):
+        logging.warning(
+            "%s: no model config beside the checkpoint, so %s of %s cannot be "
+            "compared; copy the config.json of its weights there",
+            checkpoint,
+            ", ".join(_WITHOUT_SHAPE),
+            config_file,
+        )
+    for name in _WITHOUT_SHAPE:
+        actual = getattr(config, name)
+        for file, expected in (
+            (path, values.get(name)),
+            (os.path.join(directory, RUN), trained.get(KEY_IN_RUN + name)),
+        ):
+            if expected not in (None, actual):
+                raise errors.UserError(
+                    f"{config_file} has {name} {actual!r}, but {file} next to "
+                    f"{checkpoint} has {expected!r}, with which its weights "
+                    "were trained; use that config, or the checkpoint of "
+                    "another model"
+                )
+
+
 # --- Tokenizer --------------------------------------------------------------
 
 
