@@ -10,8 +10,11 @@ import dataclasses
 import os
 import typing
 
+from absl import logging
+
 import configuration
 from common import command_line, errors, files
+from tasks import classification
 from weights import conversion, lazy_tensors, model_directory, tf_checkpoint
 from weights import names as weight_names
 
@@ -201,17 +204,40 @@ def find(
         )
     if os.path.isfile(beside):  # it has the labels, another may lack them
         config_file = beside
+    values = files.read_json(config_file)
+    task = model_directory.task_of(directory, parts)
+    _warn_of_labels(config_file, values, directory, task.labels or [])
     return TrainedModel(
         prefix,
         config,
         config_file,
-        files.read_json(config_file),
+        values,
         tensors,
         parts,
         tokenizer,
         vocab_size,
-        model_directory.task_of(directory, parts),
+        task,
     )
+
+
+def _warn_of_labels(config_file, values, directory, labels):
+    """Warns of a config.json that contradicts the labels of task.json."""
+    names, problem = values.get("id2label"), ""
+    if labels and values.get("problem_type") == classification.REGRESSION:
+        problem = "problem_type is regression, but the model has the labels"
+    elif isinstance(names, dict) and any(
+        names.get(str(i), label) not in (label, f"LABEL_{i}")
+        for i, label in enumerate(labels)
+    ):
+        problem = "id2label differs from the labels in use,"
+    if problem:
+        logging.warning(
+            "%s: %s %.200s of %s; edit the file that is wrong",
+            config_file,
+            problem,
+            ", ".join(labels),
+            os.path.join(directory, model_directory.TASK),
+        )
 
 
 def _checkpoint(path):

@@ -271,6 +271,34 @@ def test_a_config_that_was_edited_after_training_is_rejected(
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        (
+            {"id2label": {"0": "x", "1": "b"}},
+            "id2label differs from the labels",
+        ),
+        ({"problem_type": "regression"}, "problem_type is regression, but the"),
+        ({"id2label": {"0": "a", "1": "LABEL_1"}}, ""),
+        ({"id2label": None}, ""),
+    ],
+)
+def test_labels_that_contradict_those_of_training_are_warned_of(
+    tmp_path, caplog, values, text
+):
+    tiny.write_trained(tmp_path, ["classification"], labels=2, **values)
+    (tmp_path / "task.json").write_text(
+        '{"task": "classification", "labels": ["a", "b"]}'
+    )
+    model = trained_model.find(str(tmp_path))
+    assert model.labels(2) == ["a", "b"]
+    lines = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(lines) == bool(text)
+    for line in lines:
+        assert line.startswith(f"{tmp_path}/config.json: {text}")
+        assert f"a, b of {tmp_path}/task.json" in line
+
+
 def swap_ids(path):
     """A vocabulary of the same size."""
     ids = json.loads(path.read_text())
