@@ -236,11 +236,7 @@ class Progress:
         self._tokens = self._dropped = self._text_bytes = 0
         tqdm.tqdm.monitor_interval = 0  # no thread may exist at a fork
         self._bar = tqdm.tqdm(
-            total=total,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            total=total, initial=start, unit="B", unit_scale=True, disable=None
         )
 
     def update(self, built: record_builder.ChunkRecords) -> None:

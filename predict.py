@@ -266,7 +266,7 @@ def predict_all(
         total=len(items),
         desc=model.task,
         mininterval=2.0,
-        disable=len(items) == 1,
+        disable=len(items) == 1 or None,
     ) as bar:
         for first in range(0, len(items), size):
             part = items[first : first + size]

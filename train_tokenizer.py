@@ -103,7 +103,12 @@ def read_lines(
     total = sum(file.size for file in inputs)
     limits = corpus.chunk_limits(total)
     with tqdm.tqdm(
-        total=total, desc="read", unit="B", unit_scale=True, mininterval=2.0
+        total=total,
+        desc="read",
+        unit="B",
+        unit_scale=True,
+        mininterval=2.0,
+        disable=None,
     ) as bar:
         for group in corpus.group_files(inputs, limits):
             for chunk in corpus.read_chunks(group, limits, config.text_field):

@@ -195,6 +195,7 @@ def time_stage(
         desc=stage,
         unit="run",
         leave=False,
+        disable=None,
     )
     for number in range(rounds + 1):
         turn = contenders[::-1] if number % 2 else contenders

@@ -766,6 +766,7 @@ class FineTuning:
                 desc="predict",
                 unit="batch",
                 mininterval=2.0,
+                disable=None,
             ):
                 indices = batch.pop("index")
                 for row in np.flatnonzero(indices >= 0):

@@ -59,7 +59,7 @@ def encode_each(
         desc="tokenize",
         unit=f"x{chunk_size}",
         mininterval=2.0,
-        disable=len(chunks) < 10,
+        disable=len(chunks) < 10 or None,
     ):
         yield from chunk
 

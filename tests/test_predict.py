@@ -167,6 +167,12 @@ def test_a_question_on_an_empty_text_has_no_answer(reader):
     assert first["answer"] and second["answer"] == ""
 
 
+def test_no_bar_is_written_to_a_pipe(reader, capsys):
+    items = [predict.Item("1", "Dol.", question="Who?")] * 2
+    assert len(list(predict.predict_all(reader, items))) == 2
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "name, text, task, words",
     [

@@ -163,7 +163,7 @@ class Tower:
             delay=2,
             mininterval=2.0,
             leave=False,
-            disable=bool(processes.rank),
+            disable=bool(processes.rank) or None,
         ):
             batch = task.batches.make(number)
             rows = np.asarray(batch.get("index", [number]))
