@@ -261,10 +261,9 @@ def schedule(
     steps = run_record.updates(setup.run, device, count * task.num_train_epochs)
     warmup = min(int(steps * task.warmup_proportion), steps - 1)
     tf.logging.info(
-        "features=%d epochs=%g num_train_steps=%d num_warmup_steps=%d",
+        "features=%d epochs=%g num_warmup_steps=%d",
         count,
         task.num_train_epochs,
-        steps,
         warmup,
     )
     return steps, warmup
