@@ -15,6 +15,8 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# Flags may replace paths, so with flags the program looks for them.
+if ((! $#)) && name_missing BERT_BASE_DIR BookCorpus_DIR; then exit 1; fi
 
 # RoBERTa's recipe: cased text, full sequences of 512 tokens, masks drawn
 # again each time a sequence is fed.

@@ -23,6 +23,8 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# Flags may replace paths, so with flags the program looks for them.
+if ((! $#)) && name_missing BERT_BASE_DIR BookCorpus_DIR; then exit 1; fi
 
 # The paper's recipe (section 4.3, base, BookCorpus and Wikipedia) at the batch
 # that its devices allow, 16 x 16 sequences a device:

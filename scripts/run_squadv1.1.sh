@@ -24,6 +24,9 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPOSITORY/scripts/missing_paths.sh"
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
 PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# Flags may replace paths, so with flags the program looks for them, as for
+# INIT_CHECKPOINT always, which may be hf:NAME.
+if ((! $#)) && name_missing BERT_BASE_DIR SQUAD_DIR; then exit 1; fi
 
 # The paper's settings (EM / F1 88.9 / 94.6; sources in
 # configs/squad_v1.1_large.flags): a batch of 48 = 12 x 4 on one device of 32

@@ -104,9 +104,13 @@ def launch(name, tmp_path, *arguments):
     )
     for variable in ("JOB_ID", "ASCEND_DEVICE_ID", "INIT_CHECKPOINT"):
         environment.pop(variable, None)
+    for directory in ("a model/tf_model", "a squad", "a corpus"):
+        (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "a model/tf_model/roberta_large.ckpt.index").write_text("")
     subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / name)] + list(arguments),
         env=environment,
+        cwd=str(tmp_path),
         check=True,
     )
     calls = [call.split("\n") for call in log.read_text().split("\n--\n")[:-1]]
@@ -140,28 +144,32 @@ def test_the_launcher_of_records_honours_python(tmp_path):
 )
 def test_a_launcher_that_fails_names_the_path_to_edit(name, variable, tmp_path):
     (tmp_path / "x.ckpt.index").write_text("")
+    write_program(tmp_path / "python", "#!/bin/sh\necho program >&2\nexit 3\n")
     paths = dict(
         BERT_BASE_DIR=str(tmp_path),
         BookCorpus_DIR=str(tmp_path),
         SQUAD_DIR=str(tmp_path),
         INIT_CHECKPOINT=str(tmp_path / "x.ckpt"),
-        PYTHON="false",
+        PYTHON=str(tmp_path / "python"),
     )
-    for changes, expected in (
-        ({}, ""),
-        (
-            {variable: "no such"},
-            f"{name}: error: {variable} is no such, which does not exist; edit "
-            f"{variable} in scripts/{name}, or set it in the environment\n",
-        ),
+    problem = (
+        f"{name}: error: {variable} is no such, which does not exist; edit "
+        f"{variable} in scripts/{name}, or set it in the environment\n"
+    )
+    wrong, both = {variable: "no such"}, (3, "program\n" + problem)
+    is_directory = variable != "INIT_CHECKPOINT"  # which may be hf:NAME
+    for changes, flags, expected in (
+        ({}, [], (3, "program\n")),
+        (wrong, [], (1, problem) if is_directory else both),
+        (wrong, ["--flag"], both),
     ):
         done = subprocess.run(
-            ["bash", str(REPOSITORY / "scripts" / name)],
+            ["bash", str(REPOSITORY / "scripts" / name), *flags],
             env={**os.environ, **paths, **changes},
             capture_output=True,
             text=True,
         )
-        assert (done.returncode, done.stderr) == (1, expected)
+        assert (done.returncode, done.stderr) == expected
 
 
 def test_squad_launchers_score_their_predictions(tmp_path):
