@@ -20,8 +20,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import signal
-import sys
 import time
 import typing
 
@@ -639,17 +637,7 @@ def define_flags() -> None:
 def main(_):
     build = command_line.build(BuildConfig, flags.FLAGS)
     config = command_line.build(record_builder.RecordConfig, flags.FLAGS)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        content, summary = run(build, config)
-    except KeyboardInterrupt:
-        logging.warning(
-            "interrupted; run the same command again to resume from the "
-            "finished shards"
-        )
-        sys.exit(128 + signal.SIGINT)
+    content, summary = run(build, config)
     shards = content["shards"]
     empty = sum(not shard["records"] for shard in shards)
     if empty:
@@ -679,4 +667,8 @@ def main(_):
 
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main)
+    command_line.run(
+        main,
+        after_interrupt="run the same command again to resume from the "
+        "finished shards",
+    )

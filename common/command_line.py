@@ -267,17 +267,19 @@ def _reject_arguments(arguments: typing.Sequence[str]) -> None:
 def run(
     main: typing.Callable[[typing.List[str]], typing.Any],
     takes_arguments: bool = False,
+    after_interrupt: str = "",
 ) -> None:
     """Parses the flags and calls `main(arguments)`, as absl's `app.run`.
 
     `errors.UserError`, `OSError` and `MemoryError` become one line and exit
-    code 1;
-    --version prints the version.
+    code 1, a signal one line and 128 + its number. --version prints the
+    version.
 
     Args:
       main: function of the arguments, the script's name first.
       takes_arguments: whether arguments besides flags are allowed; an ignored
         one may have been meant as the value of a flag.
+      after_interrupt: what the user does next, for that line.
     """
 
     def guarded(argv):
@@ -293,9 +295,8 @@ def run(
             return result
         except errors.UserError as error:
             fail(error)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"{os.path.basename(sys.argv[0])}: interrupted\n")
-            sys.exit(128 + signal.SIGINT)
+        except (KeyboardInterrupt, SystemError) as error:
+            startup.end_interrupted(error, after_interrupt)
         except BrokenPipeError:
             end_at_closed_pipe()
         except MemoryError:
@@ -307,6 +308,8 @@ def run(
         except OSError as error:
             logging.debug("traceback", exc_info=True)
             fail(describe_os_error(error))
+        finally:
+            startup.ignore_signals()
 
     flags.DEFINE_bool("version", False, "Print the version.", module_name=OTHER)
     logging.use_absl_handler()

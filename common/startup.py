@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command does before it imports TensorFlow.
+"""What a command does before it imports TensorFlow, and how signals end it.
 
 Each command imports this module first: importing TensorFlow takes seconds, and
 a Python without the packages is the most frequent mistake. An interrupt, a
@@ -56,10 +56,71 @@ def _report_error(kind, error, traceback):
     )
 
 
+class _Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which clean up as Ctrl-C does."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+
+def _interrupt_of(error):
+    """The KeyboardInterrupt that an exception is or follows; None without."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
+def _unwind(number, _):
+    """Raises an interrupt, unless one is already cleaning up.
+
+    `timeout` and a terminal that closes send two signals.
+    """
+    if _interrupt_of(sys.exc_info()[1]) is None:
+        raise _Ended(number)
+
+
+def end_interrupted(error: BaseException, advice: str = "") -> None:
+    """Ends the process with one line and 128 + the signal's number.
+
+    Args:
+      error: a KeyboardInterrupt, or the SystemError that Python makes of one
+        in a C function, as in those of TensorFlow 1.15.
+      advice: what the user does next, "" for nothing.
+
+    Raises:
+      SystemError: the error, where it has another cause.
+    """
+    interrupt = _interrupt_of(error)
+    if interrupt is None:
+        raise error
+    number = getattr(interrupt, "number", signal.SIGINT)
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    advice = advice and f"; {advice}"
+    name = os.path.basename(sys.argv[0])
+    try:
+        sys.stderr.write(f"{name}: interrupted{by}{advice}\n")
+    except OSError:  # the terminal was closed
+        pass
+    sys.exit(128 + number)
+
+
+def ignore_signals() -> None:
+    """Ignores SIGTERM and SIGHUP while the process exits and cleans up."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def finish() -> None:
-    """Restores what Python does; a command calls it when it has imported."""
+    """Lets signals raise interrupts; a command calls it when it has imported.
+
+    A SIGHUP that nohup ignores stays ignored.
+    """
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _unwind)
     if sys.excepthook is _report_error:
         sys.excepthook = sys.__excepthook__
 

@@ -684,12 +684,9 @@ def main(arguments: typing.List[str]) -> None:
     if config.list:
         print_list()
         return
-    try:
-        for name in chosen(arguments[1:]):
-            directory = get(ITEMS[name], config)
-            print(f"{name}: {directory or 'already downloaded'}", flush=True)
-    except KeyboardInterrupt:
-        command_line.fail("interrupted; run the same command again to resume")
+    for name in chosen(arguments[1:]):
+        directory = get(ITEMS[name], config)
+        print(f"{name}: {directory or 'already downloaded'}", flush=True)
 
 
 def define_flags() -> None:
@@ -699,4 +696,8 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main, takes_arguments=True)
+    command_line.run(
+        main,
+        takes_arguments=True,
+        after_interrupt="run the same command again to resume",
+    )

@@ -35,13 +35,15 @@ class ScriptParser(argparse.ArgumentParser):
                 sys.stdout.flush()  # of --help too
         except errors.UserError as error:
             self.fail(error)
-        except KeyboardInterrupt:
-            self.exit(128 + signal.SIGINT, f"{self.prog}: interrupted\n")
+        except (KeyboardInterrupt, SystemError) as error:
+            startup.end_interrupted(error)
         except BrokenPipeError:  # the reader, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit(128 + signal.SIGPIPE)
         except OSError as error:
             self.fail(f"cannot use {error.filename!r}: {error.strerror}")
+        finally:
+            startup.ignore_signals()
 
 
 def check_output(

@@ -30,13 +30,14 @@ DEFAULTS = dict(
 )
 
 
-def run(*arguments, **variables):
+def run(*arguments, cwd=None, **variables):
     """(exit code, output, lines of errors) of the program."""
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments],
         capture_output=True,
         timeout=60,
         env=dict(ENVIRONMENT, **variables),
+        cwd=cwd,
     )
     return (
         done.returncode,
@@ -141,7 +142,32 @@ def test_mistake_is_one_line_and_exit_code_1(argument, words):
 
 def test_an_interrupted_script_ends_without_a_traceback():
     code, output, lines = run("--path=interrupted")
-    assert (code, output, lines) == (130, "", ["flags_program.py: interrupted"])
+    assert (code, output) == (130, "")
+    assert lines == ["flags_program.py: interrupted; run it again"]
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "system error"])
+@pytest.mark.parametrize(
+    "name, by",
+    [("SIGINT", ""), ("SIGTERM", " by SIGTERM"), ("SIGHUP", " by SIGHUP")],
+)
+def test_a_signal_cleans_up_and_ends_with_its_number(name, by, kind, tmp_path):
+    """A C function makes a SystemError of an interrupt."""
+    code, output, lines = run(f"--path={name}+{kind}", cwd=tmp_path)
+    assert (code, output) == (128 + getattr(signal, name), "")
+    assert lines == [f"flags_program.py: interrupted{by}; run it again"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
+    done = subprocess.run(
+        ["nohup", sys.executable, SCRIPT, "--path=SIGHUP+interrupt"],
+        capture_output=True,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").exists()
 
 
 def test_a_zero_byte_in_a_path_is_rejected(tmp_path):
@@ -167,9 +193,13 @@ def test_a_long_message_keeps_its_start_and_its_end():
 
 
 def test_a_bug_keeps_its_traceback():
-    code, _, lines = run("--path=bug")
-    assert code == 1 and lines[-1] == "RuntimeError: a bug"
-    assert any("Traceback" in line for line in lines)
+    for path, last in (
+        ("bug", "RuntimeError: a bug"),
+        ("system error", "SystemError: a C function"),
+    ):
+        code, _, lines = run(f"--path={path}")
+        assert code == 1 and lines[-1] == last
+        assert any("Traceback" in line for line in lines)
 
 
 def test_a_closed_pipe_ends_a_script_quietly():

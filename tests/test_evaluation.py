@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import sys
 import time
 import types
@@ -100,10 +101,36 @@ def run(command, **options):
     return tiny.run(command, tiny.environment(npu=False), **options)
 
 
-def start(command):
-    """The process of a run, whose log nobody reads."""
-    with open(os.devnull, "w") as log:
+def start(command, path=os.devnull):
+    """The process of a run that writes its log to a file."""
+    with open(str(path), "w") as log:
         return forked.Process(command, tiny.environment(npu=False), log, log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_directory_of_an_evaluation(data, tmp_path, number):
+    model = tmp_path / "model"
+    command = squad(
+        data,
+        tmp_path / "run",
+        bert_config_file=model / "config.json",
+        init_checkpoint=tiny.write_trained(model, ["question_answering"]),
+        do_train=False,
+        do_predict=True,
+        **CPU,
+    )
+    path = tmp_path / "log"
+    process = start(command, path)
+    while not re.search(r"model_dir: \S+,", path.read_text()):
+        assert process.poll() is None, path.read_text()
+        time.sleep(0.005)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    log = path.read_text()
+    (directory,) = re.findall(r"model_dir: (\S+roberta_evaluation_\S+),", log)
+    assert not os.path.exists(directory)
+    name = signal.Signals(number).name
+    assert log.splitlines()[-1] == f"run_squad.py: interrupted by {name}"
 
 
 EVALUATED = dict(CPU, evaluate_every_steps=5, keep_best=True)

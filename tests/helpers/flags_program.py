@@ -8,11 +8,12 @@ r"""A program of test_command_line.py: prints its flags as JSON.
 import dataclasses
 import json
 import os
+import signal
 import typing
 
 from absl import flags
 
-from common import command_line, errors
+from common import command_line, errors, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Config:
             raise errors.UserError("--path is bad;\n  use a good one")
 
 
+def end_by(name, kind):
+    """Gets a signal while it writes a file, and others as it cleans up."""
+    number = getattr(signal, name)
+    with files.new_file("file"):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as error:
+            for again in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), again)
+            if kind == "system error":
+                raise SystemError("an error set") from error
+            raise
+
+
 def main(arguments):
     config = command_line.build(Config, flags.FLAGS)
     if config.path == "missing":
@@ -42,6 +57,10 @@ def main(arguments):
         bytearray(1 << 60)
     if config.path == "interrupted":
         raise KeyboardInterrupt
+    if config.path == "system error":
+        raise SystemError("a C function")
+    if config.path.startswith("SIG"):
+        end_by(*config.path.split("+"))
     if config.path == "bug":
         raise RuntimeError("a bug")
     print(json.dumps(dict(dataclasses.asdict(config), rest=arguments[1:])))
@@ -49,4 +68,8 @@ def main(arguments):
 
 if __name__ == "__main__":
     command_line.define(Config, rate=0.25)
-    command_line.run(main, takes_arguments="ARGUMENTS" in os.environ)
+    command_line.run(
+        main,
+        takes_arguments="ARGUMENTS" in os.environ,
+        after_interrupt="run it again",
+    )
