@@ -137,22 +137,40 @@ class _Optimizer(tf.train.Optimizer):
         if not pairs:
             raise ValueError("no variable has a gradient")
         step = tf.cast(global_step, tf.float32) + 1.0
-        corrections = (
-            1.0 - tf.pow(self._beta1, step),
-            1.0 - tf.pow(self._beta2, step),
+        # Operations of a single number, once for all variables.
+        numbers = self._numbers(
+            1.0 - tf.pow(self._beta1, step), 1.0 - tf.pow(self._beta2, step)
         )
+        factors = [self._rate_factor(variable_name(v)) for _, v in pairs]
+        rates = {
+            factor: self._learning_rate * factor for factor in set(factors)
+        }
+        decays = {
+            factor: rate * self._weight_decay_rate
+            for factor, rate in rates.items()
+            if self._weight_decay_rate
+        }
         # Gradients are computed from weights of other layers: no variable
         # changes before the last gradient. One group of them, since an edge
         # from each gradient to each operation takes seconds to build.
         with tf.control_dependencies([tf.group(*(g for g, _ in pairs))]):
-            updates = [self._update(g, v, corrections) for g, v in pairs]
+            updates = [
+                self._update(g, v, rates[factor], decays.get(factor), numbers)
+                for factor, (g, v) in zip(factors, pairs)
+            ]
         with tf.control_dependencies(updates):
             return tf.assign_add(global_step, 1, name=name).op
 
-    def _update(self, gradient, variable, corrections):
+    def _numbers(self, first, second):
+        """What `_apply` needs beside tensors of a variable's shape.
+
+        Args:
+          first, second: bias corrections of the moments, scalars.
+        """
+        return first, second
+
+    def _update(self, gradient, variable, rate, decay, numbers):
         name = variable_name(variable)
-        rate = self._learning_rate * self._rate_factor(name)
-        decay = self._weight_decay_rate if is_decayed(name) else 0.0
         slots = [
             tf.get_variable(
                 name + suffix,
@@ -168,8 +186,8 @@ class _Optimizer(tf.train.Optimizer):
             variable,
             slots,
             rate,
-            decay,
-            corrections,
+            decay if is_decayed(name) else None,
+            numbers,
         )
 
 
@@ -180,33 +198,34 @@ class AdamW(_Optimizer):
     torch.optim.AdamW.
     """
 
-    def _apply(self, gradient, variable, slots, rate, decay, corrections):
-        first, second = corrections
-        # w -= rate * decay * w, in one pass over the memory.
-        decayed = (
-            [
+    def _numbers(self, first, second):
+        # TF's kernel takes beta powers, and an epsilon outside the correction:
+        # m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) + sqrt(c2) e).
+        return {
+            "beta1_power": 1.0 - first,
+            "beta2_power": 1.0 - second,
+            "beta1": tf.constant(self._beta1),
+            "beta2": tf.constant(self._beta2),
+            "epsilon": self._epsilon * tf.sqrt(second),
+        }
+
+    def _apply(self, gradient, variable, slots, rate, decay, numbers):
+        decayed = []
+        if decay is not None:
+            # w -= rate * decay * w, in one pass over the memory.
+            decayed.append(
                 tf.raw_ops.ApplyGradientDescent(
-                    var=_ref(variable), alpha=rate * decay, delta=variable
+                    var=_ref(variable), alpha=decay, delta=variable
                 )
-            ]
-            if decay
-            else []
-        )
+            )
         with tf.control_dependencies(decayed):
-            # TF's kernel takes beta powers, and an epsilon outside the
-            # correction: m / (sqrt(v / c2) + e) = sqrt(c2) m / (sqrt(v) +
-            # sqrt(c2) e).
             return tf.raw_ops.ApplyAdam(
                 var=_ref(variable),
                 m=_ref(slots[0]),
                 v=_ref(slots[1]),
-                beta1_power=1.0 - first,
-                beta2_power=1.0 - second,
                 lr=rate,
-                beta1=self._beta1,
-                beta2=self._beta2,
-                epsilon=self._epsilon * tf.sqrt(second),
                 grad=gradient,
+                **numbers,
             ).op
 
 
@@ -222,8 +241,8 @@ class Lamb(_Optimizer):
         m = self._beta1 * slots[0] + (1.0 - self._beta1) * gradient
         v = self._beta2 * slots[1] + (1.0 - self._beta2) * tf.square(gradient)
         direction = (m / first) / (tf.sqrt(v / second) + self._epsilon)
-        if decay:
-            direction += decay * variable
+        if decay is not None:
+            direction += self._weight_decay_rate * variable
         weights, length = tf.norm(variable), tf.norm(direction)
         trust = tf.where(
             tf.logical_and(weights > 0.0, length > 0.0),
@@ -406,13 +425,17 @@ def clip(
     if not clip_norm:
         return list(grads_and_vars)
 
-    def shortened(gradient):
-        if gradient is None:
-            return None
-        length = norm if by_global_norm else tf.norm(gradient)
-        return gradient * (clip_norm / tf.maximum(length, clip_norm))
+    def factor(length):
+        return clip_norm / tf.maximum(length, clip_norm)
 
-    return [(shortened(g), v) for g, v in grads_and_vars]
+    def shorten(gradients):
+        if by_global_norm:
+            shared = factor(norm)
+            return [g * shared for g in gradients]
+        return [g * factor(tf.norm(g)) for g in gradients]
+
+    gradients, variables = zip(*grads_and_vars)
+    return list(zip(_map_present(shorten, gradients), variables))
 
 
 class LossScale:
