@@ -47,7 +47,7 @@ def test_512_tokens_need_514_positions():
 
 
 def test_the_vocabulary_must_be_the_models(tmp_path):
-    model = tiny.write_model(tmp_path)
+    model = tiny.write_model(tmp_path, layers=2)
     vocab_file = str(model / "vocab.json")
     for rows in (261, 264, 384):  # padded to a multiple of 8 or 128
         ids = model_directory.check_vocabulary(
@@ -88,7 +88,7 @@ def write_records(folder, count=20, largest=200):
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )
-    model = tiny.write_model(folder.parent / "model")
+    model = tiny.write_model(folder.parent / "model", layers=2)
     manifests.write_manifest(
         str(folder),
         {
@@ -421,7 +421,7 @@ def test_warnings_of_a_check_are_collected_instead_of_logged(caplog):
 
 
 def test_the_doctor_reads_questions_with_the_defaults_of_their_script(tmp_path):
-    tiny.write_model(tmp_path / "model")
+    tiny.write_model(tmp_path / "model", layers=2)
     tiny.write_squad(tmp_path / "train.json")
     (tmp_path / "file").write_text('{"data": [')
     output = doctor(
