@@ -31,6 +31,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import common.startup
 
+import tqdm
 from absl import flags, logging
 
 from common import command_line, errors, files
@@ -548,16 +549,20 @@ def _retrieve(remote, path, timeout):
         with open(path + ".part", "ab") as stream:
             start = stream.tell()
             if start != remote.size:
-                pooch.HTTPDownloader(
-                    progressbar=True,
-                    chunk_size=_CHUNK_BYTES,
-                    timeout=timeout,
-                    headers={
-                        "Range": f"bytes={start}-",
-                        "Accept-Encoding": "identity",
-                    },
-                    hooks={"response": _checking(remote, stream)},
-                )(url, stream, None)
+                # It ends its line whatever ends the download.
+                with tqdm.tqdm(
+                    total=remote.size, unit="B", unit_scale=True, ncols=79
+                ) as progress:
+                    pooch.HTTPDownloader(
+                        progressbar=progress,
+                        chunk_size=_CHUNK_BYTES,
+                        timeout=timeout,
+                        headers={
+                            "Range": f"bytes={start}-",
+                            "Accept-Encoding": "identity",
+                        },
+                        hooks={"response": _checking(remote, stream)},
+                    )(url, stream, None)
         if _size(path + ".part") < remote.size:  # older releases of urllib3
             raise _package("requests").ConnectionError("it ended early")
         os.replace(path + ".part", output)

@@ -4,16 +4,19 @@
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 
 import pytest
 
 from common import errors, files
 from helpers import broken_server
 from helpers.archive_files import write_tar, write_zip
-from helpers.broken_server import file, in_turn, status
+from helpers.broken_server import answer, file, in_turn, status
 from helpers.paths import REPOSITORY
 from scripts import get_data
 
@@ -413,6 +416,45 @@ def test_list_shows_every_item():
     assert re.search(r"squad_v1\.1 +35\.1 MB", output)
     assert re.search(r"roberta_large +1423\.1 MB", output)
     assert re.search("conll2003 .*NIST", output)
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "interrupted by SIGTERM"),
+    ],
+)
+def test_a_signal_keeps_what_arrived(site, tmp_path, number, words):
+    test_ends = threading.Event()
+
+    def page(handler):
+        size = get_data.ITEMS["squad_v1.1"].files["train-v1.1.json"].size
+        answer(handler, 206, bytes(1 << 16), Content_Length=size)
+        test_ends.wait(60)
+
+    site.pages.clear()
+    site.pages["/SQuAD-explorer/dataset/train-v1.1.json"] = page
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "squad_v1.1"]
+        + [f"--output_dir={tmp_path}", "--url_base=" + site.base],
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(os.environ, no_proxy="127.0.0.1"),
+    )
+    part = tmp_path / "squad" / "train-v1.1.json.part"
+    while not (part.exists() and part.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    test_ends.set()
+    assert process.returncode == 128 + number
+    # The line of the progress bar has ended.
+    assert error.endswith(
+        f"\nget_data.py: {words}; run the same command again to resume\n"
+    )
+    assert list((tmp_path / "squad").iterdir()) == [part]
 
 
 def test_wrong_file_is_one_line_and_exit_code_1(site, tmp_path):
