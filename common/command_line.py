@@ -204,13 +204,6 @@ def fail(message: typing.Any) -> typing.NoReturn:
     sys.exit(1)
 
 
-def describe_os_error(error: OSError) -> str:
-    """`cannot use 'corpus.txt': No such file or directory`."""
-    if error.filename is None:
-        return error.strerror or str(error)
-    return f"cannot use {error.filename!r}: {error.strerror}"
-
-
 def end_at_closed_pipe() -> typing.NoReturn:
     """Ends the process when the reader of its output, as `head`, has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -307,7 +300,7 @@ def run(
             )
         except OSError as error:
             logging.debug("traceback", exc_info=True)
-            fail(describe_os_error(error))
+            fail(errors.describe_os_error(error))
         finally:
             startup.ignore_signals()
 

@@ -5,7 +5,21 @@ Scripts turn it into a single line on standard error and exit code 1; any other
 exception is a bug of this project and keeps its traceback.
 """
 
+import errno
+
 _MAX_CHARACTERS = 1500
+# {number of an OSError: what a user does}
+_FIXES = {
+    errno.EACCES: "make it usable or choose another path",
+    errno.EDQUOT: "free some space",
+    errno.EEXIST: "choose another path",
+    errno.EFBIG: "raise the limit (ulimit -f)",
+    errno.EISDIR: "name a file",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "free some space",
+    errno.ENOTDIR: "choose another path",
+    errno.EROFS: "make it usable or choose another path",
+}
 
 
 class UserError(ValueError):
@@ -16,6 +30,15 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return shortened(super().__str__())
+
+
+def describe_os_error(error: OSError) -> str:
+    """`cannot use 'a.txt': Permission denied; choose another path`."""
+    text = error.strerror or str(error)
+    if error.filename is not None:
+        text = f"cannot use {error.filename!r}: {text}"
+    fix = _FIXES.get(error.errno or 0)
+    return f"{text}; {fix}" if fix else text
 
 
 def missing_package(user: str, package: str, extra: str) -> UserError:

@@ -132,7 +132,7 @@ class Doctor:
                 result, text = "ERROR", str(error)
             except OSError as error:
                 result = "ERROR"
-                text = command_line.describe_os_error(error)
+                text = errors.describe_os_error(error)
         if warnings and result == "ok":
             result = "warn"
         # A warning may contain the entire result.

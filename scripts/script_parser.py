@@ -41,7 +41,7 @@ class ScriptParser(argparse.ArgumentParser):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            self.fail(f"cannot use {error.filename!r}: {error.strerror}")
+            self.fail(errors.describe_os_error(error))
         finally:
             startup.ignore_signals()
 

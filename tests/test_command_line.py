@@ -126,7 +126,8 @@ def test_flag_file_with_comments(tmp_path):
         ("--nam=b", ["nam", "name"]),
         ("--unknown=1", ["unknown", "--help"]),
         ("--path=bad", ["--path is bad; use a good one"]),
-        ("--path=missing", ["cannot use '/nonexistent/file'"]),
+        ("--path=missing", ["cannot use '/nonexistent/file'", "check the"]),
+        ("--path=limit", ["File too large; raise the limit (ulimit -f)"]),
         ("--path=large", ["not enough memory"]),
         ("--flagfile=/nonexistent/file", ["/nonexistent/file"]),
         # absl's search for the flag that was meant is recursive.

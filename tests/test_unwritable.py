@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import command_line, errors, files, tfrecord
+from common import errors, files, tfrecord
 from helpers import masked_lm_records
 from training import (
     eval_results,
@@ -41,7 +41,7 @@ def as_nobody(function):
             except errors.UserError as error:
                 text = str(error)
             except OSError as error:
-                text = command_line.describe_os_error(error)
+                text = errors.describe_os_error(error)
             except BaseException as error:  # the test is to see it
                 text = f"bug: {error!r}"
             os.write(answer.fileno(), text.encode())
@@ -89,7 +89,9 @@ WRITERS = {
 def test_a_directory_without_permission_is_named(closed, name):
     text = as_nobody(lambda: WRITERS[name](closed / "new"))
     assert text.startswith(f"cannot use '{closed / 'new'}")
-    assert text.endswith("Permission denied")
+    assert text.endswith(
+        "Permission denied; make it usable or choose another path"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
@@ -97,8 +99,9 @@ def test_a_file_where_a_directory_should_be_is_named(tmp_path, name):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OSError) as caught:
         WRITERS[name](tmp_path / "file" / "new")
-    assert str(tmp_path / "file") in command_line.describe_os_error(
-        caught.value
+    text = errors.describe_os_error(caught.value)
+    assert str(tmp_path / "file") in text and text.endswith(
+        "; choose another path"
     )
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -120,7 +123,7 @@ def test_a_read_only_file_system_is_named(name):
         pytest.skip("no file system is mounted read-only here")
     with pytest.raises(OSError) as caught:
         WRITERS[name](place / "new")
-    assert "new" in command_line.describe_os_error(caught.value)
+    assert "new" in errors.describe_os_error(caught.value)
 
 
 # Files that vanish.
@@ -149,8 +152,8 @@ def test_a_file_that_vanishes_during_a_run_is_named(batches, tmp_path):
     path.unlink()
     with pytest.raises(OSError) as caught:
         read_all(batches)
-    assert command_line.describe_os_error(caught.value) == (
-        f"cannot use {str(path)!r}: No such file or directory"
+    assert errors.describe_os_error(caught.value) == (
+        f"cannot use {str(path)!r}: No such file or directory; check the path"
     )
 
 

@@ -8,7 +8,9 @@ r"""A program of test_command_line.py: prints its flags as JSON.
 import dataclasses
 import json
 import os
+import resource
 import signal
+import tempfile
 import typing
 
 from absl import flags
@@ -53,6 +55,11 @@ def main(arguments):
     config = command_line.build(Config, flags.FLAGS)
     if config.path == "missing":
         open("/nonexistent/file")
+    if config.path == "limit":
+        with tempfile.TemporaryFile(buffering=0) as file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+            file.write(bytes(1))
+            file.write(bytes(1))
     if config.path == "large":
         bytearray(1 << 60)
     if config.path == "interrupted":
