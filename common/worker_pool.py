@@ -22,6 +22,8 @@ from common import errors
 # Pending items per worker: enough to keep it busy, and a bound for memory.
 _ITEMS_PER_WORKER = 2
 _WATCH_SECONDS = 0.5
+# Of an executor, and one to spare.
+_THREADS = 3
 # A larger value is certainly a typo and would exhaust the machine.
 MAX_WORKERS = 1024
 
@@ -60,11 +62,13 @@ def map_ordered(
 
     Raises:
       WorkerError: a worker exited.
+      MemoryError: its threads do not fit.
       Exception: any exception of the function for an item.
     """
     if num_workers == 1:
         yield from map(create(*arguments), items)
         return
+    _check_threads()
     executor = concurrent.futures.ProcessPoolExecutor(
         num_workers, initializer=_initialize, initargs=(create, arguments)
     )
@@ -87,6 +91,21 @@ def map_ordered(
         for future in pending:
             future.cancel()
         executor.shutdown()
+
+
+def _check_threads():
+    """Raises MemoryError where the executor would wait for its threads forever.
+
+    It has two; the stacks of the threads here are used again.
+    """
+    ends = threading.Event()
+    try:
+        for _ in range(_THREADS):
+            threading.Thread(target=ends.wait, daemon=True).start()
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from None
+    finally:
+        ends.set()
 
 
 @contextlib.contextmanager

@@ -785,6 +785,26 @@ def test_ctrl_c_while_workers_start_is_not_lost():
     assert not armed
 
 
+# Of the executor's two threads, one fits.
+LITTLE_MEMORY = """
+import resource, threading
+from common import worker_pool
+threading.stack_size(1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))
+list(worker_pool.map_ordered(iter(range(50)), lambda: abs, (), 2))
+"""
+
+
+def test_too_little_memory_for_the_executor_is_an_error():
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY],
+        stderr=subprocess.PIPE,
+        cwd=str(paths.REPOSITORY),
+        timeout=30,
+    )
+    assert done.stderr.endswith(b"MemoryError: can't start new thread\n")
+
+
 def test_a_killed_worker_ends_the_work_with_an_error():
     results = worker_pool.map_ordered(iter(range(50)), _die_at, (20,), 2)
     with pytest.raises(worker_pool.WorkerError, match="was killed"):
