@@ -186,6 +186,7 @@ class RobertaConfig:
                 "hf:roberta-base, or a RoBERTa config.json with "
                 "--bert_config_file"
             )
+        files.check_regular(path)
         values = files.read_json(path, "a model's config.json")
         try:
             config = cls.from_dict(values)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import typing
 
 from common import errors
@@ -48,6 +49,30 @@ def opened(path: str, **options: typing.Any) -> typing.Iterator[typing.Any]:
     """A stream to read whose errors name the file; by default of bytes."""
     with named_errors(path), open(path, **(options or {"mode": "rb"})) as file:
         yield file
+
+
+def check_regular(
+    path: str, fix: str = "replace it with a copy of the file"
+) -> None:
+    """Rejects a directory, and a pipe, which would be waited for.
+
+    Raises:
+      errors.UserError: names what it is, and the fix.
+      OSError: it does not exist, or is a loop of symbolic links.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        raise errors.UserError(f"{path}: is {kind}; {fix}")
+
+
+def is_file(path: str) -> bool:
+    """Whether a file exists; errors are those of check_regular."""
+    try:
+        check_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 # --- JSON and hashes --------------------------------------------------------

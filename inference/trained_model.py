@@ -170,7 +170,7 @@ def find(
     directory = os.path.dirname(prefix)
     beside = os.path.join(directory, model_directory.CONFIG)
     config_file = flags.bert_config_file or beside
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise errors.UserError(
             f"--model={path}: {config_file} does not exist; pass the model's "
             "config as --bert_config_file"
@@ -202,7 +202,7 @@ def find(
                 tokenizer.vocab_file, config, config_file
             )
         )
-    if os.path.isfile(beside):  # it has the labels, another may lack them
+    if files.is_file(beside):  # it has the labels, another may lack them
         config_file = beside
     values = files.read_json(config_file)
     task = model_directory.task_of(directory, parts)
@@ -258,7 +258,7 @@ def _prefix(path, checkpoints):
             "checkpoint's prefix"
         )
     if not os.path.isdir(path):
-        if os.path.isfile(tf_checkpoint.index_file(path)):
+        if files.is_file(tf_checkpoint.index_file(path)):
             return path
         raise errors.UserError(
             f"--model={path} is neither a directory nor the prefix of a "
@@ -310,4 +310,4 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
 
 def _beside(directory, name):
     path = os.path.join(directory, name)
-    return path if os.path.isfile(path) else ""
+    return path if files.is_file(path) else ""

@@ -184,6 +184,10 @@ def _check_actions(run, task):
             f"--{name}=True" for name in ("do_train", *actions)
         )
         raise errors.UserError(f"nothing to do: pass {choices}")
+    if run.do_train and getattr(task, "train_file", ""):
+        files.check_regular(
+            task.train_file, "write its data to a file, since it is read twice"
+        )
 
 
 def _with_tokenizer(run, task):
@@ -249,7 +253,7 @@ def config_file(run: run_config.RunConfig) -> str:
     """The config.json beside a run's checkpoint, else --bert_config_file."""
     checkpoint = checkpoints.newest(run.output_dir) or run.init_checkpoint
     beside = os.path.join(os.path.dirname(checkpoint), model_directory.CONFIG)
-    is_beside = checkpoint and os.path.isfile(beside)
+    is_beside = checkpoint and files.is_file(beside)
     return beside if is_beside else run.bert_config_file
 
 

@@ -6,6 +6,7 @@ message is one line (user_errors.py).
 """
 
 import json
+import os
 import shutil
 
 import pytest
@@ -181,6 +182,11 @@ CASES = {
         ),
     ],
     "run_classifier.py": [
+        (
+            "a pipe",
+            ["--train_file=$BAD/pipe"],
+            ["bad/pipe: is not a regular file; write its data"],
+        ),
         ("nothing to do", ["--do_train=False"], ["--do_train"]),
         ("no table", ["--train_file="], ["--train_file is not given"]),
         ("missing table", ["--train_file=$BAD/missing.tsv"], ["missing.tsv"]),
@@ -317,6 +323,7 @@ def folder(tmp_path_factory):
         ("list.json", "[]"),
     ):
         (bad / name).write_text(text)
+    os.mkfifo(str(bad / "pipe"))
     tiny.write_squad(bad / "squad.json")
     tiny.write_sequences(bad / "records")
     return folder

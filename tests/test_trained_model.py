@@ -299,6 +299,29 @@ def test_labels_that_contradict_those_of_training_are_warned_of(
         assert f"a, b of {tmp_path}/task.json" in line
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "vocab.json", "checkpoint", "model.ckpt-7.index"]
+)
+@pytest.mark.parametrize(
+    "make, problem",
+    [
+        (os.mkdir, "is a directory"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: os.symlink(path, path), "Too many levels of symbolic"),
+    ],
+    ids=["directory", "pipe", "loop"],
+)
+def test_what_is_not_a_file_says_what_it_is(
+    trained, tmp_path, name, make, problem
+):
+    path = copied(trained, tmp_path) / name
+    path.unlink()
+    make(str(path))
+    with pytest.raises((errors.UserError, OSError)) as caught:
+        trained_model.find(str(tmp_path))
+    assert problem in str(caught.value) and str(path) in str(caught.value)
+
+
 def swap_ids(path):
     """A vocabulary of the same size."""
     ids = json.loads(path.read_text())

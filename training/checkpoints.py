@@ -220,6 +220,7 @@ def listed(directory: str) -> typing.List[str]:
 
 def _named(directory):
     """Prefixes in the directory that the list names, oldest first."""
+    files.is_file(os.path.join(directory, _STATE_FILE))  # no pipe
     try:
         state = tf.train.get_checkpoint_state(directory)
     except ValueError:  # the file is not UTF-8

@@ -74,7 +74,7 @@ def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
       errors.UserError: the file is damaged.
     """
     path = os.path.join(directory, FILE)
-    if not (checkpoints.newest(directory) and os.path.isfile(path)):
+    if not (checkpoints.newest(directory) and files.is_file(path)):
         return None
     record = files.read_json(path, "the settings of a run")
     kinds = {"fixed": dict, "changeable": dict, "order_batch": int}

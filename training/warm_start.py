@@ -186,7 +186,7 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
     config_file = run.bert_config_file
     beside = os.path.join(os.path.dirname(prefix), model_directory.CONFIG)
     if prefix and not config_file:
-        if os.path.isfile(beside):
+        if files.is_file(beside):
             config_file = beside
         else:
             _check_exists(prefix)
@@ -205,7 +205,7 @@ def _in_directory(path, run):
         tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
         return prefix
     kinds = conversion.formats(path)
-    if os.path.isfile(os.path.join(path, model_directory.CONFIG)):
+    if files.is_file(os.path.join(path, model_directory.CONFIG)):
         kinds.append("hf")
     if not kinds:
         raise errors.UserError(

@@ -204,7 +204,7 @@ def formats(path: str) -> typing.List[str]:
         ),
         "fairseq": os.path.isfile(os.path.join(directory, "dict.txt"))
         or (path.endswith(".pt") and os.path.isfile(path)),
-        "tf": os.path.isfile(tf_checkpoint.index_file(path)),
+        "tf": files.is_file(tf_checkpoint.index_file(path)),
     }
     return [name for name, has_files in is_format.items() if has_files]
 
@@ -221,7 +221,7 @@ def _check_format(source, path):
 def _read_config(directory):
     """(values, bytes) of the config.json in a directory."""
     path = os.path.join(directory, "config.json")
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise errors.UserError(
             f"{path} does not exist; expected the model's config beside its "
             "weights"
@@ -299,7 +299,7 @@ def _read_fairseq(options):
 
 def _read_tf(options):
     prefix = options.input
-    if not os.path.isfile(tf_checkpoint.index_file(prefix)):
+    if not files.is_file(tf_checkpoint.index_file(prefix)):
         raise errors.UserError(
             f"{tf_checkpoint.index_file(prefix)} does not exist; --input is "
             "the prefix of a TensorFlow checkpoint, such as model.ckpt-1000 "
@@ -364,7 +364,7 @@ def _tokenizer_files(directory, options, config):
     contents = {}
     for name in (*given, *extras):
         path = given.get(name) or os.path.join(directory, name)
-        if given.get(name) or os.path.isfile(path):
+        if given.get(name) or files.is_file(path):
             contents[name] = files.read_bytes(path)
     fast = contents.get(model_directory.TOKENIZER)
     if fast is not None:

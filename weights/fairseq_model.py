@@ -98,7 +98,7 @@ def find_files(path: str, vocab_file: str = "", merges_file: str = "") -> Files:
 
     def beside(name):
         file = os.path.join(os.path.dirname(path), name)
-        return file if os.path.isfile(file) else None
+        return file if files.is_file(file) else None
 
     for name in (os.path.basename(path), "dict.txt"):
         if not beside(name):

@@ -67,7 +67,7 @@ def _load(directory):
         ("pytorch_model.bin", _load_bin),
     ):
         path = os.path.join(directory, name)
-        if os.path.isfile(path):
+        if files.is_file(path):
             return path, load_file(path)
         if os.path.isfile(path + ".index.json"):
             return path, load_parts(path + ".index.json", load_file)

@@ -81,7 +81,7 @@ def read_task(directory: str) -> Task:
       errors.UserError: a value has the wrong type or is out of range.
     """
     path = os.path.join(directory, TASK)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return Task()
     values = files.read_json(path, "a model's task.json")
     names = [field.name for field in dataclasses.fields(Task)]
@@ -158,8 +158,8 @@ def check_config(
     path = os.path.join(directory, CONFIG)
     trained = _trained_with(directory) if with_run else {}
     try:
-        values = files.read_json(path)
-    except (OSError, errors.UserError):  # none, or not of a model
+        values = _read_json(path)
+    except (OSError, errors.UserError):  # not of a model
         values = {}
     if not (values or trained):
         logging.warning(
@@ -223,7 +223,7 @@ def lower_case_in_hf(directory: str) -> bool:
 
 def _read_json(path):
     """The object in a file, {} without it."""
-    return files.read_json(path) if os.path.isfile(path) else {}
+    return files.read_json(path) if files.is_file(path) else {}
 
 
 def read_vocabulary(vocab_file: str) -> typing.Dict[str, int]:
@@ -235,7 +235,7 @@ def read_vocabulary(vocab_file: str) -> typing.Dict[str, int]:
 def find_tokenizer(directory: str) -> typing.Optional[TokenizerFiles]:
     """The tokenizer files of a directory, None unless both are there."""
     vocab, merges = (os.path.join(directory, n) for n in (VOCAB, MERGES))
-    if not (os.path.isfile(vocab) and os.path.isfile(merges)):
+    if not (files.is_file(vocab) and files.is_file(merges)):
         return None
     return TokenizerFiles(vocab, merges, bool(lower_case(directory)))
 
@@ -567,7 +567,7 @@ def check_tokenizer(
     """
     check_same_files(tokenizer, directory, allow_other)
     vocab_file = os.path.join(directory, VOCAB)
-    if os.path.isfile(vocab_file) and (
+    if files.is_file(vocab_file) and (
         tokenization.added_tokens(tokenizer.vocab_file)
         != tokenization.added_tokens(vocab_file)
     ):
@@ -599,7 +599,7 @@ def check_same_files(
         beside = os.path.join(directory, name)
         if (
             path
-            and os.path.isfile(beside)
+            and files.is_file(beside)
             and not _have_same_content(path, beside)
         ):
             reject_tokenizer(f"{path}: not the same as {beside}", allow_other)
@@ -608,7 +608,7 @@ def check_same_files(
         beside = os.path.join(directory, name)
         if (
             key in trained
-            and os.path.isfile(beside)
+            and files.is_file(beside)
             and files.sha256(beside) != trained[key]
         ):
             reject_tokenizer(

@@ -233,6 +233,7 @@ def load(prefix: str) -> typing.Dict[str, lazy_tensors.Tensor]:
       OSError: a file is missing.
     """
     path = index_file(prefix)
+    files.check_regular(path)
     data = files.read_bytes(path, _MAX_INDEX_BYTES)
     try:
         pairs = _read_table(data)
