@@ -28,6 +28,10 @@ _LOWEST = -1e30
 _BATCH_SIZE = 64
 
 
+class InvalidLogits(errors.UserError):
+    """The model's numbers are NaN or infinite, whatever it was asked."""
+
+
 class _Answer(typing.NamedTuple):
     score: float
     text: str
@@ -303,7 +307,7 @@ def _window_logits(window, results):
             )
         # The greatest of numbers and a NaN is NaN.
         if not logits[: feature.length].max() < np.inf:
-            raise errors.UserError(
+            raise InvalidLogits(
                 f"{where}: logits of feature {feature.unique_id} are NaN or "
                 "infinite; the model has diverged, or half precision overflows"
             )

@@ -32,6 +32,7 @@ from uvicorn.protocols.http import h11_impl
 
 from common import errors, files
 from inference import predictor
+from question_answering import squad_decoding
 
 PAGE = pathlib.Path(__file__).with_name("serve.html")
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -229,7 +230,10 @@ class _Answers:
                     compute, limiter=self._limiter
                 )
         except errors.UserError as error:
-            raise fastapi.HTTPException(422, str(error)) from None
+            is_models = isinstance(error, squad_decoding.InvalidLogits)
+            raise fastapi.HTTPException(
+                500 if is_models else 422, str(error)
+            ) from None
         except TimeoutError:
             raise fastapi.HTTPException(
                 503,

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import functools
 import http.server
+import json
 import signal
 import socket
 import threading
@@ -18,8 +19,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from common import errors
 from helpers import answering, browser, tiny
 from inference import predictor
+from question_answering import squad_decoding
 from scripts import answer_server
 
 TEXT = "Town 1 lies on river bbb, town 2 on river ccc."
@@ -183,6 +186,20 @@ def test_a_server_without_room_says_when_to_ask_again(
             assert rejected.headers["Retry-After"] == "5"
         with urllib.request.urlopen(address + "healthz") as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (squad_decoding.InvalidLogits("logits are NaN; it has diverged"), 500),
+        (errors.UserError("logits are NaN; it has diverged"), 422),
+    ],
+)
+def test_what_the_model_cannot_answer_is_an_error_of_the_server(error, code):
+    with answering.threaded(Model(error=error)) as address:
+        rejected = rejection(address)
+    assert rejected.code == code
+    assert json.loads(rejected.read()) == {"detail": str(error)}
 
 
 def test_a_predictor_stops_before_a_batch(folder):
