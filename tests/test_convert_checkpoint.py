@@ -73,6 +73,34 @@ def test_a_round_trip_gives_the_same_files(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_weight_that_is_not_finite_is_warned_of(
+    tmp_path, caplog, dtype, value
+):
+    values, arrays = golden("masked_lm")
+    name = "roberta.encoder.layer.1.output.dense.bias"
+    arrays[name][3] = value
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "config.json").write_text(json.dumps(values))
+    with open(str(tmp_path / "given" / "model.safetensors"), "wb") as stream:
+        tensors = {n: numbers(dtype, array) for n, array in arrays.items()}
+        safetensors_file.write(stream, tensors)
+    convert("hf", "tf", tmp_path / "given", tmp_path / "m")
+    lines = [r.getMessage() for r in caplog.records]
+    (line,) = [line for line in lines if "infinite" in line]
+    assert "model.safetensors: NaN or infinite values in 1 of" in line
+    assert f"tensors, {name} first" in line
+
+
+def numbers(dtype, array):
+    """A tensor of float32 numbers in another type."""
+    if dtype == "BF16":
+        array = (array.view("<u4") >> np.uint32(16)).astype("<u2")
+    array = array.astype(lazy_tensors.DTYPES[dtype])
+    return lazy_tensors.Tensor(dtype, array.shape, lambda: array, "")
+
+
 def test_tensorflow_reads_the_public_names_shapes_and_values(tmp_path):
     convert("hf", "tf", GOLDEN / "masked_lm", tmp_path / "model.ckpt")
     reader = tf.train.load_checkpoint(str(tmp_path / "model.ckpt"))

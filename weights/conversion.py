@@ -174,7 +174,17 @@ def convert(
     if options.max_position_embeddings:
         model = _with_positions(model, options.max_position_embeddings)
     write = _write_hf if target == "hf" else _write_tf
-    write(model, options, report)
+    faulty: typing.List[str] = []
+    write(_checked(model, faulty), options, report)
+    if faulty:
+        logging.warning(
+            "%s: NaN or infinite values in %d of %d tensors, %s first; use a "
+            "checkpoint from before the model diverged, or copy it again",
+            model.path,
+            len(faulty),
+            len(model.tensors),
+            faulty[0],
+        )
     slots = 0
     for name, reason in model.left_out:
         if reason == weight_names.SLOT:
@@ -709,6 +719,22 @@ def _has_content(path, data):
     if not os.path.isfile(path) or os.path.getsize(path) != len(data):
         return False
     return files.read_exactly(path, 0, len(data)) == data
+
+
+def _checked(model, faulty):
+    """The model; `faulty` gets the names of what is read and is not finite."""
+
+    def checked(tensor):
+        def read():
+            numbers = tensor.read()
+            if not lazy_tensors.is_finite(tensor, numbers):
+                faulty.append(tensor.source)
+            return numbers
+
+        return tensor._replace(read=read)
+
+    tensors = {name: checked(t) for name, t in model.tensors.items()}
+    return model._replace(tensors=tensors)
 
 
 def _reporter(model, outputs, tensors, report):

@@ -139,6 +139,13 @@ def float32(tensor: Tensor) -> Tensor:
     return tensor._replace(dtype="F32", read=read)
 
 
+def is_finite(tensor: Tensor, numbers: np.ndarray) -> bool:
+    """Whether the numbers of a tensor have no NaN and no infinity."""
+    if tensor.dtype == "BF16":  # in an exponent all bits are 1
+        return not (numbers & 0x7F80 == 0x7F80).any()
+    return bool(np.isfinite(numbers).all())
+
+
 def same_bytes(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have the same type, shape and bits."""
     return first[:2] == second[:2] and np.array_equal(
