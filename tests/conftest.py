@@ -58,9 +58,10 @@ def fresh_graph(tensorflow_1_behaviour):
 
 
 @pytest.fixture(autouse=True)
-def warnings_of_absl():
-    """Absl's own level: a command that a test called may have set another."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+def loggers_of_warnings():
+    """Their own level: a command that a test called may have set another."""
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @pytest.fixture
