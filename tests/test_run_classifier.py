@@ -77,9 +77,8 @@ def trained(folder):
 
 
 def test_a_model_learns_and_writes_what_the_server_reads(folder, trained):
-    assert "features=240 epochs=5 num_train_steps=75 num_warmup_steps=4" in (
-        trained
-    )
+    assert "features=240 epochs=5 num_warmup_steps=4" in trained
+    assert " num_train_steps=75 " in trained
     assert "training: examples=240 truncated=0 cut_tokens=0" in trained
     results = folder.results("out")
     assert results["examples"] == 60
