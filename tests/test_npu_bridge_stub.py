@@ -20,12 +20,6 @@ tf.disable_v2_behavior()
 NPU = "npu_bridge.estimator.npu."
 
 
-def _forget():
-    for name in list(sys.modules):
-        if name.split(".")[0] in ("npu_bridge", "hccl", "npu_stub"):
-            del sys.modules[name]
-
-
 @pytest.fixture
 def stand_in(monkeypatch):
     """Function that imports a module of a fresh stub on a single device."""
@@ -40,10 +34,10 @@ def stand_in(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JOB_ID", "10086")
     monkeypatch.setenv("RANK_SIZE", "1")
-    _forget()
+    npu_ranks.forget_stub()
     with tf.Graph().as_default():
         yield importlib.import_module
-    _forget()
+    npu_ranks.forget_stub()
 
 
 # Arguments.

@@ -13,7 +13,7 @@ import npu_environment
 import optimization
 from common import errors
 from device import DeviceConfig
-from helpers import npu_graph
+from helpers import npu_graph, npu_ranks
 
 OPERATIONS = pathlib.Path(__file__).parent / "data" / "npu_operations.txt"
 # TensorFlow removes them before the compiler sees the graph.
@@ -26,6 +26,12 @@ LAYER_NORMS = sorted(
         for part in ("attention/output", "output")
     ]
 )
+
+
+@pytest.fixture(autouse=True)
+def without_stub_afterwards():
+    yield
+    npu_ranks.forget_stub()
 
 
 @pytest.mark.parametrize(

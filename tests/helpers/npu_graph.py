@@ -9,32 +9,26 @@ compiler finds LayerNorms in TensorFlow's graph.
 import collections
 import importlib
 import re
-import sys
 
 import tensorflow.compat.v1 as tf
 
 import npu_environment
 import run_pretraining
 from device import DeviceConfig, Processes
-from helpers import tiny
-from helpers.npu_ranks import STAND_IN
+from helpers import npu_ranks, tiny
 from training import run_config
 
 BATCH, LENGTH, MASKED = 2, 16, 4
 
 
 def use_stub(monkeypatch, release):
-    """Imports a fresh stub of the adapter; returns its module `graph`."""
-    monkeypatch.syspath_prepend(str(STAND_IN))
+    """Imports a fresh stub of the adapter; returns its module `graph`.
+
+    A test that calls it ends with npu_ranks.forget_stub.
+    """
+    monkeypatch.syspath_prepend(str(npu_ranks.STAND_IN))
     monkeypatch.setenv("NPU_STUB_RELEASE", release)
-    for name in list(sys.modules):
-        if name.split(".")[0] in (
-            "npu_bridge",
-            "npu_device",
-            "hccl",
-            "npu_stub",
-        ):
-            monkeypatch.delitem(sys.modules, name)
+    npu_ranks.forget_stub()
     if npu_environment._ADAPTER == "npu_device":
         importlib.import_module("npu_device").compat.enable_v1()
     return importlib.import_module("npu_stub.graph")

@@ -4,11 +4,24 @@
 import json
 import os
 import pathlib
+import sys
 import time
 
 from helpers import forked
 
 STAND_IN = pathlib.Path(__file__).resolve().parent.parent / "npu_bridge_stub"
+
+
+def forget_stub():
+    """Removes the stub's modules, by which a later test would see an NPU."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in (
+            "npu_bridge",
+            "npu_device",
+            "hccl",
+            "npu_stub",
+        ):
+            del sys.modules[name]
 
 
 def table(ranks):
