@@ -288,8 +288,6 @@ def run(
             return result
         except errors.UserError as error:
             fail(error)
-        except (KeyboardInterrupt, SystemError) as error:
-            startup.end_interrupted(error, after_interrupt)
         except BrokenPipeError:
             end_at_closed_pipe()
         except MemoryError:
@@ -301,6 +299,8 @@ def run(
         except OSError as error:
             logging.debug("traceback", exc_info=True)
             fail(errors.describe_os_error(error))
+        except (KeyboardInterrupt, Exception) as error:
+            startup.end_interrupted(error, after_interrupt)
         finally:
             startup.ignore_signals()
 

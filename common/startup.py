@@ -18,12 +18,17 @@ import warnings
 
 # The system's words where a library does not fit into memory.
 _NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Paths of this project's code; an environment may lie within its folder.
+_OWN_CODE = re.compile(re.escape(_REPOSITORY) + "(?!.*-packages)")
+# The first signal that asked the command to end.
+_received = None
 
 
 def _is_command(path):
     """Whether a program is one of this project's commands or scripts."""
     folder = os.path.dirname(os.path.realpath(path))
-    repository = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    repository = os.path.realpath(_REPOSITORY)
     return folder in (repository, os.path.join(repository, "scripts"))
 
 
@@ -56,14 +61,6 @@ def _report_error(kind, error, traceback):
     )
 
 
-class _Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which clean up as Ctrl-C does."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.number = number
-
-
 def _interrupt_of(error):
     """The KeyboardInterrupt that an exception is or follows; None without."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
@@ -71,30 +68,54 @@ def _interrupt_of(error):
     return error
 
 
-def _unwind(number, _):
-    """Raises an interrupt, unless one is already cleaning up.
+def _unwind(number, frame):
+    """Raises an interrupt in this project's code, unless one is cleaning up.
 
-    `timeout` and a terminal that closes send two signals.
+    Libraries are not made for interrupts: C functions of TensorFlow replace or
+    drop them, and those of TensorFlow 1.15 crash. They end at the next line of
+    this project's code, or after a second, as where one was dropped.
+    `timeout` and a terminal that closes send two signals; a second Ctrl-C ends
+    the cleaning up.
     """
-    if _interrupt_of(sys.exc_info()[1]) is None:
-        raise _Ended(number)
+    global _received
+    _received = _received or number
+    if number != signal.SIGINT and _interrupt_of(sys.exc_info()[1]):
+        return
+    signal.signal(signal.SIGALRM, _unwind)
+    signal.alarm(1)
+    if number == signal.SIGALRM or _is_own(frame):
+        raise KeyboardInterrupt
+    sys.settrace(_raise_in_own_code)
+    while frame:
+        frame.f_trace = _raise_in_own_code
+        frame = frame.f_back
+
+
+def _is_own(frame):
+    return _OWN_CODE.match(frame.f_code.co_filename)
+
+
+def _raise_in_own_code(frame, event, _):
+    """A trace function, see sys.settrace."""
+    if _is_own(frame):
+        sys.settrace(None)
+        raise KeyboardInterrupt
 
 
 def end_interrupted(error: BaseException, advice: str = "") -> None:
     """Ends the process with one line and 128 + the signal's number.
 
     Args:
-      error: a KeyboardInterrupt, or the SystemError that Python makes of one
-        in a C function, as in those of TensorFlow 1.15.
+      error: a KeyboardInterrupt, or what a C function has made of one: those
+        of TensorFlow 1.15 a SystemError, those of 2.15 an AttributeError.
       advice: what the user does next, "" for nothing.
 
     Raises:
-      SystemError: the error, where it has another cause.
+      Exception: the error, where no signal was received.
     """
-    interrupt = _interrupt_of(error)
-    if interrupt is None:
+    if _received is None and _interrupt_of(error) is None:
         raise error
-    number = getattr(interrupt, "number", signal.SIGINT)
+    number = _received or signal.SIGINT
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     advice = advice and f"; {advice}"
     name = os.path.basename(sys.argv[0])
@@ -109,6 +130,8 @@ def ignore_signals() -> None:
     """Ignores SIGTERM and SIGHUP while the process exits and cleans up."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if _received is not None:
+        signal.alarm(0)
 
 
 def finish() -> None:
@@ -116,10 +139,9 @@ def finish() -> None:
 
     A SIGHUP that nohup ignores stays ignored.
     """
-    if signal.getsignal(signal.SIGINT) is _interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    initial = (signal.SIG_DFL, signal.default_int_handler, _interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in initial:
             signal.signal(number, _unwind)
     if sys.excepthook is _report_error:
         sys.excepthook = sys.__excepthook__

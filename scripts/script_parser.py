@@ -35,13 +35,13 @@ class ScriptParser(argparse.ArgumentParser):
                 sys.stdout.flush()  # of --help too
         except errors.UserError as error:
             self.fail(error)
-        except (KeyboardInterrupt, SystemError) as error:
-            startup.end_interrupted(error)
         except BrokenPipeError:  # the reader, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit(128 + signal.SIGPIPE)
         except OSError as error:
             self.fail(errors.describe_os_error(error))
+        except (KeyboardInterrupt, Exception) as error:
+            startup.end_interrupted(error)
         finally:
             startup.ignore_signals()
 

@@ -147,13 +147,16 @@ def test_an_interrupted_script_ends_without_a_traceback():
     assert lines == ["flags_program.py: interrupted; run it again"]
 
 
-@pytest.mark.parametrize("kind", ["interrupt", "system error"])
+@pytest.mark.parametrize(
+    "kind",
+    ["interrupt", "system error", "other error", "dropped", "within a library"],
+)
 @pytest.mark.parametrize(
     "name, by",
     [("SIGINT", ""), ("SIGTERM", " by SIGTERM"), ("SIGHUP", " by SIGHUP")],
 )
 def test_a_signal_cleans_up_and_ends_with_its_number(name, by, kind, tmp_path):
-    """A C function makes a SystemError of an interrupt."""
+    """A C function makes another error of an interrupt, or drops it."""
     code, output, lines = run(f"--path={name}+{kind}", cwd=tmp_path)
     assert (code, output) == (128 + getattr(signal, name), "")
     assert lines == [f"flags_program.py: interrupted{by}; run it again"]

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import tempfile
+import time
 import typing
 
 from absl import flags
@@ -37,10 +38,25 @@ class Config:
             raise errors.UserError("--path is bad;\n  use a good one")
 
 
+# A function that takes an interrupt for another error.
+OF_A_LIBRARY = """
+try:
+    os.kill(os.getpid(), number)
+    events = [1]
+except BaseException:
+    events = [2]
+"""
+
+
 def end_by(name, kind):
     """Gets a signal while it writes a file, and others as it cleans up."""
     number = getattr(signal, name)
     with files.new_file("file"):
+        if kind == "within a library":
+            known = {"os": os, "number": number}
+            path = "/site-packages/library.py"
+            exec(compile(OF_A_LIBRARY, path, "exec"), known)
+            print("not interrupted", known["events"])
         try:
             os.kill(os.getpid(), number)
         except KeyboardInterrupt as error:
@@ -48,7 +64,12 @@ def end_by(name, kind):
                 os.kill(os.getpid(), again)
             if kind == "system error":
                 raise SystemError("an error set") from error
-            raise
+            if kind == "interrupt":
+                raise
+        if kind == "other error":
+            raise AttributeError("an object without an attribute")
+        if kind == "dropped":
+            time.sleep(60)
 
 
 def main(arguments):
