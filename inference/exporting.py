@@ -36,6 +36,8 @@ TOLERANCES = {"mlm": 3e-5}
 TOLERANCE = 1e-5
 # ATC takes 11 to 15, ONNX Runtime this one since release 1.6.
 OPSET = 13
+# Bytes; smaller ones are shapes, axes and numbers.
+_LARGE_CONSTANT = 1024
 _CPU = tf.ConfigProto(device_count={"GPU": 0})
 # Parts of TensorFlow's messages.
 _FULL_DISK = re.compile(
@@ -213,24 +215,46 @@ def _onnx_package(name):
         raise errors.missing_package("--format=onnx", name, "onnx") from None
 
 
-@contextlib.contextmanager
-def _optimized_in_place():
-    """Keeps tf2onnx from copying the weights before each optimization.
+def _without_weights(built, model, outputs):
+    """(GraphDef with placeholders for the weights, {name: array}).
 
-    Under Python 3.11 a file of 129 MB took 8.0 GB of memory instead of 4.7.
+    tf2onnx copies each constant many times over. Whatever does not depend on an
+    input counts as a weight, as the product of two or a concatenated kernel.
     """
-    optimizer = _onnx_package("tf2onnx.optimizer")
-    optimize = optimizer.optimize_graph
-    optimizer.optimize_graph = lambda graph, _, **more: optimize(
-        graph, False, **more
-    )
-    try:
-        yield
-    finally:
-        optimizer.optimize_graph = optimize
+    graph_def = _without_gradients(built.graph.as_graph_def())
+    constant, used = set(), set()
+    for node in graph_def.node:
+        sources = {name.split(":")[0] for name in node.input}
+        if node.op != "Placeholder" and sources <= constant:
+            constant.add(node.name)
+        else:
+            used |= sources & constant
+    with graphs.restored(model, built.graph, _CPU) as session:
+        values = session.run({name: name + ":0" for name in used})
+    weights = {k: v for k, v in values.items() if v.nbytes > _LARGE_CONSTANT}
+    for node in graph_def.node:
+        if node.name in values:
+            node.CopyFrom(_constant(node.name, values[node.name]))
+    return tf.graph_util.extract_sub_graph(graph_def, outputs), weights
+
+
+def _constant(name, value):
+    """The NodeDef of a constant, or of a placeholder for a large one."""
+    node = tf.NodeDef(name=name)
+    node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
+    if value.nbytes > _LARGE_CONSTANT:
+        node.op = "Placeholder"
+        node.attr["shape"].shape.CopyFrom(
+            tf.TensorShape(value.shape).as_proto()
+        )
+    else:
+        node.op = "Const"
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    return node
 
 
 def _write_onnx(built, model, path):
+    onnx = _onnx_package("onnx")
     tf2onnx = _onnx_package("tf2onnx")
     inputs, outputs = next(iter(built.signatures.values()))
     names = {
@@ -238,13 +262,20 @@ def _write_onnx(built, model, path):
         for part in (inputs, outputs)
         for name, tensor in part.items()
     }
-    with tf.Graph().as_default(), _optimized_in_place():
+    graph_def, weights = _without_weights(
+        built, model, [tensor.op.name for tensor in outputs.values()]
+    )
+    with tf.Graph().as_default():
         proto, _ = tf2onnx.convert.from_graph_def(
-            _frozen(built, model),
+            graph_def,
             opset=OPSET,
-            input_names=[tensor.name for tensor in inputs.values()],
+            input_names=[tensor.name for tensor in inputs.values()]
+            + [name + ":0" for name in weights],
             output_names=[tensor.name for tensor in outputs.values()],
         )
+    real_inputs = [x for x in proto.graph.input if x.name[:-2] not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(real_inputs)
     for node in proto.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -260,6 +291,9 @@ def _write_onnx(built, model, path):
         model.tokenizer, model_directory.read_task(os.path.dirname(path))
     )
     metadata[onnx_engine.HEAD] = next(iter(built.signatures))
+    for name, value in weights.items():
+        tensor = onnx.numpy_helper.from_array(value, name + ":0")
+        proto.graph.initializer.append(tensor)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     files.write_bytes(path, proto.SerializeToString())

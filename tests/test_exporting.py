@@ -353,6 +353,22 @@ def test_onnx_names_its_axes_and_orders_its_outputs(model, tmp_path):
     }
 
 
+def test_each_weight_of_onnx_is_ready_for_its_product(model, tmp_path):
+    """int8 quantizes products whose second factor is stored in the file."""
+    pytest.importorskip("tf2onnx")
+    onnx = pytest.importorskip("onnx")
+    path = str(tmp_path / "encoder.onnx")
+    exporting.export(model, "encoder", "onnx", path)
+    graph = onnx.load(path).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    products = [
+        node
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in stored
+    ]
+    assert len(products) == 4 * model.config.num_hidden_layers
+
+
 def test_onnx_without_its_packages_is_one_clear_line(model, tmp_path):
     try:
         import tf2onnx  # noqa: F401
