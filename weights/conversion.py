@@ -385,7 +385,7 @@ def _tokenizer_files(directory, options, config):
     added = tokenization.added_tokens_file(vocab_file)
     if added:
         contents[ADDED_TOKENS] = files.read_bytes(added)
-    lazy_tensors.check_vocabulary(
+    model_directory.check_ids(
         _vocabulary(contents, directory), vocab_file, config.vocab_size
     )
     return contents

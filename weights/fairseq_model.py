@@ -20,7 +20,7 @@ import typing
 import numpy as np
 
 from common import errors, files
-from weights import lazy_tensors, torch_file
+from weights import lazy_tensors, model_directory, torch_file
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
@@ -152,7 +152,11 @@ def load(paths: Files, head: typing.Optional[str] = None) -> Model:
     config = _config(paths, checkpoint, tensors)
     vocabulary = None
     if paths.vocab:
-        ids = lazy_tensors.read_vocabulary(paths.vocab, len(symbols))
+        ids = model_directory.check_ids(
+            files.read_json(paths.vocab, "a vocab.json"),
+            paths.vocab,
+            len(symbols),
+        )
         tensors = _in_order(
             tensors, row_order(symbols, tokens, ids, paths.vocab)
         )

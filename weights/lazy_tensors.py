@@ -10,7 +10,7 @@ import typing
 
 import numpy as np
 
-from common import errors, files
+from common import files
 
 # safetensors' names of the types; bfloat16 is handled as its 16 bits.
 DTYPES = {
@@ -156,33 +156,3 @@ def same_bytes(first: Tensor, second: Tensor) -> bool:
 def raw_bytes(tensor: Tensor) -> np.ndarray:
     """The bytes of a tensor in C order, uint8 [n]."""
     return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
-
-
-def read_vocabulary(path: str, vocab_size: int) -> typing.Dict[str, int]:
-    """{token: id} of the vocab.json of a model with so many embeddings.
-
-    Raises:
-      errors.UserError: an id is not a number, repeated, or has no embedding.
-    """
-    return check_vocabulary(
-        files.read_json(path, "a vocab.json"), path, vocab_size
-    )
-
-
-def check_vocabulary(
-    ids: typing.Dict[str, int], path: str, vocab_size: int
-) -> typing.Dict[str, int]:
-    """`read_vocabulary` of a vocabulary that is read already."""
-    for token, number in ids.items():
-        if type(number) is not int or not 0 <= number < vocab_size:
-            raise errors.UserError(
-                f"{path}: {quoted(token)} has the id {number!r:.40}, but the "
-                f"model has {vocab_size} embeddings; use the vocabulary of "
-                "the model"
-            )
-    if len(set(ids.values())) != len(ids):
-        raise errors.UserError(
-            f"{path}: two tokens have the same id; use the vocabulary of the "
-            "model"
-        )
-    return ids

@@ -18,6 +18,7 @@ from absl import logging
 import configuration
 import tokenization
 from common import errors, files
+from weights import lazy_tensors
 from weights import names as weight_names
 
 CONFIG, VOCAB, MERGES = "config.json", "vocab.json", "merges.txt"
@@ -284,6 +285,37 @@ def check_vocabulary(
                 f"has {key} {getattr(config, key)}; use the vocabulary of "
                 "that model, or convert the model again"
             )
+    return ids
+
+
+def check_ids(
+    ids: typing.Dict[str, int], path: str, vocab_size: int
+) -> typing.Dict[str, int]:
+    """Checks that a vocabulary's ids are the rows of a model's embeddings.
+
+    Args:
+      ids: {token: id}.
+      path: of the vocabulary, for messages.
+      vocab_size: number of embeddings.
+
+    Returns:
+      The ids.
+
+    Raises:
+      errors.UserError: an id is not a number, repeated, or has no embedding.
+    """
+    for token, number in ids.items():
+        if type(number) is not int or not 0 <= number < vocab_size:
+            raise errors.UserError(
+                f"{path}: {lazy_tensors.quoted(token)} has the id "
+                f"{number!r:.40}, but the model has {vocab_size} embeddings; "
+                "use the vocabulary of the model"
+            )
+    if len(set(ids.values())) != len(ids):
+        raise errors.UserError(
+            f"{path}: two tokens have the same id; use the vocabulary of the "
+            "model"
+        )
     return ids
 
 
