@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step: losses, gradients, loss scale and update."""
+"""The training step: losses, their scaled gradients, the update."""
 
 import functools
 import typing
