@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training import (
     eval_results,
     input_pipeline,
     logs,
+    progress,
     run_config,
     tensorflow_errors,
     train_step,
@@ -192,6 +194,28 @@ def test_routine_messages_of_tensorflow_alone_are_hidden(text, is_shown):
         )
         assert logs._is_shown(record) == expected
         assert log_format.Formatter().format(record).endswith(" W " + text)
+
+
+def test_a_long_wait_has_lines_until_it_ends(caplog):
+    caplog.set_level("INFO", logger="absl")
+    with logs.waiting("a wait", 0.01) as ended:
+        while len(caplog.messages) < 2:
+            time.sleep(0.001)
+        ended.set()
+        time.sleep(0.05)
+        lines = len(caplog.messages)
+        time.sleep(0.05)
+    assert caplog.messages == ["a wait: 0 s so far"] * lines
+
+
+def test_the_first_step_ends_the_start():
+    calls = []
+    hook = progress.StartHook(0, 0, lambda: calls.append(1))
+    step = tf.train.get_or_create_global_step()
+    with tf.train.MonitoredSession(hooks=[hook]) as session:
+        assert not calls
+        session.run(step)
+    assert calls == [1]
 
 
 BAR = """import tensorflow.compat.v1 as tf

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log format, and the filter for TensorFlow's routine messages."""
 
+import contextlib
 import logging
 import re
+import threading
+import time
 import typing
 
 import tqdm
@@ -68,6 +71,35 @@ def progress_bar(**options: typing.Any) -> tqdm.tqdm:
     for handler in [absl_logging.get_absl_handler(), *tf.get_logger().handlers]:
         handler.addFilter(lambda record: bar.clear() is None)
     return bar
+
+
+@contextlib.contextmanager
+def waiting(
+    what: str, seconds: float = 10.0
+) -> typing.Iterator[threading.Event]:
+    """Logs every so many seconds that something takes its time.
+
+    Args:
+      what: its name, for the lines.
+      seconds: between two lines.
+
+    Yields:
+      The event that ends the lines, as the end of the context does.
+    """
+    done = threading.Event()
+    start = time.monotonic()
+
+    def log():
+        while not done.wait(seconds):
+            absl_logging.info(
+                "%s: %.0f s so far", what, time.monotonic() - start
+            )
+
+    threading.Thread(target=log, daemon=True).start()
+    try:
+        yield done
+    finally:
+        done.set()
 
 
 def _is_shown(record):

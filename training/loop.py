@@ -135,7 +135,7 @@ def _train_from_newest(estimator, batches, training, stop):
         if device.static_shapes
         else "",
     )
-    with logs.progress_bar(
+    with logs.waiting("before the first step") as started, logs.progress_bar(
         desc="training",
         unit="step",
         initial=step,
@@ -145,7 +145,7 @@ def _train_from_newest(estimator, batches, training, stop):
         estimator.train(
             lambda params: input_pipeline.dataset(batches, first),
             max_steps=training.num_train_steps,
-            hooks=[stop, progress.StartHook(first, records)],
+            hooks=[stop, progress.StartHook(first, records, started.set)],
             saving_listeners=[training.save_timer] if device.rank == 0 else [],
         )
 

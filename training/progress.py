@@ -79,8 +79,17 @@ class StartHook(tf.train.SessionRunHook):
     That is the checkpoint's numbers, except after a rollback.
     """
 
-    def __init__(self, batches: int, records: int):
+    def __init__(
+        self, batches: int, records: int, started: typing.Callable[[], None]
+    ):
+        """
+        Args:
+          batches: batches_seen.
+          records: records_seen.
+          started: called after each call of the session.
+        """
         self._values = {"batches_seen": batches, "records_seen": records}
+        self._started = started
         self._variables = []
 
     def begin(self):
@@ -94,6 +103,10 @@ class StartHook(tf.train.SessionRunHook):
             value = self._values[variable.op.name]
             if session.run(variable) != value:
                 variable.load(value, session)
+
+    def after_run(self, run_context, run_values):
+        del run_context, run_values
+        self._started()
 
 
 class ProgressHook(tf.train.SessionRunHook):
