@@ -33,14 +33,6 @@ _Manifest = typing.Dict[str, typing.Any]
 _COUNT_BITS = 48
 
 
-def _is_count(value):
-    return type(value) is int and 0 <= value < 1 << _COUNT_BITS
-
-
-def _is_hash(value):
-    return isinstance(value, str) and bool(re.match(r"[0-9a-f]{64}\Z", value))
-
-
 def is_file_name(value: typing.Any) -> bool:
     """Whether a text names a file of the manifest's own directory."""
     return (
@@ -51,23 +43,29 @@ def is_file_name(value: typing.Any) -> bool:
     )
 
 
-def _is_probability(value):
-    return type(value) in (int, float) and 0 <= value <= 1
-
-
-def _is_version(value):
-    return type(value) is int and value == FORMAT_VERSION
-
-
-_COUNT = (_is_count, f"a whole number >= 0, below 2**{_COUNT_BITS}")
-_HASH = (_is_hash, "64 hexadecimal digits")
-_PROBABILITY = (_is_probability, "a number from 0 to 1")
+_COUNT = (
+    lambda value: type(value) is int and 0 <= value < 1 << _COUNT_BITS,
+    f"a whole number >= 0, below 2**{_COUNT_BITS}",
+)
+_HASH = (
+    lambda value: (
+        isinstance(value, str) and bool(re.match(r"[0-9a-f]{64}\Z", value))
+    ),
+    "64 hexadecimal digits",
+)
+_PROBABILITY = (
+    lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "a number from 0 to 1",
+)
 _TEXT = (lambda value: isinstance(value, str), "a text")
 _BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
 
 # Key to (test, expectation). Other keys are allowed.
 _MANIFEST_KEYS = {
-    "format_version": (_is_version, FORMAT_VERSION),
+    "format_version": (
+        lambda value: type(value) is int and value == FORMAT_VERSION,
+        FORMAT_VERSION,
+    ),
     "masking": (
         lambda value: value in ("static", "dynamic"),
         "static or dynamic",
