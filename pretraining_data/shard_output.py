@@ -272,7 +272,7 @@ class _Output:
         raise NotImplementedError
 
     def _tokenizer_directory(self):
-        raise NotImplementedError
+        return self._directory
 
     def _records(self):
         """The paths of existing records and of what describes them."""
@@ -280,7 +280,7 @@ class _Output:
 
     def _other_entries(self):
         """Entries of manifest.json that are not of this build, checked."""
-        raise NotImplementedError
+        return []
 
     def _progress_paths(self):
         """The existing progress files of this build, of all tasks."""
@@ -455,12 +455,6 @@ class ShardedOutput(_Output):
 
     def _progress_paths(self):
         return manifest.progress_files(self._directory)
-
-    def _tokenizer_directory(self):
-        return self._directory
-
-    def _other_entries(self):
-        return []
 
 
 class SingleOutput(_Output):
