@@ -30,9 +30,21 @@ class Batches:
 
     specs: typing.Dict[str, tf.TensorSpec] = {}
 
-    def __init__(self):
+    def __init__(self, size: int = 1, rank: int = 0, world_size: int = 1):
+        """
+        Args:
+          size: sequences, or rows of them, of a batch on this device.
+          rank, world_size: this process among those that share a batch.
+        """
+        self._size = size
+        self._rank = rank
+        self._world_size = world_size
         self._error = None
         self._lock = threading.Lock()
+
+    def _first(self, step):
+        """The position of a batch's first sequence, or row, in their order."""
+        return (step * self._world_size + self._rank) * self._size + self.shift
 
     def make(self, step: int) -> typing.Dict[str, np.ndarray]:
         """The arrays of one batch, by the names of `specs`."""
@@ -262,16 +274,13 @@ class FeatureBatches(Batches):
             None lets S and the rows of the last batch vary.
           rank, world_size: this process among those that share a batch.
         """
-        super().__init__()
+        super().__init__(batch_size, rank, world_size)
         self._order = order
         self._values = sequences.values
         self._tokens = {"input_ids": (sequences.ids, pad_token_id)}
         self._tokens.update(sequences.token_values)
         self._choices = sequences.choices
-        self._batch_size = batch_size
         self._max_length = max_length
-        self._rank = rank
-        self._world_size = world_size
         self._rows = batch_size if order.is_endless or max_length else None
         choices = [] if self._choices is None else [self._choices]
         row = tf.TensorSpec([self._rows] + choices + [max_length], tf.int32)
@@ -283,10 +292,7 @@ class FeatureBatches(Batches):
             )
 
     def make(self, step):
-        place = step * self._world_size + self._rank
-        indices = self._order.indices(
-            place * self._batch_size + self.shift, self._batch_size
-        )
+        indices = self._order.indices(self._first(step), self._size)
         rows = self._rows or len(indices)
         batch = {
             name: self._padded(indices, rows, *tokens)

@@ -18,7 +18,11 @@ from weights import model_directory
 EVALUATION_EPOCH = 2**31 - 1
 # Features of a position, and of a masked position.
 _PER_TOKEN = ("input_ids", "input_mask")
-_PER_MASK = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
+_PER_MASK = {
+    "masked_lm_positions": tf.int32,
+    "masked_lm_ids": tf.int32,
+    "masked_lm_weights": tf.float32,
+}
 
 
 class Settings(typing.NamedTuple):
@@ -137,7 +141,7 @@ class MaskedLmSource:
             return self._mask(examples, indices, epochs, seed)
         return {
             name: np.stack([example[name] for example in examples])
-            for name in _PER_TOKEN + _PER_MASK
+            for name in (*_PER_TOKEN, *_PER_MASK)
         }
 
     def token_counts(self) -> np.ndarray:
@@ -229,31 +233,26 @@ class MaskedLmBatches(input_pipeline.Batches):
           order: for training; None reads once, from front to back, and fills
             the last batch with padding.
         """
-        super().__init__()
+        super().__init__(batch_size, rank, world_size)
         self._source = source
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
         self._seed = seed
         self._order = order
         settings = source.settings
         token = tf.TensorSpec([batch_size, settings.max_seq_length], tf.int32)
-        mask = tf.TensorSpec([batch_size, settings.max_predictions], tf.int32)
-        self.specs = dict(
-            dict.fromkeys(_PER_TOKEN, token), **dict.fromkeys(_PER_MASK, mask)
-        )
-        self.specs["masked_lm_weights"] = tf.TensorSpec(mask.shape, tf.float32)
+        self.specs = {
+            **dict.fromkeys(_PER_TOKEN, token),
+            **_mask_specs(batch_size, settings.max_predictions),
+        }
 
     @property
     def steps(self) -> int:
         """Batches in one pass over the records, the last one filled up."""
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self._source) // self._size)
 
     def make(self, step):
-        size = self._batch_size
+        size = self._size
         if self._order is not None:
-            first = (step * self._world_size + self._rank) * size + self.shift
-            epochs, indices = self._order.indices(first, size)
+            epochs, indices = self._order.indices(self._first(step), size)
         else:
             indices = np.arange(
                 step * size, min((step + 1) * size, len(self._source))
@@ -295,20 +294,17 @@ class PackedMaskedLmBatches(input_pipeline.Batches):
           rank, world_size: this process among those that share a batch.
           seed: of the masks.
         """
-        super().__init__()
+        super().__init__(rows, rank, world_size)
         self._source = source
         self._plan = plan
-        self._rows = rows
-        self._rank = rank
-        self._world_size = world_size
         self._seed = seed
         masks = plan.most_in_a_row(source.most_masked(lengths))
         row = tf.TensorSpec([rows, plan.room], tf.int32)
-        self.specs = dict.fromkeys(("input_ids", "sequence_starts"), row)
-        self.specs["lengths"] = tf.TensorSpec([rows * plan.places], tf.int32)
-        mask = tf.TensorSpec([rows, masks], tf.int32)
-        self.specs.update(dict.fromkeys(_PER_MASK, mask))
-        self.specs["masked_lm_weights"] = tf.TensorSpec(mask.shape, tf.float32)
+        self.specs = {
+            **dict.fromkeys(("input_ids", "sequence_starts"), row),
+            "lengths": tf.TensorSpec([rows * plan.places], tf.int32),
+            **_mask_specs(rows, masks),
+        }
 
     def make(self, step):
         plan = self._plan
@@ -318,9 +314,9 @@ class PackedMaskedLmBatches(input_pipeline.Batches):
         }
         batch["input_ids"][:] = self._source.settings.pad_token_id
         batch["sequence_starts"][:] = -1
-        first = (step * self._world_size + self._rank) * self._rows + self.shift
-        packed = [plan.row(first + row) for row in range(self._rows)]
-        epochs = (first + np.arange(self._rows)) // plan.rows
+        first = self._first(step)
+        packed = [plan.row(first + row) for row in range(self._size)]
+        epochs = (first + np.arange(self._size)) // plan.rows
         sequences = self._source.masked(
             np.concatenate(packed),
             np.repeat(epochs, [len(row) for row in packed]),
@@ -343,6 +339,14 @@ class PackedMaskedLmBatches(input_pipeline.Batches):
                 batch["masked_lm_positions"][row, slots] += start
                 masks, number = slots.stop, number + 1
         return batch
+
+
+def _mask_specs(rows, masks):
+    """{name: tf.TensorSpec} of what is masked."""
+    return {
+        name: tf.TensorSpec([rows, masks], dtype)
+        for name, dtype in _PER_MASK.items()
+    }
 
 
 def _chunks(count, size=4096):

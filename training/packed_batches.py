@@ -199,14 +199,11 @@ class PackedBatches(input_pipeline.Batches):
             the epochs.
           rank, world_size: this process among those that share a batch.
         """
-        super().__init__()
+        super().__init__(rows, rank, world_size)
         self._sequences = sequences
         self._plan = plan
         self._pad_token_id = pad_token_id
-        self._rows = rows
         self._is_endless = steps is None
-        self._rank = rank
-        self._world_size = world_size
         row = tf.TensorSpec([rows, plan.room], tf.int32)
         place = tf.TensorSpec([rows * plan.places], tf.int32)
         self.specs = dict.fromkeys(("input_ids", "sequence_starts"), row)
@@ -230,8 +227,8 @@ class PackedBatches(input_pipeline.Batches):
         batch["offsets"][:] = batch["lengths"][:] = 0
         for name, (_, fill) in sequences.token_values.items():
             batch[name][:] = fill
-        first = (step * self._world_size + self._rank) * self._rows + self.shift
-        for row in range(self._rows):
+        first = self._first(step)
+        for row in range(self._size):
             if not self._is_endless and first + row >= plan.rows:
                 break
             end = 0
