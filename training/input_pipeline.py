@@ -6,6 +6,7 @@ of numbers elsewhere and reads none of the records before it. Where the size of
 the global batch has changed, `Batches.shift` says how many records were read.
 """
 
+import functools
 import threading
 import typing
 
@@ -172,7 +173,7 @@ class LengthPools:
             if is_shuffled
             else FrontToBack(count)
         )
-        self._cached = (None, None)
+        self._sorted_pool = functools.lru_cache(maxsize=1)(self._draw_pool)
 
     def indices(self, first: int, number: int) -> np.ndarray:
         """The sequences at positions first .. first + number - 1: int64."""
@@ -182,15 +183,8 @@ class LengthPools:
         first -= start * size
         return np.concatenate(pools)[first : first + number]
 
-    def _sorted_pool(self, pool):
-        """int64 [size]; the last one is kept."""
-        cached, sequences = self._cached
-        if cached != pool:
-            sequences = self._draw_pool(pool)
-            self._cached = (pool, sequences)
-        return sequences
-
     def _draw_pool(self, pool):
+        """The sequences of a pool: int64 [size]."""
         size = self._pool * self._batch_size
         _, drawn = self._order.indices(pool * size, size)
         drawn = drawn[np.argsort(self._lengths[drawn], kind="stable")]

@@ -15,7 +15,7 @@ lengths, best fit first.
 """
 
 import dataclasses
-import threading
+import functools
 import typing
 
 import numpy as np
@@ -96,8 +96,7 @@ class Plan:
         self.places = int(sizes.max())
         self.sequences = len(self._lengths)
         self.padding = 1 - self._lengths.sum() / (self.rows * room)
-        self._cached: typing.Tuple = (None, None)
-        self._lock = threading.Lock()
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
     def rows_of(self, sequences: int) -> int:
         """Rows that have so many sequences in the mean, at least one."""
@@ -131,19 +130,14 @@ class Plan:
         start = end - self._sizes[rows[number]]
         return order[self._by_row[start:end]]
 
-    def _epoch(self, epoch):
+    def _draw_epoch(self, epoch):
         """(sequences by falling length, rows in their order)."""
         if self._seed is None:
             return self._longest_first, range(self.rows)
-        with self._lock:
-            cached, drawn = self._cached
-            if cached != epoch:
-                random = np.random.RandomState([self._seed, epoch])
-                order = random.permutation(self.sequences)
-                falling = np.argsort(-self._lengths[order], kind="stable")
-                drawn = order[falling], random.permutation(self.rows)
-                self._cached = (epoch, drawn)
-            return drawn
+        random = np.random.RandomState([self._seed, epoch])
+        order = random.permutation(self.sequences)
+        falling = np.argsort(-self._lengths[order], kind="stable")
+        return order[falling], random.permutation(self.rows)
 
 
 def plan_of(lengths: np.ndarray, run: run_config.RunConfig) -> Plan:
