@@ -71,11 +71,7 @@ class Batches:
 
 
 def dataset(
-    batches: Batches,
-    first: int,
-    last: typing.Optional[int] = None,
-    *,
-    prefetch: int = 4,
+    batches: Batches, first: int, last: typing.Optional[int] = None
 ) -> tf.data.Dataset:
     """The batches first, first + 1, ... as feature dictionaries.
 
@@ -83,7 +79,6 @@ def dataset(
       batches: the source.
       first: number of the first batch.
       last: number after the last one; None never ends.
-      prefetch: batches made ahead of time.
 
     Returns:
       tf.data.Dataset of {name: tensor}.
@@ -102,7 +97,7 @@ def dataset(
 
     last = np.iinfo(np.int64).max if last is None else last
     steps = tf.data.Dataset.range(first, last)
-    return steps.map(load, num_parallel_calls=2).prefetch(prefetch)
+    return steps.map(load, num_parallel_calls=2).prefetch(4)
 
 
 def filled(rows: np.ndarray, size: int, value: float) -> np.ndarray:
