@@ -458,20 +458,19 @@ def score_with(
 
 def define_flags() -> None:
     """Declares the flags of this script."""
-    command_line.define(
-        run_config.RunConfig,
-        learning_rate=1e-5,
-        train_batch_size=16,
-        weight_decay_rate=0.1,
+    run_config.define_flags(
+        ClassifierConfig,
+        {
+            "learning_rate": 1e-5,
+            "train_batch_size": 16,
+            "weight_decay_rate": 0.1,
+        },
+        num_train_epochs=10.0,
     )
-    command_line.define(ClassifierConfig, num_train_epochs=10.0)
-    command_line.define(environment.DeviceConfig)
 
 
 def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(ClassifierConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
+    run, task, options = run_config.from_flags(ClassifierConfig, FLAGS)
     setup = finetuning.begin(run, task, "cls/classification/")
     task = as_trained(task, finetuning.trained_config(setup.source))
     # All input is read and checked before anything is written.

@@ -208,20 +208,19 @@ def read_data(
 
 def define_flags() -> None:
     """Declares the flags of this script."""
-    command_line.define(
-        run_config.RunConfig,
-        learning_rate=1e-5,
-        train_batch_size=16,
-        weight_decay_rate=0.1,
+    run_config.define_flags(
+        MultipleChoiceConfig,
+        {
+            "learning_rate": 1e-5,
+            "train_batch_size": 16,
+            "weight_decay_rate": 0.1,
+        },
+        num_train_epochs=4.0,
     )
-    command_line.define(MultipleChoiceConfig, num_train_epochs=4.0)
-    command_line.define(environment.DeviceConfig)
 
 
 def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(MultipleChoiceConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
+    run, task, options = run_config.from_flags(MultipleChoiceConfig, FLAGS)
     if run.pack_sequences:
         raise errors.UserError(
             "--pack_sequences: not for multiple choice, where the options of a "

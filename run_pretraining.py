@@ -502,16 +502,12 @@ def _check_files(run, source, task, config, device, size):
 
 def define_flags() -> None:
     """Declares the flags of this command."""
-    command_line.define(run_config.RunConfig)
-    command_line.define(PretrainingConfig)
-    command_line.define(environment.DeviceConfig)
+    run_config.define_flags(PretrainingConfig)
 
 
 def main(_) -> None:
     """Trains, then evaluates."""
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(PretrainingConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
+    run, task, options = run_config.from_flags(PretrainingConfig, FLAGS)
     logs.set_up_logging(run)
     run = warm_start.resolved(run)
     config = run_config.model_config(run)

@@ -482,9 +482,7 @@ def _scores_v2(gold, predictions, answers, null_odds):
 
 
 def main(_: typing.List[str]) -> None:
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(SquadConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
+    run, task, options = run_config.from_flags(SquadConfig, FLAGS)
     setup = finetuning.begin(run, task, "cls/squad/")
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(
@@ -531,9 +529,7 @@ def main(_: typing.List[str]) -> None:
 
 
 def define_flags() -> None:
-    command_line.define(run_config.RunConfig, **DEFAULTS)
-    command_line.define(SquadConfig)
-    command_line.define(environment.DeviceConfig)
+    run_config.define_flags(SquadConfig, DEFAULTS)
 
 
 if __name__ == "__main__":

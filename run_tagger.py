@@ -330,17 +330,15 @@ def score_with(
 
 def define_flags() -> None:
     """Declares the flags of this script."""
-    command_line.define(
-        run_config.RunConfig, learning_rate=2e-5, train_batch_size=16
+    run_config.define_flags(
+        TaggerConfig,
+        {"learning_rate": 2e-5, "train_batch_size": 16},
+        num_train_epochs=3.0,
     )
-    command_line.define(TaggerConfig, num_train_epochs=3.0)
-    command_line.define(environment.DeviceConfig)
 
 
 def main(_):
-    run = command_line.build(run_config.RunConfig, FLAGS)
-    task = command_line.build(TaggerConfig, FLAGS)
-    options = command_line.build(environment.DeviceConfig, FLAGS)
+    run, task, options = run_config.from_flags(TaggerConfig, FLAGS)
     setup = finetuning.begin(run, task, "cls/tagging/")
     # All input is read and checked before anything is written.
     data = read_data(run, task)

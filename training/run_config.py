@@ -6,6 +6,7 @@ import re
 import typing
 
 import tqdm
+from absl import flags
 
 import configuration
 import device as devices
@@ -334,3 +335,34 @@ class Training:
 def model_config(run: RunConfig) -> configuration.RobertaConfig:
     """The config of --bert_config_file."""
     return configuration.RobertaConfig.from_json_file(run.bert_config_file)
+
+
+def define_flags(
+    task_class: type,
+    run_defaults: typing.Optional[typing.Mapping[str, typing.Any]] = None,
+    **task_defaults: typing.Any,
+) -> None:
+    """Declares the flags of a training command.
+
+    Args:
+      task_class: the dataclass of its own flags.
+      run_defaults: {field of RunConfig: another default}.
+      **task_defaults: the same of task_class.
+    """
+    command_line.define(RunConfig, **(run_defaults or {}))
+    command_line.define(task_class, **task_defaults)
+    command_line.define(devices.DeviceConfig)
+
+
+def from_flags(
+    task_class: type, flag_values: flags.FlagValues
+) -> typing.Tuple[RunConfig, typing.Any, devices.DeviceConfig]:
+    """The configs that `define_flags` declared, from parsed flags.
+
+    Raises:
+      errors.UserError: values that contradict each other.
+    """
+    return tuple(
+        command_line.build(kind, flag_values)
+        for kind in (RunConfig, task_class, devices.DeviceConfig)
+    )
