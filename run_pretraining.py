@@ -543,14 +543,12 @@ def main(_) -> None:
         config, run, device, task.num_train_steps, task.num_warmup_steps
     )
     if train_source:
-        training.data = dict(
-            train_source.description, shuffle_window=task.shuffle_window
+        training.describe(
+            dict(train_source.description, shuffle_window=task.shuffle_window),
+            len(train_source),
+            task.num_train_epochs,
+            packed and packed[0],
         )
-        training.sequences = len(train_source)
-        training.sequences_per_row = 1 / size
-        if packed:
-            training.data["tokens_of_rows"] = packed[0].room
-        training.num_train_epochs = task.num_train_epochs
     if run.evaluates:
         score_with(training, eval_source, task)
     estimator = device.estimator(

@@ -568,17 +568,6 @@ def _trained_task(model, labels):
     )
 
 
-def _describe(training, train, task, plan):
-    """Sets what a run tells of its data, in run.json and in its log."""
-    count = len(train.lengths)
-    training.data = _description(train, task)
-    training.sequences = count
-    training.sequences_per_row = count / plan.rows if plan else 1.0
-    if plan:
-        training.data["tokens_of_rows"] = plan.room
-    training.num_train_epochs = task.num_train_epochs
-
-
 def _description(train, task):
     """The training data and the tokenizer, for run.json."""
     names = ("train_file", "vocab_file", "merges_file")
@@ -665,20 +654,24 @@ class FineTuning:
             config_values=config_values,
             tokenizer=tokenizer_files(task),
         )
-        count = 0 if train is None else len(train.lengths)
         if self._plan:  # from here on a batch is counted in rows
-            count = self._plan.rows
             run = self._plan.counted_in_rows(run)
         self._model = model._replace(setup=model.setup._replace(run=run))
         self.setup = self._model.setup
         steps, warmup = 1, 0
         if train is not None:
+            count = self._plan.rows if self._plan else len(train.lengths)
             steps, warmup = schedule(count, self.setup, device)
         self._training = run_config.Training(
             config, run, device, steps, warmup, head=head
         )
         if train is not None:
-            _describe(self._training, train, task, self._plan)
+            self._training.describe(
+                _description(train, task),
+                len(train.lengths),
+                task.num_train_epochs,
+                self._plan,
+            )
         self._estimator = device.estimator(
             self._model_fn, self.setup.source, steps
         )

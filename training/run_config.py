@@ -331,6 +331,25 @@ class Training:
             self.run.divergence_guard, self.run.divergence_deviations
         )
 
+    def describe(
+        self,
+        data: typing.Mapping[str, typing.Any],
+        sequences: int,
+        num_train_epochs: float,
+        plan: typing.Any = None,
+    ) -> None:
+        """Sets what the run tells of its data, in run.json and in its log.
+
+        Args:
+          data, sequences, num_train_epochs: see the attributes.
+          plan: packed_batches.Plan of the sequences, if they are packed.
+        """
+        self.data = dict(data)
+        self.sequences, self.num_train_epochs = sequences, num_train_epochs
+        if plan:
+            self.sequences_per_row = plan.sequences / plan.rows
+            self.data["tokens_of_rows"] = plan.room
+
 
 def model_config(run: RunConfig) -> configuration.RobertaConfig:
     """The config of --bert_config_file."""
