@@ -489,15 +489,14 @@ def _check_files(run, source, task, config, device, size):
     """
     required = warm_start.ENCODER if run.do_train else _TRAINED
     warm_start.check(source, config, ["masked_lm"], required)
-    for line in preflight.check_run(
+    preflight.check_run(
         run,
         config,
         device,
         "masked_lm",
         predictions=task.max_predictions_per_seq,
         choices=size,
-    ):
-        tf.logging.info("%s", line)
+    )
 
 
 def define_flags() -> None:

@@ -636,10 +636,9 @@ class FineTuning:
         if train is not None and run.pack_sequences:
             self._plan = packed_batches.plan_of(train.lengths, run)
             size = self._plan.rows / self._plan.sequences
-        for line in preflight.check_run(
+        preflight.check_run(
             run, config, device, model.head.name, predictions=0, choices=size
-        ):
-            tf.logging.info("%s", line)
+        )
         head = [
             variable.tf
             for variable in weight_names.variables({model.head.name}, config)

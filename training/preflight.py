@@ -292,8 +292,10 @@ def check_run(
     *,
     predictions: int,
     choices: float = 1,
-) -> typing.List[str]:
+) -> None:
     """The checks of training commands: cheap, before anything is written.
+
+    Logs what disk and memory have room for.
 
     Args:
       run: flags.
@@ -303,19 +305,15 @@ def check_run(
       predictions: see `memory_bytes`.
       choices: sequences of --max_seq_length per example, less than 1 where
         they are packed.
-
-    Returns:
-      Lines about disk and memory.
     """
     if not run.do_train or device.rank:
-        return []
-    return [
-        "disk: " + check_room(run, config, head),
-        "memory: "
-        + check_need(
-            run, config, device, head, predictions=predictions, choices=choices
-        ),
-    ]
+        return
+    disk = check_room(run, config, head)
+    memory = check_need(
+        run, config, device, head, predictions=predictions, choices=choices
+    )
+    tf.logging.info("disk: %s", disk)
+    tf.logging.info("memory: %s", memory)
 
 
 def check_room(
