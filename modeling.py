@@ -97,7 +97,7 @@ class RobertaModel:
                 raise ValueError("dropout in training needs dropout_seed")
             # One for the embeddings, three in a layer.
             count = 1 + 3 * config.num_hidden_layers
-            seeds = _Seeds(dropout_seed, count, kernels)
+            seeds = _seeds(dropout_seed, count, kernels)
         layers = _Layers(config, kernels, seeds, tf.shape(input_ids))
         with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
             with tf.variable_scope("embeddings"):
@@ -188,31 +188,25 @@ def _by_sequence(rows, tokens):
     return batched
 
 
-class _Seeds:
-    """A different seed for each dropout, all from one int32 [2].
+def _seeds(seed, count, kernels, first=0):
+    """An iterator of a different seed for each dropout, from one int32 [2].
 
     One operation makes all of them, on the host, which starts the dropouts.
+
+    Args:
+      seed: int32 [2].
+      count: how many are made.
+      kernels: Kernels.
+      first: number of seeds that others have made.
     """
-
-    def __init__(self, seed, count, kernels, first=0):
-        """
-        Args:
-          seed: int32 [2].
-          count: how many are made.
-          kernels: Kernels.
-          first: number of seeds that others have made.
-        """
-        # An odd multiplier spreads the numbers over the 32 bits.
-        numbers = [
-            [((first + index) * 0x9E3779B1) & 0x7FFFFFFF, 0]
-            for index in range(1, count + 1)
-        ]
-        with kernels.host():
-            seeds = tf.bitwise.bitwise_xor(seed, tf.constant(numbers))
-            self._seeds = iter(tf.unstack(seeds))
-
-    def next(self):
-        return next(self._seeds)
+    # An odd multiplier spreads the numbers over the 32 bits.
+    numbers = [
+        [((first + index) * 0x9E3779B1) & 0x7FFFFFFF, 0]
+        for index in range(1, count + 1)
+    ]
+    with kernels.host():
+        seeds = tf.bitwise.bitwise_xor(seed, tf.constant(numbers))
+        return iter(tf.unstack(seeds))
 
 
 class _Layers:
@@ -223,7 +217,7 @@ class _Layers:
         Args:
           config: RobertaConfig.
           kernels: Kernels.
-          seeds: _Seeds, None outside of training.
+          seeds: from `_seeds`, None outside of training.
           shape: int32 [2], B and S.
         """
         self._config = config
@@ -235,7 +229,7 @@ class _Layers:
         return self._kernels.dropout(x, rate, seed) if seed is not None else x
 
     def _seed(self, rate):
-        return self._seeds.next() if self._seeds and rate > 0 else None
+        return next(self._seeds) if self._seeds and rate > 0 else None
 
     def embed(self, input_ids, sequence_starts=None):
         """int [B, S] -> ([N, H] of the compute dtype, table [V, H])."""
@@ -628,8 +622,8 @@ def _head_dropout(config, kernels, seed):
         rate = config.hidden_dropout_prob
     if seed is None or not rate:
         return lambda x: x
-    seeds = _Seeds(seed, 2, kernels, _FIRST_HEAD_SEED)
-    return lambda x: kernels.dropout(x, rate, seeds.next())
+    seeds = _seeds(seed, 2, kernels, _FIRST_HEAD_SEED)
+    return lambda x: kernels.dropout(x, rate, next(seeds))
 
 
 def _head_on_first(config, first, scope, outputs, drop, kernels):
