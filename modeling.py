@@ -126,7 +126,7 @@ class RobertaModel:
                     self._hidden.append(hidden)
 
     def _batched(self, rows):
-        return _by_sequence(rows, self._input_ids)
+        return by_sequence(rows, self._input_ids)
 
     def get_sequence_output(self) -> tf.Tensor:
         """The last layer's hidden states, [B, S, H], compute dtype."""
@@ -179,7 +179,7 @@ class RobertaModel:
                 )
 
 
-def _by_sequence(rows, tokens):
+def by_sequence(rows: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     """[N, C] -> [B, S, C], with B and S of tokens [B, S, ...]."""
     shape = tf.shape(tokens)
     width = rows.shape.as_list()[-1]
@@ -583,7 +583,7 @@ def squad_logits(
         tf.cast(sequence_output, tf.float32), [-1, config.hidden_size]
     )
     logits = tf.nn.bias_add(tf.matmul(rows, weights, transpose_b=True), bias)
-    start, end = tf.unstack(_by_sequence(logits, sequence_output), axis=2)
+    start, end = tf.unstack(by_sequence(logits, sequence_output), axis=2)
     return start, end
 
 
@@ -741,4 +741,4 @@ def tagging_logits(
             "tagging",
             initializer_range=config.initializer_range,
         )
-    return _by_sequence(logits, sequence_output)
+    return by_sequence(logits, sequence_output)

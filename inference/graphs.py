@@ -118,10 +118,7 @@ def _all_positions(config, encoder, hidden, kernels):
     logits = modeling.masked_lm_logits(
         config, encoder.get_rows(), encoder.get_embedding_table(), kernels
     )
-    shape = tf.shape(hidden)
-    logits = tf.reshape(logits, [shape[0], shape[1], config.vocab_size])
-    logits.set_shape(hidden.shape.as_list()[:2] + [config.vocab_size])
-    return logits
+    return modeling.by_sequence(logits, hidden)
 
 
 def span_logits(
