@@ -165,18 +165,17 @@ class RobertaModel:
             self._scope,
             reuse=tf.AUTO_REUSE,
             custom_getter=self._kernels.variable_getter,
-        ):
-            with tf.variable_scope("pooler"):
-                return tf.tanh(
-                    dense(
-                        first,
-                        self._config.hidden_size,
-                        "dense",
-                        initializer_range=self._config.initializer_range,
-                        dtype=self._kernels.head_dtype,
-                        kernels=self._kernels,
-                    )
+        ), tf.variable_scope("pooler"):
+            return tf.tanh(
+                dense(
+                    first,
+                    self._config.hidden_size,
+                    "dense",
+                    initializer_range=self._config.initializer_range,
+                    dtype=self._kernels.head_dtype,
+                    kernels=self._kernels,
                 )
+            )
 
 
 def by_sequence(rows: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
@@ -465,14 +464,7 @@ def normal_variable(
             shape, seed, stddev=stddev, dtype=dtype
         )
 
-    return variable(name, shape, initial, dtype)
-
-
-def variable(
-    name: str, shape: typing.List[int], initializer, dtype=tf.float32
-) -> tf.Tensor:
-    """A variable of the open scope, read as dtype."""
-    return tf.get_variable(name, shape, dtype, initializer)
+    return tf.get_variable(name, shape, dtype, initial)
 
 
 def dense_variables(
@@ -481,7 +473,7 @@ def dense_variables(
     """kernel [rows, columns] and bias [columns] of the open scope."""
     return (
         normal_variable("kernel", [rows, columns], stddev, dtype),
-        variable("bias", [columns], tf.zeros_initializer(), dtype),
+        tf.get_variable("bias", [columns], dtype, tf.zeros_initializer()),
     )
 
 
@@ -509,8 +501,12 @@ def layer_norm(
     """LayerNorm over the last axis, statistics in float32; dtype of rows."""
     width = rows.shape.as_list()[-1]
     with tf.variable_scope("LayerNorm"):
-        beta = variable("beta", [width], tf.zeros_initializer())
-        gamma = variable("gamma", [width], tf.ones_initializer())
+        beta = tf.get_variable(
+            "beta", [width], tf.float32, tf.zeros_initializer()
+        )
+        gamma = tf.get_variable(
+            "gamma", [width], tf.float32, tf.ones_initializer()
+        )
     normed = kernels.normalize(
         tf.cast(rows, kernels.norm_dtype or rows.dtype), gamma, beta, epsilon
     )
@@ -550,8 +546,11 @@ def masked_lm_logits(
                 )
             )
             hidden = layer_norm(hidden, config.layer_norm_eps, kernels)
-        bias = variable(
-            "output_bias", [config.vocab_size], tf.zeros_initializer()
+        bias = tf.get_variable(
+            "output_bias",
+            [config.vocab_size],
+            tf.float32,
+            tf.zeros_initializer(),
         )
     logits = kernels.matmul(
         hidden, tf.cast(embedding_table, dtype), transpose_b=True
@@ -578,7 +577,9 @@ def squad_logits(
         weights = normal_variable(
             "output_weights", [2, config.hidden_size], config.initializer_range
         )
-        bias = variable("output_bias", [2], tf.zeros_initializer())
+        bias = tf.get_variable(
+            "output_bias", [2], tf.float32, tf.zeros_initializer()
+        )
     rows = tf.reshape(
         tf.cast(sequence_output, tf.float32), [-1, config.hidden_size]
     )
