@@ -89,41 +89,26 @@ class RobertaModel:
         self._scope = scope
         self._input_ids = input_ids
         self._has_all_rows = output_positions is None
-        seeds = None
-        if is_training and (
-            config.hidden_dropout_prob or config.attention_probs_dropout_prob
-        ):
-            if dropout_seed is None:
-                raise ValueError("dropout in training needs dropout_seed")
-            # One for the embeddings, three in a layer.
-            count = 1 + 3 * config.num_hidden_layers
-            seeds = _seeds(dropout_seed, count, kernels)
+        seeds = _encoder_seeds(config, kernels, is_training, dropout_seed)
         layers = _Layers(config, kernels, seeds, tf.shape(input_ids))
         with tf.variable_scope(scope, custom_getter=kernels.variable_getter):
             with tf.variable_scope("embeddings"):
                 hidden, self._embedding_table = layers.embed(
                     input_ids, sequence_starts
                 )
-            self._hidden = [hidden]  # each [N, H]
-            if sequence_starts is not None:
-                mask = _block_diagonal_mask(sequence_starts)
-            else:
-                if input_mask is None:
-                    input_mask = tf.not_equal(input_ids, config.pad_token_id)
-                mask = _attention_mask(input_mask)
+            mask = _attention_mask(
+                config, input_ids, input_mask, sequence_starts
+            )
             with tf.variable_scope("encoder"):
-                for index in range(config.num_hidden_layers):
-                    is_last = index == config.num_hidden_layers - 1
-                    positions = output_positions if is_last else None
-                    if sequence_starts is not None and positions is not None:
-                        mask = _block_diagonal_mask(sequence_starts, positions)
-                    with tf.variable_scope(f"layer_{index}"):
-                        hidden = layers.transform(
-                            hidden, mask, positions, recompute_layers
-                        )
-                    if index + 1 == frozen_layers:
-                        hidden = tf.stop_gradient(hidden)
-                    self._hidden.append(hidden)
+                outputs = layers.encode(
+                    hidden,
+                    mask,
+                    sequence_starts,
+                    output_positions,
+                    recompute_layers,
+                    frozen_layers,
+                )
+                self._hidden = [hidden, *outputs]  # each [N, H]
 
     def _batched(self, rows):
         return by_sequence(rows, self._input_ids)
@@ -208,6 +193,17 @@ def _seeds(seed, count, kernels, first=0):
         return iter(tf.unstack(seeds))
 
 
+def _encoder_seeds(config, kernels, is_training, seed):
+    """One seed for the embeddings, three in a layer; None without dropout."""
+    if not is_training or not (
+        config.hidden_dropout_prob or config.attention_probs_dropout_prob
+    ):
+        return None
+    if seed is None:
+        raise ValueError("dropout in training needs dropout_seed")
+    return _seeds(seed, 1 + 3 * config.num_hidden_layers, kernels)
+
+
 class _Layers:
     """Builds embeddings and transformer layers from the same settings."""
 
@@ -259,6 +255,19 @@ class _Layers:
         rate = config.hidden_dropout_prob
         hidden = self._drop(hidden, rate, self._seed(rate))
         return tf.cast(hidden, kernels.compute_dtype), words
+
+    def encode(self, hidden, mask, starts, output_positions, recompute, frozen):
+        """Yields the output of each layer; arguments as for RobertaModel."""
+        last = self._config.num_hidden_layers - 1
+        for index in range(last + 1):
+            positions = output_positions if index == last else None
+            if starts is not None and positions is not None:
+                mask = _block_diagonal_mask(starts, positions)
+            with tf.variable_scope(f"layer_{index}"):
+                hidden = self.transform(hidden, mask, positions, recompute)
+            if index + 1 == frozen:
+                hidden = tf.stop_gradient(hidden)
+            yield hidden
 
     def transform(self, hidden, mask, positions, recompute):
         """One transformer layer.
@@ -415,11 +424,15 @@ def recomputed(
     return call(tf.stop_gradient(first), rows, *variables)
 
 
-def _attention_mask(input_mask):
-    """0 where a position is visible, else -1e4: float32 [B, 1, 1, S].
+def _attention_mask(config, input_ids, input_mask, sequence_starts):
+    """0 where a position is visible, else -1e4: float32 [B, 1, 1 or S, S].
 
     fp16, in which an NPU may compute it, has numbers up to 65504.
     """
+    if sequence_starts is not None:
+        return _block_diagonal_mask(sequence_starts)
+    if input_mask is None:
+        input_mask = tf.not_equal(input_ids, config.pad_token_id)
     visible = tf.cast(input_mask, tf.float32)
     return (visible[:, tf.newaxis, tf.newaxis, :] - 1.0) * 1e4
 
