@@ -67,24 +67,8 @@ def train_spec(
         names = sorted(sums)
         sums = dict(zip(names, device.average([sums[n] for n in names])))
     norm = optimization.global_norm([gradient for gradient, _ in pairs])
-    # After the model's variables, whose random seeds follow their order.
-    records = _counter("records_seen")
-    train_op = _update(chain, pairs, norm, run, global_step, sums)
-    with tf.control_dependencies([train_op]):
-        train_op = tf.group(
-            tf.assign_add(seen, 1),
-            tf.assign_add(records, run.batch_size * device.world_size),
-        )
-    # All processes must see the same norm to decide alike.
-    (mean_norm,) = (
-        device.average([norm]) if training.guard.mode != "off" else [norm]
-    )
-    report = dict(
-        sums,
-        learning_rate=rate,
-        gradient_norm=mean_norm,
-        **_work(losses, features, training),
-    )
+    train_op, records = _update(chain, pairs, norm, training, sums, seen)
+    report = _report(losses, features, training, sums, norm, rate)
     with tf.control_dependencies([train_op]):
         after = dict(
             device.overflow(chain),
@@ -174,17 +158,42 @@ def _micro_batches(losses, features, training, seen):
     return device.micro_batches(optimizer, micro_batch, run), rate
 
 
-def _update(chain, pairs, norm, run, global_step, sums):
-    """The operation that updates weights and global_step after the losses."""
+def _update(chain, pairs, norm, training, sums, seen):
+    """Updates weights and counters after the losses.
+
+    Returns:
+      (operation, the variable that counts records).
+    """
+    run = training.run
+    # After the model's variables, whose random seeds follow their order.
+    records = _counter("records_seen")
     clipped = optimization.clip(
         pairs, run.clip_norm, run.npu_bert_clip_by_global_norm, norm
     )
     # The norm needs every gradient, so no weight changes before the last
     # operation that reads it.
     with tf.control_dependencies([norm]):
-        update = chain.apply_gradients(clipped, global_step)
+        update = chain.apply_gradients(clipped, tf.train.get_global_step())
     with tf.control_dependencies([update] + [sums[n] for n in sorted(sums)]):
-        return tf.no_op()
+        updated = tf.no_op()
+    with tf.control_dependencies([updated]):
+        return tf.group(
+            tf.assign_add(seen, 1),
+            tf.assign_add(records, run.batch_size * training.device.world_size),
+        ), records
+
+
+def _report(losses, features, training, sums, norm, rate):
+    """{name: scalar} of a step, for the log."""
+    if training.guard.mode != "off":
+        # All processes must see the same norm to decide alike.
+        (norm,) = training.device.average([norm])
+    return dict(
+        sums,
+        learning_rate=rate,
+        gradient_norm=norm,
+        **_work(losses, features, training),
+    )
 
 
 def _counter(name):
