@@ -265,14 +265,11 @@ def _prefix(path, checkpoints):
             "checkpoint; expected a prefix such as DIR/model.ckpt-1000, where "
             "DIR/model.ckpt-1000.index exists"
         )
-    newest = checkpoints.newest_readable(path)
-    if newest:
-        return newest
-    prefixes = checkpoints.unlisted(path)
-    if len(prefixes) == 1:
-        return prefixes[0]
+    prefix = checkpoints.only_or_newest(path)
+    if prefix:
+        return prefix
     problem = "there is no checkpoint in it"
-    kinds = conversion.formats(path)
+    prefixes, kinds = checkpoints.unlisted(path), conversion.formats(path)
     if kinds and not prefixes:
         raise errors.UserError(
             f"--model={path}: {problem}, only weights to convert; run python "

@@ -172,6 +172,13 @@ def newest_readable(directory: str) -> typing.Optional[str]:
     return path
 
 
+def only_or_newest(directory: str) -> typing.Optional[str]:
+    """`newest_readable`, else the only checkpoint, such as a converted one."""
+    prefixes = unlisted(directory)
+    only = prefixes[0] if len(prefixes) == 1 else None
+    return newest_readable(directory) or only
+
+
 def unlisted(directory: str) -> typing.List[str]:
     """Prefixes of all checkpoints in a directory, such as converted ones."""
     paths = glob.glob(os.path.join(glob.escape(directory), "*.index"))

@@ -197,10 +197,7 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
 
 def _in_directory(path, run):
     """The prefix of a directory's checkpoint, which may be converted."""
-    prefixes = checkpoints.unlisted(path)
-    prefix = checkpoints.newest_readable(path)
-    if not prefix and len(prefixes) == 1:
-        prefix = prefixes[0]
+    prefix = checkpoints.only_or_newest(path)
     if prefix:
         tf.logging.info("--init_checkpoint=%s: using %s", path, prefix)
         return prefix
