@@ -8,6 +8,7 @@ memory. The output appears under its name when it is complete.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import typing
@@ -716,9 +717,11 @@ def _small_files(model, directory, dtype, overwrite):
 
 
 def _has_content(path, data):
-    if not os.path.isfile(path) or os.path.getsize(path) != len(data):
-        return False
-    return files.read_exactly(path, 0, len(data)) == data
+    return (
+        os.path.isfile(path)
+        and os.path.getsize(path) == len(data)
+        and files.read_exactly(path, 0, len(data)) == data
+    )
 
 
 def _checked(model, faulty):
@@ -737,23 +740,19 @@ def _checked(model, faulty):
     return model._replace(tensors=tensors)
 
 
-def _reporter(model, outputs, tensors, report):
-    """A function of an output's name that reports what it was written from.
+def _report_written(model, outputs, tensors, report, name):
+    """Reports what a tensor was written from.
 
     Args:
       outputs: {name in the output: Variable}.
       tensors: {name in the output: Tensor}.
     """
-
-    def written(name):
-        variable = outputs[name]
-        old, new = model.tensors[variable.hf], tensors[name]
-        report(
-            f"{old.source} {old.dtype} {model.shape_text(variable, old.shape)} "
-            f"-> {name} {new.dtype} {lazy_tensors.shape_text(new.shape)}"
-        )
-
-    return written
+    variable = outputs[name]
+    old, new = model.tensors[variable.hf], tensors[name]
+    report(
+        f"{old.source} {old.dtype} {model.shape_text(variable, old.shape)} "
+        f"-> {name} {new.dtype} {lazy_tensors.shape_text(new.shape)}"
+    )
 
 
 def _write_tf(model, options, report):
@@ -781,7 +780,11 @@ def _write_tf(model, options, report):
             output.write(path, content)
         with output.open(data) as stream:
             content = tf_checkpoint.write_data(
-                stream, tensors, _reporter(model, outputs, tensors, report)
+                stream,
+                tensors,
+                functools.partial(
+                    _report_written, model, outputs, tensors, report
+                ),
             )
         output.write(index, content)
 
@@ -825,5 +828,9 @@ def _write_hf(model, options, report):
             output.write(name, content)
         with output.open(path) as stream:
             safetensors_file.write(
-                stream, tensors, _reporter(model, outputs, tensors, report)
+                stream,
+                tensors,
+                functools.partial(
+                    _report_written, model, outputs, tensors, report
+                ),
             )
