@@ -188,6 +188,12 @@ def check_config(
 # --- Tokenizer --------------------------------------------------------------
 
 
+def _has_lowercase(directory):
+    """Whether tokenizer.json has a normalizer that lower-cases."""
+    values = _read_json(os.path.join(directory, TOKENIZER))
+    return "Lowercase" in str(values.get("normalizer"))
+
+
 def lower_case(directory: str) -> typing.Optional[bool]:
     """What a directory says of lower-casing; None if nothing.
 
@@ -197,10 +203,7 @@ def lower_case(directory: str) -> typing.Optional[bool]:
     value = _read_json(path).get("do_lower_case")
     if isinstance(value, bool):
         return value
-    normalizer = _read_json(os.path.join(directory, TOKENIZER)).get(
-        "normalizer"
-    )
-    return True if "Lowercase" in str(normalizer) else None
+    return _has_lowercase(directory) or None
 
 
 def lower_case_in_hf(directory: str) -> bool:
@@ -209,10 +212,7 @@ def lower_case_in_hf(directory: str) -> bool:
     Its RoBERTa classes ignore do_lower_case; a normalizer in tokenizer.json
     does it.
     """
-    normalizer = _read_json(os.path.join(directory, TOKENIZER)).get(
-        "normalizer"
-    )
-    lowers = "Lowercase" in str(normalizer)
+    lowers = _has_lowercase(directory)
     if lower_case(directory) and not lowers:
         logging.warning(
             "%s: do_lower_case is ignored, as transformers does for RoBERTa; "
