@@ -433,8 +433,7 @@ def added_tokens(vocab_file: str) -> typing.Dict[str, int]:
 
 def added_tokens_file(vocab_file: str) -> str:
     """The added_tokens.json beside a vocab.json, "" if there is none."""
-    path = os.path.join(os.path.dirname(vocab_file), ADDED_TOKENS)
-    return path if files.is_file(path) else ""
+    return files.beside(vocab_file, ADDED_TOKENS)
 
 
 def _read_vocabulary(path):

@@ -75,6 +75,12 @@ def is_file(path: str) -> bool:
     return True
 
 
+def beside(path: str, name: str) -> str:
+    """The file of that name in the directory of another, "" without it."""
+    file = os.path.join(os.path.dirname(path), name)
+    return file if is_file(file) else ""
+
+
 # --- JSON and hashes --------------------------------------------------------
 
 

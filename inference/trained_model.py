@@ -186,8 +186,8 @@ def find(
         _check_shapes(prefix, tensors, config, parts, config_file)
         model_directory.check_config(prefix, config, config_file)
     tokenizer = model_directory.TokenizerFiles(
-        flags.vocab_file or _beside(directory, model_directory.VOCAB),
-        flags.merges_file or _beside(directory, model_directory.MERGES),
+        flags.vocab_file or files.beside(prefix, model_directory.VOCAB),
+        flags.merges_file or files.beside(prefix, model_directory.MERGES),
         model_directory.choose_lower_case(
             flags.do_lower_case, [directory or "."]
         ),
@@ -303,8 +303,3 @@ def _check_shapes(prefix, tensors, config, parts, config_file):
                 f"has {lazy_tensors.shape_text(expected)}; use the config.json "
                 "of this checkpoint"
             )
-
-
-def _beside(directory, name):
-    path = os.path.join(directory, name)
-    return path if files.is_file(path) else ""

@@ -252,9 +252,8 @@ def trained_config(
 def config_file(run: run_config.RunConfig) -> str:
     """The config.json beside a run's checkpoint, else --bert_config_file."""
     checkpoint = checkpoints.newest(run.output_dir) or run.init_checkpoint
-    beside = os.path.join(os.path.dirname(checkpoint), model_directory.CONFIG)
-    is_beside = checkpoint and files.is_file(beside)
-    return beside if is_beside else run.bert_config_file
+    beside = checkpoint and files.beside(checkpoint, model_directory.CONFIG)
+    return beside or run.bert_config_file
 
 
 def schedule(

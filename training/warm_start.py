@@ -184,11 +184,9 @@ def resolved(run: run_config.RunConfig) -> run_config.RunConfig:
     elif os.path.isdir(prefix):
         prefix = _in_directory(prefix, run)
     config_file = run.bert_config_file
-    beside = os.path.join(os.path.dirname(prefix), model_directory.CONFIG)
     if prefix and not config_file:
-        if files.is_file(beside):
-            config_file = beside
-        else:
+        config_file = files.beside(prefix, model_directory.CONFIG)
+        if not config_file:
             _check_exists(prefix)
     return dataclasses.replace(
         run, init_checkpoint=prefix, bert_config_file=config_file

@@ -97,8 +97,7 @@ def find_files(path: str, vocab_file: str = "", merges_file: str = "") -> Files:
         path = os.path.join(path, "model.pt")
 
     def beside(name):
-        file = os.path.join(os.path.dirname(path), name)
-        return file if files.is_file(file) else None
+        return files.beside(path, name) or None
 
     for name in (os.path.basename(path), "dict.txt"):
         if not beside(name):
