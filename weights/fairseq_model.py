@@ -12,6 +12,7 @@ Source: fairseq/data/dictionary.py, fairseq/models/roberta/model.py,
 fairseq/tasks/masked_lm.py; openai/gpt-2, src/encoder.py.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -64,14 +65,14 @@ _BUFFERS = (
 
 
 class Files(typing.NamedTuple):
-    """A checkpoint and the files beside it; None if there is none."""
+    """A checkpoint and the files beside it; "" if there is none."""
 
     model: str  # model.pt
     dictionary: str  # dict.txt
-    vocab: typing.Optional[str]  # vocab.json, whose order the rows get
-    merges: typing.Optional[str]  # merges.txt, GPT-2's vocab.bpe
-    encoder: typing.Optional[str]  # GPT-2's encoder.json
-    config: typing.Optional[str]  # config.json for sizes that model.pt lacks
+    vocab: str  # vocab.json, whose order the rows get
+    merges: str  # merges.txt, GPT-2's vocab.bpe
+    encoder: str  # GPT-2's encoder.json
+    config: str  # config.json for sizes that model.pt lacks
 
 
 class Model(typing.NamedTuple):
@@ -96,9 +97,7 @@ def find_files(path: str, vocab_file: str = "", merges_file: str = "") -> Files:
     if os.path.isdir(path):
         path = os.path.join(path, "model.pt")
 
-    def beside(name):
-        return files.beside(path, name) or None
-
+    beside = functools.partial(files.beside, path)
     for name in (os.path.basename(path), "dict.txt"):
         if not beside(name):
             raise errors.UserError(
