@@ -482,6 +482,12 @@ def _options(checkpoint):
     }
 
 
+def _size(tensors, name, axis):
+    """A dimension of a weight; 0 if the weight does not exist."""
+    tensor = tensors.get(name)
+    return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
+
+
 def _config(paths, checkpoint, tensors):
     """config.json's keys: sizes from the settings, else from the weights."""
     options = _options(checkpoint)
@@ -497,14 +503,9 @@ def _config(paths, checkpoint, tensors):
             )
         return value
 
-    def size(name, axis):
-        """A dimension of a weight; 0 if the weight does not exist."""
-        tensor = tensors.get(name)
-        return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
-
     layers = "roberta.encoder.layer."
     numbers = {n.split(".")[3] for n in tensors if n.startswith(layers)}
-    positions = size(_POSITIONS, 0)
+    positions = _size(tensors, _POSITIONS, 0)
     if isinstance(options.get("max_positions"), int):
         # Positions start after the id of <pad>, which is 1.
         positions = options["max_positions"] + 2
@@ -522,13 +523,13 @@ def _config(paths, checkpoint, tensors):
         "hidden_act": "gelu",
         "hidden_dropout_prob": setting("dropout", "hidden_dropout_prob", 0.1),
         "hidden_size": setting(
-            "encoder_embed_dim", "hidden_size", size(_WORDS, 1)
+            "encoder_embed_dim", "hidden_size", _size(tensors, _WORDS, 1)
         ),
         "initializer_range": 0.02,
         "intermediate_size": setting(
             "encoder_ffn_embed_dim",
             "intermediate_size",
-            size(layers + "0.intermediate.dense.weight", 0),
+            _size(tensors, layers + "0.intermediate.dense.weight", 0),
         ),
         "layer_norm_eps": 1e-05,
         "max_position_embeddings": positions,
@@ -541,7 +542,7 @@ def _config(paths, checkpoint, tensors):
         ),
         "pad_token_id": 1,
         "type_vocab_size": 1,
-        "vocab_size": size(_WORDS, 0),
+        "vocab_size": _size(tensors, _WORDS, 0),
     }
 
 
