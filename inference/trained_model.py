@@ -27,6 +27,7 @@ HEADS = {
     "tagging": "tagging",
     "encoder": weight_names.BASE,
 }
+_HEAD_OF = {part: head for head, part in HEADS.items()}
 # How the name of an ONNX file ends.
 ONNX = ".onnx"
 # The variable whose size is the number of a head's labels.
@@ -97,8 +98,7 @@ class TrainedModel(typing.NamedTuple):
     @property
     def own_head(self) -> str:
         """The key of HEADS of the task in `task`, else "encoder"."""
-        heads = {part: head for head, part in HEADS.items()}
-        return heads.get(self.task.task, "encoder")
+        return _HEAD_OF.get(self.task.task, "encoder")
 
     def trained_for(self, head: str) -> model_directory.Task:
         """`task` if it is about this head, else an empty one."""
@@ -176,25 +176,12 @@ def find(
             "config as --bert_config_file"
         )
     config = configuration.RobertaConfig.from_json_file(config_file)
-    tensors: typing.Dict[str, lazy_tensors.Tensor] = {}
-    parts = frozenset(onnx_parts or ())
-    if not onnx_parts:
-        tensors = tf_checkpoint.load(prefix)
-        weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
-        weight_names.check_layers(prefix, tensors, config, config_file)
-        parts = frozenset(weight_names.parts_in_tf(tensors, config))
-        _check_shapes(prefix, tensors, config, parts, config_file)
-        model_directory.check_config(prefix, config, config_file)
-    tokenizer = model_directory.TokenizerFiles(
-        flags.vocab_file or files.beside(prefix, model_directory.VOCAB),
-        flags.merges_file or files.beside(prefix, model_directory.MERGES),
-        model_directory.choose_lower_case(
-            flags.do_lower_case, [directory or "."]
-        ),
+    tensors, parts = (
+        ({}, frozenset(onnx_parts))
+        if onnx_parts
+        else _weights(prefix, config, config_file)
     )
-    model_directory.check_tokenizer(
-        tokenizer, directory, flags.allow_other_tokenizer
-    )
+    tokenizer = _tokenizer(prefix, flags)
     vocab_size = config.vocab_size
     if tokenizer.vocab_file:
         vocab_size = len(
@@ -218,6 +205,33 @@ def find(
         vocab_size,
         task,
     )
+
+
+def _weights(prefix, config, config_file):
+    """({name: Tensor}, parts) of a checkpoint, checked against its config."""
+    tensors = tf_checkpoint.load(prefix)
+    weight_names.check_is_roberta(prefix, tensors, config.type_vocab_size)
+    weight_names.check_layers(prefix, tensors, config, config_file)
+    parts = frozenset(weight_names.parts_in_tf(tensors, config))
+    _check_shapes(prefix, tensors, config, parts, config_file)
+    model_directory.check_config(prefix, config, config_file)
+    return tensors, parts
+
+
+def _tokenizer(prefix, flags):
+    """The tokenizer of the flags, else that beside the model, compared."""
+    directory = os.path.dirname(prefix)
+    tokenizer = model_directory.TokenizerFiles(
+        flags.vocab_file or files.beside(prefix, model_directory.VOCAB),
+        flags.merges_file or files.beside(prefix, model_directory.MERGES),
+        model_directory.choose_lower_case(
+            flags.do_lower_case, [directory or "."]
+        ),
+    )
+    model_directory.check_tokenizer(
+        tokenizer, directory, flags.allow_other_tokenizer
+    )
+    return tokenizer
 
 
 def _warn_of_labels(config_file, values, directory, labels):
