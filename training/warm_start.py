@@ -32,7 +32,6 @@ _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
     r"^batches_seen|^records_seen)$"
 )
-_EVERYTHING = re.compile("")
 
 
 def check(
@@ -65,18 +64,17 @@ def check(
         )
     }
     latest = checkpoints.newest_whole(run.output_dir)
-    if latest:
-        path, reader = latest, tf.train.load_checkpoint(latest)
-        required = _EVERYTHING
-        fix = "use another --output_dir for another model or task"
-    elif run.init_checkpoint:
-        path, reader = run.init_checkpoint, _open(run.init_checkpoint)
-        fix = (
-            "use the checkpoint and the config.json of one model, with this "
-            "project's variable names (convert_checkpoint.py)"
-        )
-    else:
+    path = latest or run.init_checkpoint
+    if not path:
         return
+    fix = (
+        "use the checkpoint and the config.json of one model, with this "
+        "project's variable names (convert_checkpoint.py)"
+    )
+    if latest:
+        required = re.compile("")
+        fix = "use another --output_dir for another model or task"
+    reader = tf.train.load_checkpoint(path) if latest else _open(path)
     shapes = reader.get_variable_to_shape_map()
     weight_names.check_is_roberta(path, shapes, config.type_vocab_size)
     weight_names.check_layers(path, shapes, config, run.bert_config_file)
