@@ -168,20 +168,9 @@ def read_examples(
         question or the paragraph.
     """
     counts = collections.Counter() if counts is None else counts
-    examples, names, skipped = [], set(), []
-    document = squad_scores.read_dataset(path)
-    for where, paragraph, question in squad_scores.iterate_questions(
-        path, document
-    ):
-        name = question["id"]
-        context = _text(paragraph, "context", where)
-        where = f"{path}: question {name!r}"
-        if name in names:
-            raise errors.UserError(
-                f"{where}: this id is repeated; give each question its own"
-            )
-        names.add(name)
-        text = _text(question, "question", where)
+    examples, skipped = [], []
+    for where, question, context in _questions(path):
+        name, text = question["id"], _text(question, "question", where)
         if is_training and not context.strip():
             counts["skipped_empty_contexts"] += 1
             continue
@@ -203,6 +192,22 @@ def read_examples(
     _report_skipped(path, skipped, examples)
     counts.update(questions=len(examples), skipped_invalid_answers=len(skipped))
     return examples
+
+
+def _questions(path):
+    """Yields (place, question, context) of a file, each id once."""
+    names = set()
+    for where, paragraph, question in squad_scores.iterate_questions(
+        path, squad_scores.read_dataset(path)
+    ):
+        context = _text(paragraph, "context", where)
+        where = f"{path}: question {question['id']!r}"
+        if question["id"] in names:
+            raise errors.UserError(
+                f"{where}: this id is repeated; give each question its own"
+            )
+        names.add(question["id"])
+        yield where, question, context
 
 
 def _text(mapping, key, where):
@@ -364,12 +369,7 @@ def convert_examples_to_features(
       errors.UserError: the settings leave no room for context, or would leave
         tokens between two windows; a training question has no answer.
     """
-    squad_decoding.check_positive(
-        doc_stride=doc_stride,
-        num_workers=num_workers,
-        max_query_length=max_query_length,
-    )
-    _check_length(max_seq_length, doc_stride)
+    _check_sizes(max_seq_length, doc_stride, max_query_length, num_workers)
     counts = collections.Counter() if counts is None else counts
 
     def generate():
@@ -396,7 +396,12 @@ def convert_examples_to_features(
     return generate()
 
 
-def _check_length(max_seq_length, doc_stride):
+def _check_sizes(max_seq_length, doc_stride, max_query_length, num_workers):
+    squad_decoding.check_positive(
+        doc_stride=doc_stride,
+        num_workers=num_workers,
+        max_query_length=max_query_length,
+    )
     # At least one token of the question and one of the context.
     smallest = _SPECIAL_TOKENS + 2
     if max_seq_length < smallest:
