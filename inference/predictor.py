@@ -419,24 +419,27 @@ class Predictor:
           was cut off.
         """
         self._check_task("classify")
-        encoded = [self._encode_pair(*pair) for pair in pairs]
-        outputs = self._engine.run(
-            [len(ids) for ids, _ in encoded], lambda index: encoded[index][0]
-        )
         return [
             dict(
                 self._label(output["logits"].astype(np.float64)),
                 truncated=truncated,
             )
-            for output, (_, truncated) in zip(outputs, encoded)
+            for output, _, truncated in self._run_pairs(pairs)
         ]
 
-    def _encode_pair(self, first, second=None):
-        """(int32 [T], whether texts were cut), as run_classifier.py reads."""
-        sequence, cut_tokens = sequences.encode_pair(
-            first, second, self.tokenizer, self.max_length
+    def _run_pairs(self, pairs):
+        """[(outputs, int32 [T] ids, whether texts were cut)] of each pair."""
+        encoded = [
+            sequences.encode_pair(*pair, self.tokenizer, self.max_length)
+            for pair in pairs
+        ]
+        outputs = self._engine.run(
+            [len(ids) for ids, _ in encoded], lambda index: encoded[index][0]
         )
-        return sequence, cut_tokens > 0
+        return [
+            (output, ids, cut_tokens > 0)
+            for output, (ids, cut_tokens) in zip(outputs, encoded)
+        ]
 
     def _label(self, logits):
         kind = self.model.values.get("problem_type")
@@ -540,10 +543,6 @@ class Predictor:
         sentence-transformers' Pooling.
         """
         self._check_task("embed")
-        encoded = [self._encode_pair(text) for text in texts]
-        outputs = self._engine.run(
-            [len(ids) for ids, _ in encoded], lambda index: encoded[index][0]
-        )
         is_padded = self.settings.pooling == "tokens"
         return [
             {
@@ -553,7 +552,9 @@ class Predictor:
                 "truncated": truncated,
                 "tokens": self.tokenizer.convert_ids_to_tokens(ids),
             }
-            for output, (ids, truncated) in zip(outputs, encoded)
+            for output, ids, truncated in self._run_pairs(
+                [(text, None) for text in texts]
+            )
         ]
 
 
