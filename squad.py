@@ -493,8 +493,8 @@ def _encode(examples, tokenizer, num_workers):
     ]
     encoded = worker_pool.map_ordered(
         chunks,
-        _chunk_encoder,
-        (tokenizer,),
+        functools.partial,
+        (_encode_chunk, tokenizer),
         max(1, min(num_workers, len(chunks))),
     )
     by_context = {
@@ -506,11 +506,6 @@ def _encode(examples, tokenizer, num_workers):
     for example in examples:
         document, queries = by_context[example.context]
         yield document, next(queries)
-
-
-def _chunk_encoder(tokenizer):
-    """`_encode_chunk` with a tokenizer, for a worker process."""
-    return functools.partial(_encode_chunk, tokenizer)
 
 
 def _encode_chunk(tokenizer, chunk):
