@@ -125,16 +125,12 @@ class ClassifierConfig(finetuning.TaskConfig, table_files.ColumnConfig):
                 f"--label_column={self.label_column} is also a text column, "
                 "where the model would read the label; pass another column"
             )
-        if self.labels and self.regression:
-            raise errors.UserError(
-                "--labels and --regression are both given; a regression has "
-                "numbers, no labels: pass one of them"
-            )
-        if self.multi_label and self.regression:
-            raise errors.UserError(
-                "--multi_label and --regression are both given; a regression "
-                "has numbers, no labels: pass one of them"
-            )
+        for name in ("labels", "multi_label"):
+            if self.regression and getattr(self, name):
+                raise errors.UserError(
+                    f"--{name} and --regression are both given; a regression "
+                    "has numbers, no labels: pass one of them"
+                )
 
     @property
     def is_glue(self):
@@ -445,8 +441,9 @@ def score_with(
     ends = np.cumsum([len(examples) for _, examples in sets])
 
     def score(outputs):
-        parts = np.split(outputs["outputs"], ends[:-1])
-        return evaluation_results(labels, metrics, sets, parts)
+        return evaluation_results(
+            labels, metrics, sets, np.split(outputs["outputs"], ends[:-1])
+        )
 
     examples = [example for _, part in sets for example in part]
     tuning.score_with(

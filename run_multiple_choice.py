@@ -114,12 +114,12 @@ def sequences(
         encoded.truncated_articles,
         encoded.truncated_questions,
     )
-    values = {}
-    if is_training:
-        answers = [question.answer for question in questions_of(articles)]
-        values["label"] = np.array(answers, np.int32)
+    answers = [question.answer for question in questions_of(articles)]
     return finetuning.Sequences(
-        encoded.__getitem__, encoded.lengths, values, choices=race.CHOICES
+        encoded.__getitem__,
+        encoded.lengths,
+        {"label": np.array(answers, np.int32)} if is_training else {},
+        choices=race.CHOICES,
     )
 
 

@@ -215,11 +215,11 @@ def _read_mrpc(data_dir, is_dev):
         for row in table_files.read(ids, header=_MRPC_IDS, quoting="none").rows
     }
 
-    def is_in_dev(row):
-        pair = [table_files.text_of(table, row, name) for name in _MRPC_IDS]
-        return tuple(pair) in dev
-
-    rows = [row for row in table.rows if is_in_dev(row) == is_dev]
+    pairs = [
+        tuple(table_files.text_of(table, row, name) for name in _MRPC_IDS)
+        for row in table.rows
+    ]
+    rows = [r for r, pair in zip(table.rows, pairs) if (pair in dev) == is_dev]
     return classification.examples_of(
         table._replace(rows=rows), TASKS["MRPC"].columns
     )
