@@ -170,8 +170,9 @@ class RobertaConfig:
                 "set it to the value that the model was trained with",
                 cls.layer_norm_eps,
             )
-        names = _field_names(cls)
-        return cls(**{key: values[key] for key in names if key in values})
+        return cls(
+            **{key: values[key] for key in _field_names(cls) if key in values}
+        )
 
     @classmethod
     def from_json_file(cls, path: str) -> "RobertaConfig":

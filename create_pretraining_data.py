@@ -479,8 +479,7 @@ def _complete(build, output, settings, invalid_lines):
             missing,
             manifest.MANIFEST,
         )
-        own = output.own_finished()
-        return shard_output.with_totals(settings, own)
+        return shard_output.with_totals(settings, output.own_finished())
     if not any(entry["tokens"] for entry in output.finished):
         raise errors.UserError(
             f"--input_file={build.input_file} contains only white space "

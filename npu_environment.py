@@ -307,8 +307,9 @@ class Npu(device.Device):
 
             sizes = self._options.npu_gradient_split.split(",")
             set_split_strategy_by_size([float(size) for size in sizes])
-        npu_optimizer = _adapter("estimator.npu.npu_optimizer")
-        return npu_optimizer.NPUDistributedOptimizer(optimizer)
+        return _adapter("estimator.npu.npu_optimizer").NPUDistributedOptimizer(
+            optimizer
+        )
 
     def _loss_scaled(self, optimizer):
         self._manager = None

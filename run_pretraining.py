@@ -196,7 +196,6 @@ def build_model_fn(
         )
         warm_start.load_initial(source)
         loss = values["loss"]
-        accuracy = values["masked_lm_accuracy"]
         return tf.estimator.EstimatorSpec(
             mode,
             loss=tf.div_no_nan(
@@ -204,7 +203,9 @@ def build_model_fn(
             ),
             eval_metric_ops={
                 "masked_lm_loss": tf.metrics.mean(loss, weights),
-                "masked_lm_accuracy": tf.metrics.mean(accuracy, weights),
+                "masked_lm_accuracy": tf.metrics.mean(
+                    values["masked_lm_accuracy"], weights
+                ),
             },
         )
 

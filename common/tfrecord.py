@@ -244,10 +244,9 @@ def index_frames(
                 following = position + length + FRAME_BYTES
         if following > size:
             fault = _header_fault(header, size - position)
-            number = len(offsets) - 1
             return (
                 np.array(offsets, np.int64),
-                damage(path, number, position, fault),
+                damage(path, len(offsets) - 1, position, fault),
             )
         position = following
         offsets.append(position)

@@ -48,8 +48,9 @@ def build(
     model.check_head(head)
     config, rows = model.config, input_ids
     if head == "multiple_choice":
-        rows = tf.reshape(input_ids, [-1, _length(input_ids)])
-        rows.set_shape([None, input_ids.shape.as_list()[2]])
+        length = input_ids.shape.as_list()[2]
+        rows = tf.reshape(input_ids, [-1, length or tf.shape(input_ids)[2]])
+        rows.set_shape([None, length])
     encoder = modeling.RobertaModel(config, False, rows, kernels=kernels)
     hidden = encoder.get_sequence_output()
     if head == "encoder":
@@ -107,10 +108,6 @@ def best_tokens(
     logits = logits[:, : model.vocab_size]
     values, ids = tf.nn.top_k(tf.nn.log_softmax(logits), count)
     return {"ids": ids, "log_probabilities": values}
-
-
-def _length(input_ids):
-    return input_ids.shape.as_list()[-1] or tf.shape(input_ids)[-1]
 
 
 def _all_positions(config, encoder, hidden, kernels):

@@ -209,10 +209,9 @@ def task_progress(index: int) -> str:
 
 def progress_files(directory: str) -> typing.List[str]:
     """The progress files of an unfinished build of a directory of shards."""
-    patterns = (PROGRESS, _TASK_PROGRESS.format("*"))
     return [
         path
-        for pattern in patterns
+        for pattern in (PROGRESS, _TASK_PROGRESS.format("*"))
         for path in sorted(
             glob.glob(os.path.join(glob.escape(directory), pattern))
         )

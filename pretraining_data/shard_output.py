@@ -607,8 +607,9 @@ def shuffle_seed(random_seed: int, number: int) -> int:
 
 
 def _digest(build):
-    text = json.dumps(build, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(build, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def with_totals(settings: _Settings, shards: typing.List[_Entry]) -> _Settings:

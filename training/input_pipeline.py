@@ -96,8 +96,11 @@ def dataset(
         return features
 
     last = np.iinfo(np.int64).max if last is None else last
-    steps = tf.data.Dataset.range(first, last)
-    return steps.map(load, num_parallel_calls=2).prefetch(4)
+    return (
+        tf.data.Dataset.range(first, last)
+        .map(load, num_parallel_calls=2)
+        .prefetch(4)
+    )
 
 
 def filled(rows: np.ndarray, size: int, value: float) -> np.ndarray:

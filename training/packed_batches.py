@@ -106,8 +106,9 @@ class Plan:
         self, run: run_config.RunConfig
     ) -> run_config.RunConfig:
         """The run with rows, in place of sequences, as train_batch_size."""
-        rows = self.rows_of(run.train_batch_size)
-        return dataclasses.replace(run, train_batch_size=rows)
+        return dataclasses.replace(
+            run, train_batch_size=self.rows_of(run.train_batch_size)
+        )
 
     def most_in_a_row(self, amounts: np.ndarray) -> int:
         """The largest sum of a row's amounts.

@@ -348,8 +348,7 @@ def with_tokenizer_json(
     path = os.path.join(directory, TOKENIZER)
     if not {VOCAB, MERGES} <= contents.keys() or not os.path.exists(path):
         return contents
-    new = _tokenizer_json(contents, lowers=False)
-    return {TOKENIZER: new, **contents}
+    return {TOKENIZER: _tokenizer_json(contents, lowers=False), **contents}
 
 
 def tokenizer_contents(

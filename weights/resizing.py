@@ -57,8 +57,9 @@ def with_new_rows(
 
     def read():
         new = (stddev * _truncated_normal(shape)).astype(np.float32)
-        old = tensor.read()[:first]
-        return np.concatenate([old, _stored(new, tensor.dtype)])
+        return np.concatenate(
+            [tensor.read()[:first], _stored(new, tensor.dtype)]
+        )
 
     return tensor._replace(
         shape=(rows,) + tensor.shape[1:],
