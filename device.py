@@ -389,7 +389,6 @@ class Device:
 
         Only rank 0 saves; the other ranks work in a temporary directory.
         """
-        del num_train_steps
         saves = self.rank == 0
         config = tf.estimator.tpu.RunConfig(
             model_dir=run.output_dir if saves else self._scratch_dir(),

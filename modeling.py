@@ -468,7 +468,6 @@ def normal_variable(
     full_name = f"{tf.get_variable_scope().name}/{name}"
 
     def initial(shape, dtype=tf.float32, partition_info=None):
-        del partition_info
         seed = [
             (tf.get_default_graph().seed or 0) & 0x7FFFFFFF,
             zlib.crc32(full_name.encode()) & 0x7FFFFFFF,

@@ -65,7 +65,6 @@ def build_model(
     """
 
     def outputs(features, hidden, dropout_seed):
-        del features
         logits = modeling.multiple_choice_logits(
             setup.config,
             hidden,

@@ -188,7 +188,6 @@ def build_model_fn(
     )
 
     def model_fn(features, labels, mode, params):
-        del labels, params
         if mode == tf.estimator.ModeKeys.TRAIN:
             return train_step.train_spec(losses, features, training)
         _, values, weights = masked_lm_sums(

@@ -176,7 +176,6 @@ def build_model(
     """
 
     def outputs(features, hidden, dropout_seed):
-        del dropout_seed
         logits = graphs.span_logits(
             setup.config,
             hidden,

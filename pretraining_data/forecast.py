@@ -149,7 +149,6 @@ def _read_plain(file, offset, size):
 
 def _read_gzip(file, offset, size):
     """As _read_plain, from the start, the only place to decompress from."""
-    del offset
     data, before = bytearray(), 0
     for position, block in text_files.read_blocks(file):
         # Where it changes, `data` is the text of `position` bytes.

@@ -675,7 +675,6 @@ class FineTuning:
         )
 
     def _model_fn(self, features, labels, mode, params):
-        del labels, params
         model = self._model
         if mode == tf.estimator.ModeKeys.TRAIN:
             losses = train_step.Losses(

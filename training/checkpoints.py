@@ -88,7 +88,6 @@ class SaverHook(tf.train.CheckpointSaverHook):
     """
 
     def after_create_session(self, session, coord):
-        del coord
         step = session.run(self._global_step_tensor)
         self._summary_writer.add_graph(session.graph)
         self._save(session, step)
@@ -103,11 +102,9 @@ class SaveTimer(tf.train.CheckpointSaverListener):
         self._start = None
 
     def before_save(self, session, global_step_value):
-        del session, global_step_value
         self._start = time.time()
 
     def after_save(self, session, global_step_value):
-        del session, global_step_value
         self.seconds += time.time() - self._start
 
 

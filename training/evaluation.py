@@ -201,7 +201,6 @@ class EvaluationHook(tf.train.SessionRunHook):
         )
 
     def after_create_session(self, session, coord):
-        del coord
         # The run may have been killed after the checkpoint of such a step.
         self._evaluate_if_due(session, int(session.run(self._step)))
 

@@ -56,7 +56,6 @@ class Interruption:
                 signal.signal(number, old)
 
     def _note(self, number, frame):
-        del frame
         self.number = self.number or number
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)

@@ -98,7 +98,6 @@ class StartHook(tf.train.SessionRunHook):
         ]
 
     def after_create_session(self, session, coord):
-        del coord
         for variable in self._variables:
             value = self._values[variable.op.name]
             if session.run(variable) != value:
@@ -156,7 +155,6 @@ class ProgressHook(tf.train.SessionRunHook):
         self._previous = None  # (batches, steps) after the last call
 
     def after_create_session(self, session, coord):
-        del coord
         self._previous = tuple(
             int(value) for value in session.run(self._counters)
         )
@@ -199,7 +197,6 @@ class ProgressHook(tf.train.SessionRunHook):
         self._training.bar.update(step - self._training.bar.n)
 
     def end(self, session):
-        del session
         if self._writer is not None:
             self._writer.close()
 
