@@ -214,7 +214,10 @@ class Npu(device.Device):
     def kernels(self):
         options = self._options
         replaced = super().kernels._replace(
-            normalize=self._normalize, dropout=self._dropout, embed=_embed
+            normalize=self._normalize,
+            dropout=self._dropout,
+            # A dense gradient by a supported operator.
+            embed=lambda table, ids: (kernels.gather(table, ids), table),
         )
         if options.use_bf16:  # lowered by the compiler, see _precision_mode
             replaced = replaced._replace(
@@ -512,11 +515,6 @@ def _mix(state, number):
     """One round of MiMC: int32 tensors in [0, _PRIME)."""
     total = (state + number + 1) % _PRIME
     return total * total % _PRIME * total % _PRIME
-
-
-def _embed(table, ids):
-    """Rows and table, with a dense gradient by a supported operator."""
-    return kernels.gather(table, ids), table
 
 
 def loop_length(

@@ -217,9 +217,11 @@ def listed(directory: str) -> typing.List[str]:
     directory may name the files of the original. Without one of them all
     checkpoints in the directory.
     """
-    return [path for path in _named(directory) if _has_index(path)] or _on_disk(
-        directory
-    )
+    return [
+        path
+        for path in _named(directory)
+        if os.path.exists(tf_checkpoint.index_file(path))
+    ] or _on_disk(directory)
 
 
 def _named(directory):
@@ -239,10 +241,6 @@ def _named(directory):
         os.path.join(directory, os.path.basename(path))
         for path in paths + [last]
     ]
-
-
-def _has_index(prefix):
-    return os.path.exists(tf_checkpoint.index_file(prefix))
 
 
 def damage(prefix: str) -> str:

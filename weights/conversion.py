@@ -186,12 +186,10 @@ def convert(
             len(model.tensors),
             faulty[0],
         )
-    slots = 0
     for name, reason in model.left_out:
-        if reason == weight_names.SLOT:
-            slots += 1
-        else:
+        if reason != weight_names.SLOT:
             report(f"left out: {name} ({reason})")
+    slots = [r for _, r in model.left_out].count(weight_names.SLOT)
     if slots:
         report(f"left out: slots of the optimizer ({slots})")
     report(
