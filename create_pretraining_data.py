@@ -62,7 +62,6 @@ _RECORD_SETTINGS = (
     "random_seed",
     "short_seq_prob",
 )
-_IDS = ("bos_id", "pad_id", "eos_id", "unk_id", "mask_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +310,7 @@ def manifest_settings(
     tokenizer = load_tokenizer(*build.tokenizer_arguments)
     return dict(
         {name: getattr(config, name) for name in _RECORD_SETTINGS},
-        **{name: getattr(tokenizer, name) for name in _IDS},
+        **{name: getattr(tokenizer, name) for name in manifest.ID_KEYS},
         do_lower_case=build.do_lower_case,
         dupe_factor=config.copies,
         vocab_size=tokenizer.vocab_size,

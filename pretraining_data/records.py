@@ -31,8 +31,7 @@ STATIC_FEATURES = {
     "masked_lm_ids": np.int64,
     "masked_lm_weights": np.float32,
 }
-# A dynamic record's only feature, unpadded.
-DYNAMIC_FEATURES = {"input_ids": np.int64}
+# A dynamic record has input_ids alone, unpadded.
 
 _MAX_OPEN_FILES = 64
 _MAX_INDEXED_RECORDS = 16 << 20

@@ -28,7 +28,6 @@ from common import errors, files, tfrecord
 from pretraining_data import manifest, packing, record_builder, text_files
 from weights import model_directory
 
-PROGRESS = manifest.PROGRESS
 # Shuffled records that wait in memory, in bytes.
 SHUFFLE_BYTES = 32 << 20
 
@@ -427,7 +426,7 @@ class ShardedOutput(_Output):
         tokenizer: _Contents,
         task: Task = _ONE_TASK,
     ) -> None:
-        name = PROGRESS
+        name = manifest.PROGRESS
         if task.count > 1:
             name = manifest.task_progress(task.index)
         super().__init__(
@@ -474,7 +473,7 @@ class SingleOutput(_Output):
         self._path = path
         super().__init__(
             os.path.dirname(path) or ".",
-            f"{path}.{PROGRESS}",
+            f"{path}.{manifest.PROGRESS}",
             1,
             settings,
             source,

@@ -112,8 +112,7 @@ TASKS = {
     "RTE": Task(_ENTAILMENT, _SENTENCES, ("accuracy",), test=_test("RTE")),
     "WNLI": Task(_ZERO_ONE, _SENTENCES, ("accuracy",), test=_test("WNLI")),
 }
-# The diagnostic set for models of MNLI, and where it may be.
-DIAGNOSTIC = Split("", "AX.tsv")
+# Where the diagnostic set for models of MNLI may be.
 _DIAGNOSTIC_FILES = (
     "diagnostic.tsv",
     os.path.join("..", "diagnostic", "diagnostic.tsv"),
@@ -174,7 +173,7 @@ def read_test(
     if name == "MNLI":
         path = diagnostic_file or _first_file(data_dir, *_DIAGNOSTIC_FILES)
         if path:
-            paths[DIAGNOSTIC.submission] = path
+            paths["AX.tsv"] = path
     return [
         (submission, _read_unlabelled(TASKS[name], path))
         for submission, path in paths.items()
