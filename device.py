@@ -254,7 +254,6 @@ class Device:
 
     def __init__(self, options: DeviceConfig, processes: Processes):
         self.options = self._options = options
-        self._processes = processes
         self._scratch: typing.Optional[str] = None
         processes.session_config = self.session_config
         self.rank = processes.rank
@@ -371,10 +370,9 @@ class Device:
 
     def session_config(self) -> tf.ConfigProto:
         """The configuration of every session."""
-        options = self._options
         config = tf.ConfigProto(
             allow_soft_placement=True,
-            intra_op_parallelism_threads=options.cpu_threads,
+            intra_op_parallelism_threads=self._options.cpu_threads,
         )
         if self.uses_xla:
             config.graph_options.optimizer_options.global_jit_level = (

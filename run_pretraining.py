@@ -437,9 +437,8 @@ def with_steps(
 
 def _tokenizer_of(inputs, run):
     """The tokenizer of records; None, with a warning, where it is unknown."""
-    paths = records.expand_inputs(inputs)
     tokenizer = manifests.find_tokenizer(
-        paths, [os.path.dirname(run.bert_config_file)]
+        records.expand_inputs(inputs), [os.path.dirname(run.bert_config_file)]
     )
     if tokenizer is None:
         tf.logging.warning(

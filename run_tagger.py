@@ -371,8 +371,7 @@ def main(_):
     if run.evaluates:
         score_with(tuning, data.evaluation, names)
     tuning.train()
-    predicts = task.do_eval or task.do_predict
-    if predicts and device.rank == 0:
+    if (task.do_eval or task.do_predict) and device.rank == 0:
         evaluate_and_predict(tuning, data, names, to_predict)
     device.close()
 

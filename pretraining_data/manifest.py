@@ -158,8 +158,9 @@ def _check_shard(shard):
         raise errors.UserError(
             f"shard {reprlib.repr(shard)}, expected a JSON object"
         )
-    name = reprlib.repr(shard.get("name"))
-    _check_values(shard, _SHARD_KEYS, f" of shard {name}")
+    _check_values(
+        shard, _SHARD_KEYS, f" of shard {reprlib.repr(shard.get('name'))}"
+    )
 
 
 def _check_relations(manifest):

@@ -85,8 +85,9 @@ class MaskedLmSource:
                 f"{inputs}: no records; build them with "
                 "create_pretraining_data.py"
             )
-        first = self._records.read_examples([0])[0]
-        self.dynamic = not records.is_static(first)
+        self.dynamic = not records.is_static(
+            self._records.read_examples([0])[0]
+        )
         self._special_ids, self._mask_id = _special_ids(manifest, settings)
         self._probability = _first(
             settings.masked_lm_prob, manifest.get("masked_lm_prob"), 0.15

@@ -314,8 +314,9 @@ def _load_zip(archive, path):
     info = members[pickles[0]]
     if info.file_size > _MAX_PICKLE_BYTES:
         raise ValueError(f"data.pkl has more than {_MAX_PICKLE_BYTES} bytes")
-    data = _member(path, info, 0, info.file_size)
-    unpickler = _Unpickler(_checked(io.BytesIO(data)))
+    unpickler = _Unpickler(
+        _checked(io.BytesIO(_member(path, info, 0, info.file_size)))
+    )
     value = unpickler.load()
     for key, storage in unpickler.storages.items():
         info = members.get(folder + "data/" + key)
