@@ -186,3 +186,11 @@ def test_an_error_while_reading_names_the_file(read):
     with pytest.raises(OSError, match="Input/output error") as caught:
         read(path)
     assert caught.value.filename == path
+
+
+def test_a_file_beside_another_is_found(tmp_path):
+    other = tmp_path / "vocab.json"
+    other.write_text("{}")
+    assert files.beside(str(tmp_path / "a.ckpt"), "vocab.json") == str(other)
+    assert files.beside(str(tmp_path / "a.ckpt"), "merges.txt") == ""
+    assert files.beside(str(tmp_path / "none" / "a"), "vocab.json") == ""
