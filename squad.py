@@ -291,9 +291,9 @@ def _checked_answer(where, context, answer):
 def _answer_start(answer, where):
     """answer_start as an int; 15.0 and "15" are 15."""
     start = answer.get("answer_start")
-    if isinstance(start, float) and start.is_integer():
-        return int(start)
-    if isinstance(start, str) and re.fullmatch("-?[0-9]{1,9}", start.strip()):
+    if (isinstance(start, float) and start.is_integer()) or (
+        isinstance(start, str) and re.fullmatch("-?[0-9]{1,9}", start.strip())
+    ):
         return int(start)
     return squad_scores.value(answer, "answer_start", int, where)
 

@@ -162,9 +162,9 @@ def distinct_answers(
 
 def _overlap(first, second):
     """Whether two entries share characters; "" has none."""
-    if None in (first["start"], second["start"]):
-        return False
-    return first["start"] < second["end"] and second["start"] < first["end"]
+    return None not in (first["start"], second["start"]) and (
+        first["start"] < second["end"] and second["start"] < first["end"]
+    )
 
 
 def check_positive(**sizes: int) -> None:
