@@ -250,6 +250,12 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
+def json_sha256(value: typing.Any) -> str:
+    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def read_exactly(path: str, offset: int, size: int) -> bytes:
     """`size` bytes at `offset`; a UserError if the file is shorter."""
     with opened(path) as stream:

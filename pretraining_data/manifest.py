@@ -5,7 +5,6 @@ import base64
 import binascii
 import collections
 import glob
-import hashlib
 import json
 import os
 import re
@@ -384,9 +383,7 @@ def description(
         }
         for shard in shards:
             parts[f"records file {shard['name']}"] = shard.get("sha256")
-    text = json.dumps([names, values], sort_keys=True)
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return {"records": digest, **parts}
+    return {"records": files.json_sha256([names, values]), **parts}
 
 
 def write_manifest(directory: str, manifest: _Manifest) -> None:

@@ -16,8 +16,6 @@ import contextlib
 import dataclasses
 import fcntl
 import glob
-import hashlib
-import json
 import os
 import random
 import typing
@@ -149,7 +147,9 @@ class _Output:
             self._build,
             dict(self._build, invalid_text=text_files.ERROR),
         ]
-        self._digest, self._digest_of_error = map(_digest, self._same_builds)
+        self._digest, self._digest_of_error = map(
+            files.json_sha256, self._same_builds
+        )
         self._made: typing.List[str] = []
 
     def begin(self, overwrite: bool) -> bool:
@@ -603,12 +603,6 @@ def shard_name(number: int, num_shards: int) -> str:
 def shuffle_seed(random_seed: int, number: int) -> int:
     """The seed of a shard's ShuffledWriter; not negative."""
     return (random_seed & 0xFFFFFFFFFFFFFFFF) << 32 | number
-
-
-def _digest(build):
-    return hashlib.sha256(
-        json.dumps(build, sort_keys=True).encode()
-    ).hexdigest()
 
 
 def with_totals(settings: _Settings, shards: typing.List[_Entry]) -> _Settings:
