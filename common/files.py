@@ -8,6 +8,7 @@ quadratic time.
 
 import codecs
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -73,6 +74,11 @@ def is_file(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def matching(directory: str, pattern: str) -> typing.List[str]:
+    """The paths in a directory whose names match a pattern, sorted."""
+    return sorted(glob.glob(os.path.join(glob.escape(directory), pattern)))
 
 
 def beside(path: str, name: str) -> str:

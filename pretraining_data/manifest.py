@@ -4,7 +4,6 @@
 import base64
 import binascii
 import collections
-import glob
 import json
 import os
 import re
@@ -212,9 +211,7 @@ def progress_files(directory: str) -> typing.List[str]:
     return [
         path
         for pattern in (PROGRESS, _TASK_PROGRESS.format("*"))
-        for path in sorted(
-            glob.glob(os.path.join(glob.escape(directory), pattern))
-        )
+        for path in files.matching(directory, pattern)
     ]
 
 

@@ -15,7 +15,6 @@ and those that all tasks write have the same content and appear complete.
 import contextlib
 import dataclasses
 import fcntl
-import glob
 import os
 import random
 import typing
@@ -446,8 +445,11 @@ class ShardedOutput(_Output):
         )
 
     def _records(self):
-        pattern = os.path.join(glob.escape(self._directory), "*" + _ENDING)
-        paths = glob.glob(pattern) + glob.glob(pattern + files.INCOMPLETE)
+        paths = [
+            path
+            for end in ("", files.INCOMPLETE)
+            for path in files.matching(self._directory, f"*{_ENDING}{end}")
+        ]
         return sorted(paths) + _existing(
             os.path.join(self._directory, manifest.MANIFEST)
         )

@@ -178,8 +178,9 @@ def only_or_newest(directory: str) -> typing.Optional[str]:
 
 def unlisted(directory: str) -> typing.List[str]:
     """Prefixes of all checkpoints in a directory, such as converted ones."""
-    paths = glob.glob(os.path.join(glob.escape(directory), "*.index"))
-    return [path[: -len(".index")] for path in sorted(paths)]
+    return [
+        path[: -len(".index")] for path in files.matching(directory, "*.index")
+    ]
 
 
 def batches_seen(checkpoint: typing.Optional[str]) -> int:
@@ -314,7 +315,7 @@ def repair(directory: str, removes: bool = True) -> typing.Optional[str]:
     """
     if removes:
         for name in _UNFINISHED:
-            for path in glob.glob(os.path.join(glob.escape(directory), name)):
+            for path in files.matching(directory, name):
                 if os.path.isdir(path):
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -380,10 +381,10 @@ def step_of(prefix: str) -> int:
 
 def _on_disk(directory):
     """Prefixes that have an index, by step."""
-    paths = glob.glob(
-        os.path.join(glob.escape(directory), "model.ckpt-*.index")
-    )
-    prefixes = [path[: -len(".index")] for path in paths]
+    prefixes = [
+        path[: -len(".index")]
+        for path in files.matching(directory, "model.ckpt-*.index")
+    ]
     return sorted((p for p in prefixes if step_of(p) >= 0), key=step_of)
 
 

@@ -234,7 +234,7 @@ def _from_hub(name):
                 resume_download=True,
                 local_files_only=huggingface_hub.constants.HF_HUB_OFFLINE,
             )
-            if glob.glob(os.path.join(glob.escape(path), weights)):
+            if files.matching(path, weights):
                 break
         return path
     except (OSError, ValueError) as error:
@@ -312,7 +312,7 @@ def _digest(model):
     paths = [
         path
         for pattern in (*_MODEL_FILES, name)
-        for path in glob.glob(os.path.join(glob.escape(directory), pattern))
+        for path in files.matching(directory, pattern)
     ]
     for path in sorted(paths):
         name = os.path.basename(path)
