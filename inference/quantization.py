@@ -11,7 +11,6 @@ import os
 import typing
 
 import numpy as np
-import tqdm
 from absl import logging
 
 import squad
@@ -19,16 +18,16 @@ from common import errors
 from inference import onnx_engine, predictor
 from question_answering import squad_scores
 from tasks import classification, conll, table_files
+from training import logs
 
-# Inputs that are predicted between two updates of the progress bar.
+# Inputs that are predicted between two updates of the progress.
 _CHUNK = 64
 
 
 def _predicted(function, inputs):
     results = []
-    for first in tqdm.trange(
-        0, len(inputs), _CHUNK, desc="scoring", disable=None
-    ):
+    starts = range(0, len(inputs), _CHUNK)
+    for first in logs.counted(starts, len(starts), "score", f"x{_CHUNK}"):
         results += function(inputs[first : first + _CHUNK])
     return results
 

@@ -40,7 +40,6 @@ import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-import tqdm
 
 import configuration
 import device as devices
@@ -753,14 +752,7 @@ class FineTuning:
 
         with tensorflow_errors.reported(batches):
             outputs = checkpoints.restored(self.setup.source.output_dir, begin)
-            for batch in tqdm.tqdm(
-                outputs,
-                total=steps,
-                desc="predict",
-                unit="batch",
-                mininterval=2.0,
-                disable=None,
-            ):
+            for batch in logs.counted(outputs, steps, "predict", "batch"):
                 indices = batch.pop("index")
                 for row in np.flatnonzero(indices >= 0):
                     yield (

@@ -15,11 +15,11 @@ Source: fairseq's RoBERTa, hub_interface.py (layout).
 import typing
 
 import numpy as np
-import tqdm
 
 import tokenization
 from common import errors, worker_pool
 from tasks import conll
+from training import logs
 
 SPECIAL_TOKENS = {False: 2, True: 4}  # by whether there is a second text
 _CHUNK_SIZE = 512  # texts or sentences that a process encodes at a time
@@ -52,14 +52,8 @@ def encode_each(
     results = worker_pool.map_ordered(
         iter(chunks), _chunk_encoder, (create, arguments), max(workers, 1)
     )
-    # A few chunks take too little time for a progress bar.
-    for chunk in tqdm.tqdm(
-        results,
-        total=len(chunks),
-        desc="tokenize",
-        unit=f"x{chunk_size}",
-        mininterval=2.0,
-        disable=len(chunks) < 10 or None,
+    for chunk in logs.counted(
+        results, len(chunks), "tokenize", f"x{chunk_size}"
     ):
         yield from chunk
 

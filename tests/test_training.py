@@ -208,6 +208,18 @@ def test_a_long_wait_has_lines_until_it_ends(caplog):
     assert caplog.messages == ["a wait: 0 s so far"] * lines
 
 
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_counted_items_have_lines_with_the_time_left(is_shown, caplog):
+    """Standard error of a test is no terminal, so there is no bar."""
+    caplog.set_level("INFO", logger="absl")
+    items = logs.counted(
+        iter("abcd"), 4, "read", "text", is_shown=is_shown, seconds=0.0
+    )
+    assert list(items) == list("abcd")
+    lines = [f"read: {n} of 4, time_left=0:00:00" for n in (1, 2, 3, 4)]
+    assert caplog.messages == (lines if is_shown else [])
+
+
 def test_the_first_step_ends_the_start():
     calls = []
     hook = progress.StartHook(0, 0, lambda: calls.append(1))

@@ -18,7 +18,6 @@ import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-import tqdm
 
 import device as devices
 from common import files
@@ -26,6 +25,7 @@ from training import (
     checkpoints,
     eval_results,
     input_pipeline,
+    logs,
     metrics_file,
     progress,
     run_config,
@@ -156,14 +156,13 @@ class Tower:
         """The scores of the session's weights, equal in every process."""
         processes, task = self._processes, self._task
         values = {n: np.zeros(s, np.float32) for n, s in self._shapes.items()}
-        for number in tqdm.tqdm(
-            range(processes.rank, task.steps, processes.world_size),
-            desc="evaluate",
-            unit="batch",
-            delay=2,
-            mininterval=2.0,
-            leave=False,
-            disable=bool(processes.rank) or None,
+        numbers = range(processes.rank, task.steps, processes.world_size)
+        for number in logs.counted(
+            numbers,
+            len(numbers),
+            "evaluate",
+            "batch",
+            is_shown=processes.rank == 0,
         ):
             batch = task.batches.make(number)
             rows = np.asarray(batch.get("index", [number]))

@@ -2,6 +2,7 @@
 """Log format, and the filter for TensorFlow's routine messages."""
 
 import contextlib
+import datetime
 import logging
 import re
 import threading
@@ -71,6 +72,53 @@ def progress_bar(**options: typing.Any) -> tqdm.tqdm:
     for handler in [absl_logging.get_absl_handler(), *tf.get_logger().handlers]:
         handler.addFilter(lambda record: bar.clear() is None)
     return bar
+
+
+def counted(
+    items: typing.Iterable[typing.Any],
+    total: int,
+    what: str,
+    unit: str,
+    *,
+    is_shown: bool = True,
+    seconds: float = 10.0,
+) -> typing.Iterator[typing.Any]:
+    """Yields the items, with the time that is left.
+
+    That is a bar where standard error is a terminal, else a log line.
+
+    Args:
+      items: what is counted.
+      total: how many they are.
+      what: is done with them, for the bar and the lines.
+      unit: name of an item.
+      is_shown: False shows nothing, as in processes other than the first.
+      seconds: between two lines.
+    """
+    bar = tqdm.tqdm(
+        items,
+        total=total,
+        desc=what,
+        unit=unit,
+        delay=2,
+        mininterval=2.0,
+        leave=False,
+        disable=None if is_shown else True,
+    )
+    start = shown = time.monotonic()
+    for count, item in enumerate(bar, 1):
+        yield item
+        now = time.monotonic()
+        if is_shown and bar.disable and now - shown >= seconds:
+            shown = now
+            left = (now - start) / count * (total - count)
+            absl_logging.info(
+                "%s: %d of %d, time_left=%s",
+                what,
+                count,
+                total,
+                datetime.timedelta(seconds=round(left)),
+            )
 
 
 @contextlib.contextmanager
