@@ -26,6 +26,7 @@ from absl import logging as absl_logging
 
 from common import command_line, errors
 from inference import exporting, quantization, trained_model
+from training import logs
 
 FLAGS = flags.FLAGS
 
@@ -165,18 +166,19 @@ def main(_: typing.List[str]) -> None:
     if options.format == "frozen":
         length = model.sequence_length(options.max_seq_length, head, 384)
         shape = exporting.Shape(options.batch_size, length, options.num_choices)
-    largest, signatures = exporting.export(
-        model,
-        head,
-        options.format,
-        options.output,
-        shape=shape,
-        input_type=tf.as_dtype(options.input_type),
-        top_k=options.top_k,
-        tolerance=options.tolerance,
-        overwrite=options.overwrite,
-        finish=finish,
-    )
+    with logs.waiting("exporting"):
+        largest, signatures = exporting.export(
+            model,
+            head,
+            options.format,
+            options.output,
+            shape=shape,
+            input_type=tf.as_dtype(options.input_type),
+            top_k=options.top_k,
+            tolerance=options.tolerance,
+            overwrite=options.overwrite,
+            finish=finish,
+        )
     stage = ", in float32 before --quantize" if options.quantize else ""
     sys.stdout.write(
         f"{options.output}: largest difference from the graph of training "
