@@ -210,7 +210,7 @@ def test_a_long_wait_has_lines_until_it_ends(caplog):
 
 @pytest.mark.parametrize("is_shown", [True, False])
 def test_counted_items_have_lines_with_the_time_left(is_shown, caplog):
-    """Standard error of a test is no terminal, so there is no bar."""
+    """A test writes to a file, where a bar would not be readable."""
     caplog.set_level("INFO", logger="absl")
     items = logs.counted(
         iter("abcd"), 4, "read", "text", is_shown=is_shown, seconds=0.0
