@@ -243,7 +243,7 @@ def as_trained(
     return task
 
 
-def decide_labels(
+def labels_of_run(
     run: run_config.RunConfig, task: ClassifierConfig, train: _Examples
 ) -> classification.Labels:
     """The labels of a run.
@@ -472,7 +472,7 @@ def main(_):
     task = as_trained(task, finetuning.trained_config(setup.source))
     # All input is read and checked before anything is written.
     data = read_data(run, task)
-    labels = decide_labels(setup.source, task, data.train)
+    labels = labels_of_run(setup.source, task, data.train)
     for examples in [data.train] + [part for _, part in data.evaluation]:
         labels.ids(examples)
     metrics = task.metrics_for(labels) if data.evaluation else ()

@@ -101,7 +101,7 @@ def _read(task, flag, label_column):
     return sentences
 
 
-def decide_labels(
+def labels_of_run(
     run: run_config.RunConfig, task: TaggerConfig, train: _Sentences
 ) -> classification.Labels:
     """The labels of a run.
@@ -342,7 +342,7 @@ def main(_):
     setup = finetuning.begin(run, task, "cls/tagging/")
     # All input is read and checked before anything is written.
     data = read_data(run, task)
-    labels = decide_labels(setup.source, task, data.train)
+    labels = labels_of_run(setup.source, task, data.train)
     names = labels.names
     train_ids = conll.label_ids(data.train, names)
     conll.label_ids(data.evaluation, names)

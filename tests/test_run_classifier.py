@@ -493,7 +493,7 @@ def decided(tmp_path, saved, train=(), **flags):
         bert_config_file=str(path),
         do_train=bool(train),
     )
-    return run_classifier.decide_labels(
+    return run_classifier.labels_of_run(
         run,
         run_classifier.ClassifierConfig(**flags),
         [
@@ -580,7 +580,7 @@ def test_the_config_beside_the_checkpoint_names_the_labels(tmp_path):
         task = run_classifier.ClassifierConfig(**flags)
         saved = finetuning.trained_config(run)
         task = run_classifier.as_trained(task, saved)
-        return run_classifier.decide_labels(run, task, [])
+        return run_classifier.labels_of_run(run, task, [])
 
     assert decide(labels="good,bad").names == ("bad", "good")
     with pytest.raises(errors.UserError, match="bad, good, but up, down were"):

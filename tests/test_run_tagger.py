@@ -252,7 +252,7 @@ def decide(folder, labels="", do_train=False, train=(), **config):
         do_train=do_train,
         bert_config_file=str(folder / "config.json"),
     )
-    return run_tagger.decide_labels(
+    return run_tagger.labels_of_run(
         run, run_tagger.TaggerConfig(labels=labels), train
     ).names
 
