@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoints of a run: saving, checking, the list of those to resume from.
 
+TensorFlow's Saver writes their files, the index last. A checkpoint exists once
+its index does, and is whole if `damage` finds nothing.
+
 The file `checkpoint` in a run's directory lists them, and TensorFlow restores
 the newest one in the list. This module removes damaged checkpoints from it.
 """
