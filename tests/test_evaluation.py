@@ -4,11 +4,13 @@
 EVALUATION_KILLS=10 in the environment kills a run more often than twice.
 """
 
+import functools
 import json
 import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -136,47 +138,56 @@ def test_a_signal_leaves_no_directory_of_an_evaluation(data, tmp_path, number):
 EVALUATED = dict(CPU, evaluate_every_steps=5, keep_best=True)
 
 
+@pytest.fixture(scope="module")
+def trained(data):
+    """Function giving the folder of two runs, plain and with scores, and the
+    log of the second one, which ends with the flag `action`."""
+
+    @functools.lru_cache(maxsize=None)
+    def train(build, action):
+        folder = data / build.__name__
+        run(build(data, folder / "plain", **CPU))
+        flags = dict(EVALUATED, **{action: True})
+        return folder, run(build(data, folder / "run", **flags))
+
+    return train
+
+
 @pytest.mark.parametrize(
     "build, action", [(pretraining, "do_eval"), (squad, "do_predict")]
 )
-def test_scores_are_those_of_the_final_evaluation(
-    build, action, data, tmp_path
-):
-    run(build(data, tmp_path / "plain", **CPU))
-    log = run(
-        build(data, tmp_path / "run", **dict(EVALUATED, **{action: True}))
-    )
+def test_scores_are_those_of_the_final_evaluation(build, action, trained):
+    folder, log = trained(build, action)
     scored = re.findall(r"\bglobal_step=(\d+)", log)
     assert scored == ["5", "10", "15", "20"]  # the last one is not repeated
     last = "model.ckpt-20"
-    assert_same_weights(tmp_path / "plain" / last, tmp_path / "run" / last)
-    assert not (tmp_path / "plain" / "metrics.jsonl").exists()
-    lines = evaluations(tmp_path / "run")
+    assert_same_weights(folder / "plain" / last, folder / "run" / last)
+    assert not (folder / "plain" / "metrics.jsonl").exists()
+    lines = evaluations(folder / "run")
     assert list(lines) == [5, 10, 15, 20]
-    results = eval_results(tmp_path / "run")
+    results = eval_results(folder / "run")
     for name, value in results.items():
         if name != "global_step":
             assert lines[20][name] == pytest.approx(value, rel=1e-6)
-    best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    best = json.loads((folder / "run" / "best" / "best.json").read_text())
     values = {step: line[best["metric"]] for step, line in lines.items()}
     choose = min if best["metric"] == "masked_lm_loss" else max
     assert best["value"] == choose(values.values())
     assert best["value"] == values[best["step"]]
-    kept = tiny.values_of(
-        tmp_path / "run" / "best" / f"model.ckpt-{best['step']}"
-    )
-    saved = tiny.values_of(tmp_path / "run" / f"model.ckpt-{best['step']}")
+    name = f"model.ckpt-{best['step']}"
+    kept = tiny.values_of(folder / "run" / "best" / name)
+    saved = tiny.values_of(folder / "run" / name)
     assert {name for name in kept if "adam" in name} == set()
     for name, value in kept.items():
         assert value.tobytes() == saved[name].tobytes()
-    tags = tiny.scalars_of(tmp_path / "run")
+    tags = tiny.scalars_of(folder / "run")
     assert list(tags["eval/" + best["metric"]])[:4] == [5, 10, 15, 20]
 
 
 def test_a_killed_run_has_the_same_metrics(data, tmp_path):
     flags = dict(
         EVALUATED,
-        num_train_steps=60,
+        num_train_steps=40,
         display_loss_steps=3,
         evaluate_every_steps=7,
         early_stopping_patience=8,
@@ -199,13 +210,13 @@ def test_a_killed_run_has_the_same_metrics(data, tmp_path):
     run(pretraining(data, tmp_path / "killed", **flags))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert evaluations(killed) == evaluations(whole)
-    assert list(evaluations(killed)) == [7, 14, 21, 28, 35, 42, 49, 56, 60]
-    assert list(evaluations(killed, "train")) == list(range(3, 61, 3))
+    assert list(evaluations(killed)) == [7, 14, 21, 28, 35, 40]
+    assert list(evaluations(killed, "train")) == [*range(3, 40, 3), 40]
     assert (killed / "best" / "best.json").read_bytes() == (
         whole / "best" / "best.json"
     ).read_bytes()
     assert len(list((killed / "best").glob("*.index"))) == 1
-    assert_same_weights(killed / "model.ckpt-60", whole / "model.ckpt-60")
+    assert_same_weights(killed / "model.ckpt-40", whole / "model.ckpt-40")
 
 
 def test_damaged_lines_of_the_metrics_are_ignored(tmp_path):
@@ -238,11 +249,13 @@ def test_training_stops_when_scores_do_not_rise(data, tmp_path):
     assert list(evaluations(tmp_path)) == [2, 4, 6]
 
 
-def test_checkpoints_are_scored_after_training_or_beside_it(data, tmp_path):
-    run(squad(data, tmp_path / "in_training", **EVALUATED))
-    expected = evaluations(tmp_path / "in_training")
+def test_checkpoints_are_scored_after_training_or_beside_it(
+    data, trained, tmp_path
+):
+    folder, _ = trained(squad, "do_predict")
+    expected = evaluations(folder / "run")
     flags = dict(CPU, do_train=False, keep_best=True)
-    run(squad(data, tmp_path / "run", **CPU))
+    shutil.copytree(str(folder / "plain"), str(tmp_path / "run"))
     run(squad(data, tmp_path / "run", evaluate_checkpoints="all", **flags))
     assert evaluations(tmp_path / "run") == expected
     again = run(

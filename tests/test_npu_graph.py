@@ -169,14 +169,13 @@ def test_masks_differ_by_rank_place_and_step_and_do_not_start_over(
     options = dict(npu_bert_npu_dropout=native)
     (tmp_path / "out").mkdir()
     masks = Masks(monkeypatch, tmp_path)
-    first = masks((1, 2, 3, 4), options=options)
+    first = masks((1, 2, 3, 4), save_after=2, options=options)
     assert len(first[1]) == 7  # embeddings, and three in each layer
     assert differ(masks((1,), rank=3, options=options)[1], first[1])
     assert differ(first[1], first[2])
     hidden = [m for m in first[1] if m.shape == first[1][0].shape]
     assert len(hidden) == 3
     assert differ(hidden, hidden[1:])
-    masks((1, 2), save_after=2, options=options)
     resumed = masks(
         (3, 4), resume=str(tmp_path / "out" / "model.ckpt-2"), options=options
     )
