@@ -59,47 +59,19 @@ def _delimited(tag, data):
     return b"".join([tag, encode_varint(len(data)), data])
 
 
-def encode_example(features: typing.Mapping[str, typing.Any]) -> bytes:
-    """The bytes of a tf.train.Example.
-
-    They equal tf.train.Example(...).SerializeToString(deterministic=True).
-
-    Args:
-      features: {name: 1-D array}; integers become an Int64List, float32 a
-        FloatList.
-
-    Raises:
-      TypeError: an array is neither 1-D integers nor 1-D float32.
-
-    Example:
-      {"a": np.array([300])} -> b'\\n\\r\\n\\x0b\\n\\x01a\\x12\\x06\\x1a\\x04
-      \\n\\x02\\xac\\x02' (one line).
-    """
-    columns = {}
-    for name, values in features.items():
-        values = np.asarray(values)
-        if values.ndim != 1 or not (
-            values.dtype.kind in "iu" or values.dtype == np.float32
-        ):
-            raise TypeError(
-                f"feature {name!r} is {values.dtype} {values.shape}; expected "
-                "1-D integers or float32"
-            )
-        columns[name] = values, [0, len(values)]
-    return encode_examples(columns)[0] if columns else _delimited(b"\n", b"")
-
-
 def encode_examples(
     features: typing.Mapping[
         str, typing.Tuple[np.ndarray, typing.Sequence[int]]
     ],
 ) -> typing.List[bytes]:
-    """Many examples at once: what `encode_example` gives for each row.
+    """The bytes of many tf.train.Examples at once.
+
+    They equal tf.train.Example(...).SerializeToString(deterministic=True).
 
     Args:
       features: {name: (values, bounds)}: row i of B has the values
-        values[bounds[i]:bounds[i + 1]]; values are 1-D integers or float32,
-        bounds [B + 1] integers.
+        values[bounds[i]:bounds[i + 1]]; values are 1-D integers, which become
+        an Int64List, or float32, a FloatList; bounds [B + 1] integers.
 
     Returns:
       B serialized examples.
@@ -315,7 +287,7 @@ def decode_example(data: bytes) -> typing.Dict[str, np.ndarray]:
     Raises:
       RecordError: the bytes are not a tf.train.Example.
 
-    Example: the inverse of that of `encode_example`.
+    Example: the inverse of that of `encode_examples`, for one record.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(

@@ -383,22 +383,12 @@ def description(
     return {"records": files.json_sha256([names, values]), **parts}
 
 
-def write_manifest(directory: str, manifest: _Manifest) -> None:
-    """Writes manifest.json, which appears when it is complete.
-
-    Args:
-      directory: where the shards are.
-      manifest: a dict; "format_version" is added.
+def encode_manifest(manifest: _Manifest, path: str) -> bytes:
+    """The bytes of manifest.json, with "format_version".
 
     Raises:
-      errors.UserError: `read_manifest` would reject it.
+      errors.UserError: `load_manifest` would reject it.
     """
-    path = os.path.join(directory, MANIFEST)
-    files.write_bytes(path, encode_manifest(manifest, path))
-
-
-def encode_manifest(manifest: _Manifest, path: str) -> bytes:
-    """The bytes of manifest.json; errors as write_manifest."""
     manifest = dict(manifest, format_version=FORMAT_VERSION)
     _check_manifest(manifest, path)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)

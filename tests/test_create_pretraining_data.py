@@ -945,7 +945,6 @@ def test_a_single_file_interrupted_before_its_manifest_goes_on(
     build, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_manifest", _multiply)
         patch.setattr(shard_output._Output, "_remove_progress", _multiply)
         patch.setattr(shard_output, "with_totals", _raise_stop)
         with pytest.raises(Stop):

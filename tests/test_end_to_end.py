@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from common import tf_example, tfrecord
-from helpers import forked, tiny, user_errors
+from common import tfrecord
+from helpers import forked, single_records, tiny, user_errors
 from helpers.paths import GOLDEN, REPOSITORY
 from pretraining_data import manifest
 
@@ -536,7 +536,7 @@ def write_sequences(directory, vocab_size=300):
         for _ in range(40):
             ids = random.randint(4, vocab_size - 1, random.randint(5, 40))
             writer.write(
-                tf_example.encode_example(
+                single_records.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import configuration
-from common import errors, files, tf_example, tfrecord, version
-from helpers import tiny
+from common import errors, files, tfrecord, version
+from helpers import single_records, tiny
 from pretraining_data import manifest as manifests
 from scripts import doctor as doctor_script
 from training import masked_lm_batches, preflight
@@ -84,12 +84,12 @@ def write_records(folder, count=20, largest=200):
             ids = random.randint(4, 100, 12)
             ids[5] = largest if number == count - 1 else 4
             writer.write(
-                tf_example.encode_example(
+                single_records.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )
     model = tiny.write_model(folder.parent / "model", layers=2)
-    manifests.write_manifest(
+    single_records.write_manifest(
         str(folder),
         {
             "masking": "dynamic",

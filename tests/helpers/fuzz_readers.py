@@ -25,11 +25,12 @@ import configuration
 import predict
 import squad
 import tokenization
-from common import command_line, errors, tf_example, tfrecord
+from common import command_line, errors, tfrecord
 from helpers import (
     fairseq_files,
     fuzz_task_readers,
     mutations,
+    single_records,
     tf_index,
     torch_writer,
 )
@@ -105,7 +106,7 @@ def _read_records(path, data):
 
 def record_files(directory):
     frames = [
-        tfrecord.frame(tf_example.encode_example(features))
+        tfrecord.frame(single_records.encode_example(features))
         for features in (DYNAMIC, STATIC)
     ]
     return of_bytes(
@@ -118,8 +119,8 @@ def record_files(directory):
 def examples(directory):
     """What lies behind the checksums of a record."""
     sound = [
-        tf_example.encode_example(DYNAMIC),
-        tf_example.encode_example(STATIC),
+        single_records.encode_example(DYNAMIC),
+        single_records.encode_example(STATIC),
     ]
     tokens = [
         b"\n",
@@ -155,7 +156,7 @@ def _write_shard(directory):
     with tfrecord.RecordWriter(str(path)) as writer:
         for _ in range(4):
             writer.write(
-                tf_example.encode_example(
+                single_records.encode_example(
                     {"input_ids": np.array([0, 9, 7, 5, 2])}
                 )
             )

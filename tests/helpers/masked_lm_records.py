@@ -5,7 +5,8 @@ import os
 
 import numpy as np
 
-from common import tf_example, tfrecord
+from common import tfrecord
+from helpers import single_records
 from pretraining_data import manifest as manifests
 from training import masked_lm_batches
 
@@ -72,14 +73,14 @@ def write_records(
                     if static
                     else {"input_ids": sequences[number]}
                 )
-                writer.write(tf_example.encode_example(example))
+                writer.write(single_records.encode_example(example))
         entries.append(manifests.summarize_file(path))
     if manifest:
         settings = dict(
             MANIFEST, masking="static" if static else "dynamic", shards=entries
         )
         settings.update(changes)
-        manifests.write_manifest(str(directory), settings)
+        single_records.write_manifest(str(directory), settings)
     return str(directory)
 
 

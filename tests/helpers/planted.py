@@ -17,8 +17,8 @@ sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 import environment
 import run_pretraining
-from common import tf_example, tfrecord
-from helpers import tiny
+from common import tfrecord
+from helpers import single_records, tiny
 from pretraining_data import records
 from training import logs, loop, masked_lm_batches, output_directory, run_config
 
@@ -31,7 +31,7 @@ def write_drawn_tokens(folder):
         for _ in range(256):
             ids = 10 + np.minimum(random_state.geometric(0.5, 30), 20)
             writer.write(
-                tf_example.encode_example(
+                single_records.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )

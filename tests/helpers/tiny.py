@@ -13,8 +13,8 @@ import tensorflow.compat.v1 as tf
 
 import configuration
 import tokenization
-from common import tf_example, tfrecord
-from helpers import forked
+from common import tfrecord
+from helpers import forked, single_records
 from helpers.npu_ranks import STAND_IN
 from helpers.paths import REPOSITORY
 from weights import lazy_tensors, tf_checkpoint
@@ -131,7 +131,7 @@ def write_sequences(folder, count=64):
             steps = random.randint(1, 4, random.randint(6, LENGTH - 2))
             ids = 4 + (random.randint(200) + np.cumsum(steps)) % 200
             writer.write(
-                tf_example.encode_example(
+                single_records.encode_example(
                     {"input_ids": np.concatenate([[0], ids, [2]])}
                 )
             )
