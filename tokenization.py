@@ -61,7 +61,7 @@ _MAX_UNMERGED = 0.1
 _NEVER = float("inf")
 
 
-def _byte_symbols():
+def byte_symbols() -> typing.List[str]:
     """The printable character of each byte: 256 strings.
 
     Bytes that print as themselves keep their character; the others take
@@ -79,7 +79,7 @@ def _byte_symbols():
     ]
 
 
-_SYMBOL_OF_BYTE = _byte_symbols()
+_SYMBOL_OF_BYTE = byte_symbols()
 _BYTE_OF_SYMBOL = {symbol: byte for byte, symbol in enumerate(_SYMBOL_OF_BYTE)}
 
 

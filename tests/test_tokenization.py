@@ -72,7 +72,7 @@ def merge_by_definition(symbols, ranks):
 
 def tokenize_by_definition(text):
     ranks = {tuple(merge.split()): i for i, merge in enumerate(MERGES)}
-    symbols = tokenization._byte_symbols()
+    symbols = tokenization.byte_symbols()
     tokens = []
     for piece in tokenization._PIECE.findall(text):
         data = piece.encode("utf-8", "surrogatepass")
@@ -275,7 +275,7 @@ def test_capitals_of_merged_tokens_make_a_vocabulary_cased(
     tmp_path, merge, is_cased
 ):
     merges = ["a b"] + [merge] * bool(merge)
-    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + tokenization._byte_symbols()
+    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + tokenization.byte_symbols()
     tokens += [text.replace(" ", "") for text in merges] + ["<mask>"]
     paths = write(
         tmp_path,

@@ -13,18 +13,18 @@ fairseq/tasks/masked_lm.py; openai/gpt-2, src/encoder.py.
 """
 
 import functools
-import itertools
 import os
 import re
 import typing
 
 import numpy as np
 
+import tokenization
 from common import errors, files
 from weights import lazy_tensors, model_directory, torch_file
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-MASK_TOKEN = "<mask>"
+# The symbols of bytes in the order of their numbers in GPT-2.
+_BYTE_TOKENS = sorted(tokenization.byte_symbols())
 _PADDING = re.compile(r"madeupword\d+$")
 
 _LAYER_PARTS = {
@@ -318,7 +318,7 @@ def read_dictionary(path: str) -> typing.List[str]:
       errors.UserError: a line is not a token and its count, or a token is
         repeated.
     """
-    symbols = list(SPECIAL_TOKENS)
+    symbols = list(tokenization.SPECIAL_TOKENS[:-1])  # all but <mask>
     known = set(symbols)
     for number, line in enumerate(_read_lines(path, "fairseq's dict.txt"), 1):
         match = re.match(r"(.+) \d+( #fairseq:overwrite)?\s*$", line)
@@ -335,8 +335,8 @@ def read_dictionary(path: str) -> typing.List[str]:
             )
         known.add(symbol)
         symbols.append(symbol)
-    if MASK_TOKEN not in known:
-        symbols.append(MASK_TOKEN)
+    if tokenization.MASK not in known:
+        symbols.append(tokenization.MASK)
     return symbols
 
 
@@ -345,8 +345,7 @@ def _texts(symbols, merges_file, encoder_file):
     words = [
         symbol
         for symbol in symbols
-        if symbol not in SPECIAL_TOKENS
-        and symbol != MASK_TOKEN
+        if symbol not in tokenization.SPECIAL_TOKENS
         and not _PADDING.match(symbol)
     ]
     if not all(re.match(r"[0-9]{1,9}$", word) for word in words):
@@ -387,15 +386,7 @@ def gpt2_tokens(merges_file: str) -> typing.List[str]:
             f"{merges_file} has a line that is not two tokens; expected "
             "merges.txt"
         )
-    return [*_byte_tokens(), *map("".join, pairs), "<|endoftext|>"]
-
-
-def _byte_tokens():
-    """The 256 tokens of one byte: first printable ones, then the others."""
-    codes = itertools.chain(
-        range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100 + 68)
-    )
-    return list(map(chr, codes))
+    return [*_BYTE_TOKENS, *map("".join, pairs), "<|endoftext|>"]
 
 
 def row_order(
@@ -457,11 +448,11 @@ def _check_byte_rows(symbols, ids, vocab_file):
     They have the same numbers in each vocabulary of GPT-2's kind; only the
     merges tell which tokens the numbers from 256 on are.
     """
-    numbers = _numbered(_byte_tokens())
+    numbers = _numbered(_BYTE_TOKENS)
     rows = {
         numbers.get(symbol, symbol): row
         for row, symbol in enumerate(symbols)
-        if symbol in (*numbers, *SPECIAL_TOKENS, MASK_TOKEN)
+        if symbol in (*numbers, *tokenization.SPECIAL_TOKENS)
     }
     if len(ids) != len(symbols) or any(
         ids.get(token) != row for token, row in rows.items()

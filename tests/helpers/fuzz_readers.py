@@ -321,7 +321,7 @@ _WORDS = ("Ġ t", "Ġt h", "Ġth e", "a n", "Ġ a", "Ġa n")
 def _vocabulary():
     tokens = (
         ["<s>", "<pad>", "</s>", "<unk>"]
-        + tokenization._byte_symbols()
+        + tokenization.byte_symbols()
         + [pair.replace(" ", "") for pair in _WORDS]
         + ["<mask>"]
     )

@@ -64,7 +64,7 @@ def write_model(
     )
     tokens = (
         ["<s>", "<pad>", "</s>", "<unk>"]
-        + tokenization._byte_symbols()
+        + tokenization.byte_symbols()
         + ["<mask>"]
     )
     (folder / "vocab.json").write_text(

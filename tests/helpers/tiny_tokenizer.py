@@ -38,7 +38,7 @@ MERGES = [
 
 def tiny_vocabulary() -> typing.Dict[str, int]:
     """{token: id}, with all bytes and special tokens."""
-    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + tokenization._byte_symbols()
+    tokens = ["<s>", "<pad>", "</s>", "<unk>"] + tokenization.byte_symbols()
     tokens += [merge.replace(" ", "") for merge in MERGES] + ["<mask>"]
     return {token: i for i, token in enumerate(tokens)}
 

@@ -11,7 +11,7 @@ WORDS = "the river runs past seven towns and Ölsk is older than all".split()
 
 def write(folder):
     """Writes vocab.json and merges.txt that make WORDS tokens."""
-    symbols = tokenization._byte_symbols()
+    symbols = tokenization.byte_symbols()
     pairs = collections.OrderedDict()
     for word in WORDS:
         parts = [symbols[byte] for byte in (" " + word).encode("utf-8")]
