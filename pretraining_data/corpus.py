@@ -279,8 +279,10 @@ def _window(buffer, limits):
 
 
 def _cut_json(buffer, limits, before):
-    """As _cut_text, but only between lines; 0 where no line ends yet."""
-    del before  # it has ended
+    """As _cut_text, but only between lines; 0 where no line ends yet.
+
+    What is before ends with a line, and does not matter.
+    """
     length = buffer.rfind(b"\n", 0, _window(buffer, limits)) + 1
     return length or buffer.find(b"\n") + 1, False, False
 

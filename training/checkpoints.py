@@ -273,8 +273,10 @@ def damage(prefix: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _wrong_checksum(prefix, names, states):
-    """The first variable whose checksum is wrong; TensorFlow reads fast."""
-    del states  # of the files, which are read again when they change
+    """The first variable whose checksum is wrong; TensorFlow reads fast.
+
+    Files are read again when their states change.
+    """
     reader = tf.train.load_checkpoint(prefix)
     for name in names:
         try:

@@ -104,7 +104,6 @@ class StartHook(tf.train.SessionRunHook):
                 variable.load(value, session)
 
     def after_run(self, run_context, run_values):
-        del run_context, run_values
         self._started()
 
 
