@@ -18,14 +18,13 @@ from kernels import Kernels
 
 # Added to logits at padding, so that no answer begins or ends there.
 NO_ANSWER = -1e9
-_PLAIN = Kernels()
 
 
 def build(
     model: trained_model.TrainedModel,
     head: str,
     input_ids: tf.Tensor,
-    kernels: Kernels = _PLAIN,
+    kernels: Kernels = Kernels(),
 ) -> typing.Dict[str, tf.Tensor]:
     """The graph of a head, as in training but without dropout.
 
@@ -79,7 +78,7 @@ def best_tokens(
     input_ids: tf.Tensor,
     positions: tf.Tensor,
     count: typing.Union[int, tf.Tensor],
-    kernels: Kernels = _PLAIN,
+    kernels: Kernels = Kernels(),
 ) -> typing.Dict[str, tf.Tensor]:
     """The graph of the most probable tokens at some positions.
 

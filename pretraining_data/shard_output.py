@@ -407,9 +407,6 @@ class Task:
         )
 
 
-_ONE_TASK = Task()
-
-
 class ShardedOutput(_Output):
     """A directory of shards of one build; arguments as _Output.
 
@@ -423,7 +420,7 @@ class ShardedOutput(_Output):
         settings: _Settings,
         source: _Settings,
         tokenizer: _Contents,
-        task: Task = _ONE_TASK,
+        task: Task = Task(),
     ) -> None:
         name = manifest.PROGRESS
         if task.count > 1:
