@@ -264,6 +264,12 @@ class Device:
         self.hooks = processes.hooks
 
     @property
+    def stores_half(self) -> bool:
+        # By default an NPU's adapter computes products in fp16 and stores
+        # activations in float32.
+        return self._options.half_precision
+
+    @property
     def uses_xla(self) -> bool:
         return bool(self._options.use_xla)
 

@@ -67,10 +67,6 @@ class Gpu(device.Device):
         return self._options.use_xla
 
     @property
-    def stores_half(self) -> bool:
-        return self._options.half_precision
-
-    @property
     def kernels(self):
         replaced = super().kernels._replace(host=host)
         if not self._options.manual_fp16:

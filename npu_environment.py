@@ -187,12 +187,6 @@ class Npu(device.Device):
         # that stops early leaves the others waiting for its gradients.
         self.stops_together = self.world_size == 1
 
-    @property
-    def stores_half(self) -> bool:
-        # By default the adapter computes products in fp16 and stores
-        # activations in float32.
-        return self._options.half_precision
-
     def versions(self):
         return dict(super().versions(), CANN=_cann_version())
 
