@@ -27,10 +27,29 @@ class Cpu(device.Device):
     def __init__(
         self, options: device.DeviceConfig, processes: device.Processes
     ):
-        """Hides GPUs from TensorFlow, which otherwise takes their memory."""
+        """Hides GPUs from TensorFlow, which otherwise takes their memory.
+
+        Logs what the flags of half precision do on a CPU.
+        """
         super().__init__(options, processes)
         if tf.config.experimental.list_physical_devices("GPU"):
             tf.config.experimental.set_visible_devices([], "GPU")
+        if options.use_fp16:
+            tf.logging.warning(
+                "--use_fp16 has no effect on a CPU: TensorFlow rewrites graphs "
+                "to fp16 for GPUs only"
+            )
+        if options.manual_fp16:
+            tf.logging.info(
+                "fp16 on a CPU: operands and results are fp16, "
+                "products are summed in float32; slower than float32, which "
+                "--manual_fp16=False selects"
+            )
+        if options.use_bf16 and not _multiplies_bf16():
+            tf.logging.warning(
+                "--use_bf16: this CPU has neither avx512_bf16 nor amx_bf16, so "
+                "bfloat16 will be slower than float32; omit the flag for speed"
+            )
 
     def session_config(self):
         config = super().session_config()
@@ -58,27 +77,6 @@ class Cpu(device.Device):
     @property
     def kernels(self):
         return super().kernels._replace(matmul=_matmul)
-
-
-def create(options: device.DeviceConfig, processes: device.Processes) -> Cpu:
-    """The CPU; logs what the flags of half precision do on it."""
-    if options.use_fp16:
-        tf.logging.warning(
-            "--use_fp16 has no effect on a CPU: TensorFlow rewrites graphs to "
-            "fp16 for GPUs only"
-        )
-    if options.manual_fp16:
-        tf.logging.info(
-            "fp16 on a CPU: operands and results are fp16, "
-            "products are summed in float32; slower than float32, which "
-            "--manual_fp16=False selects"
-        )
-    if options.use_bf16 and not _multiplies_bf16():
-        tf.logging.warning(
-            "--use_bf16: this CPU has neither avx512_bf16 nor amx_bf16, so "
-            "bfloat16 will be slower than float32; omit the flag for speed"
-        )
-    return Cpu(options, processes)
 
 
 def _multiplies_bf16():

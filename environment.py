@@ -97,4 +97,4 @@ def _create_cpu_or_gpu(name, options, environ):
         if options.horovod:
             processes.warn_without_nccl()
         return gpu_environment.Gpu(options, processes)
-    return cpu_environment.create(options, processes)
+    return cpu_environment.Cpu(options, processes)

@@ -149,7 +149,7 @@ def test_slow_bf16_is_warned_of(monkeypatch, tmp_path, log_lines, flags, warns):
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor : 0\nflags : fpu {flags} sse\n")
     monkeypatch.setattr(cpu_environment, "_CPU_INFO", str(path))
-    cpu_environment.create(environment.DeviceConfig(use_bf16=True), Processes())
+    cpu_environment.Cpu(environment.DeviceConfig(use_bf16=True), Processes())
     slow = [line for line in log_lines if "slower than float32" in line]
     assert len(slow) == warns
 
