@@ -657,14 +657,12 @@ def _trained_with(directory):
 
 def _have_same_content(first, second):
     """Whether two files are the same vocabulary, or the same merges."""
-    contents = [files.read_bytes(path) for path in (first, second)]
-    if contents[0] == contents[1]:
+    data, other = files.read_bytes(first), files.read_bytes(second)
+    if data == other:
         return True
     if second.endswith(VOCAB):  # white space and order may differ
-        vocabularies = map(files.parse_json, contents, (first, second))
-        return next(vocabularies) == next(vocabularies)
-    merges = [_merges(content) for content in contents]
-    return merges[0] == merges[1]
+        return files.parse_json(data, first) == files.parse_json(other, second)
+    return _merges(data) == _merges(other)
 
 
 def _merges(content: bytes) -> typing.List[str]:
