@@ -689,25 +689,20 @@ def choose_lower_case(
       flag: --do_lower_case, None when it is not given.
       directories: of the model in use, most important first; "" is skipped.
     """
+    if flag is not None:
+        logging.info("do_lower_case=%s, from --do_lower_case", flag)
+        return flag
     for directory in filter(None, directories):
         saved = lower_case(directory)
-        if saved is None:
-            continue
-        if flag is None:
+        if saved is not None:
             logging.info(
                 "do_lower_case=%s, from %s",
                 saved,
                 os.path.join(directory, TOKENIZER_CONFIG),
             )
             return saved
-        break
-    value = bool(flag)
-    logging.info(
-        "do_lower_case=%s, %s",
-        value,
-        "the default" if flag is None else "from --do_lower_case",
-    )
-    return value
+    logging.info("do_lower_case=False, the default")
+    return False
 
 
 def check_same_models(directories: typing.Sequence[str]) -> None:
