@@ -114,13 +114,16 @@ def write(
         tensor is aligned.
       written: called with the name of each tensor after it.
     """
-
-    def order(name):
-        return -lazy_tensors.DTYPES[tensors[name].dtype].itemsize, name
-
+    names = sorted(
+        tensors,
+        key=lambda name: (
+            -lazy_tensors.DTYPES[tensors[name].dtype].itemsize,
+            name,
+        ),
+    )
     header: typing.Dict[str, dict] = {_METADATA: {"format": "pt"}}
     end = 0
-    for name in sorted(tensors, key=order):
+    for name in names:
         tensor = tensors[name]
         header[name] = {
             "dtype": tensor.dtype,
@@ -131,6 +134,6 @@ def write(
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     stream.write(_LENGTH.pack(len(text)) + text)
-    for name in sorted(tensors, key=order):
+    for name in names:
         stream.write(lazy_tensors.raw_bytes(tensors[name]).data)
         written(name)
