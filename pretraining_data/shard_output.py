@@ -178,8 +178,10 @@ class _Output:
         if not overwrite:
             self._reject_other(other, records)
         try:
-            if overwrite:
-                self._clear()
+            if overwrite:  # the records, then what describes them
+                for path in self._records():
+                    os.remove(path)
+                self._remove_progress()
             self._write_progress()
         except OSError:
             _remove_directories(self._made)
@@ -348,8 +350,10 @@ class _Output:
 
     def _reject_foreign(self, paths):
         """Raises errors.UserError when a file is not of this build."""
-        own = [os.path.join(self._directory, manifest.MANIFEST)]
-        own += map(self.path, range(self.num_shards))
+        own = [
+            os.path.join(self._directory, manifest.MANIFEST),
+            *map(self.path, range(self.num_shards)),
+        ]
         own += [path + files.INCOMPLETE for path in own]
         for path in set(paths) - set(own):
             raise errors.UserError(
@@ -380,12 +384,6 @@ class _Output:
                 raise errors.UserError(
                     f"{path!r}: of another tokenizer; {_OTHER_OUTPUT}it"
                 )
-
-    def _clear(self):
-        """Removes the records, then what describes them."""
-        for path in self._records():
-            os.remove(path)
-        self._remove_progress()
 
     def _remove_progress(self):
         for path in {self._progress_path, *self._progress_paths()}:
@@ -642,8 +640,6 @@ def _make_directory(path):
 
 def _remove_directories(paths):
     """Removes directories as far as they are empty."""
-    for path in paths:
-        try:
+    with contextlib.suppress(OSError):
+        for path in paths:
             os.rmdir(path)
-        except OSError:
-            return
