@@ -405,21 +405,20 @@ def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
         os.path.join(run.output_dir, "predictions.json"),
     )
     gold = _gold(task)
-    if gold is None:
-        _log_threshold(setup)
-        return
-    scores = score(task, gold, logits, predictions, null_odds)
-    eval_results.report_results(
-        run, scores, warm_start.global_step(setup.source)
-    )
-    trained = model_directory.read_task(run.output_dir)
-    if run.do_train and trained.task and "suggested_thresh" in scores:
-        model_directory.write_task(
-            run.output_dir,
-            dataclasses.replace(
-                trained, null_score_diff_threshold=scores["suggested_thresh"]
-            ),
+    if gold is not None:
+        scores = score(task, gold, logits, predictions, null_odds)
+        eval_results.report_results(
+            run, scores, warm_start.global_step(setup.source)
         )
+        trained = model_directory.read_task(run.output_dir)
+        if run.do_train and trained.task and "suggested_thresh" in scores:
+            model_directory.write_task(
+                run.output_dir,
+                dataclasses.replace(
+                    trained,
+                    null_score_diff_threshold=scores["suggested_thresh"],
+                ),
+            )
     _log_threshold(setup)
 
 
