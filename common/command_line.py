@@ -86,7 +86,12 @@ class _Parser(flags.ArgumentParser):
     """Parses the value of a field; an empty one means the default."""
 
     def __init__(self, field: dataclasses.Field, default: typing.Any):
-        self.kind = _kind(field)
+        self.kind: type = (
+            # typing.Optional[int] is Union[int, None].
+            field.type.__args__[0]  # type: ignore[union-attr]
+            if field.default is None
+            else type(field.default)
+        )
         self._default = default
         self._choices = field.metadata["choices"]
         self._lower = field.metadata["lower"]
@@ -136,14 +141,6 @@ class _Parser(flags.ArgumentParser):
             return value == value  # not nan
         upper = sys.float_info.max if self._upper is None else self._upper
         return self._lower <= value <= upper
-
-
-def _kind(field: dataclasses.Field) -> type:
-    """bool, int, float or str of a dataclass field."""
-    if field.default is not None:
-        return type(field.default)
-    # typing.Optional[int] is Union[int, None].
-    return field.type.__args__[0]  # type: ignore[union-attr]
 
 
 def define(config_class: type, *declared: str, **defaults: typing.Any) -> None:
