@@ -29,7 +29,7 @@ def build(
     """The graph of a head, as in training but without dropout.
 
     Args:
-      model: trained_model.TrainedModel.
+      model: trained_model.TrainedModel, which has the head.
       head: a key of HEADS.
       input_ids: int32 [B, S]; for multiple_choice [B, C, S], C options.
       kernels: Kernels.
@@ -40,11 +40,7 @@ def build(
       multiple_choice, [B, S, labels] of tagging; "start_logits" and
       "end_logits" [B, S] of squad, very low at padding, and
       "answerable_logits" [B] where the checkpoint has that classifier.
-
-    Raises:
-      errors.UserError: the checkpoint has no such head.
     """
-    model.check_head(head)
     config, rows = model.config, input_ids
     if head == "multiple_choice":
         length = input_ids.shape.as_list()[2]
@@ -85,7 +81,7 @@ def best_tokens(
     Rows of a padded embedding table are not tokens.
 
     Args:
-      model: trained_model.TrainedModel.
+      model: trained_model.TrainedModel, which has the LM head.
       input_ids: int32 [B, S].
       positions: int32 [N], rows of the flattened [B * S].
       count: K, int or int32 scalar.
@@ -94,7 +90,6 @@ def best_tokens(
     Returns:
       {"ids": int32 [N, K], "log_probabilities": float32 [N, K]}, falling.
     """
-    model.check_head("mlm")
     encoder = modeling.RobertaModel(
         model.config, False, input_ids, kernels=kernels
     )
