@@ -82,7 +82,7 @@ class MaskingRules:
 
     Args:
       masked_lm_prob: share of the maskable tokens to predict.
-      max_predictions_per_seq: P.
+      max_predictions_per_seq: P >= 1.
       mask_id: id of <mask>.
       vocab_size: V.
       special_ids: ids that are never masked and never drawn as a random token;
@@ -103,11 +103,6 @@ class MaskingRules:
     word_starts: typing.Optional[np.ndarray] = None
 
     def __post_init__(self):
-        if self.max_predictions_per_seq < 1:
-            raise errors.UserError(
-                f"max_predictions_per_seq is {self.max_predictions_per_seq}; "
-                "use 1 or more"
-            )
         if not 0 < self.masked_lm_prob < 1:
             raise errors.UserError(
                 f"masked_lm_prob is {self.masked_lm_prob}; use a number above "
@@ -119,13 +114,6 @@ class MaskingRules:
                 f"the special tokens have the ids {list(unmasked)}, but the "
                 f"vocabulary has {self.vocab_size} tokens; use the vocabulary "
                 "that the records were built with"
-            )
-        starts = self.word_starts
-        if starts is not None and len(starts) != self.vocab_size:
-            raise errors.UserError(
-                f"word starts are known for {len(starts)} tokens, but the "
-                f"vocabulary has {self.vocab_size}; use the vocabulary that "
-                "the records were built with"
             )
 
     @property

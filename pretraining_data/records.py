@@ -117,10 +117,6 @@ class ShardedRecords:
         )
         self._indexes = _Indexes(_MAX_INDEXED_RECORDS)
         self.counts = list(counts or [None] * len(self.paths))
-        if len(self.counts) != len(self.paths):
-            raise ValueError(
-                f"got {len(self.counts)} counts for {len(self.paths)} files"
-            )
         for shard, count in enumerate(self.counts):
             if count is None:
                 self.counts[shard] = self._count(shard)
@@ -265,12 +261,9 @@ class RecordOrder:
     epoch), so that a resumed run continues without reading earlier records.
 
     Args:
-      counts_per_shard: records of each file.
+      counts_per_shard: records of each file, not all of them 0.
       seed: any int.
-      window: records that are shuffled together.
-
-    Raises:
-      errors.UserError: the inputs hold no records.
+      window: records that are shuffled together, at least 1.
     """
 
     def __init__(
@@ -284,15 +277,6 @@ class RecordOrder:
         self._total = int(self._counts.sum())
         self._seed = int(seed)
         self._window = int(window)
-        if self._total < 1:
-            raise errors.UserError(
-                f"the {len(self._counts)} files of records contain no "
-                "records; build them from a text that is not empty"
-            )
-        if self._window < 1:
-            raise errors.UserError(
-                f"the shuffle window is {window} records; use 1 or more"
-            )
         self._permuted = functools.lru_cache(maxsize=4)(self._permute)
 
     def __len__(self):

@@ -336,13 +336,11 @@ def test_types():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(predictions=0), "max_predictions_per_seq is 0"),
         (dict(masked_lm_prob=0.0), "masked_lm_prob is 0.0"),
         (dict(masked_lm_prob=1.0), "masked_lm_prob is 1.0"),
         (dict(masked_lm_prob=float("nan")), "masked_lm_prob is nan"),
         (dict(mask_id=V), "special tokens have the ids"),
         (dict(special_ids=[-1]), "special tokens have the ids"),
-        (dict(word_starts=np.zeros(5, bool)), "word starts are known for 5"),
         (dict(vocab_size=20, mask_id=3, special_ids=[0]), "contains the id"),
     ],
 )

@@ -731,14 +731,6 @@ def test_order_is_fast_once_a_window_is_known():
     assert sorted(times)[50] < 5e-4
 
 
-def test_order_of_nothing_is_an_error():
-    for counts in ([], [0, 0]):
-        with pytest.raises(errors.UserError, match="no record"):
-            records.RecordOrder(counts, 1)
-    with pytest.raises(errors.UserError, match="window is 0"):
-        records.RecordOrder([1], 1, 0)
-
-
 # Inputs and manifest
 
 
