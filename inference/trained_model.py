@@ -283,7 +283,8 @@ def _prefix(path, checkpoints):
     if prefix:
         return prefix
     problem = "there is no checkpoint in it"
-    prefixes, kinds = checkpoints.unlisted(path), conversion.formats(path)
+    prefixes = tf_checkpoint.in_directory(path)
+    kinds = conversion.formats(path)
     if kinds and not prefixes:
         raise errors.UserError(
             f"--model={path}: {problem}, only weights to convert; run python "

@@ -12,7 +12,6 @@ import fcntl
 import functools
 import glob
 import os
-import re
 import shutil
 import time
 import typing
@@ -178,16 +177,9 @@ def newest_readable(directory: str) -> typing.Optional[str]:
 
 def only_or_newest(directory: str) -> typing.Optional[str]:
     """`newest_readable`, else the only checkpoint, such as a converted one."""
-    prefixes = unlisted(directory)
+    prefixes = tf_checkpoint.in_directory(directory)
     only = prefixes[0] if len(prefixes) == 1 else None
     return newest_readable(directory) or only
-
-
-def unlisted(directory: str) -> typing.List[str]:
-    """Prefixes of all checkpoints in a directory, such as converted ones."""
-    return [
-        path[: -len(".index")] for path in files.matching(directory, "*.index")
-    ]
 
 
 def batches_seen(checkpoint: typing.Optional[str]) -> int:
@@ -382,19 +374,14 @@ def restored(directory: str, restore: typing.Callable[[], _Result]) -> _Result:
         repair(directory, removes=False)
 
 
-def step_of(prefix: str) -> int:
-    """The step in the name of a checkpoint, -1 without one."""
-    match = re.search(r"-(\d+)$", prefix)
-    return int(match.group(1)) if match else -1
-
-
 def _on_disk(directory):
-    """Prefixes that have an index, by step."""
-    prefixes = [
-        path[: -len(".index")]
-        for path in files.matching(directory, "model.ckpt-*.index")
+    """Prefixes of a trainer's checkpoints that have an index, by step."""
+    return [
+        prefix
+        for prefix in tf_checkpoint.in_directory(directory)
+        if os.path.basename(prefix).startswith("model.ckpt-")
+        and tf_checkpoint.step_of(prefix) >= 0
     ]
-    return sorted((p for p in prefixes if step_of(p) >= 0), key=step_of)
 
 
 def best(directory: str) -> str:
@@ -416,7 +403,7 @@ def remove_others(directory: str, prefix: str) -> None:
     """Removes all checkpoints of a directory but one, and lists that one."""
     keep(directory, [prefix])
     for path in _on_disk(directory):
-        if step_of(path) != step_of(prefix):
+        if tf_checkpoint.step_of(path) != tf_checkpoint.step_of(prefix):
             for name in glob.glob(glob.escape(path) + ".*"):
                 os.remove(name)
 

@@ -31,7 +31,7 @@ from training import (
     run_config,
     run_record,
 )
-from weights import model_directory
+from weights import model_directory, tf_checkpoint
 
 _WATCH_SECONDS = 10
 
@@ -312,7 +312,7 @@ def score_checkpoints(
         with tf.Session(config=device.session_config()) as session:
             while True:
                 for path in checkpoints.listed(run.output_dir):
-                    if checkpoints.step_of(path) > evaluation.last:
+                    if tf_checkpoint.step_of(path) > evaluation.last:
                         _score(scorer, session, path)
                 if run.evaluate_checkpoints != "watch":
                     break
@@ -340,4 +340,4 @@ def _score(scorer, session, path):
             str(error).splitlines()[0],
         )
         return
-    scorer.evaluate(session, checkpoints.step_of(path))
+    scorer.evaluate(session, tf_checkpoint.step_of(path))

@@ -57,10 +57,15 @@ def index_file(prefix: str) -> str:
 
 
 def in_directory(path: str) -> typing.List[str]:
-    """The checkpoints in a directory in the order of their steps."""
-    names = [name[:-6] for name in os.listdir(path) if name.endswith(".index")]
-    steps = [int((re.findall(r"-(\d+)$", name) or ["0"])[0]) for name in names]
-    return [os.path.join(path, name) for _, name in sorted(zip(steps, names))]
+    """The prefixes of all checkpoints in a directory, by step."""
+    indexes = files.matching(path, "*.index")
+    return sorted((name[: -len(".index")] for name in indexes), key=step_of)
+
+
+def step_of(prefix: str) -> int:
+    """The step in the name of a checkpoint, -1 without one."""
+    match = re.search(r"-(\d+)$", prefix)
+    return int(match.group(1)) if match else -1
 
 
 def _damaged(path, problem):
