@@ -68,7 +68,7 @@ class Gpu(device.Device):
 
     @property
     def kernels(self):
-        replaced = super().kernels._replace(host=host)
+        replaced = super().kernels._replace(host=lambda: tf.device("/cpu:0"))
         if not self._options.manual_fp16:
             return replaced
         if self.fuses_norm:
@@ -145,11 +145,6 @@ def _make_deterministic():
             "the flag"
         )
     tf.compat.v2.config.experimental.enable_op_determinism()
-
-
-def host():
-    """A context whose operations run on the CPU of the process."""
-    return tf.device("/cpu:0")
 
 
 def gelu(x):

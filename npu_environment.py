@@ -309,7 +309,6 @@ class Npu(device.Device):
         )
 
     def _loss_scaled(self, optimizer):
-        self._manager = None
         # npu_device has no loss scale; the other adapter's would test every
         # gradient with is_finite, which runs on the NPU's slow scalar cores.
         if _ADAPTER == "npu_device" or not self.saturates:
