@@ -440,8 +440,10 @@ def run(
         _tokenizer_contents(build, config),
     )
     if output.begin(build.overwrite):
-        content = shard_output.with_totals(settings, output.finished)
-        return content, "complete already, nothing was built"
+        return (
+            shard_output.with_totals(settings, output.finished),
+            "complete already, nothing was built",
+        )
     try:
         write = _write_shards if build.runner is None else _write_with_beam
         places = shard_output.Places(

@@ -76,10 +76,16 @@ def flag(
       group: of --help, for this field and those after it; "" is that of the
         field before it, OTHER before any.
     """
-    metadata = dict(
-        help=help_text, choices=choices, lower=lower, upper=upper, group=group
+    return dataclasses.field(
+        default=default,
+        metadata=dict(
+            help=help_text,
+            choices=choices,
+            lower=lower,
+            upper=upper,
+            group=group,
+        ),
     )
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 class _Parser(flags.ArgumentParser):

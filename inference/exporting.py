@@ -161,17 +161,6 @@ def _run_saved_model(path, _head, ids):
         )
 
 
-def _frozen(built, model):
-    """The GraphDef of the first signature, weights as constants."""
-    _, outputs = next(iter(built.signatures.values()))
-    names = [tensor.op.name for tensor in outputs.values()]
-    with graphs.restored(model, built.graph, _CPU) as session:
-        frozen = tf.graph_util.convert_variables_to_constants(
-            session, built.graph.as_graph_def(), names
-        )
-    return tf.graph_util.extract_sub_graph(_without_gradients(frozen), names)
-
-
 def _without_gradients(graph_def):
     """The graph without the IdentityN that custom gradients leave."""
     sources = {}
@@ -191,7 +180,17 @@ def _without_gradients(graph_def):
 
 
 def _write_frozen(built, model, path):
-    files.write_bytes(path, _frozen(built, model).SerializeToString())
+    """Writes the first signature's GraphDef, with weights as constants."""
+    _, outputs = next(iter(built.signatures.values()))
+    names = [tensor.op.name for tensor in outputs.values()]
+    with graphs.restored(model, built.graph, _CPU) as session:
+        frozen = tf.graph_util.convert_variables_to_constants(
+            session, built.graph.as_graph_def(), names
+        )
+    graph_def = tf.graph_util.extract_sub_graph(
+        _without_gradients(frozen), names
+    )
+    files.write_bytes(path, graph_def.SerializeToString())
 
 
 def _run_frozen(path, _head, ids):
@@ -308,8 +307,10 @@ def _run_onnx(path, _head, ids):
 
 
 def _write_slim(_built, model, path):
-    variables = weight_names.variables(model.parts, model.config)
-    names = {variable.tf for variable in variables}
+    names = {
+        variable.tf
+        for variable in weight_names.variables(model.parts, model.config)
+    }
     _copy_small_files(model, path)
     results = os.path.join(model.directory, model_card.RESULTS)
     if os.path.isfile(results):  # for the model card of a conversion
