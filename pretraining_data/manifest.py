@@ -246,13 +246,11 @@ def check_complete(directory: str) -> None:
             )
 
 
-def read_manifest(
-    inputs: typing.Union[str, typing.Iterable[str]],
-) -> typing.Optional[_Manifest]:
+def read_manifest(paths: typing.Sequence[str]) -> typing.Optional[_Manifest]:
     """The settings and counts of records, from the manifest.json beside them.
 
     Args:
-      inputs: a directory, or files as `expand_inputs` gives them.
+      paths: files as `expand_inputs` gives them.
 
     Returns:
       The manifest as a dict, None when there is none that lists one of the
@@ -263,13 +261,9 @@ def read_manifest(
       errors.UserError: a manifest is malformed, names a file outside its
         directory, or two of them differ in what must be equal.
     """
-    # A manifest must list at least one of the files; of a directory, any.
-    is_directory = isinstance(inputs, str)
-    names = [os.path.join(inputs, "")] if isinstance(inputs, str) else inputs
-    directories = [os.path.dirname(name) for name in names]
-    paths = {os.path.realpath(name) for name in names}
+    given = set(map(os.path.realpath, paths))
     merged, merged_path = None, None
-    for directory in dict.fromkeys(directories):
+    for directory in dict.fromkeys(map(os.path.dirname, paths)):
         path = os.path.join(directory, MANIFEST)
         manifest = load_manifest(directory)
         if manifest is None:
@@ -277,7 +271,7 @@ def read_manifest(
         for shard in manifest["shards"]:
             shard["path"] = os.path.join(directory, shard["name"])
         listed = {os.path.realpath(s["path"]) for s in manifest["shards"]}
-        if not is_directory and not paths & listed:
+        if not given & listed:
             continue
         if merged is None:
             merged, merged_path = manifest, path

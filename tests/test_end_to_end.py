@@ -244,8 +244,8 @@ def test_an_evaluation_with_another_vocabulary_stops(chain, pretrained):
 
 def test_text_becomes_records(chain, built):
     corpus = chain.place("BookCorpus_DIR")
-    static = manifest.read_manifest(str(corpus / "pretrain_data"))
-    dynamic = manifest.read_manifest(str(corpus / "eval_data"))
+    static = manifest.load_manifest(str(corpus / "pretrain_data"))
+    dynamic = manifest.load_manifest(str(corpus / "eval_data"))
     assert (static["masking"], dynamic["masking"]) == ("static", "dynamic")
     assert (
         sum(s["records"] for s in static["shards"]) == 5 * (static["sequences"])

@@ -56,7 +56,6 @@ def test_a_manifest_cannot_leave_its_directory(tmp_path, name):
     (folder / "a.tfrecord").write_bytes(b"")
     for read in (
         manifest.load_manifest,
-        manifest.read_manifest,
         records.expand_inputs,
         preflight.check_shards,
     ):
