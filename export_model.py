@@ -28,8 +28,6 @@ from common import command_line, errors
 from inference import exporting, quantization, trained_model
 from training import logs
 
-FLAGS = flags.FLAGS
-
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig(trained_model.ModelConfig):
@@ -142,7 +140,7 @@ def own_head(model: trained_model.TrainedModel) -> str:
 
 
 def main(_: typing.List[str]) -> None:
-    options = command_line.build(ExportConfig, FLAGS)
+    options = command_line.build(ExportConfig, flags.FLAGS)
     # They log each step, ONNX Runtime's quantization to the root logger.
     for name in ("", "tensorflow", "tf2onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)

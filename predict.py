@@ -34,7 +34,6 @@ from inference import predictor
 from tasks import conll, table_files
 from training import logs
 
-FLAGS = flags.FLAGS
 # Batches that are computed between two writes.
 _BATCHES = 64
 
@@ -486,8 +485,8 @@ def main(arguments: typing.List[str]) -> None:
             "--model=DIR"
         )
     task = arguments[1]
-    options = command_line.build(PredictConfig, FLAGS)
-    settings = command_line.build(predictor.Settings, FLAGS)
+    options = command_line.build(PredictConfig, flags.FLAGS)
+    settings = command_line.build(predictor.Settings, flags.FLAGS)
     check_flags(task, options)
     # Before the model loads, except SQuAD's files, whose version it knows.
     items = None if task == "answer" else given_items(task, options, False)

@@ -35,7 +35,6 @@ from tasks import (
 )
 from training import eval_results, run_config, warm_start
 
-FLAGS = flags.FLAGS
 GENERIC = "generic"
 
 
@@ -467,7 +466,7 @@ def define_flags() -> None:
 
 
 def main(_):
-    run, task, options = run_config.from_flags(ClassifierConfig, FLAGS)
+    run, task, options = run_config.from_flags(ClassifierConfig, flags.FLAGS)
     setup = finetuning.begin(run, task, "cls/classification/")
     task = as_trained(task, finetuning.trained_config(setup.source))
     # All input is read and checked before anything is written.

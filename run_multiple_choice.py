@@ -25,8 +25,6 @@ from common import command_line, errors, files
 from tasks import classification, finetuning, race
 from training import eval_results, run_config, warm_start
 
-FLAGS = flags.FLAGS
-
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoiceConfig(finetuning.TaskConfig):
@@ -219,7 +217,9 @@ def define_flags() -> None:
 
 
 def main(_):
-    run, task, options = run_config.from_flags(MultipleChoiceConfig, FLAGS)
+    run, task, options = run_config.from_flags(
+        MultipleChoiceConfig, flags.FLAGS
+    )
     if run.pack_sequences:
         raise errors.UserError(
             "--pack_sequences: not for multiple choice, where the options of a "

@@ -41,8 +41,6 @@ from training import (
 )
 from weights import model_directory
 
-FLAGS = flags.FLAGS
-
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:
@@ -505,7 +503,7 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Trains, then evaluates."""
-    run, task, options = run_config.from_flags(PretrainingConfig, FLAGS)
+    run, task, options = run_config.from_flags(PretrainingConfig, flags.FLAGS)
     logs.set_up_logging(run)
     run = warm_start.resolved(run)
     config = run_config.model_config(run)

@@ -30,7 +30,6 @@ from tasks import finetuning
 from training import eval_results, output_directory, run_config, warm_start
 from weights import model_directory
 
-FLAGS = flags.FLAGS
 # Defaults of this script that differ from RunConfig's.
 DEFAULTS = {
     "learning_rate": 1.5e-5,
@@ -480,7 +479,7 @@ def _scores_v2(gold, predictions, answers, null_odds):
 
 
 def main(_: typing.List[str]) -> None:
-    run, task, options = run_config.from_flags(SquadConfig, FLAGS)
+    run, task, options = run_config.from_flags(SquadConfig, flags.FLAGS)
     setup = finetuning.begin(run, task, "cls/squad/")
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
     warm_start.check(

@@ -28,7 +28,6 @@ from common import command_line, errors, files
 from tasks import classification, conll, finetuning, sequences, task_scores
 from training import eval_results, run_config, warm_start
 
-FLAGS = flags.FLAGS
 IGNORED = -1  # at tokens without a label
 
 
@@ -338,7 +337,7 @@ def define_flags() -> None:
 
 
 def main(_):
-    run, task, options = run_config.from_flags(TaggerConfig, FLAGS)
+    run, task, options = run_config.from_flags(TaggerConfig, flags.FLAGS)
     setup = finetuning.begin(run, task, "cls/tagging/")
     # All input is read and checked before anything is written.
     data = read_data(run, task)
