@@ -341,9 +341,7 @@ class Device:
         return optimization.Averaged(optimizer, self._average_gradients)
 
     def _average_gradients(self, gradients):
-        if self._options.allreduce_fp16:
-            return self.average(gradients, in_fp16=True)
-        return self.average(gradients)
+        return self.average(gradients, in_fp16=self._options.allreduce_fp16)
 
     def _loss_scaled(self, optimizer):
         fixed = self._options.loss_scale

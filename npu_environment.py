@@ -158,7 +158,7 @@ class _NpuProcesses(device.Processes):
         self.rank = rank
         self.world_size = world_size
 
-    def average(self, tensors):
+    def average(self, tensors, in_fp16=False):
         if self.world_size == 1:
             return list(tensors)
         allreduce = _adapter("hccl.hccl_ops").allreduce

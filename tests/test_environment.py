@@ -245,7 +245,7 @@ class TwoProcesses(Processes):
 
     world_size = 2
 
-    def average(self, tensors):
+    def average(self, tensors, in_fp16=False):
         return [tensor / 2.0 for tensor in tensors]
 
 

@@ -42,11 +42,10 @@ def reported(
                 f"{output_dir}: removed during the run; run the same command "
                 "again to start from the beginning"
             ) from error
-        if not isinstance(error, tf.errors.OpError):
-            raise
-        message = _reason(error, output_dir)
-        if message:
-            raise errors.UserError(message) from error
+        if isinstance(error, tf.errors.OpError):
+            message = _reason(error, output_dir)
+            if message:
+                raise errors.UserError(message) from error
         raise
 
 
