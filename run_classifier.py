@@ -480,7 +480,7 @@ def main(_):
         setup.source,
         setup.config,
         ["classification"],
-        finetuning.required(run, "cls/classification/"),
+        "cls/classification/",
         labels=labels.outputs,
     )
     device = environment.create(options)

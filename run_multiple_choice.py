@@ -227,10 +227,7 @@ def main(_):
         )
     setup = finetuning.begin(run, task, "cls/multiple_choice/")
     warm_start.check(
-        setup.source,
-        setup.config,
-        ["multiple_choice"],
-        finetuning.required(run, "cls/multiple_choice/"),
+        setup.source, setup.config, ["multiple_choice"], "cls/multiple_choice/"
     )
     # All input is read and checked before anything is written.
     data = read_data(run, task)

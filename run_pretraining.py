@@ -10,7 +10,6 @@ import common.startup
 import dataclasses
 import math
 import os
-import re
 import typing
 
 import tensorflow.compat.v1 as tf
@@ -475,17 +474,12 @@ def _choose_tokenizer(run, task):
     return tokenizers[0]
 
 
-# Evaluation without training needs the head too.
-_TRAINED = re.compile(r"bert/(embeddings|encoder)/|cls/predictions/")
-
-
 def _check_files(run, source, task, config, device, size):
     """Checks checkpoint, disk and memory before anything is written.
 
     `size` is the number of rows per sequence.
     """
-    required = warm_start.ENCODER if run.do_train else _TRAINED
-    warm_start.check(source, config, ["masked_lm"], required)
+    warm_start.check(source, config, ["masked_lm"], "cls/predictions/")
     preflight.check_run(
         run,
         config,

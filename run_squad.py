@@ -482,12 +482,7 @@ def main(_: typing.List[str]) -> None:
     run, task, options = run_config.from_flags(SquadConfig, flags.FLAGS)
     setup = finetuning.begin(run, task, "cls/squad/")
     heads = ["question_answering"] + ["answerable"] * task.answerability_head
-    warm_start.check(
-        setup.source,
-        setup.config,
-        heads,
-        finetuning.required(run, "cls/squad/"),
-    )
+    warm_start.check(setup.source, setup.config, heads, "cls/squad/")
     if not run.do_train:
         squad.warn_if_other_version(
             model_directory.read_task(

@@ -351,7 +351,7 @@ def main(_):
         setup.source,
         setup.config,
         ["tagging"],
-        finetuning.required(run, "cls/tagging/"),
+        "cls/tagging/",
         labels=len(names),
     )
     to_train = encode(data.train, setup)

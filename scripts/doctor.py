@@ -39,7 +39,6 @@ import run_pretraining
 import run_squad
 import tokenization
 from common import command_line, errors, version
-from tasks import finetuning
 from training import (
     checkpoints,
     logs,
@@ -333,8 +332,7 @@ class Doctor:
             do_train=self._run.do_train or not evaluates,
         )
         self._used = run = warm_start.source(run, head)
-        required = finetuning.required(run, head)
-        warm_start.check(run, self._config, [self._head], required)
+        warm_start.check(run, self._config, [self._head], head)
         latest = checkpoints.newest(run.output_dir)
         problems = map(checkpoints.damage, checkpoints.listed(run.output_dir))
         damage = "; ".join(filter(None, problems))

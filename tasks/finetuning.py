@@ -19,7 +19,7 @@ and its `main` is then, with run and task from the flags:
 
     setup = finetuning.begin(run, task, "cls/tagging/")  # before data is read
     warm_start.check(setup.source, setup.config, ["tagging"],
-                     finetuning.required(run, "cls/tagging/"), labels=5)
+                     "cls/tagging/", labels=5)
     train = Sequences(...) if run.do_train else None
     head = finetuning.Head("tagging", outputs, sums)
     tuning = finetuning.FineTuning(
@@ -35,7 +35,6 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import re
 import typing
 
 import numpy as np
@@ -216,21 +215,6 @@ def tokenizer_files(task: TaskConfig) -> model_directory.TokenizerFiles:
     return model_directory.TokenizerFiles(
         task.vocab_file, task.merges_file, bool(task.do_lower_case)
     )
-
-
-def required(run: run_config.RunConfig, head: str) -> typing.Pattern[str]:
-    """The pattern of variables that --init_checkpoint must contain.
-
-    Without training that includes the head: an untrained one predicts at
-    random.
-
-    Args:
-      run: flags.
-      head: prefix of the names of the head's variables, such as "cls/squad/".
-    """
-    if run.do_train:
-        return warm_start.ENCODER
-    return re.compile(warm_start.ENCODER.pattern + "|" + re.escape(head))
 
 
 def trained_config(

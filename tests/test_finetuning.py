@@ -159,20 +159,6 @@ def test_contradicting_flags_are_rejected(
         begin(tmp_path, monkeypatch, run, task)
 
 
-def test_prediction_alone_needs_a_trained_head():
-    names = (
-        "bert/encoder/layer_0/output/dense/bias",
-        "cls/tagging/bias",
-        "cls/predictions/output_bias",
-    )
-    needed = finetuning.required(run_of(), "cls/tagging/")
-    assert [bool(needed.match(name)) for name in names] == [True, True, False]
-    assert (
-        finetuning.required(run_of(do_train=True), "cls/tagging/")
-        is warm_start.ENCODER
-    )
-
-
 def test_label_sums_ignore_negative_labels():
     logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
     sums = finetuning.label_sums(

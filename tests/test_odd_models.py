@@ -167,6 +167,7 @@ def test_other_heads_and_epsilon_than_in_training_are_refused(
             warm_start.resolved(run),
             configuration.RobertaConfig.from_json_file(str(path)),
             ["masked_lm"],
+            "cls/predictions/",
         )
 
 

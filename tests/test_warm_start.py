@@ -40,6 +40,7 @@ def check(folder, place, **changes):
         warm_start.resolved(run),
         configuration.RobertaConfig.from_json_file(str(path)),
         ["masked_lm"],
+        "cls/predictions/",
     )
 
 
@@ -283,7 +284,7 @@ def test_a_checkpoint_of_another_task_is_not_predicted_with(
             run,
             run_config.model_config(run),
             ["classification"],
-            finetuning.required(run, "cls/classification/"),
+            "cls/classification/",
             labels=labels,
         )
 
@@ -325,4 +326,5 @@ def test_without_a_config_beside_it_nothing_is_compared(
         ),
         configuration.RobertaConfig.from_json_file(str(path)),
         ["masked_lm"],
+        "cls/predictions/",
     )

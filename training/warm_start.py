@@ -26,7 +26,6 @@ from training import checkpoints, run_config
 from weights import conversion, model_directory, tf_checkpoint
 from weights import names as weight_names
 
-ENCODER = re.compile(r"bert/(embeddings|encoder)/")
 # Checkpoint variables that are not part of the model.
 _TRAINING_STATE = re.compile(
     r"(/adam_[mv]|^global_step|^loss_scale|^good_steps|^bad_steps|"
@@ -38,19 +37,20 @@ def check(
     run: run_config.RunConfig,
     config: configuration.RobertaConfig,
     parts: typing.Iterable[str],
-    required: typing.Pattern[str] = ENCODER,
+    head: str,
     labels: typing.Optional[int] = None,
 ) -> None:
     """Rejects a checkpoint that does not fit the model, naming a variable.
 
     A run that resumes needs all variables of the model; --init_checkpoint is
-    checked only in a new run.
+    checked only in a new run. Without training it must have the head: an
+    untrained one predicts at random.
 
     Args:
       run: flags.
       config: of the model.
       parts: the model's heads, keys of weight_names.PARTS.
-      required: pattern of the variables that --init_checkpoint must contain.
+      head: prefix of the names of the head's variables, such as "cls/squad/".
       labels: of a head whose size is free; None accepts any. A new run may
         start from a head of another size (`load`).
 
@@ -71,8 +71,11 @@ def check(
         "use the checkpoint and the config.json of one model, with this "
         "project's variable names (convert_checkpoint.py)"
     )
+    required = ("bert/embeddings/", "bert/encoder/")
+    if not run.do_train:
+        required += (head,)
     if latest:
-        required = re.compile("")
+        required = ("",)
         fix = "use another --output_dir for another model or task"
     reader = tf.train.load_checkpoint(path) if latest else _open(path)
     shapes = reader.get_variable_to_shape_map()
@@ -81,7 +84,11 @@ def check(
     _check_shapes(path, shapes, model, fix)
     if labels is not None and (latest or not run.do_train):
         _check_labels(path, shapes, model, labels)
-    missing = [n for n in model if n not in shapes and required.match(n)]
+    missing = [
+        name
+        for name in model
+        if name not in shapes and name.startswith(required)
+    ]
     if missing:
         for part in () if run.do_train else parts:
             weight_names.check_fine_tuned(
