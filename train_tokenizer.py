@@ -79,21 +79,6 @@ class TokenizerConfig:
                 raise errors.UserError(f"--{name} is missing; see --help")
 
 
-def load_library() -> types.ModuleType:
-    """The package `tokenizers`.
-
-    Raises:
-      errors.UserError: it is not installed.
-    """
-    try:
-        import tokenizers  # pylint: disable=g-import-not-at-top
-    except ImportError:
-        raise errors.missing_package(
-            "train_tokenizer.py", "tokenizers", "tokenizer"
-        ) from None
-    return tokenizers
-
-
 def read_lines(
     config: TokenizerConfig,
     inputs: typing.Sequence[text_files.TextFile],
@@ -199,7 +184,9 @@ def run(config: TokenizerConfig) -> typing.Dict[str, int]:
         `tokenizers` is missing; then nothing is written.
       OSError: a file cannot be read or written.
     """
-    library = load_library()
+    library = errors.import_package(
+        "tokenizers", "train_tokenizer.py", "tokenizer"
+    )
     inputs = text_files.expand_inputs(config.input_file)
     paths = [os.path.join(config.output_dir, name) for name in FILES]
     existing = [

@@ -6,6 +6,8 @@ exception is a bug of this project and keeps its traceback.
 """
 
 import errno
+import importlib
+import types
 
 _MAX_CHARACTERS = 1500
 # {number of an OSError: what a user does}
@@ -53,6 +55,26 @@ def missing_package(user: str, package: str, extra: str) -> UserError:
         f"{user} needs {package}, which is not installed; run bash "
         f"scripts/setup.sh --extras={extra}"
     )
+
+
+def import_package(
+    name: str, user: str, extra: str, package: str = ""
+) -> types.ModuleType:
+    """An optional package, or a module of one.
+
+    Args:
+      name: of the module.
+      user, extra: as of `missing_package`.
+      package: pip's name for it, where it is another one.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = package or name.partition(".")[0]
+        raise missing_package(user, package, extra) from error
 
 
 def shortened(text: str) -> str:

@@ -13,7 +13,6 @@ the graph of training, and renames the output only if both agree.
 """
 
 import contextlib
-import importlib
 import math
 import os
 import re
@@ -208,10 +207,7 @@ def _run_frozen(path, _head, ids):
 
 
 def _onnx_package(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise errors.missing_package("--format=onnx", name, "onnx") from None
+    return errors.import_package(name, "--format=onnx", "onnx")
 
 
 def _without_weights(built, model, outputs):

@@ -26,12 +26,9 @@ def load(path: str, settings: typing.Any = None) -> typing.Any:
     Raises:
       errors.UserError: it is not such a file, or ONNX Runtime is missing.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise errors.missing_package(
-            f"--model={path}", "onnxruntime", "onnx"
-        ) from None
+    onnxruntime = errors.import_package(
+        "onnxruntime", f"--model={path}", "onnx"
+    )
     if not os.path.isfile(path):
         raise errors.UserError(
             f"--model={path}: does not exist; write it with export_model.py "

@@ -104,13 +104,10 @@ def write_int8(path: str, small: str) -> None:
     Raises:
       errors.UserError: a package is missing.
     """
-    try:
-        import onnx
-        import onnxruntime.quantization as onnx_quantization
-    except ImportError as error:
-        raise errors.missing_package(
-            "--quantize=int8", error.name, "onnx"
-        ) from None
+    onnx = errors.import_package("onnx", "--quantize=int8", "onnx")
+    onnx_quantization = errors.import_package(
+        "onnxruntime.quantization", "--quantize=int8", "onnx"
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # a line for each product
         onnx_quantization.quantize_dynamic(
             path,

@@ -115,12 +115,7 @@ def check_entities() -> None:
 
 
 def _check_installed(module, user):
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise errors.missing_package(
-            user, _PACKAGES[module], "tasks"
-        ) from error
+    errors.import_package(module, user, "tasks", _PACKAGES[module])
 
 
 def scores(

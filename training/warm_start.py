@@ -225,12 +225,9 @@ def _from_hub(name):
     Args:
       name: such as roberta-base or OWNER/NAME@REVISION.
     """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise errors.missing_package(
-            f"--init_checkpoint=hf:{name}", "huggingface_hub", "hub"
-        ) from None
+    huggingface_hub = errors.import_package(
+        "huggingface_hub", f"--init_checkpoint=hf:{name}", "hub"
+    )
     repository, _, revision = name.partition("@")
     try:
         for weights in ("model*.safetensors", "pytorch_model*.bin"):
