@@ -100,7 +100,7 @@ class MaskedLmSource:
             if whole_words and self.dynamic
             else None
         )
-        self.check([0])  # reports a record of another length now
+        self.read([0])  # reports a record of another length now
 
     def __len__(self) -> int:
         return len(self._records)
@@ -137,7 +137,7 @@ class MaskedLmSource:
         Returns:
           {name: array [n, ...]}.
         """
-        examples = self._read(indices)
+        examples = self.read(indices)
         if self.dynamic:
             return self._mask(examples, indices, epochs, seed)
         return {
@@ -147,13 +147,10 @@ class MaskedLmSource:
 
     def token_counts(self) -> np.ndarray:
         """Tokens of each record, int64 [n]; reads all dynamic records."""
-        return np.concatenate(
+        return np.array(
             [
-                [
-                    len(example["input_ids"])
-                    for example in self._read(range(start, min(end, len(self))))
-                ]
-                for start, end in _chunks(len(self))
+                len(self.read([index])[0]["input_ids"])
+                for index in range(len(self))
             ]
         )
 
@@ -162,11 +159,10 @@ class MaskedLmSource:
         masks = np.rint(lengths * self._probability).astype(np.int64)
         return np.clip(masks, 1, self.settings.max_predictions)
 
-    def check(self, indices: typing.Sequence[int]) -> None:
-        """Reads some records; raises errors.UserError for an invalid one."""
-        self._read(indices)
-
-    def _read(self, indices):
+    def read(
+        self, indices: typing.Sequence[int]
+    ) -> typing.List[typing.Dict[str, np.ndarray]]:
+        """Some records; raises errors.UserError for an invalid one."""
         return self._records.read_examples(
             indices, self._lengths(), self._vocab_size
         )
@@ -348,10 +344,6 @@ def _mask_specs(rows, masks):
         name: tf.TensorSpec([rows, masks], dtype)
         for name, dtype in _PER_MASK.items()
     }
-
-
-def _chunks(count, size=4096):
-    return [(start, start + size) for start in range(0, count, size)]
 
 
 def _first(*values):

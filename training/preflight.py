@@ -104,8 +104,8 @@ def check_records(
     total = len(source)
     count = min(most, total) if most else total
     indices = np.linspace(0, total - 1, count).astype(np.int64)
-    for start in range(0, count, 256):
-        source.check(indices[start : start + 256])
+    for index in indices:
+        source.read([index])
     return (
         f"{count} of {total} {'dynamic' if source.dynamic else 'static'} "
         "records read"
