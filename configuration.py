@@ -141,11 +141,6 @@ class RobertaConfig:
           errors.UserError: a key is missing, has a wrong type, or requests a
             model that is not implemented.
         """
-        if not isinstance(values, dict):
-            raise errors.UserError(
-                f"the model config is a {type(values).__name__}; expected a "
-                "JSON object"
-            )
         missing = [key for key in _REQUIRED_KEYS if key not in values]
         if missing:
             raise errors.UserError(

@@ -134,8 +134,6 @@ class _Optimizer(tf.train.Optimizer):
           name: name of the returned operation.
         """
         pairs = [(g, v) for g, v in grads_and_vars if g is not None]
-        if not pairs:
-            raise ValueError("no variable has a gradient")
         step = tf.cast(global_step, tf.float32) + 1.0
         # Operations of a single number, once for all variables.
         numbers = self._numbers(
