@@ -474,22 +474,6 @@ def _choose_tokenizer(run, task):
     return tokenizers[0]
 
 
-def _check_files(run, source, task, config, device, size):
-    """Checks checkpoint, disk and memory before anything is written.
-
-    `size` is the number of rows per sequence.
-    """
-    warm_start.check(source, config, ["masked_lm"], "cls/predictions/")
-    preflight.check_run(
-        run,
-        config,
-        device,
-        "masked_lm",
-        predictions=task.max_predictions_per_seq,
-        choices=size,
-    )
-
-
 def define_flags() -> None:
     """Declares the flags of this command."""
     run_config.define_flags(PretrainingConfig)
@@ -521,7 +505,16 @@ def main(_) -> None:
         eval_source = read_records(
             task.eval_files_dir, config, run, task, False
         )
-    _check_files(asked, source, task, config, device, size)
+    # All is checked before anything is written.
+    warm_start.check(source, config, ["masked_lm"], "cls/predictions/")
+    preflight.check_run(
+        asked,
+        config,
+        device,
+        "masked_lm",
+        predictions=task.max_predictions_per_seq,
+        choices=size,
+    )
     output_directory.prepare(
         run,
         config,

@@ -43,8 +43,6 @@ from pretraining_data import (
 )
 from weights import model_directory
 
-DIRECT = "DirectRunner"
-
 _FileSystems = filesystems.FileSystems
 _COPY_BYTES = 1 << 22
 # (group, index) of a chunk and its encoded ChunkRecords, by shard.
@@ -477,7 +475,7 @@ def _options(runner, text, folder):
             f"--beam_options={text} has a wrong value (see above); expected "
             f"the options of Beam's {runner}"
         ) from None
-    if runner == DIRECT:
+    if runner == "DirectRunner":
         # Its worker processes import these modules.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     elif not (module or setup.setup_file):
