@@ -246,11 +246,8 @@ def _parse(argv: typing.List[str]) -> typing.List[str]:
         )
 
 
-def _reject_arguments(arguments: typing.Sequence[str]) -> None:
-    """Rejects words that are not flags, as the last one of `--flag word`."""
-    if not arguments:
-        return
-    word = arguments[0]
+def _reject_argument(word: str) -> None:
+    """Rejects a word that is not a flag, as the last one of `--flag word`."""
     hint = ""
     if word.lower() in _BOOLEANS:
         hint = f", such as --do_train={word} without a space before {word}"
@@ -284,8 +281,8 @@ def run(
             if flags.FLAGS["version"].value:
                 sys.stdout.write(version.VERSION + "\n")
                 sys.exit(0)
-            if not takes_arguments:
-                _reject_arguments(argv[1:])
+            if argv[1:] and not takes_arguments:
+                _reject_argument(argv[1])
             result = main(argv)
             sys.stdout.flush()
             return result
