@@ -132,8 +132,8 @@ class Gpu(device.Device):
         config.gpu_options.allow_growth = True
         config.gpu_options.visible_device_list = str(self._index)
         if self._options.use_fp16:
-            rewriter = config.graph_options.rewrite_options
-            rewriter.auto_mixed_precision = 1  # RewriterConfig.ON
+            # RewriterConfig.ON
+            config.graph_options.rewrite_options.auto_mixed_precision = 1
         return config
 
 

@@ -458,8 +458,9 @@ def prediction_lines(
     A regression's has its value instead.
     """
     function = sigmoid if labels.are_several else probabilities
-    results = zip(examples, predicted(labels, outputs), function(outputs))
-    for example, value, row in results:
+    for example, value, row in zip(
+        examples, predicted(labels, outputs), function(outputs)
+    ):
         if labels.is_regression:
             yield {"index": example.index, "value": round(value, 6)}
         else:

@@ -77,8 +77,11 @@ def read(directory: str) -> typing.Optional[typing.Dict[str, typing.Any]]:
     if not (checkpoints.newest(directory) and files.is_file(path)):
         return None
     record = files.read_json(path, "the settings of a run")
-    kinds = {"fixed": dict, "changeable": dict, "order_batch": int}
-    for name, kind in kinds.items():
+    for name, kind in (
+        ("fixed", dict),
+        ("changeable", dict),
+        ("order_batch", int),
+    ):
         if not isinstance(record.get(name), kind):
             raise errors.UserError(
                 f"{path}: {name} is missing or not of its type; copy the file "

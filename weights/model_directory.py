@@ -85,8 +85,11 @@ def read_task(directory: str) -> Task:
     if not files.is_file(path):
         return Task()
     values = files.read_json(path, "a model's task.json")
-    names = [field.name for field in dataclasses.fields(Task)]
-    known = {n: values[n] for n in names if values.get(n) is not None}
+    known = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(Task)
+        if values.get(field.name) is not None
+    }
     for name, value in known.items():
         if not _VALID.get(name, _is_size)(value):
             raise errors.UserError(
