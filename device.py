@@ -26,9 +26,9 @@ environment.create chooses a device. Every device has
     peak_memory_bytes() the most that this process used, None if unknown
     card()              name of the product, "" if unknown
     versions()          {name: version} of its software
-    close()             removes temporary files
 """
 
+import atexit
 import dataclasses
 import platform
 import shutil
@@ -416,12 +416,8 @@ class Device:
     def _scratch_dir(self):
         if self._scratch is None:
             self._scratch = tempfile.mkdtemp(prefix="roberta_rank_")
+            atexit.register(shutil.rmtree, self._scratch, ignore_errors=True)
         return self._scratch
-
-    def close(self) -> None:
-        """Removes temporary files."""
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def float32_variable(getter, name, shape=None, dtype=None, *args, **kwargs):

@@ -500,7 +500,6 @@ def main(_):
     tuning.train()
     if (task.do_eval or task.do_predict) and device.rank == 0:
         evaluate_and_predict(tuning, data, labels, metrics)
-    device.close()
 
 
 if __name__ == "__main__":

@@ -254,7 +254,6 @@ def main(_):
         evaluate_and_predict(
             tuning, task.predict_part, data["do_predict"], False
         )
-    device.close()
 
 
 if __name__ == "__main__":

@@ -542,7 +542,6 @@ def main(_) -> None:
         loop.train(estimator, batches, training)
     if task.do_eval and device.rank == 0:
         evaluate(estimator, eval_source, run, task, source)
-    device.close()
 
 
 if __name__ == "__main__":

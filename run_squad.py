@@ -517,7 +517,6 @@ def main(_: typing.List[str]) -> None:
     if task.do_predict and device.rank == 0:
         outputs = tuning.predict(sequences(test, False))
         write_predictions(logits_of(test, outputs), setup)
-    device.close()
 
 
 def define_flags() -> None:

@@ -372,7 +372,6 @@ def main(_):
     tuning.train()
     if (task.do_eval or task.do_predict) and device.rank == 0:
         evaluate_and_predict(tuning, data, names, to_predict)
-    device.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of a device, and what the CPU makes of its options."""
 
+import atexit
+import functools
 import importlib.util
 import os
 import subprocess
@@ -270,7 +272,7 @@ def test_gradients_are_averaged_once(after, count):
         assert session.run(gradient) == 6.0 * count / 2
 
 
-def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
+def test_other_ranks_save_nothing_and_leave_nothing_behind(monkeypatch):
     def model_fn(features, params):
         del features, params
 
@@ -278,12 +280,20 @@ def test_other_ranks_save_nothing_and_leave_nothing_behind(tmp_path):
     processes.rank, processes.world_size = 1, 2
     run = new_run(save_checkpoints_steps=7)
     device = cpu_environment.Cpu(environment.DeviceConfig(), processes)
+    at_exit = []
+    monkeypatch.setattr(
+        atexit,
+        "register",
+        lambda function, *args, **options: at_exit.append(
+            functools.partial(function, *args, **options)
+        ),
+    )
     config = device.estimator(model_fn, run, 10).config
     assert config.save_checkpoints_steps is None
     assert config.save_checkpoints_secs is None
     assert config.model_dir != run.output_dir
     assert os.path.isdir(config.model_dir)
-    device.close()
+    at_exit.pop()()
     assert not os.path.exists(config.model_dir)
     first = create(accelerator="cpu").estimator(model_fn, run, 10).config
     assert first.save_checkpoints_steps == 7
