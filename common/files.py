@@ -8,6 +8,7 @@ quadratic time.
 
 import codecs
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -357,12 +358,52 @@ def scratch_directory(target: str) -> typing.Iterator[str]:
     The block renames what it made to `target`, which so appears complete.
     """
     directory = target + INCOMPLETE
-    shutil.rmtree(directory, ignore_errors=True)
-    os.makedirs(directory)
+    os.makedirs(directory, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        yield directory
+        _lock(descriptor, target)
+        for entry in os.scandir(directory):  # left by a killed process
+            (shutil.rmtree if entry.is_dir() else os.remove)(entry.path)
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock(descriptor, target):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise errors.UserError(
+            f"{target}: another process is writing it; wait until that ends, "
+            "or choose another place"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def publish(new: typing.Mapping[str, str]) -> None:
+    """Renames files and directories, {path: its place}, over old ones.
+
+    Interrupted or failing, it puts back what it has replaced.
+    """
+    begun = []
+    try:
+        for path, place in new.items():
+            old = path + ".replaced"
+            begun.append((path, place, old))
+            if os.path.lexists(place):
+                os.replace(place, old)
+            os.replace(path, place)
+    except BaseException:
+        for path, place, old in begun:
+            if os.path.lexists(place) and not os.path.lexists(path):
+                os.replace(place, path)
+            if os.path.lexists(old):
+                os.replace(old, place)
+        raise
 
 
 class NewFiles:

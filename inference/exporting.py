@@ -481,9 +481,16 @@ def _new_path(path, overwrite):
         with files.scratch_directory(path) as directory:
             temporary = os.path.join(directory, os.path.basename(path))
             yield temporary
-            if os.path.lexists(path):
-                os.replace(path, os.path.join(directory, "replaced"))
-            os.replace(temporary, path)
+            target = os.path.dirname(path)
+            files.publish(
+                {
+                    os.path.join(directory, name): os.path.join(target, name)
+                    for name in sorted(
+                        os.listdir(directory),
+                        key=os.path.basename(path).__eq__,  # it comes last
+                    )
+                }
+            )
     except OSError as error:
         error.filename = error.filename or path
         raise
@@ -511,12 +518,11 @@ def _check_place(path, model):
 def _small_files(model, source, target, overwrite):
     """Writes the files that go beside an ONNX file to `source`.
 
-    Returns:
-      Their names, none of which is another model's in `target`.
+    Raises:
+      errors.UserError: one is another model's in `target`.
     """
     _copy_small_files(model, source)
-    names = sorted(os.listdir(source))
-    for name in names:
+    for name in sorted(os.listdir(source)):
         path = os.path.join(target, name)
         if (
             not overwrite
@@ -528,7 +534,6 @@ def _small_files(model, source, target, overwrite):
                 "choose an --output in another directory, or pass --overwrite "
                 "to replace it"
             )
-    return names
 
 
 def export(
@@ -576,10 +581,9 @@ def export(
         model, head, shape, input_type, top_k if form == "saved_model" else 0
     )
     with _new_path(path, overwrite) as temporary:
-        source, target = os.path.dirname(temporary), os.path.dirname(path)
-        names = []
         if form == "onnx":
-            names = _small_files(model, source, target, overwrite)
+            source, target = os.path.dirname(temporary), os.path.dirname(path)
+            _small_files(model, source, target, overwrite)
         FORMATS[form].write(built, model, temporary)
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):
@@ -595,8 +599,6 @@ def export(
             )
         if finish:
             finish(temporary)
-        for name in names:
-            os.replace(os.path.join(source, name), os.path.join(target, name))
     return largest, built.signatures
 
 

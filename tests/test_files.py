@@ -5,6 +5,7 @@ import bz2
 import gzip
 import json
 import os
+import pathlib
 import stat
 
 import pytest
@@ -194,3 +195,36 @@ def test_a_file_beside_another_is_found(tmp_path):
     assert files.beside(str(tmp_path / "a.ckpt"), "vocab.json") == str(other)
     assert files.beside(str(tmp_path / "a.ckpt"), "merges.txt") == ""
     assert files.beside(str(tmp_path / "none" / "a"), "vocab.json") == ""
+
+
+def test_what_was_replaced_comes_back_after_an_error(tmp_path):
+    paths = {}
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text(name)
+        paths[str(tmp_path / ("new_" + name))] = str(tmp_path / name)
+    first, _, last = paths
+    for path in (first, last):
+        pathlib.Path(path).write_text("new")
+    with pytest.raises(FileNotFoundError):
+        files.publish(paths)
+    for name in ("a", "b", "c"):
+        assert (tmp_path / name / "old").read_text() == name
+    pathlib.Path(paths.popitem()[0]).unlink()
+    files.publish({first: str(tmp_path / "a")})
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_two_do_not_write_to_one_place_at_a_time(tmp_path):
+    place = str(tmp_path / "model")
+    with files.scratch_directory(place) as directory:
+        pathlib.Path(directory, "half").write_text("a")
+        with pytest.raises(errors.UserError, match="another process"):
+            with files.scratch_directory(place):
+                pass
+        assert os.listdir(directory) == ["half"]
+    os.mkdir(place + files.INCOMPLETE)  # of a killed process
+    pathlib.Path(place + files.INCOMPLETE, ".half").write_text("a")
+    with files.scratch_directory(place) as directory:
+        assert os.listdir(directory) == []
+    assert os.listdir(str(tmp_path)) == []
