@@ -17,6 +17,7 @@ import common.startup
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import typing
 
@@ -27,6 +28,16 @@ from absl import logging as absl_logging
 from common import command_line, errors
 from inference import exporting, quantization, trained_model
 from training import logs
+
+# Flag: the one format that uses it.
+_FORMAT_OF = {
+    "batch_size": "frozen",
+    "max_seq_length": "frozen",
+    "num_choices": "frozen",
+    "soc_version": "frozen",
+    "top_k": "saved_model",
+    "max_score_drop": "onnx",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +133,16 @@ class ExportConfig(trained_model.ModelConfig):
                 "pass both, with labelled data that training did not use to "
                 "compare the scores, or neither for float32"
             )
+        for field in dataclasses.fields(self):
+            form = _FORMAT_OF.get(field.name, self.format)
+            if (
+                form != self.format
+                and getattr(self, field.name) != field.default
+            ):
+                raise errors.UserError(
+                    f"--{field.name}: is for --format={form}, not "
+                    f"{self.format}; remove the flag"
+                )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(
                 f"--input_type={self.input_type}: --format=slim writes a "
@@ -153,6 +174,11 @@ def main(_: typing.List[str]) -> None:
             raise errors.UserError(
                 f"--quantize=int8: has no score for {head}, only for "
                 f"{', '.join(quantization.SCORES)}; export it in float32"
+            )
+        if not os.path.isfile(options.score_file):
+            raise errors.UserError(
+                f"--score_file={options.score_file}: not a file; pass labelled "
+                "data that training did not use"
             )
         finish = functools.partial(
             quantization.quantize,

@@ -192,22 +192,40 @@ def given_items(
     return None
 
 
-def check_flags(task: str, options: PredictConfig) -> None:
+# Flag: the one task that uses it.
+_TASK_OF = {
+    "question": "answer",
+    "text_b": "classify",
+    "text_pair_column": "classify",
+    "token_column": "tag",
+    "top_k": "fill-mask",
+    "pooling": "embed",
+    "label_threshold": "classify",
+    "num_answers": "answer",
+    "n_best_size": "answer",
+    "max_answer_length": "answer",
+    "max_query_length": "answer",
+    "version_2_with_negative": "answer",
+    "null_score_diff_threshold": "answer",
+}
+
+
+def check_flags(
+    task: str, options: PredictConfig, settings: predictor.Settings
+) -> None:
     """Rejects flags of another task."""
     if task == "answer" and bool(options.text) != bool(options.question):
         raise errors.UserError(
             "answer needs --question and --text; only one of them is given"
         )
-    for name, owner in (
-        ("question", "answer"),
-        ("text_b", "classify"),
-        ("text_pair_column", "classify"),
-        ("token_column", "tag"),
-    ):
-        if getattr(options, name) not in (None, "") and task != owner:
-            raise errors.UserError(
-                f"--{name}: is for the task {owner}, but the task is {task}"
-            )
+    for values in (options, settings):
+        for field in dataclasses.fields(values):
+            owner = _TASK_OF.get(field.name, task)
+            if owner != task and getattr(values, field.name) != field.default:
+                raise errors.UserError(
+                    f"--{field.name}: is for the task {owner}, but the task "
+                    f"is {task}"
+                )
     output = options.output_file
     if task == "embed" and output and not output.endswith(".npy"):
         raise errors.UserError(
@@ -487,7 +505,7 @@ def main(arguments: typing.List[str]) -> None:
     task = arguments[1]
     options = command_line.build(PredictConfig, flags.FLAGS)
     settings = command_line.build(predictor.Settings, flags.FLAGS)
-    check_flags(task, options)
+    check_flags(task, options, settings)
     # Before the model loads, except SQuAD's files, whose version it knows.
     items = None if task == "answer" else given_items(task, options, False)
     logs.set_up_warnings(with_tensorflow=not settings.is_onnx)

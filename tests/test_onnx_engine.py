@@ -371,6 +371,23 @@ def test_int8_needs_its_flags(values, words):
         export_model.ExportConfig(model="m", quantize="int8", **values)
 
 
+@pytest.mark.parametrize(
+    "form, values",
+    [
+        ("saved_model", {"max_seq_length": 32}),
+        ("slim", {"top_k": 3}),
+        ("frozen", {"max_score_drop": 0.1}),
+    ],
+)
+def test_flags_of_another_format_are_rejected(form, values):
+    (name,) = values
+    output = "m.pb" if form == "frozen" else "m"
+    with pytest.raises(errors.UserError, match=f"--{name}: is for --format="):
+        export_model.ExportConfig(
+            model="m", format=form, output=output, **values
+        )
+
+
 def test_files_beside_an_onnx_file_are_not_another_models(folder, tmp_path):
     pytest.importorskip("tf2onnx")
     (tmp_path / "config.json").write_text("{}")

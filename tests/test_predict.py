@@ -224,7 +224,22 @@ def test_bad_input_is_named_before_the_model_loads(tmp_path, forked):
 )
 def test_flags_of_another_task_are_rejected(task, values, words):
     with pytest.raises(errors.UserError, match=words):
-        predict.check_flags(task, predict.PredictConfig(**values))
+        predict.check_flags(
+            task, predict.PredictConfig(**values), predictor.Settings()
+        )
+
+
+@pytest.mark.parametrize(
+    "task, values, words",
+    [
+        ("classify", {"pooling": "first"}, "--pooling: is for the task embed"),
+        ("embed", {"num_answers": 2}, "--num_answers: is for the task answer"),
+    ],
+)
+def test_settings_of_another_task_are_rejected(task, values, words):
+    options = predict.PredictConfig(text="a")
+    with pytest.raises(errors.UserError, match=words):
+        predict.check_flags(task, options, predictor.Settings(**values))
 
 
 @pytest.mark.parametrize(
