@@ -84,6 +84,7 @@ def check(
     _check_shapes(path, shapes, model, fix)
     if labels is not None and (latest or not run.do_train):
         _check_labels(path, shapes, model, labels)
+    found = weight_names.parts_in_tf(shapes, config)
     missing = [
         name
         for name in model
@@ -91,12 +92,16 @@ def check(
     ]
     if missing:
         for part in () if run.do_train else parts:
-            weight_names.check_fine_tuned(
-                path, part, weight_names.parts_in_tf(shapes, config)
-            )
+            weight_names.check_fine_tuned(path, part, found)
         raise errors.UserError(
             f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
             f"first; {fix}"
+        )
+    if not run.do_train and "answerable" in found - {*parts}:
+        tf.logging.warning(
+            "%s was trained with --answerability_head, which is not given: "
+            "questions without answers are found by the spans alone",
+            path,
         )
     model_directory.check_config(
         path,
