@@ -388,10 +388,10 @@ def _check(run, task, config):
             "--pack_sequences: evaluation in pre-training is not packed; omit "
             "the flag"
         )
-    if run.evaluates and not task.eval_files_dir:
+    if (run.evaluates or task.do_eval) and not task.eval_files_dir:
         raise errors.UserError(
-            "--eval_files_dir is missing; --evaluate_every_steps and "
-            "--evaluate_checkpoints need records to evaluate on"
+            "--eval_files_dir is missing; --do_eval, --evaluate_every_steps "
+            "and --evaluate_checkpoints need records to evaluate on"
         )
     model_directory.check_length(
         run.max_seq_length, config, run.bert_config_file
