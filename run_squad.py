@@ -10,6 +10,7 @@ r"""Fine-tunes RoBERTa on SQuAD v1.1 or v2.0, and answers questions.
 import common.startup
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -396,6 +397,9 @@ def write_predictions(logits: Logits, setup: finetuning.Setup) -> None:
     outputs = {"predictions.json": predictions, "nbest_predictions.json": nbest}
     if task.version_2_with_negative:
         outputs["null_odds.json"] = null_odds
+    else:  # of earlier predictions
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(run.output_dir, "null_odds.json"))
     for name, value in outputs.items():
         files.write_json(os.path.join(run.output_dir, name), value)
     tf.logging.info(
