@@ -515,15 +515,21 @@ def main(_) -> None:
         predictions=task.max_predictions_per_seq,
         choices=size,
     )
+    trained_task = model_directory.Task("masked_lm", run.max_seq_length)
     output_directory.prepare(
         run,
         config,
         device.rank,
-        task=model_directory.Task("masked_lm", run.max_seq_length),
+        task=trained_task,
         tokenizer=_choose_tokenizer(source, task),
     )
     training = run_config.Training(
-        config, run, device, task.num_train_steps, task.num_warmup_steps
+        config,
+        run,
+        device,
+        task.num_train_steps,
+        task.num_warmup_steps,
+        task=trained_task,
     )
     if train_source:
         training.describe(

@@ -533,30 +533,34 @@ def _flat(ids):
 # --- Runs -------------------------------------------------------------------
 
 
+_OF_SQUAD = (
+    "doc_stride",
+    "max_query_length",
+    "max_answer_length",
+    "version_2_with_negative",
+)
+
+
 def _trained_task(model, labels):
     """What task.json says of a model."""
     run, task = model.setup.run, model.setup.task
-    of_squad = (
-        "doc_stride",
-        "max_query_length",
-        "max_answer_length",
-        "version_2_with_negative",
-    )
     return model_directory.Task(
         model.head.name,
         run.max_seq_length,
         labels=list(labels) or None,
-        **{name: getattr(task, name, None) for name in of_squad},
+        **{name: getattr(task, name, None) for name in _OF_SQUAD},
     )
 
 
 def _description(train, task):
-    """The training data and the tokenizer, for run.json."""
+    """The training data, the task and the tokenizer, for run.json."""
+    of_task = (*_OF_SQUAD, "answerability_head")
     names = ("train_file", "vocab_file", "merges_file")
     paths = {name: getattr(task, name, "") for name in names}
     lengths = np.asarray(train.lengths, np.int64)
     return dict(
         {name: files.sha256(path) for name, path in paths.items() if path},
+        **{n: getattr(task, n) for n in of_task if hasattr(task, n)},
         do_lower_case=bool(task.do_lower_case),
         features=len(lengths),
         tokens_of_features=hashlib.sha256(lengths.tobytes()).hexdigest(),
@@ -627,11 +631,12 @@ class FineTuning:
         ]
         if run.do_train and not checkpoints.newest(run.output_dir):
             _warn_of_start(run, head[0], config_values or {})
+        trained_task = _trained_task(model, labels)
         output_directory.prepare(
             run,
             config,
             device.rank,
-            task=_trained_task(model, labels),
+            task=trained_task,
             config_values=config_values,
             tokenizer=tokenizer_files(task),
         )
@@ -644,7 +649,7 @@ class FineTuning:
             count = self._plan.rows if self._plan else len(train.lengths)
             steps, warmup = schedule(count, self.setup, device)
         self._training = run_config.Training(
-            config, run, device, steps, warmup, head=head
+            config, run, device, steps, warmup, head=head, task=trained_task
         )
         if train is not None:
             self._training.describe(

@@ -15,7 +15,7 @@ import modeling
 import run_squad
 from helpers import tiny
 from tasks import finetuning
-from training import checkpoints, run_config
+from training import checkpoints, run_config, run_record
 
 CONFIG = configuration.RobertaConfig(
     vocab_size=40,
@@ -152,6 +152,49 @@ def test_evaluation_as_the_other_version_is_warned_of(version_2, tmp_path):
     )
     trained = "v1.1" if version_2 else "v2.0"
     assert output.count(f"was trained on SQuAD {trained} (task.json)") == 1
+
+
+def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
+    model = tiny.write_model(tmp_path / "model")
+    output = tmp_path / "output"
+
+    def run(epochs, **changed):
+        flags = dict(
+            bert_config_file=model / "config.json",
+            vocab_file=model / "vocab.json",
+            merges_file=model / "merges.txt",
+            train_file=tiny.write_squad(tmp_path / "train.json"),
+            output_dir=output,
+            do_train=True,
+            num_train_epochs=epochs,
+            train_batch_size=4,
+            max_seq_length=96,
+            doc_stride=32,
+            accelerator="cpu",
+        )
+        return forked("run_squad.py", **{**flags, **changed})
+
+    run(1)
+    log = run(2, max_answer_length=2, code=1)
+    assert "max_answer_length 30 -> 2; use those" in log.splitlines()[-1]
+    version_2 = dict(version_2_with_negative=True, answerability_head=True)
+    log = run(2, **version_2, code=1).splitlines()[-1]
+    assert "output/model.ckpt-2 lacks 2 variables" in log
+    task = json.loads((output / "task.json").read_text())
+    assert task["max_answer_length"] == 30
+    assert task["version_2_with_negative"] is False
+    run(
+        2,
+        max_answer_length=2,
+        version_2_with_negative=True,
+        allow_changed_run=True,
+    )
+    assert json.loads((output / "task.json").read_text()) == {
+        **task,
+        "max_answer_length": 2,
+        "version_2_with_negative": True,
+    }
+    assert not run_record.read(str(output))["fixed"]["answerability_head"]
 
 
 def test_frozen_layers_keep_their_weights(tmp_path):

@@ -13,6 +13,7 @@ import device as devices
 import optimization
 from common import command_line, errors
 from training import checkpoints, divergence
+from weights import model_directory
 
 # Characters that TensorFlow misreads in the name of a checkpoint.
 _PATTERN = re.compile("[*?\\[\\]\\\\\x00-\x1f\ud800-\udfff]")
@@ -299,6 +300,7 @@ class Training:
       num_train_epochs: as given; recorded in run.json.
       head: names of a head's variables; see `warm_start.load`.
       data: {name: value} of the training data; see `run_record.fixed`.
+      task: model_directory.Task that the model is trained for.
       save_timer: times the saving of checkpoints.
       evaluation: evaluation.Evaluation while training, None for none.
       bar: shows the steps where standard error is a terminal.
@@ -317,6 +319,7 @@ class Training:
     data: typing.Mapping[str, typing.Any] = dataclasses.field(
         default_factory=dict
     )
+    task: model_directory.Task = model_directory.Task()
     save_timer: checkpoints.SaveTimer = dataclasses.field(
         default_factory=checkpoints.SaveTimer
     )

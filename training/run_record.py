@@ -112,7 +112,7 @@ def check(
 
 
 def begin(training: run_config.Training) -> None:
-    """Compares a run with its run.json; rank 0 writes it.
+    """Compares a run with its run.json; rank 0 writes it, and task.json anew.
 
     Raises:
       errors.UserError: a setting differs that may not change.
@@ -138,6 +138,18 @@ def begin(training: run_config.Training) -> None:
         )
     if device.rank == 0 and new != old:
         files.write_json(path, new)
+    if device.rank == 0 and old:
+        _update_task(run.output_dir, training.task)
+
+
+def _update_task(directory, new):
+    """Writes task.json where a resumed run trains with other settings."""
+    old = model_directory.read_task(directory)
+    if old.version_2_with_negative == new.version_2_with_negative:
+        threshold = old.null_score_diff_threshold
+        new = dataclasses.replace(new, null_score_diff_threshold=threshold)
+    if old.task == new.task and new != old:
+        model_directory.write_task(directory, new)
 
 
 def _changeable(training):
