@@ -32,11 +32,26 @@ def _predicted(function, inputs):
     return results
 
 
+@contextlib.contextmanager
+def _read(path):
+    """Names --score_file in errors of readers, whose fixes are other flags."""
+    try:
+        yield
+    except errors.UserError as error:
+        text = str(error).replace(f"{path}: ", "")
+        problem = text.rpartition("; ")[0] or text
+        raise errors.UserError(
+            f"--score_file={path}: {problem}; use labelled data of the "
+            "model's task"
+        ) from error
+
+
 def _f1(model, path):
     """F1 in percent, by the rules of the model's version of SQuAD."""
-    gold = squad_scores.gold_answers(path, squad_scores.read_dataset(path))
     has_negative = model.answers.version_2_with_negative
-    examples = squad.read_examples(path, False, has_negative)
+    with _read(path):
+        gold = squad_scores.gold_answers(path, squad_scores.read_dataset(path))
+        examples = squad.read_examples(path, False, has_negative)
     predictions = {
         result["id"]: result["answer"]
         for result in _predicted(model.answer_all, examples)
@@ -63,11 +78,12 @@ def _text_accuracy(model, path):
             "--quantize=int8: needs a model with one label for each text; "
             "export without --quantize"
         )
-    table = table_files.read(path)
-    pair = "text_b" if "text_b" in table.columns else None
-    examples = classification.examples_of(
-        table, classification.Columns("text", pair, "label")
-    )
+    with _read(path):
+        table = table_files.read(path)
+        pair = "text_b" if "text_b" in table.columns else None
+        examples = classification.examples_of(
+            table, classification.Columns("text", pair, "label")
+        )
     results = _predicted(
         model.classify_all, [(e.text, e.pair) for e in examples]
     )
@@ -80,7 +96,8 @@ def _text_accuracy(model, path):
 
 
 def _word_accuracy(model, path):
-    sentences = conll.read(path, label_column=-1)
+    with _read(path):
+        sentences = conll.read(path, label_column=-1)
     results = _predicted(model.tag_all, [list(s.words) for s in sentences])
     return _accuracy(
         [label for sentence in sentences for label in sentence.labels],

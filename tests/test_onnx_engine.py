@@ -331,6 +331,12 @@ def test_a_lower_score_leaves_nothing_behind(folder, score_file, tmp_path):
     [
         ("classification", "a.csv", "text,label\na,LABEL_9\n", "LABEL_9"),
         ("tagging", "a.conll", "Paris LOC\n", "'LOC' is not one of"),
+        (
+            "classification",
+            "a.csv",
+            "text,x\na,b\n",
+            "a.csv: no column 'label'; .* 'x'; use labelled data of",
+        ),
     ],
 )
 def test_a_score_file_of_other_labels_is_rejected(
