@@ -55,29 +55,30 @@ class _OpenFile(io.FileIO):
         self.close()
 
 
-class _Indexes:
-    """The indexes of recently used files, at most `limit` records in all."""
+class _Recent:
+    """A cache of at most `limit` units; drops the least recently used ones."""
 
-    def __init__(self, limit):
+    def __init__(self, limit, size=lambda value: 1):
         self._limit = limit
+        self._size = size
         self._used = 0
         self._values = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard, make):
-        """The index of a file, from `make(shard)` when it is not kept."""
+    def get(self, key, make):
+        """The value of a key, from `make()` when it is not cached."""
         with self._lock:
-            if shard in self._values:
-                self._values.move_to_end(shard)
-                return self._values[shard]
-        value = make(shard)
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
         with self._lock:
-            if shard not in self._values:
-                self._values[shard] = value
-                self._used += len(value[0])
+            if key not in self._values:
+                self._values[key] = value
+                self._used += self._size(value)
             while self._used > self._limit and len(self._values) > 1:
-                _, (offsets, _) = self._values.popitem(last=False)
-                self._used -= len(offsets)
+                _, oldest = self._values.popitem(last=False)
+                self._used -= self._size(oldest)
         return value
 
 
@@ -111,11 +112,10 @@ class ShardedRecords:
         self._skip_corrupt = skip_corrupt
         self._corrupt = set()
         self._lock = threading.Lock()
-        paths = self.paths
-        self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(
-            lambda shard: _OpenFile(paths[shard])
+        self._files = _Recent(_MAX_OPEN_FILES)
+        self._indexes = _Recent(
+            _MAX_INDEXED_RECORDS, lambda index: len(index[0])
         )
-        self._indexes = _Indexes(_MAX_INDEXED_RECORDS)
         self.counts = list(counts or [None] * len(self.paths))
         for shard, count in enumerate(self.counts):
             if count is None:
@@ -221,9 +221,12 @@ class ShardedRecords:
             raise tfrecord.damage(self.paths[shard], number, offset, fault)
         return offset, framed[tfrecord.HEADER.size : -tfrecord.FOOTER.size]
 
+    def _open(self, shard):
+        return self._files.get(shard, lambda: _OpenFile(self.paths[shard]))
+
     def _index(self, shard):
         """([records + 1] offsets, None or the error that ended the file)."""
-        return self._indexes.get(shard, self._build_index)
+        return self._indexes.get(shard, lambda: self._build_index(shard))
 
     def _build_index(self, shard):
         path, expected = self.paths[shard], self.counts[shard]
@@ -277,7 +280,7 @@ class RecordOrder:
         self._total = int(self._counts.sum())
         self._seed = int(seed)
         self._window = int(window)
-        self._permuted = functools.lru_cache(maxsize=4)(self._permute)
+        self._windows = _Recent(4)
 
     def __len__(self):
         return self._total
@@ -300,7 +303,9 @@ class RecordOrder:
         while done < number:
             epoch, place = divmod(int(first) + done, self._total)
             window, inside = divmod(place, self._window)
-            records = self._permuted(epoch, window)
+            records = self._windows.get(
+                (epoch, window), functools.partial(self._permute, epoch, window)
+            )
             taken = records[inside : inside + number - done]
             epochs[done : done + len(taken)] = epoch
             indices[done : done + len(taken)] = taken
