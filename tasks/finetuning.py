@@ -28,7 +28,6 @@ and its `main` is then, with run and task from the flags:
     if task.do_predict and device.rank == 0:
         for index, outputs in tuning.predict(test):
             outputs["outputs"]              # [...]
-    device.close()
 """
 
 import dataclasses

@@ -68,7 +68,6 @@ def train(
     if stop.has_stopped:
         device.agree(0)  # rank 0 has saved
     if stop.has_stopped or signals.number:
-        device.close()
         tf.logging.warning(
             "interrupted by a signal; saved %s. Run the same command again "
             "to resume",
