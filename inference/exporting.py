@@ -471,7 +471,10 @@ def compare(
 
 @contextlib.contextmanager
 def _new_path(path, overwrite):
-    """A path to write to, which becomes `path` if all went well."""
+    """A path to write to, which becomes `path` if all went well.
+
+    With it a list for the names of files that go beside it, in its directory.
+    """
     if os.path.lexists(path) and not overwrite:
         raise errors.UserError(
             f"--output={path}: already exists; pass --overwrite to replace it "
@@ -480,15 +483,13 @@ def _new_path(path, overwrite):
     try:
         with files.scratch_directory(path) as directory:
             temporary = os.path.join(directory, os.path.basename(path))
-            yield temporary
+            names: typing.List[str] = []
+            yield temporary, names
             target = os.path.dirname(path)
             files.publish(
                 {
                     os.path.join(directory, name): os.path.join(target, name)
-                    for name in sorted(
-                        os.listdir(directory),
-                        key=os.path.basename(path).__eq__,  # it comes last
-                    )
+                    for name in (*names, os.path.basename(path))
                 }
             )
     except OSError as error:
@@ -518,11 +519,15 @@ def _check_place(path, model):
 def _small_files(model, source, target, overwrite):
     """Writes the files that go beside an ONNX file to `source`.
 
+    Returns:
+      Their names.
+
     Raises:
       errors.UserError: one is another model's in `target`.
     """
     _copy_small_files(model, source)
-    for name in sorted(os.listdir(source)):
+    names = sorted(os.listdir(source))
+    for name in names:
         path = os.path.join(target, name)
         if (
             not overwrite
@@ -534,6 +539,7 @@ def _small_files(model, source, target, overwrite):
                 "choose an --output in another directory, or pass --overwrite "
                 "to replace it"
             )
+    return names
 
 
 def export(
@@ -580,10 +586,10 @@ def export(
     built = inference_graph(
         model, head, shape, input_type, top_k if form == "saved_model" else 0
     )
-    with _new_path(path, overwrite) as temporary:
+    with _new_path(path, overwrite) as (temporary, names):
         if form == "onnx":
             source, target = os.path.dirname(temporary), os.path.dirname(path)
-            _small_files(model, source, target, overwrite)
+            names += _small_files(model, source, target, overwrite)
         FORMATS[form].write(built, model, temporary)
         largest = compare(model, head, form, temporary, shape, input_type)
         if not math.isfinite(largest):

@@ -306,6 +306,7 @@ def test_an_export_in_int8_names_the_stage_it_compared(
     (line,) = output.splitlines()
     assert line.endswith(", in float32 before --quantize")
     assert log.count("do_lower_case=") == 1 and "Ignore MatMul" not in log
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["squad.onnx"]
 
 
 def test_a_lower_score_leaves_nothing_behind(folder, score_file, tmp_path):
