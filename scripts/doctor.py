@@ -332,7 +332,8 @@ class Doctor:
             do_train=self._run.do_train or not evaluates,
         )
         self._used = run = warm_start.source(run, head)
-        warm_start.check(run, self._config, [self._head], head)
+        heads = [self._head] + ["answerable"] * self._squad.answerability_head
+        warm_start.check(run, self._config, heads, head)
         latest = checkpoints.newest(run.output_dir)
         problems = map(checkpoints.damage, checkpoints.listed(run.output_dir))
         damage = "; ".join(filter(None, problems))
