@@ -363,7 +363,8 @@ def scratch_directory(target: str) -> typing.Iterator[str]:
     try:
         _lock(descriptor, target)
         for entry in os.scandir(directory):  # left by a killed process
-            (shutil.rmtree if entry.is_dir() else os.remove)(entry.path)
+            is_directory = entry.is_dir(follow_symlinks=False)
+            (shutil.rmtree if is_directory else os.remove)(entry.path)
         try:
             yield directory
         finally:
