@@ -205,6 +205,7 @@ _TASK_OF = {
     "n_best_size": "answer",
     "max_answer_length": "answer",
     "max_query_length": "answer",
+    "doc_stride": "answer",
     "version_2_with_negative": "answer",
     "null_score_diff_threshold": "answer",
 }
