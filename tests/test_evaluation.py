@@ -217,6 +217,9 @@ def test_a_killed_run_has_the_same_metrics(data, tmp_path):
     ).read_bytes()
     assert len(list((killed / "best").glob("*.index"))) == 1
     assert_same_weights(killed / "model.ckpt-40", whole / "model.ckpt-40")
+    metrics_file.cut(str(whole), 39)  # killed before the last evaluation
+    run(pretraining(data, whole, **flags))
+    assert evaluations(whole) == evaluations(killed)
 
 
 def test_damaged_lines_of_the_metrics_are_ignored(tmp_path):

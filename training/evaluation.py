@@ -95,6 +95,8 @@ class Evaluation:
         if training.device.rank == 0:
             self.read(run, step)
             if step >= training.num_train_steps:
+                # Of the last step alone, as a run that was not killed.
+                self.last = max(self.last, step - 1)
                 score_checkpoints(run, training.device, self)
         (bits,) = struct.unpack("<q", struct.pack("<d", self.best))
         (self.best,) = struct.unpack("<d", struct.pack("<q", agree(bits)))
