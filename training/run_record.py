@@ -106,7 +106,7 @@ def check(
     if record is None:
         return f"no {path}: nothing to compare"
     new = fixed(run, config, data)
-    old = {n: value for n, value in record["fixed"].items() if n in new}
+    old = {n: v for n, v in _fixed(record, run, new).items() if n in new}
     _check_fixed(changes(old, new), path, run)
     return f"{path} has the same settings"
 
@@ -126,7 +126,8 @@ def begin(training: run_config.Training) -> None:
     }
     path = os.path.join(run.output_dir, FILE)
     if old:
-        _check_fixed(changes(old["fixed"], new["fixed"]), path, run)
+        fixed_before = _fixed(old, run, new["fixed"])
+        _check_fixed(changes(fixed_before, new["fixed"]), path, run)
         changed = changes(old["changeable"], new["changeable"])
         if changed:
             tf.logging.info("settings changed: %s", ", ".join(changed))
@@ -140,6 +141,12 @@ def begin(training: run_config.Training) -> None:
         files.write_json(path, new)
     if device.rank == 0 and old:
         _update_task(run.output_dir, training.task)
+
+
+def _fixed(record, run, new):
+    """Fixed settings of a run; older records have the task's in task.json."""
+    task = model_directory.read_task(run.output_dir).values()
+    return {**{n: v for n, v in task.items() if n in new}, **record["fixed"]}
 
 
 def _update_task(directory, new):
