@@ -29,14 +29,15 @@ from common import command_line, errors
 from inference import exporting, quantization, trained_model
 from training import logs
 
-# Flag: the one format that uses it.
-_FORMAT_OF = {
-    "batch_size": "frozen",
-    "max_seq_length": "frozen",
-    "num_choices": "frozen",
-    "soc_version": "frozen",
-    "top_k": "saved_model",
-    "max_score_drop": "onnx",
+# Flag: another one, and the value of it that it needs.
+_NEEDS = {
+    "batch_size": ("format", "frozen"),
+    "max_seq_length": ("format", "frozen"),
+    "num_choices": ("format", "frozen"),
+    "soc_version": ("format", "frozen"),
+    "top_k": ("format", "saved_model"),
+    "quantize": ("format", "onnx"),
+    "max_score_drop": ("quantize", "int8"),
 }
 
 
@@ -122,11 +123,6 @@ class ExportConfig(trained_model.ModelConfig):
                     f"--output={self.output}: expected a name that ends in "
                     f"{ending} for --format={form}"
                 )
-        if self.quantize and self.format != "onnx":
-            raise errors.UserError(
-                f"--quantize={self.quantize}: is for --format=onnx, not "
-                f"{self.format}"
-            )
         if bool(self.quantize) != bool(self.score_file):
             raise errors.UserError(
                 "--quantize=int8 and --score_file: only one of them is given; "
@@ -134,14 +130,15 @@ class ExportConfig(trained_model.ModelConfig):
                 "compare the scores, or neither for float32"
             )
         for field in dataclasses.fields(self):
-            form = _FORMAT_OF.get(field.name, self.format)
-            if (
-                form != self.format
-                and getattr(self, field.name) != field.default
-            ):
+            if getattr(self, field.name) == field.default:
+                continue
+            other, needed = _NEEDS.get(field.name, ("format", self.format))
+            value = getattr(self, other)
+            if value != needed:
                 raise errors.UserError(
-                    f"--{field.name}: is for --format={form}, not "
-                    f"{self.format}; remove the flag"
+                    f"--{field.name}: is for --{other}={needed}, "
+                    f"{f'not {value}' if value else 'which is not given'}; "
+                    "remove the flag"
                 )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(

@@ -369,7 +369,10 @@ def test_int8_needs_one_label_a_text(exported, tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(format="frozen", output="a.pb"), "is for --format=onnx"),
+        (
+            dict(format="frozen", output="a.pb", score_file="s"),
+            "--quantize: is for --format=onnx, not frozen; remove the flag",
+        ),
         (dict(format="onnx", output="a.onnx"), "both, with labelled data"),
     ],
 )
@@ -379,17 +382,17 @@ def test_int8_needs_its_flags(values, words):
 
 
 @pytest.mark.parametrize(
-    "form, values",
+    "form, values, needed",
     [
-        ("saved_model", {"max_seq_length": 32}),
-        ("slim", {"top_k": 3}),
-        ("frozen", {"max_score_drop": 0.1}),
+        ("saved_model", {"max_seq_length": 32}, "format=frozen, not saved_mod"),
+        ("slim", {"top_k": 3}, "format=saved_model, not slim"),
+        ("onnx", {"max_score_drop": 1}, "quantize=int8, which is not given"),
     ],
 )
-def test_flags_of_another_format_are_rejected(form, values):
+def test_flags_of_another_format_are_rejected(form, values, needed):
     (name,) = values
-    output = "m.pb" if form == "frozen" else "m"
-    with pytest.raises(errors.UserError, match=f"--{name}: is for --format="):
+    output = "m.onnx" if form == "onnx" else "m"
+    with pytest.raises(errors.UserError, match=f"--{name}: is for --{needed}"):
         export_model.ExportConfig(
             model="m", format=form, output=output, **values
         )
