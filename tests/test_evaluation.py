@@ -7,19 +7,17 @@ EVALUATION_KILLS=10 in the environment kills a run more often than twice.
 import functools
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
 import signal
-import sys
 import time
 import types
 
 import numpy as np
 import pytest
 
-from helpers import forked, tiny
+from helpers import forked, horovod_ranks, tiny
 from training import evaluation, metrics_file, run_config
 
 KILLS = int(os.environ.get("EVALUATION_KILLS", 2))
@@ -312,20 +310,14 @@ def test_flags_without_sense_are_rejected(flags, message, data, tmp_path):
 
 def test_two_processes_have_the_scores_of_one(data, tmp_path):
     pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
-    launcher = pathlib.Path(sys.executable).parent / "horovodrun"
     # Dropout differs between processes; this turns it off.
     flags = dict(EVALUATED, max_eval_steps=3, npu_bert_debug=True)
     run(pretraining(data, tmp_path / "one", **flags))
     flags.update(horovod=True, train_batch_size=4)
-    tiny.run(
-        [launcher, "-np", "2", "--gloo"]
-        + pretraining(data, tmp_path / "two", **flags),
-        tiny.environment(
-            npu=False,
-            PATH=os.pathsep.join([str(launcher.parent), os.environ["PATH"]]),
-        ),
-        timeout=300,
-    )
+    log = tmp_path / "log"
+    command = pretraining(data, tmp_path / "two", **flags)
+    code = horovod_ranks.Ranks(command, [log] * 2).wait(300)
+    assert code == 0, log.read_text()[-3000:]
     one, two = (evaluations(tmp_path / name) for name in ("one", "two"))
     assert list(one) == list(two)
     for step in one:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two Horovod processes train as one; real runs under horovodrun."""
+"""Two Horovod processes train as one; real runs, one under horovodrun."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from helpers import planted, tiny
+from helpers import horovod_ranks, planted, tiny
 from helpers.paths import REPOSITORY
 from training import checkpoints
 
@@ -49,7 +49,7 @@ def flags(data, name, **more):
 
 
 def two_processes(data, name, **more):
-    """The output of both processes, each line marked by horovodrun."""
+    """The outputs of both processes."""
     return launch(
         data / (name + "_logs"), flags(data, name, horovod=True, **more)
     )
@@ -57,22 +57,12 @@ def two_processes(data, name, **more):
 
 def launch(folder, command):
     """The outputs of a command in two processes; their logs go to folder."""
-    tiny.run(
-        [HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
-        + command,
-        tiny.environment(
-            npu=False,
-            PATH=os.pathsep.join([str(HOROVODRUN.parent), os.environ["PATH"]]),
-        ),
-        timeout=300,
-    )
-    return [
-        "".join(
-            (folder / (f"rank.{rank}") / stream).read_text()
-            for stream in ("stdout", "stderr")
-        )
-        for rank in (0, 1)
-    ]
+    folder.mkdir(exist_ok=True)
+    logs = [folder / "0.log", folder / "1.log"]
+    code = horovod_ranks.Ranks(command, logs).wait(300)
+    outputs = [log.read_text() for log in logs]
+    assert code == 0, outputs[0][-3000:] + outputs[1][-3000:]
+    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +77,24 @@ def single(data):
 
 @pytest.fixture(scope="module")
 def two(data):
-    return two_processes(data, "two", train_batch_size=8)
+    """The outputs of both processes under horovodrun."""
+    folder = data / "two_logs"
+    tiny.run(
+        [HOROVODRUN, "-np", "2", "--gloo", "--output-filename", folder]
+        + flags(data, "two", horovod=True, train_batch_size=8),
+        tiny.environment(
+            npu=False,
+            PATH=os.pathsep.join([str(HOROVODRUN.parent), os.environ["PATH"]]),
+        ),
+        timeout=300,
+    )
+    return [
+        "".join(
+            (folder / (f"rank.{rank}") / stream).read_text()
+            for stream in ("stdout", "stderr")
+        )
+        for rank in (0, 1)
+    ]
 
 
 def assert_same(output, losses):
@@ -151,9 +158,9 @@ except errors.UserError as error:
 
 
 def test_one_process_per_host_makes_a_value(tmp_path):
-    outputs = launch(
-        tmp_path / "logs", [sys.executable, "-c", ONCE, REPOSITORY]
-    )
+    script = tmp_path / "once.py"
+    script.write_text(ONCE)
+    outputs = launch(tmp_path / "logs", [sys.executable, script, REPOSITORY])
     assert "made by 0" in outputs[0] and "bad input" in outputs[0]
     assert "made by" not in outputs[1]
     assert all("value {'rank': 0}" in output for output in outputs)

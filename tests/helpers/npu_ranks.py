@@ -100,11 +100,12 @@ def launch(commands, folder, *, variables=None, timeout=120):
                     folder,
                 )
             )
-    _wait(processes, timeout)
+    wait(processes, timeout)
     return [(p.returncode, log.read_text()) for p, log in zip(processes, logs)]
 
 
-def _wait(processes, timeout):
+def wait(processes, timeout):
+    """Waits for all processes; the first that fails ends the others."""
     deadline = time.time() + timeout
     codes = [None] * len(processes)
     while None in codes and not any(codes) and time.time() < deadline:
