@@ -7,7 +7,6 @@ RESUME_BIT_FLIPS=300 damages checkpoints more often than twice.
 
 import fcntl
 import os
-import pathlib
 import pty
 import random
 import re
@@ -22,14 +21,14 @@ import time
 import numpy as np
 import pytest
 
-from helpers import forked, tiny
+from helpers import forked, horovod_ranks, tiny
 from training import checkpoints
 from weights import tf_checkpoint
 
 STEPS = 120
 KILLS = int(os.environ.get("RESUME_KILLS", 3))
 BIT_FLIPS = int(os.environ.get("RESUME_BIT_FLIPS", 2))
-START_SECONDS = 5.0
+START_SECONDS = 2.0
 
 
 class Script:
@@ -62,9 +61,9 @@ class Script:
     def start(self, name, largest_file=None, **changed):
         """Starts the run whose output directory is `name`.
 
-        A write beyond `largest_file` bytes fails, as on a full disk. The run
-        "whole" is a process of its own, whose sets have another order than
-        those of the forks (PYTHONHASHSEED).
+        A write beyond `largest_file` bytes fails, as on a full disk. The first
+        start of the run "whole" is a process of its own, whose sets have
+        another order than those of the forks (PYTHONHASHSEED).
         """
 
         def limit():
@@ -75,7 +74,8 @@ class Script:
         self.log = self.folder / (name + ".log")
         variables = tiny.environment(npu=False)
         with open(str(self.log), "w") as log:
-            if name != "whole" and not largest_file:
+            is_fork = name != "whole" or (self.folder / name).exists()
+            if is_fork and not largest_file:
                 return forked.Process(command, variables, log, log)
             return subprocess.Popen(
                 command, stdout=log, stderr=log, env=variables, preexec_fn=limit
@@ -223,8 +223,7 @@ def test_killed_runs_end_with_the_same_weights_bit_for_bit(task, tmp_path):
 
 def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     script = pretraining(tmp_path)
-    whole = script.start("whole")
-    script.finish(whole)
+    script.finish(script.start("undisturbed"))
     first = script.start("run")
     assert script.wait_for(first, 30)
     first.send_signal(signal.SIGTERM)
@@ -256,7 +255,7 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     )
     assert checkpoints.listed(str(tmp_path / "run")) == kept
     script.finish(script.start("run"))
-    assert script.weights("run") == script.weights("whole")
+    assert script.weights("run") == script.weights("undisturbed")
 
 
 def test_closing_the_terminal_saves_a_checkpoint(tmp_path):
@@ -314,9 +313,9 @@ def test_a_run_resumes_in_spite_of_a_flipped_bit(tmp_path):
         save_checkpoints_steps=5,
         keep_checkpoint_max=6,
     )
-    script.finish(script.start("whole"))
-    expected = script.weights("whole")
-    base = tmp_path / "whole"
+    script.finish(script.start("undisturbed"))
+    expected = script.weights("undisturbed")
+    base = tmp_path / "undisturbed"
     kept = checkpoints.listed(str(base))[:5]
     for path in base.glob("model.ckpt-30.*"):
         path.unlink()
@@ -339,46 +338,13 @@ def test_a_run_resumes_in_spite_of_a_flipped_bit(tmp_path):
 
 
 class HorovodScript(Script):
-    """The run in two processes, under horovodrun."""
+    """The run in two processes."""
 
     def start(self, name):
-        horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
-        command = tiny.command(
-            self._script,
-            [],
-            output_dir=self.folder / name,
-            horovod=True,
-            **self._flags,
-        )
         self.log = self.folder / (name + ".log")
-        with open(str(self.log), "w") as log:
-            return subprocess.Popen(
-                [str(horovodrun), "-np", "2", "--gloo"] + command,
-                stdout=log,
-                stderr=log,
-                env=tiny.environment(
-                    npu=False,
-                    PATH=os.pathsep.join(
-                        [str(horovodrun.parent), os.environ["PATH"]]
-                    ),
-                ),
-            )
-
-    def process_of(self, name, rank):
-        """The number of the process that is this rank of a run."""
-        for path in pathlib.Path("/proc").glob("[0-9]*"):
-            try:
-                words = (path / "cmdline").read_bytes().split(b"\0")
-                variables = (path / "environ").read_bytes().split(b"\0")
-            except OSError:  # another user's, or gone
-                continue
-            if (
-                b"--output_dir=%s" % str(self.folder / name).encode() in words
-                and b"HOROVOD_RANK=%d" % rank in variables
-                and words[1].endswith(b"run_pretraining.py")
-            ):
-                return int(path.name)
-        raise AssertionError(f"no process of rank {rank}")
+        self.log.write_text("")
+        command = [sys.executable] + self.words(name, horovod=True)
+        return horovod_ranks.Ranks(command, [self.log] * 2)
 
 
 def test_two_processes_stop_at_one_step_and_resume(tmp_path):
@@ -389,8 +355,8 @@ def test_two_processes_stop_at_one_step_and_resume(tmp_path):
     process = script.start("run")
     assert script.wait_for(process, 15)
     # One of them is told to end; the other ends with it, after a checkpoint.
-    os.kill(script.process_of("run", rank=1), signal.SIGTERM)
-    assert process.wait(timeout=120) != 0
+    process.processes[1].send_signal(signal.SIGTERM)
+    script.finish(process, 143)
     log = script.log.read_text()
     assert log.count("interrupted by a signal") == 2, log[-3000:]
     newest = checkpoints.newest(str(tmp_path / "run"))
