@@ -11,10 +11,8 @@ BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_large}      # vocab.json, merges.txt
 BookCorpus_DIR=${BookCorpus_DIR:-./bookcorpus}       # the text, the records
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=scripts/missing_paths.sh
-source "$REPOSITORY/scripts/missing_paths.sh"
-VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
-PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# shellcheck source=scripts/launching.sh
+source "$REPOSITORY/scripts/launching.sh"
 # Flags may replace paths, so with flags the program looks for them.
 if ((! $#)) && name_missing BERT_BASE_DIR BookCorpus_DIR; then exit 1; fi
 

@@ -28,8 +28,8 @@ GRACE_SECONDS=${GRACE_SECONDS:-30}
 export JOB_ID=${JOB_ID:-10086}
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
-PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# shellcheck source=scripts/launching.sh
+source "$REPOSITORY/scripts/launching.sh"
 export PYTHON
 
 fail() {

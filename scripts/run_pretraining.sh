@@ -19,10 +19,8 @@ export JOB_ID=${JOB_ID:-10086}
 export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-0}
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=scripts/missing_paths.sh
-source "$REPOSITORY/scripts/missing_paths.sh"
-VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
-PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# shellcheck source=scripts/launching.sh
+source "$REPOSITORY/scripts/launching.sh"
 # Flags may replace paths, so with flags the program looks for them.
 if ((! $#)) && name_missing BERT_BASE_DIR BookCorpus_DIR; then exit 1; fi
 

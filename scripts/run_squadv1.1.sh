@@ -20,10 +20,8 @@ export JOB_ID=${JOB_ID:-10086}
 export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-0}
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=scripts/missing_paths.sh
-source "$REPOSITORY/scripts/missing_paths.sh"
-VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}
-PYTHON=${PYTHON:-$(command -v "$VENV_DIR/bin/python" || echo python3)}
+# shellcheck source=scripts/launching.sh
+source "$REPOSITORY/scripts/launching.sh"
 # Flags may replace paths, so with flags the program looks for them, as for
 # INIT_CHECKPOINT always, which may be hf:NAME.
 if ((! $#)) && name_missing BERT_BASE_DIR SQUAD_DIR; then exit 1; fi
@@ -64,7 +62,4 @@ if ((! $#)) && name_missing BERT_BASE_DIR SQUAD_DIR; then exit 1; fi
     --output_dir="$OUT_DIR" \
     "$@" || end_with $? BERT_BASE_DIR INIT_CHECKPOINT SQUAD_DIR
 
-# With several processes, the first one alone predicts.
-if [ "${RANK_SIZE:-1}" != 1 ] && [ "${RANK_ID:-0}" != 0 ]; then exit; fi
-"$PYTHON" "$REPOSITORY/scripts/evaluate-v1.1.py" \
-    "$SQUAD_DIR/dev-v1.1.json" "$OUT_DIR/predictions.json"
+score 1.1 "$@"

@@ -174,6 +174,13 @@ def test_a_launcher_that_fails_names_the_path_to_edit(name, variable, tmp_path):
 
 def test_squad_launchers_score_their_predictions(tmp_path):
     calls, _ = launch("run_squadv1.1.sh", tmp_path)
+    assert len(calls) == 1  # this run has written none
+    predictions = tmp_path / "an output" / "predictions.json"
+    predictions.parent.mkdir()
+    predictions.write_text("{}")
+    os.utime(str(predictions), (2e9, 2e9))  # written by the run
+    (tmp_path / "log").unlink()
+    calls, _ = launch("run_squadv1.1.sh", tmp_path)
     assert calls[1] == [
         str(REPOSITORY / "scripts/evaluate-v1.1.py"),
         "a squad/dev-v1.1.json",
@@ -188,6 +195,29 @@ def test_squad_launchers_score_their_predictions(tmp_path):
         "--na-prob-file",
         "an output/null_odds.json",
     ]
+    (tmp_path / "log").unlink()
+    flags = ("--output_dir=b", "--output_dir", "an output", "-predict_file=c")
+    calls, _ = launch("run_squadv1.1.sh", tmp_path, *flags)
+    assert calls[1][1:] == ["c", "an output/predictions.json"]
+    os.utime(str(predictions), (1e9, 1e9))  # of an earlier run
+    (tmp_path / "log").unlink()
+    calls, _ = launch("run_squadv1.1.sh", tmp_path)
+    assert len(calls) == 1
+
+
+def test_a_version_of_python_is_not_a_command(tmp_path):
+    for python, code, text in ((" 3.11", 127, "not found"), ("3.11", 3, "run")):
+        program = tmp_path / "bin" / "python"
+        program.parent.mkdir(exist_ok=True)
+        write_program(program, "#!/bin/sh\necho run >&2\nexit 3\n")
+        done = subprocess.run(
+            ["bash", "scripts/run_pretraining.sh", "--flag"],
+            env={**os.environ, "PYTHON": python, "VENV_DIR": str(tmp_path)},
+            cwd=str(REPOSITORY),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code and text in done.stderr
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
