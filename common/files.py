@@ -358,10 +358,8 @@ def scratch_directory(target: str) -> typing.Iterator[str]:
     The block renames what it made to `target`, which so appears complete.
     """
     directory = target + INCOMPLETE
-    os.makedirs(directory, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = _lock(directory, target)
     try:
-        _lock(descriptor, target)
         for entry in os.scandir(directory):  # left by a killed process
             is_directory = entry.is_dir(follow_symlinks=False)
             (shutil.rmtree if is_directory else os.remove)(entry.path)
@@ -373,16 +371,29 @@ def scratch_directory(target: str) -> typing.Iterator[str]:
         os.close(descriptor)
 
 
-def _lock(descriptor, target):
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise errors.UserError(
-            f"{target}: another process is writing it; wait until that ends, "
-            "or choose another place"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
+def _lock(directory, target):
+    """A descriptor of the directory, which is made, that holds its lock."""
+    os.makedirs(os.path.dirname(os.path.abspath(directory)), exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)
+        # Another process may remove it until it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            # What a link names is not ours to empty.
+            descriptor = os.open(directory, os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise errors.UserError(
+                    f"{target}: another process is writing it; wait until "
+                    "that ends, or choose another place"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            if os.fstat(descriptor).st_nlink:  # else it was removed
+                return descriptor
+            os.close(descriptor)
 
 
 def publish(new: typing.Mapping[str, str]) -> None:

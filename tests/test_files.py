@@ -2,6 +2,8 @@
 """Every reader of JSON has bounds for size, depth and digits."""
 
 import bz2
+import concurrent.futures
+import contextlib
 import gzip
 import json
 import os
@@ -228,3 +230,29 @@ def test_two_do_not_write_to_one_place_at_a_time(tmp_path):
     with files.scratch_directory(place) as directory:
         assert os.listdir(directory) == []
     assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_scratch_directory_that_is_a_link_is_not_emptied(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("a")
+    (tmp_path / ("out" + files.INCOMPLETE)).symlink_to(tmp_path / "other")
+    with pytest.raises(OSError):
+        with files.scratch_directory(str(tmp_path / "out")):
+            pass
+    assert os.listdir(str(tmp_path / "other")) == ["file"]
+
+
+def test_processes_that_share_a_scratch_directory_take_turns(tmp_path):
+    place, done = str(tmp_path / "out"), [0, 0]
+
+    def work(number):
+        for _ in range(300):
+            with contextlib.suppress(errors.UserError):
+                with files.scratch_directory(place) as directory:
+                    pathlib.Path(directory, "mine").write_text("a")
+                    assert os.listdir(directory) == ["mine"]
+                    done[number] += 1
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    assert sum(done) > 100
