@@ -126,6 +126,7 @@ def _train_from_newest(estimator, batches, training, stop):
             training.num_train_steps,
         )
         return
+    run_record.write(training)
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
     tf.logging.info(

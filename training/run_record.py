@@ -108,22 +108,17 @@ def check(
     new = fixed(run, config, data)
     old = {n: v for n, v in _fixed(record, run, new).items() if n in new}
     _check_fixed(changes(old, new), path, run)
-    return f"{path} has the same settings"
+    return f"{path}: nothing differs that must stay the same"
 
 
 def begin(training: run_config.Training) -> None:
-    """Compares a run with its run.json; rank 0 writes it, and task.json anew.
+    """Compares a run with its run.json.
 
     Raises:
       errors.UserError: a setting differs that may not change.
     """
-    run, device = training.run, training.device
-    old = read(run.output_dir)
-    new = {
-        "fixed": fixed(run, training.config, training.data),
-        "changeable": _changeable(training),
-        "order_batch": order_batch(run, device),
-    }
+    run = training.run
+    old, new = read(run.output_dir), _record(training)
     path = os.path.join(run.output_dir, FILE)
     if old:
         fixed_before = _fixed(old, run, new["fixed"])
@@ -131,16 +126,30 @@ def begin(training: run_config.Training) -> None:
         changed = changes(old["changeable"], new["changeable"])
         if changed:
             tf.logging.info("settings changed: %s", ", ".join(changed))
-    elif device.rank == 0 and checkpoints.newest(run.output_dir):
+    elif training.device.rank == 0 and checkpoints.newest(run.output_dir):
         tf.logging.warning(
             "%s does not exist: resuming as if all settings, also the batch "
             "size and the number of devices, were those of before",
             path,
         )
-    if device.rank == 0 and new != old:
-        files.write_json(path, new)
-    if device.rank == 0 and old:
-        _update_task(run.output_dir, training.task)
+
+
+def write(training: run_config.Training) -> None:
+    """Writes run.json, and task.json of a resumed run, in rank 0."""
+    directory = training.run.output_dir
+    old, new = read(directory), _record(training)
+    if training.device.rank == 0 and new != old:
+        files.write_json(os.path.join(directory, FILE), new)
+    if training.device.rank == 0 and old:
+        _update_task(directory, training.task)
+
+
+def _record(training):
+    return {
+        "fixed": fixed(training.run, training.config, training.data),
+        "changeable": _changeable(training),
+        "order_batch": order_batch(training.run, training.device),
+    }
 
 
 def _fixed(record, run, new):
