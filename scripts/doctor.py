@@ -38,7 +38,8 @@ import environment
 import run_pretraining
 import run_squad
 import tokenization
-from common import command_line, errors, version
+from common import command_line, errors, files, version
+from tasks import finetuning
 from training import (
     checkpoints,
     logs,
@@ -297,6 +298,11 @@ class Doctor:
         """Counts a SQuAD file, its windows and what is left out."""
         squad, counts = self._squad, collections.Counter()
         path = squad.train_file if is_training else squad.predict_file
+        if is_training:
+            self._data = dict(
+                finetuning.fixed_settings(self._run, squad),
+                train_file=files.sha256(path),
+            )
         if self._tokenizer is None:
             run_squad.read_examples(path, squad, is_training, counts)
             text = run_squad.summary(path, counts)

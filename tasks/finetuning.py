@@ -551,15 +551,23 @@ def _trained_task(model, labels):
     )
 
 
-def _description(train, task):
+def fixed_settings(
+    run: run_config.RunConfig, task: typing.Any
+) -> typing.Dict[str, typing.Any]:
+    """SQuAD's settings that a run may not change; of other tasks none."""
+    names = (*_OF_SQUAD, "answerability_head")
+    values = {n: getattr(task, n) for n in names if hasattr(task, n)}
+    return values and dict(values, max_seq_length=run.max_seq_length)
+
+
+def _description(train, run, task):
     """The training data, the task and the tokenizer, for run.json."""
-    of_task = (*_OF_SQUAD, "answerability_head")
     names = ("train_file", "vocab_file", "merges_file")
     paths = {name: getattr(task, name, "") for name in names}
     lengths = np.asarray(train.lengths, np.int64)
     return dict(
         {name: files.sha256(path) for name, path in paths.items() if path},
-        **{n: getattr(task, n) for n in of_task if hasattr(task, n)},
+        **fixed_settings(run, task),
         do_lower_case=bool(task.do_lower_case),
         features=len(lengths),
         tokens_of_features=hashlib.sha256(lengths.tobytes()).hexdigest(),
@@ -652,7 +660,7 @@ class FineTuning:
         )
         if train is not None:
             self._training.describe(
-                _description(train, task),
+                _description(train, run, task),
                 len(train.lengths),
                 task.num_train_epochs,
                 self._plan,

@@ -159,7 +159,7 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
     model = tiny.write_model(tmp_path / "model")
     output = tmp_path / "output"
 
-    def run(epochs, **changed):
+    def run(epochs, script="run_squad.py", **changed):
         flags = dict(
             bert_config_file=model / "config.json",
             vocab_file=model / "vocab.json",
@@ -173,9 +173,13 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
             doc_stride=32,
             accelerator="cpu",
         )
-        return forked("run_squad.py", **{**flags, **changed})
+        return forked(script, **{**flags, **changed})
 
     run(1)
+    for name, value in (("max_answer_length", 2), ("max_seq_length", 128)):
+        log = run(1, "scripts/doctor.py", code=1, **{name: value})
+        assert f"run.json: the run began with other settings: {name} " in log
+        assert log.count("ERROR  ") == 1
     record = run_record.read(str(output))
     del record["fixed"]["max_answer_length"]  # as of an older version
     files.write_json(str(output / run_record.FILE), record)
@@ -184,15 +188,19 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
     version_2 = dict(version_2_with_negative=True, answerability_head=True)
     log = run(2, **version_2, code=1).splitlines()[-1]
     assert "output/model.ckpt-2 lacks 2 variables" in log
+    assert log.endswith("; omit --answerability_head")
     task = json.loads((output / "task.json").read_text())
     assert task["max_answer_length"] == 30
     assert task["version_2_with_negative"] is False
-    run(
-        2,
+    changed = dict(
         max_answer_length=2,
         version_2_with_negative=True,
         allow_changed_run=True,
     )
+    log = run(1, **changed)
+    assert "nothing is left to train" in log
+    assert json.loads((output / "task.json").read_text()) == task
+    run(2, **changed)
     assert json.loads((output / "task.json").read_text()) == {
         **task,
         "max_answer_length": 2,

@@ -82,7 +82,8 @@ def check(
     weight_names.check_is_roberta(path, shapes, config.type_vocab_size)
     weight_names.check_layers(path, shapes, config, run.bert_config_file)
     _check_shapes(path, shapes, model, fix)
-    if labels is not None and (latest or not run.do_train):
+    uses_all = latest or not run.do_train
+    if labels is not None and uses_all:
         _check_labels(path, shapes, model, labels)
     found = weight_names.parts_in_tf(shapes, config)
     missing = [
@@ -91,16 +92,22 @@ def check(
         if name not in shapes and name.startswith(required)
     ]
     if missing:
+        extra = {
+            variable.tf
+            for variable in weight_names.variables({"answerable"}, config)
+        }
+        if extra.issuperset(missing):
+            fix = "omit --answerability_head"
         for part in () if run.do_train else parts:
             weight_names.check_fine_tuned(path, part, found)
         raise errors.UserError(
             f"{path} lacks {len(missing)} variables of the model, {missing[0]} "
             f"first; {fix}"
         )
-    if not run.do_train and "answerable" in found - {*parts}:
+    if uses_all and "answerable" in found - {*parts}:
         tf.logging.warning(
             "%s was trained with --answerability_head, which is not given: "
-            "questions without answers are found by the spans alone",
+            "that head is ignored",
             path,
         )
     model_directory.check_config(
