@@ -495,6 +495,8 @@ class Predictor:
           errors.UserError: a text has no word.
         """
         self._check_task("tag")
+        if not texts:
+            return []
         spans = [
             words_in(text) if isinstance(text, str) else _joined_spans(text)
             for text in texts

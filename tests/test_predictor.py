@@ -514,6 +514,7 @@ def test_a_tagger_labels_each_word(tagger):
 
 def test_words_may_be_given(tagger):
     assert tagger.tag("ab cd") == tagger.tag(["ab", "cd"])
+    assert tagger.tag_all([]) == []
     _, second = tagger.tag_all(["ab cd", ["ab", "c d"]])
     spans = [(w["word"], w["start"], w["end"]) for w in second["words"]]
     assert spans == [("ab", 0, 2), ("c d", 3, 6)]
