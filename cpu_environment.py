@@ -39,11 +39,11 @@ class Cpu(device.Device):
                 "--use_fp16 has no effect on a CPU: TensorFlow rewrites graphs "
                 "to fp16 for GPUs only"
             )
-        if options.manual_fp16:
+        if options.manual_fp16 or options.use_fp16_cls:
             tf.logging.info(
                 "fp16 on a CPU: operands and results are fp16, "
                 "products are summed in float32; slower than float32, which "
-                "--manual_fp16=False selects"
+                "--manual_fp16=False --use_fp16_cls=False selects"
             )
         if options.use_bf16 and not _multiplies_bf16():
             tf.logging.warning(

@@ -30,7 +30,7 @@ if ((! $#)) && name_missing BERT_BASE_DIR BookCorpus_DIR; then exit 1; fi
 #   8 devices:  16 x 16 x 8 = 2,048, rate 7e-4,   125,000 steps: perplexity 3.68
 # configs/pretrain_base.flags and pretrain_large.flags hold its full recipe,
 # 8,192 sequences. A device of 16 GB takes 8 x 32; without an accelerator add
-# --manual_fp16=False.
+# --manual_fp16=False --use_fp16_cls=False.
 #
 # The predecessor's settings, to compare with; add
 # --flagfile=configs/predecessor_pretraining.flags for all of them:

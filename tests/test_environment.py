@@ -184,6 +184,7 @@ def test_loss_scale_by_default_goes_with_half_precision(options, wanted):
     [
         ({"use_fp16": True}, "has no effect on a CPU", True),
         ({"manual_fp16": True}, "fp16 on a CPU", True),
+        ({"use_fp16_cls": True}, "fp16 on a CPU", True),
         ({}, "fp16", False),
     ],
 )
