@@ -21,7 +21,7 @@ import sys
 
 from absl import flags
 
-from common import command_line
+from common import command_line, errors
 from weights import conversion
 
 
@@ -35,13 +35,17 @@ def define_flags() -> None:
         flags.DEFINE_enum(
             name, None, formats, text, module_name=command_line.FIRST
         )
-    flags.mark_flags_as_required(["from", "to"])
 
 
 def main(_):
+    formats = [flags.FLAGS[name].value for name in ("from", "to")]
+    if None in formats:
+        raise errors.UserError(
+            "--from or --to is not given; name the formats of the input and of "
+            "the output"
+        )
     conversion.convert(
-        flags.FLAGS["from"].value,
-        flags.FLAGS["to"].value,
+        *formats,
         command_line.build(conversion.ConvertConfig, flags.FLAGS),
         lambda line: sys.stdout.write(line + "\n"),
     )
