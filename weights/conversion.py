@@ -232,8 +232,7 @@ def _read_config(directory):
     path = os.path.join(directory, "config.json")
     if not files.is_file(path):
         raise errors.UserError(
-            f"{path} does not exist; expected the model's config beside its "
-            "weights"
+            f"{path} does not exist; copy the model's config.json there"
         )
     data = files.read_bytes(path)
     return files.parse_json(data, path, "a model's config.json"), data
