@@ -7,7 +7,7 @@
 #   bash scripts/create_pretraining_data.sh --num_workers=4
 set -euo pipefail
 
-BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_large}      # vocab.json, merges.txt
+BERT_BASE_DIR=${BERT_BASE_DIR:-./roberta_base}       # vocab.json, merges.txt
 BookCorpus_DIR=${BookCorpus_DIR:-./bookcorpus}       # the text, the records
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
