@@ -159,8 +159,8 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
     model = tiny.write_model(tmp_path / "model")
     output = tmp_path / "output"
 
-    def run(epochs, script="run_squad.py", **changed):
-        flags = dict(
+    def flags(epochs, **changed):
+        values = dict(
             bert_config_file=model / "config.json",
             vocab_file=model / "vocab.json",
             merges_file=model / "merges.txt",
@@ -173,13 +173,19 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
             doc_stride=32,
             accelerator="cpu",
         )
-        return forked(script, **{**flags, **changed})
+        return {**values, **changed}
+
+    def run(epochs, code=0, **changed):
+        return forked("run_squad.py", code=code, **flags(epochs, **changed))
 
     run(1)
     for name, value in (("max_answer_length", 2), ("max_seq_length", 128)):
-        log = run(1, "scripts/doctor.py", code=1, **{name: value})
-        assert f"run.json: the run began with other settings: {name} " in log
-        assert log.count("ERROR  ") == 1
+        words = tiny.command(
+            "scripts/doctor.py", [], **flags(1, **{name: value})
+        )
+        report = tiny.run(words, tiny.environment(npu=False), code=1)
+        assert f"the run began with other settings: {name} " in report
+        assert report.count("ERROR  ") == 1
     record = run_record.read(str(output))
     del record["fixed"]["max_answer_length"]  # as of an older version
     files.write_json(str(output / run_record.FILE), record)
