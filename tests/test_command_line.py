@@ -263,6 +263,8 @@ def test_help_of_a_command_begins_with_what_it_needs(command, groups, first):
     ]
     assert f"python {command} " in parts[0]
     assert all(f"{name}: " in parts[2] for name in first.split())
+    words = [sys.executable, str(REPOSITORY / command), "--version"]
+    assert subprocess.check_output(words, text=True) == f"{version.VERSION}\n"
 
 
 def test_version_is_that_of_the_newest_heading_of_the_changelog():
