@@ -141,7 +141,11 @@ class Masks:
             patch.setattr(npu_environment.Npu, "_dropout", dropout)
             spec = npu_graph.training_step(self._folder, **step)
             saver = tf.train.Saver()
-            with tf.Session() as session:
+            config = tf.ConfigProto()
+            # Optimizing the graph takes longer than all steps.
+            rewriter = config.graph_options.rewrite_options
+            rewriter.disable_meta_optimizer = True
+            with tf.Session(config=config) as session:
                 session.run(tf.global_variables_initializer())
                 if resume:
                     saver.restore(session, resume)
