@@ -235,7 +235,7 @@ def test_sigterm_ends_whatever_clients_hold(folder, tmp_path):
 
 def test_sigterm_right_after_the_ready_line_ends_with_code_0(folder, tmp_path):
     with answering.running(folder, tmp_path / "log") as (process, _):
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
 
 

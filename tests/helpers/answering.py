@@ -3,12 +3,12 @@
 
 import contextlib
 import json
-import subprocess
 import sys
 import threading
+import time
 import urllib.request
 
-from helpers import tiny
+from helpers import forked, tiny
 from helpers.paths import REPOSITORY
 from scripts import answer_server, serve
 
@@ -21,18 +21,18 @@ def running(folder, log, *flags):
       folder: the model.
       log: the file of its standard error.
     """
-    command = ["scripts/serve.py", "--port=0", f"--model={folder}", *flags]
-    with open(str(log), "wb") as errors_file, subprocess.Popen(
-        [sys.executable, "-W", "ignore", *command],
-        cwd=str(REPOSITORY),
-        stdout=subprocess.PIPE,
-        stderr=errors_file,
-        universal_newlines=True,
-        env=dict(tiny.environment(npu=False), TF_CPP_MIN_LOG_LEVEL="3"),
-    ) as process:
+    words = ["--port=0", f"--model={folder}", *flags]
+    command = [sys.executable, REPOSITORY / "scripts" / "serve.py", *words]
+    environment = dict(tiny.environment(npu=False), TF_CPP_MIN_LOG_LEVEL="3")
+    with open(str(log), "wb") as errors, open(f"{log}.out", "w+") as output:
+        process = forked.Process(command, environment, output, errors)
         try:
-            line = process.stdout.readline()
-            assert " answers with " in line, log.read_text()
+            line = ""
+            while not line.endswith("\n"):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+                line += output.readline()
+            assert " answers with " in line
             yield process, line.split()[0]
         finally:
             process.kill()
