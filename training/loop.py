@@ -41,7 +41,7 @@ def train(
     """
     run, device = training.run, training.device
     _check_guard(run, device)
-    run_record.begin(training)
+    record = run_record.begin(training)
     global_batch = run.batch_size * device.world_size
     tf.logging.info(
         "global_batch=%d train_batch_size=%d num_accumulation_steps=%d "
@@ -61,7 +61,7 @@ def train(
     ):
         while True:
             try:
-                _train_from_newest(estimator, batches, training, stop)
+                _train_from_newest(estimator, batches, training, stop, record)
                 break
             except divergence.Diverged as diverged:
                 _roll_back(training, diverged)
@@ -99,7 +99,7 @@ def _check_guard(run, device):
     )
 
 
-def _train_from_newest(estimator, batches, training, stop):
+def _train_from_newest(estimator, batches, training, stop, record):
     """Trains from the newest checkpoint; Diverged asks for a rollback."""
     run, device = training.run, training.device
     latest = checkpoints.newest(run.output_dir)
@@ -126,7 +126,7 @@ def _train_from_newest(estimator, batches, training, stop):
             training.num_train_steps,
         )
         return
-    run_record.write(training)
+    run_record.write(training, record)
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
     tf.logging.info(

@@ -111,14 +111,19 @@ def check(
     return f"{path}: nothing differs that must stay the same"
 
 
-def begin(training: run_config.Training) -> None:
-    """Compares a run with its run.json.
+def begin(training: run_config.Training) -> typing.Dict[str, typing.Any]:
+    """Compares a run with its run.json; gives what that will be.
 
     Raises:
       errors.UserError: a setting differs that may not change.
     """
     run = training.run
-    old, new = read(run.output_dir), _record(training)
+    old = read(run.output_dir)
+    new = {
+        "fixed": fixed(run, training.config, training.data),
+        "changeable": _changeable(training),
+        "order_batch": order_batch(run, training.device),
+    }
     path = os.path.join(run.output_dir, FILE)
     if old:
         fixed_before = _fixed(old, run, new["fixed"])
@@ -132,24 +137,19 @@ def begin(training: run_config.Training) -> None:
             "size and the number of devices, were those of before",
             path,
         )
+    return new
 
 
-def write(training: run_config.Training) -> None:
+def write(
+    training: run_config.Training, new: typing.Mapping[str, typing.Any]
+) -> None:
     """Writes run.json, and task.json of a resumed run, in rank 0."""
     directory = training.run.output_dir
-    old, new = read(directory), _record(training)
+    old = read(directory)
     if training.device.rank == 0 and new != old:
         files.write_json(os.path.join(directory, FILE), new)
     if training.device.rank == 0 and old:
         _update_task(directory, training.task)
-
-
-def _record(training):
-    return {
-        "fixed": fixed(training.run, training.config, training.data),
-        "changeable": _changeable(training),
-        "order_batch": order_batch(training.run, training.device),
-    }
 
 
 def _fixed(record, run, new):
