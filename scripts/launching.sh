@@ -46,7 +46,7 @@ value_of() {
   echo "$value"
 }
 
-STARTED=$(date +%s)
+LAUNCHED_AT=$(date +%s)
 
 # Scores the answers that this run wrote: score VERSION FLAG..., of SQuAD.
 score() {
@@ -57,7 +57,7 @@ score() {
   questions=$(value_of predict_file "$SQUAD_DIR/dev-v$version.json" "$@")
   output=$(value_of output_dir "$OUT_DIR" "$@")
   set -- "$questions" "$output/predictions.json"
-  if [[ ! -e $2 ]] || (($(date -r "$2" +%s) < STARTED)); then
+  if [[ ! -e $2 ]] || (($(date -r "$2" +%s) < LAUNCHED_AT)); then
     echo "${0##*/}: no score: this run did not write $2" >&2
     return
   fi
