@@ -288,6 +288,7 @@ def test_mistakes_of_a_launch_are_one_line(launch, arguments, variables, words):
 
 _RUN = """#!/usr/bin/env bash
 echo "$@" >> "$CALLS"
+mkdir -p "$OUT_DIR" && touch "$OUT_DIR/predictions.json"
 case $1 in
   *run_*) echo "2026-01-31 12:00:00 I global_batch=32 learning_rate=0.00002"
     echo "2026-01-31 12:00:00 I step=20 loss=7.5 learning_rate=1e-5"
