@@ -222,14 +222,14 @@ def test_killed_runs_end_with_the_same_weights_bit_for_bit(task, tmp_path):
 
 
 def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
-    script = pretraining(tmp_path)
+    script = pretraining(tmp_path, num_train_steps=80)
     script.finish(script.start("undisturbed"))
     first = script.start("run")
-    assert script.wait_for(first, 30)
+    assert script.wait_for(first, 20)
     first.send_signal(signal.SIGTERM)
     log = script.finish(first, 143)
     newest = checkpoints.newest(str(tmp_path / "run"))
-    assert int(newest.rpartition("-")[2]) >= 30
+    assert int(newest.rpartition("-")[2]) >= 20
     assert log.splitlines()[-1].endswith(
         f"interrupted by a signal; saved {newest}. Run the same command again "
         "to resume"
@@ -238,7 +238,7 @@ def test_signals_and_a_truncated_checkpoint_lose_nothing(tmp_path):
     with open(tf_checkpoint.data_file(newest), "r+b") as stream:
         stream.truncate(1000)
     second = script.start("run")
-    assert script.wait_for(second, 75)
+    assert script.wait_for(second, 45)
     second.send_signal(signal.SIGINT)
     log = script.finish(second, 130)
     warnings = [line for line in log.splitlines() if "going back to" in line]
