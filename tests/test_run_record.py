@@ -111,6 +111,10 @@ def test_other_settings_may_change_with_one_line(runs, tmp_path):
     assert "num_train_steps 2 -> 3" in line
     log = runs(3, input_files_dir=tmp_path / "moved", learning_rate=2e-3)
     assert "settings changed" not in log
+    # --evaluate_checkpoints=watch reads how many steps there will be.
+    assert "nothing is left to train" in runs(2)
+    record = run_record.read(str(tmp_path / "run"))
+    assert record["changeable"]["num_train_steps"] == 2
 
 
 def test_another_batch_resumes_at_the_next_record(runs, tmp_path):

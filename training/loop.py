@@ -114,9 +114,12 @@ def _train_from_newest(estimator, batches, training, stop, record):
     batches.shift = records - first * global_batch
     training.guard.skipped = device.agree(skipped)
     step = device.agree(checkpoints.global_step(latest) if latest else 0)
-    if training.evaluation and training.evaluation.resume(training, step):
+    is_over = training.evaluation and training.evaluation.resume(training, step)
+    trains = not is_over and step < training.num_train_steps
+    run_record.write(training, record, trains)
+    if is_over:
         return
-    if step >= training.num_train_steps:
+    if not trains:
         # All processes return: Estimator.train would wait for rank 0 in the
         # others, whose directories have no checkpoint.
         tf.logging.info(
@@ -126,7 +129,6 @@ def _train_from_newest(estimator, batches, training, stop, record):
             training.num_train_steps,
         )
         return
-    run_record.write(training, record)
     if latest:
         tf.logging.info("resuming from %s at batch %d", latest, first)
     tf.logging.info(

@@ -141,14 +141,24 @@ def begin(training: run_config.Training) -> typing.Dict[str, typing.Any]:
 
 
 def write(
-    training: run_config.Training, new: typing.Mapping[str, typing.Any]
+    training: run_config.Training,
+    new: typing.Mapping[str, typing.Any],
+    trains: bool,
 ) -> None:
-    """Writes run.json, and task.json of a resumed run, in rank 0."""
+    """Writes run.json, and task.json of a resumed run, in rank 0.
+
+    Args:
+      training: the run.
+      new: what `begin` gave.
+      trains: whether a step is left; else what the model learned from stays.
+    """
     directory = training.run.output_dir
     old = read(directory)
+    if old and not trains:
+        new = dict(old, changeable=new["changeable"])
     if training.device.rank == 0 and new != old:
         files.write_json(os.path.join(directory, FILE), new)
-    if training.device.rank == 0 and old:
+    if training.device.rank == 0 and old and trains:
         _update_task(directory, training.task)
 
 
