@@ -391,7 +391,7 @@ def _lock(directory, target):
                 ) from None
             except OSError:  # a file system without locks
                 pass
-            if os.fstat(descriptor).st_nlink:  # else it was removed
+            if os.path.samestat(os.fstat(descriptor), os.lstat(directory)):
                 return descriptor
             os.close(descriptor)
 
