@@ -298,7 +298,7 @@ class Doctor:
         """Counts a SQuAD file, its windows and what is left out."""
         squad, counts = self._squad, collections.Counter()
         path = squad.train_file if is_training else squad.predict_file
-        if is_training:
+        if is_training and (self._run.do_train or not squad.do_predict):
             self._data = dict(
                 finetuning.fixed_settings(self._run, squad),
                 train_file=files.sha256(path),
