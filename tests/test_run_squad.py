@@ -194,7 +194,7 @@ def test_a_run_resumes_with_the_settings_of_its_task(tmp_path, forked):
     version_2 = dict(version_2_with_negative=True, answerability_head=True)
     log = run(2, **version_2, code=1).splitlines()[-1]
     assert "output/model.ckpt-2 lacks 2 variables" in log
-    assert log.endswith("; omit --answerability_head")
+    assert log.endswith("; pass --answerability_head=False")
     task = json.loads((output / "task.json").read_text())
     assert task["max_answer_length"] == 30
     assert task["version_2_with_negative"] is False

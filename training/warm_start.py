@@ -97,7 +97,7 @@ def check(
             for variable in weight_names.variables({"answerable"}, config)
         }
         if extra.issuperset(missing):
-            fix = "omit --answerability_head"
+            fix = "pass --answerability_head=False"
         for part in () if run.do_train else parts:
             weight_names.check_fine_tuned(path, part, found)
         raise errors.UserError(
