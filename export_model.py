@@ -123,12 +123,6 @@ class ExportConfig(trained_model.ModelConfig):
                     f"--output={self.output}: expected a name that ends in "
                     f"{ending} for --format={form}"
                 )
-        if bool(self.quantize) != bool(self.score_file):
-            raise errors.UserError(
-                "--quantize=int8 and --score_file: only one of them is given; "
-                "pass both, with labelled data that training did not use to "
-                "compare the scores, or neither for float32"
-            )
         for field in dataclasses.fields(self):
             if getattr(self, field.name) == field.default:
                 continue
@@ -140,6 +134,12 @@ class ExportConfig(trained_model.ModelConfig):
                     f"{f'not {value}' if value else 'which is not given'}; "
                     "remove the flag"
                 )
+        if bool(self.quantize) != bool(self.score_file):
+            raise errors.UserError(
+                "--quantize=int8 and --score_file: only one of them is given; "
+                "pass both, with labelled data that training did not use to "
+                "compare the scores, or neither for float32"
+            )
         if self.format == "slim" and self.input_type != "int32":
             raise errors.UserError(
                 f"--input_type={self.input_type}: --format=slim writes a "

@@ -370,7 +370,7 @@ def test_int8_needs_one_label_a_text(exported, tmp_path):
     "values, words",
     [
         (
-            dict(format="frozen", output="a.pb", score_file="s"),
+            dict(format="frozen", output="a.pb"),
             "--quantize: is for --format=onnx, not frozen; remove the flag",
         ),
         (dict(format="onnx", output="a.onnx"), "both, with labelled data"),
