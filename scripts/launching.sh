@@ -8,6 +8,7 @@ set -euo pipefail
 # one for scripts/setup.sh.
 VENV_DIR=${VENV_DIR:-$REPOSITORY/.venv}  # made by scripts/setup.sh
 case ${PYTHON:-3} in
+  */*) ;;
   [0-9]*) PYTHON=$(command -v "$VENV_DIR/bin/python" || echo python3) ;;
 esac
 
@@ -36,33 +37,39 @@ end_with() {
 # Prints the value of a flag, the last one of those given: value_of NAME VALUE
 # FLAG...
 value_of() {
-  local name=$1 value=$2 before=""
+  local name=$1 value=$2 before="" line
   shift 2
   for flag in "$@"; do
-    case $flag in --"$name"=* | -"$name"=*) value=${flag#*=} ;; esac
+    line=$flag
+    case $flag in
+      --flagfile=* | -flagfile=*)
+        line=$(grep -E "^--?$name=" "${flag#*=}" 2> /dev/null | tail -n 1 || true) ;;
+    esac
+    case $line in --"$name"=* | -"$name"=*) value=${line#*=} ;; esac
     case $before in --"$name" | -"$name") value=$flag ;; esac
     before=$flag
   done
   echo "$value"
 }
 
-LAUNCHED_AT=$(date +%s)
+ANSWERS=$(value_of output_dir "${OUT_DIR:-}" "$@")/predictions.json
+answered_at() { date -r "$ANSWERS" +%s%N 2> /dev/null || true; }
+EARLIER=$(answered_at)
 
 # Scores the answers that this run wrote: score VERSION FLAG..., of SQuAD.
 score() {
-  local version=$1 questions output
+  local version=$1
   shift
   # With several processes, the first one alone predicts.
   if [[ ${RANK_SIZE:-1} != 1 && ${RANK_ID:-0} != 0 ]]; then return; fi
-  questions=$(value_of predict_file "$SQUAD_DIR/dev-v$version.json" "$@")
-  output=$(value_of output_dir "$OUT_DIR" "$@")
-  set -- "$questions" "$output/predictions.json"
-  if [[ ! -e $2 ]] || (($(date -r "$2" +%s) < LAUNCHED_AT)); then
-    echo "${0##*/}: no score: this run did not write $2" >&2
+  if [[ $(answered_at) == "$EARLIER" ]]; then
+    echo "${0##*/}: no score: this run did not write $ANSWERS" >&2
     return
   fi
+  set -- "$(value_of predict_file "$SQUAD_DIR/dev-v$version.json" "$@")" "$ANSWERS"
   if [[ $version == 2.0 ]]; then
-    set -- "$@" --na-prob-file "$output/null_odds.json"
+    set -- "$@" --na-prob-file "${ANSWERS%/*}/null_odds.json"
   fi
-  "$PYTHON" "$REPOSITORY/scripts/evaluate-v$version.py" "$@"
+  "$PYTHON" "$REPOSITORY/scripts/evaluate-v$version.py" "$@" ||
+    echo "${0##*/}: no score: $1 was not scored, for the reason above" >&2
 }
