@@ -221,7 +221,7 @@ def test_sigterm_ends_whatever_clients_hold(folder, tmp_path):
     log = tmp_path / "log"
     with answering.running(folder, log, "--doc_stride=16") as served:
         process, address = served
-        long = b'{"question": "a", "text": "%s"}' % (b"town " * 4000)
+        long = b'{"question": "a", "text": "%s"}' % (b"town " * 15000)
         request = HEADER.replace(b"99", b"%d" % len(long)) + b"\r\n" + long
         starts = [b"", HEADER, HALF, request]
         with held(address, *starts) as (idle, header, half, computed):

@@ -27,15 +27,17 @@ def running(folder, log, *flags):
     with open(str(log), "wb") as errors, open(f"{log}.out", "w+") as output:
         process = forked.Process(command, environment, output, errors)
         try:
-            line = ""
+            line, deadline = "", time.time() + 120
             while not line.endswith("\n"):
                 assert process.poll() is None, log.read_text()
+                assert time.time() < deadline, log.read_text()
                 time.sleep(0.02)
                 line += output.readline()
             assert " answers with " in line
             yield process, line.split()[0]
         finally:
             process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager

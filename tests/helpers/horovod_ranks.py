@@ -34,8 +34,10 @@ class Ranks:
 
     def wait(self, timeout=180):
         """The exit code; the first that fails ends the other."""
-        npu_ranks.wait(self.processes, timeout)
-        self._server.stop()
+        try:
+            npu_ranks.wait(self.processes, timeout)
+        finally:
+            self._server.stop()
         return self.poll()
 
 
